@@ -1,0 +1,33 @@
+"""Measure what growth saved: records of runs -> cost to a target loss, intervals, tables, figures, a report.
+
+Needs neither torch nor the training code; scipy, pandas, matplotlib and rich are loaded when they are used.
+"""
+
+from phigrow.measure.compare import compare
+from phigrow.measure.crossing import Crossing, cost_to_loss, monotone
+from phigrow.measure.estimates import Arm, Comparison, Estimate
+from phigrow.measure.figures import curves, save
+from phigrow.measure.records import Run, load_run, load_runs
+from phigrow.measure.report import report
+from phigrow.measure.tables import frame, markdown, terminal
+from phigrow.measure.wording import findings
+
+__all__ = [
+    "Arm",
+    "Comparison",
+    "Crossing",
+    "Estimate",
+    "Run",
+    "compare",
+    "cost_to_loss",
+    "curves",
+    "findings",
+    "frame",
+    "load_run",
+    "load_runs",
+    "markdown",
+    "monotone",
+    "report",
+    "save",
+    "terminal",
+]

@@ -1,0 +1,99 @@
+"""The cost at which a noisy loss curve gets to a target, read off a monotone fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from phigrow.errors import GrowthError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a curve got to a target.
+
+    ``cost`` is None when it never did (``censored``); ``end_cost`` is then what it had spent, a lower bound.
+    ``fit_end`` is the last value of the monotone fit, in the unit of the losses.
+    """
+
+    cost: float | None
+    censored: bool
+    end_cost: float
+    fit_end: float
+
+
+def monotone(costs: ArrayLike, losses: ArrayLike) -> Floats:
+    """Fit the non-increasing curve nearest to the losses in least squares (isotonic regression).
+
+    Points that break the order are pooled into their mean. A loss that is not finite counts as infinitely bad, the
+    limit of ever larger ones: it pools with everything before it, so the fit is infinite up to the last such point
+    and starts afresh behind it. A run that ends in nan therefore never reached anything; one that recovers is
+    credited from its recovery on.
+
+    Args:
+        costs: non-decreasing, any unit.
+        losses: one for each cost.
+
+    Returns:
+        The fitted losses, shape as ``losses``.
+
+    Raises:
+        GrowthError: no points, lengths that differ, or costs that are not finite or decrease.
+
+    >>> monotone([0, 1, 2, 3], [4.0, 3.0, 3.5, 2.0]).tolist()
+    [4.0, 3.25, 3.25, 2.0]
+    """
+    from scipy.optimize import isotonic_regression
+
+    at, values = np.asarray(costs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if at.ndim != 1 or at.shape != values.shape or not at.size:
+        raise GrowthError("no curve", why=f"costs of shape {at.shape} and losses of shape {values.shape}")
+    if not np.isfinite(at).all() or (np.diff(at) < 0).any():
+        raise GrowthError("costs that are not finite, or decrease", why="a cost is cumulative")
+    broken = np.flatnonzero(~np.isfinite(values))
+    start = int(broken[-1]) + 1 if broken.size else 0
+    fit = np.full(values.shape, np.inf)
+    if start < values.size:
+        fit[start:] = isotonic_regression(values[start:], increasing=False).x
+    return fit
+
+
+def cost_to_loss(costs: ArrayLike, losses: ArrayLike, target: float) -> Crossing:
+    """Find the cost at which the monotone fit of a curve gets down to ``target``.
+
+    Cost is interpolated linearly against loss between neighbouring levels of the fit. Pooled points are one level
+    at their mean cost: a level has many costs, and its edges would make the answer depend on where noise broke it.
+
+    - Noise: one lucky evaluation is pooled with what follows it and does not count as getting there.
+    - Never there: censored, ``cost`` None.
+    - Divergence (nan, inf, or a loss that rises and stays up): pooled as ``monotone`` says, so an early crossing
+      that the run did not hold is not credited.
+    - There from the start (the first level is at or below the target): the first recorded cost, 0 for a run that
+      was evaluated before its first update.
+
+    Raises:
+        GrowthError: as ``monotone``, and a target that is not finite.
+
+    >>> cost_to_loss([0, 100, 200], [5.0, 4.0, 3.0], target=3.5).cost
+    150.0
+    """
+    if not np.isfinite(target):
+        raise GrowthError(f"a target loss of {target}", why="only a finite loss can be reached")
+    at, fit = np.asarray(costs, dtype=np.float64), monotone(costs, losses)
+    end_cost, fit_end = float(at[-1]), float(fit[-1])
+    if fit_end > target:
+        return Crossing(None, True, end_cost, fit_end)
+    if fit[0] <= target:
+        return Crossing(float(at[0]), False, end_cost, fit_end)
+    edges = np.flatnonzero(fit[1:] != fit[:-1]) + 1
+    centres = np.array([level.mean() for level in np.split(at, edges)])
+    levels = fit[np.concatenate(([0], edges))]
+    below = int(np.argmax(levels <= target))
+    high, low = levels[below - 1], levels[below]
+    # Coming down from infinity there is nothing to interpolate: the first finite level is where it is known to be.
+    share = (high - target) / (high - low) if np.isfinite(high) else 1.0
+    return Crossing(float(centres[below - 1] + share * (centres[below] - centres[below - 1])), False, end_cost, fit_end)

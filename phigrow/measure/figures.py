@@ -1,0 +1,177 @@
+"""The figure of a comparison: held-out loss against cost, sunk and charged, with the target and where it is met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phigrow.measure.estimates import Accounting, Arm, Comparison, Unit
+from phigrow.measure.records import Run
+from phigrow.measure.wording import SCALES, times
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BASELINE_COLOUR = "#222222"
+# Okabe and Ito's palette without black (the baseline) and yellow (too light for a line on white).
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+"""Colour and marker go together, so that the arms are told apart in grey as well."""
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": "#444444",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "phigrow",
+}
+TITLES: dict[Accounting, str] = {
+    "sunk": "source's training not counted (sunk)",
+    "charged": "source's training counted (charged)",
+}
+ZOOM = 0.08
+"""The figure begins at the loss the baseline has after this share of its budget; what is above is cut off."""
+
+
+def curves(comparison: Comparison, unit: Unit = "tokens") -> Figure:
+    """Draw held-out loss against cost for every arm: left with the source's training sunk, right with it charged.
+
+    Thin lines are seeds, thick ones the mean over seeds where they were evaluated at the same steps. The dashed line
+    is the target, a marker on it the cost of an estimate. An arm whose source cost is unknown is missing on the right.
+    The loss before training (about 11 for random weights) is cut off, so that the rest can be seen.
+
+    Args:
+        comparison: from ``compare``.
+        unit: what the horizontal axis counts.
+
+    >>> save(curves(comparison), "curves.svg")  # doctest: +SKIP
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 3.5), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        scale, label = _axis(comparison, unit)
+        for axes, accounting in ((left, "sunk"), (right, "charged")):
+            _panel(axes, comparison, unit, accounting, scale)  # type: ignore[arg-type]
+            axes.set_xlabel(label)
+        left.set_ylabel("held-out loss (nats per token)")
+        left.set_ylim(*_loss_range(comparison))
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as SVG, PDF or PNG (200 dots an inch), by the ending of ``path``; the same bytes every time."""
+    import matplotlib
+
+    path = Path(path)
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(path, dpi=200, facecolor="white", metadata=metadata)
+    return path
+
+
+def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accounting, scale: float) -> None:
+    base, target = comparison.baseline, comparison.target()
+    axes.set_title(TITLES[accounting], loc="left")
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.axhline(target, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
+    for place, arm in enumerate((base, *comparison.arms)):
+        is_base = arm is base
+        colour = BASELINE_COLOUR if is_base else COLOURS[(place - 1) % len(COLOURS)]
+        shifts = [0.0 if accounting == "sunk" else run.source_cost(unit) for run in arm.runs]
+        if is_base:
+            shifts = [0.0 if np.isnan(shift) else shift for shift in shifts]
+        label, crossing = _label(arm, unit, accounting, is_base)
+        if not np.isfinite(shifts).all():
+            axes.plot([], [], color=colour, linewidth=1.6, label=label)
+            continue
+        _lines(axes, arm, unit, scale, shifts, colour)
+        # An empty line carries the legend entry, with the marker only where the target was met.
+        mark = {"color": colour, "markerfacecolor": "white"}
+        if crossing is not None:
+            mark["marker"] = MARKERS[(place - 1) % len(MARKERS)]
+            met = comparison.target(arm)
+            axes.plot(
+                [crossing / scale],
+                [met],
+                linestyle="none",
+                markersize=6,
+                markeredgewidth=1.4,
+                zorder=4,
+                clip_on=False,
+                **mark,
+            )
+        axes.plot([], [], linewidth=1.6, markersize=5, label=label, **mark)
+    axes.set_xlim(left=0)
+    axes.plot([], [], color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), label=f"target, {target:.2f}")
+    axes.legend(
+        loc="upper right", framealpha=0.85, edgecolor="none", handlelength=1.8, labelspacing=0.35, borderaxespad=0.2
+    )
+
+
+def _lines(axes: Axes, arm: Arm, unit: Unit, scale: float, shifts: list[float], colour: str) -> None:
+    several = len(arm.runs) > 1
+    for run, shift in zip(arm.runs, shifts, strict=True):
+        width, alpha = (0.7, 0.35) if several else (1.6, 1.0)
+        axes.plot((run.evals[unit] + shift) / scale, run.evals["loss"], color=colour, linewidth=width, alpha=alpha)
+    if several and all(np.array_equal(run.evals["step"], arm.runs[0].evals["step"]) for run in arm.runs):
+        costs = np.mean([run.evals[unit] + shift for run, shift in zip(arm.runs, shifts, strict=True)], axis=0)
+        axes.plot(costs / scale, np.mean([run.evals["loss"] for run in arm.runs], axis=0), color=colour, linewidth=1.6)
+
+
+def _label(arm: Arm, unit: Unit, accounting: Accounting, is_base: bool) -> tuple[str, float | None]:
+    if is_base:
+        return arm.name, None
+    estimate = arm.estimate(unit, accounting)
+    if not np.isfinite(estimate.cost):
+        return f"{arm.name}, source unknown", None
+    if estimate.censored:
+        return f"{arm.name}, not reached", None
+    return f"{arm.name}, {times(estimate.speedup)} speedup", estimate.cost
+
+
+def _axis(comparison: Comparison, unit: Unit) -> tuple[float, str]:
+    """What to divide costs by, and the label that says so."""
+    most = max(float(run.evals[unit][-1]) for arm in (comparison.baseline, *comparison.arms) for run in arm.runs)
+    if unit == "seconds":
+        return (3600.0, "training time (hours)") if most >= 7200 else (1.0, "training time (seconds)")
+    if unit == "flops":
+        exponent = int(np.floor(np.log10(max(most, 1.0))))
+        return 10.0**exponent, f"training FLOPs ($10^{{{exponent}}}$)"
+    scale, letter = next((s for s in SCALES if most >= s[0]), SCALES[-1])
+    words = {"T": " (trillions)", "B": " (billions)", "M": " (millions)", "k": " (thousands)"}
+    return scale, f"training tokens{words.get(letter, '')}"
+
+
+def _loss_range(comparison: Comparison) -> tuple[float, float]:
+    arms = (comparison.baseline, *comparison.arms)
+    runs = [run for arm in arms for run in arm.runs]
+    finite = [run.evals["loss"][np.isfinite(run.evals["loss"])] for run in runs]
+    low = min(float(losses.min()) for losses in finite if losses.size)
+    early = max(_loss_after(run, ZOOM) for run in comparison.baseline.runs)
+    high = max(early, low + 1e-3)
+    # The legend sits in the upper right: leave room above what is drawn there, but not for a run that blew up.
+    legend = 0.12 + 0.06 * len(arms)
+    slow = min(max(_loss_after(run, 0.45) for run in runs), low + 2 * (high - low))
+    high = max(high, low + (slow - low) / max(1 - legend, 0.4))
+    return low - 0.07 * (high - low), high
+
+
+def _loss_after(run: Run, share: float) -> float:
+    """The highest finite held-out loss after this share of a run's steps; -inf where there is none."""
+    steps, losses = run.evals["step"], run.evals["loss"]
+    late = losses[np.isfinite(losses) & (steps >= share * steps[-1])]
+    return float(late.max()) if late.size else -np.inf

@@ -1,0 +1,187 @@
+"""Read the records of training runs: one folder, one ``records.jsonl``, one ``Run``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phigrow.errors import GrowthError
+
+Columns = Mapping[str, NDArray[Any]]
+"""One array a key, all of one length; ``step`` is int64, everything else float64."""
+
+FILE = "records.jsonl"
+COSTS = ("tokens", "flops", "seconds")
+"""Cumulative costs that every step and eval record carries; ``seconds`` leaves evaluations out."""
+
+REQUIRED = ("step", *COSTS, "loss")
+OPTIONAL = {"step": ("lr", "grad_norm", "tokens_per_second"), "eval": ()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run as it was recorded.
+
+    ``meta`` is the ``run`` record without its type. ``steps`` and ``evals`` have the columns ``step``, ``tokens``,
+    ``flops``, ``seconds`` and ``loss`` (nats a token); ``steps`` has ``lr``, ``grad_norm`` and ``tokens_per_second``
+    too, nan where they were not recorded. ``notes`` are sentences about what was unusual in the file.
+    """
+
+    folder: Path
+    arm: str
+    seed: int
+    meta: dict[str, Any]
+    steps: Columns
+    evals: Columns
+    notes: tuple[str, ...] = ()
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first step whose training or held-out loss is not finite; None when there is none."""
+        broken = [int(c["step"][~np.isfinite(c["loss"])][0]) for c in (self.steps, self.evals) if _broken(c)]
+        return min(broken, default=None)
+
+    def held_out(self, step: int) -> float | None:
+        """The held-out loss recorded after exactly ``step`` updates (0: before the first one), or None."""
+        (hits,) = np.nonzero(self.evals["step"] == step)
+        return float(self.evals["loss"][hits[0]]) if len(hits) else None
+
+    def source_cost(self, unit: str) -> float:
+        """What training the source had cost (``source_tokens``, ...); nan where it was not recorded."""
+        value = self.meta.get(f"source_{unit}")
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read ``folder/records.jsonl``, checking every line.
+
+    A last line that was cut off in the middle, because the run is still being written or was killed, is left out with
+    a note; anything else that is wrong is refused. A loss that is not finite (``NaN``, ``Infinity`` or ``null``) is
+    kept, and the run is reported as diverged. Records of a type unknown here are passed over with a note.
+
+    Raises:
+        GrowthError: no such file; a line that is not JSON, lacks a key or has a value of the wrong kind; steps that
+            do not increase or costs that decrease; no ``run`` record, or two.
+
+    >>> load_run("runs/wr-seed0").evals["loss"][-1]  # doctest: +SKIP
+    np.float64(3.61)
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise GrowthError(
+            "no records of a run", where=str(path), why="the file does not exist", fix="give the folder of a run"
+        )
+    notes: list[str] = []
+    meta: dict[str, Any] | None = None
+    rows: dict[str, list[dict[str, float]]] = {"step": [], "eval": []}
+    unknown: dict[str, int] = {}
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            # Only the text after the last newline can be a record that was still being written.
+            if number == len(lines):
+                notes.append(f"line {number} is cut off and was left out")
+                continue
+            raise GrowthError("a record that is not JSON", where=where, why=str(error)) from error
+        if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+            raise GrowthError(
+                "a record without a type", where=where, fix='write {"type": "run" | "step" | "eval", ...}'
+            )
+        kind = record.pop("type")
+        if kind == "run":
+            if meta is not None:
+                raise GrowthError("a second run record", where=where, fix="give every run a folder of its own")
+            meta = _checked_meta(record, where)
+        elif kind in rows:
+            row = {key: _number(record, key, kind, where) for key in REQUIRED}
+            row |= {key: _number({key: None} | record, key, kind, where) for key in OPTIONAL[kind]}
+            _check_order(rows[kind], row, kind, where)
+            rows[kind].append(row)
+        else:
+            unknown[kind] = unknown.get(kind, 0) + 1
+    if meta is None:
+        raise GrowthError("no run record", where=str(path), why="arm and seed are unknown without it")
+    notes += [f"{count} records of the unknown type {kind!r} were passed over" for kind, count in unknown.items()]
+    steps, evals = (_columns(rows[kind], (*REQUIRED, *OPTIONAL[kind])) for kind in ("step", "eval"))
+    run = Run(Path(folder), meta["arm"], meta["seed"], meta, steps, evals)
+    if run.diverged_at is not None:
+        notes.append(f"diverged: the loss is not finite at step {run.diverged_at}")
+    return Run(run.folder, run.arm, run.seed, meta, steps, evals, tuple(notes))
+
+
+def load_runs(folders: str | Path | Iterable[str | Path]) -> list[Run]:
+    """Read several runs: run folders, or parents of run folders at any depth.
+
+    Returns:
+        The runs, parents searched in the order of their paths.
+
+    Raises:
+        GrowthError: a folder without any records below it, and everything that ``load_run`` raises.
+    """
+    roots = [folders] if isinstance(folders, str | Path) else list(folders)
+    found: dict[Path, Path] = {}  # resolved -> as given, so that a folder named twice is read once
+    for root in map(Path, roots):
+        here = [root] if (root / FILE).is_file() else sorted(path.parent for path in root.rglob(FILE))
+        if not here:
+            raise GrowthError("no runs", where=str(root), why=f"there is no {FILE} in it or below it")
+        for folder in here:
+            found.setdefault(folder.resolve(), folder)
+    return [load_run(folder) for folder in found.values()]
+
+
+def _broken(columns: Columns) -> bool:
+    return not bool(np.isfinite(columns["loss"]).all())
+
+
+def _checked_meta(record: dict[str, Any], where: str) -> dict[str, Any]:
+    for key, kind in (("arm", str), ("seed", int)):
+        if key not in record:
+            raise GrowthError(f"a run record without {key!r}", where=where)
+        if not isinstance(record[key], kind) or isinstance(record[key], bool):
+            raise GrowthError(f"a run record whose {key!r} is {record[key]!r}", where=where, fix=f"write a {kind}")
+    return record
+
+
+def _number(record: Mapping[str, Any], key: str, kind: str, where: str) -> float:
+    if key not in record:
+        raise GrowthError(f"{'an' if kind == 'eval' else 'a'} {kind} record without {key!r}", where=where)
+    value = record[key]
+    may_be_missing = key not in ("step", *COSTS)
+    if value is None and may_be_missing:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise GrowthError(f"{key!r} is {value!r}", where=where, why="it is not a number")
+    if not may_be_missing and (not math.isfinite(value) or value < 0 or (key == "step" and value != int(value))):
+        raise GrowthError(f"{key!r} is {value!r}", where=where, why="steps and costs count up from 0")
+    return float(value)
+
+
+def _check_order(rows: list[dict[str, float]], row: dict[str, float], kind: str, where: str) -> None:
+    if not rows:
+        return
+    last = rows[-1]
+    if row["step"] <= last["step"]:
+        raise GrowthError(
+            f"{kind} records out of order: step {row['step']:.0f} after step {last['step']:.0f}",
+            where=where,
+            fix="give a run that was started again a folder of its own",
+        )
+    for key in COSTS:
+        if row[key] < last[key]:
+            raise GrowthError(f"{key!r} falls from {last[key]:g} to {row[key]:g}", where=where, why="it is cumulative")
+
+
+def _columns(rows: list[dict[str, float]], keys: Iterable[str]) -> Columns:
+    return {key: np.array([row[key] for row in rows], dtype=np.int64 if key == "step" else np.float64) for key in keys}

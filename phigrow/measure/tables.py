@@ -1,0 +1,144 @@
+"""A comparison as tables: pandas for further work, Markdown for a report, rich for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Arm, Comparison, Estimate, Unit
+from phigrow.measure.wording import NAMES, cost_text, saving_text, speedup_text
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.table import Table
+
+Rows = list[dict[str, str]]
+
+CELLS: tuple[tuple[str, Callable[[Estimate], str]], ...] = (
+    ("cost", cost_text),
+    ("speedup", speedup_text),
+    ("saving", saving_text),
+)
+
+
+def frame(comparison: Comparison) -> pandas.DataFrame:
+    """Return all numbers, one row an arm, the baseline first; nan where there is none.
+
+    For every unit and accounting there are ``cost, tokens, sunk`` (tokens, FLOPs or seconds), ``speedup, tokens,
+    sunk`` (a ratio) with ``low`` and ``high`` ends of its interval, and the same for ``saving`` (a fraction).
+    Where ``censored`` is true costs are lower, speedups and savings upper bounds.
+
+    >>> frame(compare(load_runs("runs")))["speedup, tokens, sunk"]["wr"]  # doctest: +SKIP
+    4.17
+    """
+    import pandas
+
+    rows = []
+    for arm in (comparison.baseline, *comparison.arms):
+        row: dict[str, Any] = {
+            "arm": arm.name,
+            "seeds": len(arm.seeds),
+            "parameters": parameters(arm),
+            **{f"held-out loss, step {step}": loss for step, loss in arm.loss_at.items()},
+            "held-out loss, final": arm.final_loss,
+            "censored": bool(arm.censored_seeds),
+        }
+        for estimate in arm.estimates:
+            label = f"{NAMES[estimate.unit]}, {estimate.accounting}"
+            row[f"cost, {label}"] = estimate.cost
+            row[f"speedup, {label}"] = estimate.speedup
+            row[f"saving, {label}"] = estimate.saving
+            for name, interval in (("speedup", estimate.speedup_interval), ("saving", estimate.saving_interval)):
+                row[f"{name}, {label}, low"], row[f"{name}, {label}, high"] = interval or (float("nan"),) * 2
+        rows.append(row)
+    table = pandas.DataFrame(rows).set_index("arm")
+    losses = [name for name in table.columns if name.startswith("held-out loss, step")]
+    losses.sort(key=lambda name: int(name.split()[-1]))
+    first = ["seeds", "parameters", *losses, "held-out loss, final", "censored"]
+    return table[first + [name for name in table.columns if name not in first]]
+
+
+def parameters(arm: Arm) -> int | None:
+    """The parameter count in the run records of an arm; None where it is missing or not one number."""
+    counts = {run.meta.get("parameters") for run in arm.runs}
+    found = counts.pop() if len(counts) == 1 else None
+    return found if isinstance(found, int) else None
+
+
+def loss_rows(comparison: Comparison) -> Rows:
+    """One row an arm: seeds, parameters, held-out loss at the first steps and at the end, as text."""
+    arms = (comparison.baseline, *comparison.arms)
+    steps = sorted({step for arm in arms for step in arm.loss_at})
+    rows = []
+    for arm in arms:
+        count = parameters(arm)
+        row = {
+            "arm": arm.name,
+            "seeds": str(len(arm.seeds)),
+            "parameters": "unknown" if count is None else f"{count:,}",
+        }
+        row |= {f"loss, step {step}": f"{arm.loss_at[step]:.3f}" if step in arm.loss_at else "" for step in steps}
+        rows.append(row | {"loss, final": f"{arm.final_loss:.3f}"})
+    return rows
+
+
+def cost_rows(comparison: Comparison, unit: Unit) -> Rows:
+    """One row an arm: cost at the target, speedup and saving in one unit, sunk and charged, as text with intervals."""
+    base = comparison.baseline
+    rows: Rows = []
+    for arm in comparison.arms:
+        row = {"arm": arm.name}
+        for accounting in ACCOUNTINGS:
+            estimate = arm.estimate(unit, accounting)
+            row |= {f"{name}, {NAMES[unit]}, {accounting}": text(estimate) for name, text in CELLS}
+        rows.append(row)
+    return rows or [{"arm": f"(nothing to compare with {base.name})"}]
+
+
+def caption(comparison: Comparison, unit: Unit) -> str:
+    """What the costs of a table are the costs of, what its intervals rest on, and what its signs mean."""
+    notes: dict[str, list[str]] = {}
+    for arm in comparison.arms:
+        notes.setdefault(arm.interval_note, []).append(arm.name)
+    sentences = [
+        f"{NAMES[unit]} until the held-out loss is {comparison.target():.3f}, where {comparison.baseline.name} ends.",
+        *(f"{', '.join(names)}: {note.replace(': ', ', ')}." for note, names in notes.items()),
+    ]
+    if any(arm.censored_seeds for arm in comparison.arms):
+        sentences.append("< and > are bounds: the target was not reached.")
+    text = " ".join(sentences)
+    return text[0].upper() + text[1:]
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the losses and, for tokens, FLOPs and seconds, the costs as GitHub Markdown tables."""
+    parts = ["Held-out loss, nats a token.", markdown_table(loss_rows(comparison))]
+    for unit in UNITS:
+        parts += [caption(comparison, unit), markdown_table(cost_rows(comparison, unit))]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(rows: Rows) -> str:
+    """Rows as one Markdown table; the first column is left-aligned, numbers right-aligned."""
+    names = list(rows[0])
+    lines = [names, [":--", *["--:"] * (len(names) - 1)], *([row[name] for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def terminal(comparison: Comparison, unit: Unit = "tokens") -> Table:
+    """Return the costs in one unit as a rich table, to be printed with ``rich.print`` or a ``Console``."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = cost_rows(comparison, unit)
+    table = Table(
+        caption=Text(caption(comparison, unit)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left"
+    )
+    for name in rows[0]:
+        # One word a line, so that the columns of both accountings fit into 80 characters.
+        table.add_column(name.replace(", ", ",\n"), justify="left" if name == "arm" else "right", overflow="fold")
+    for row in rows:
+        # Text, not markup: an interval in square brackets would be read as a style and vanish.
+        table.add_row(*(Text(cell.replace(" [", "\n[")) for cell in row.values()))
+    return table
