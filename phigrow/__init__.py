@@ -1,0 +1,16 @@
+"""phigrow: grow small pretrained Phi language models into larger ones, and measure what growth saved.
+
+Importing it has no effects and loads neither torch nor transformers.
+"""
+
+from phigrow.errors import GrowthError
+from phigrow.expand import expand, expand_model
+from phigrow.plan import Plan
+
+# These two come last: `plan` and `verify` are functions here, and the submodules of the same names stay importable.
+from phigrow.resolve import plan
+from phigrow.verify import Certificate, verify
+
+__version__ = "0.1.0"
+
+__all__ = ["Certificate", "GrowthError", "Plan", "expand", "expand_model", "plan", "verify"]

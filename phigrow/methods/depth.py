@@ -1,0 +1,71 @@
+"""Layer maps: which source layer every destination layer starts from, and which layers are identity layers.
+
+| depth method | source of destination layer k of L', from L | function-preserving |
+|---|---|---|
+| interpose | min(L - 1, round(k L / L')); Gopher (2112.11446) and Phi, clamped because the formula overflows | no |
+| stack | k mod L; G_stack (2405.15319) | no |
+| identity | copies spread evenly, every inserted copy an identity layer | yes |
+
+In an identity layer every parameter that writes the residual stream is zero, weights and biases. The LayerNorm is
+not: a zero there stops all gradients of the layer (what ails LLaMA-Pro's blocks).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+from phigrow.errors import GrowthError
+
+LayerMap = tuple[tuple[int, ...], frozenset[int]]
+
+ROUNDINGS: dict[str, Callable[[Fraction], int]] = {
+    "half-even": round,
+    "half-up": lambda x: math.floor(x + Fraction(1, 2)),
+    "floor": math.floor,
+}
+"""How `interpose` rounds k L / L'; the published formula does not say, the first is the default."""
+
+
+def _interpose(src: int, dst: int, rounding: str) -> LayerMap:
+    rounded = ROUNDINGS[rounding]
+    return tuple(min(src - 1, rounded(Fraction(k * src, dst))) for k in range(dst)), frozenset()
+
+
+def _stack(src: int, dst: int, rounding: str) -> LayerMap:
+    return tuple(k % src for k in range(dst)), frozenset()
+
+
+def _identity(src: int, dst: int, rounding: str) -> LayerMap:
+    layers = tuple(k * src // dst for k in range(dst))
+    return layers, frozenset(k for k in range(1, dst) if layers[k] == layers[k - 1])
+
+
+DEPTHS: dict[str, Callable[[int, int, str], LayerMap]] = {
+    "interpose": _interpose,
+    "stack": _stack,
+    "identity": _identity,
+}
+
+
+def layer_map(method: str, src: int, dst: int, rounding: str = "half-even") -> LayerMap:
+    """Source layer of each of ``dst`` layers, and the set of identity layers.
+
+    Raises:
+        GrowthError: an unknown method or rounding, or fewer layers than the source has.
+
+    >>> layer_map("identity", 3, 5)
+    ((0, 0, 1, 1, 2), frozenset({1, 3}))
+    """
+    for what, value, known in (("depth method", method, DEPTHS), ("rounding", rounding, ROUNDINGS)):
+        if value not in known:
+            raise GrowthError(f"unknown {what} {value!r}", fix=f"choose one of {', '.join(known)}")
+    if dst < src:
+        raise GrowthError(
+            f"the destination has fewer layers: {src} -> {dst}",
+            where="num_hidden_layers",
+            why="growth never drops layers",
+            fix=f"set num_hidden_layers to at least {src}",
+        )
+    return DEPTHS[method](src, dst, rounding)

@@ -1,0 +1,231 @@
+"""A growth plan: one axis map for every named axis and one source layer for every layer. Data, not code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from phigrow.axes import AxisMap, kronecker
+from phigrow.config import Config, normalised
+from phigrow.errors import GrowthError
+from phigrow.families import all_families
+from phigrow.family import Axis, Family, Parameter, Sizes
+from phigrow.flops import Cost, count
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class TensorGrowth:
+    """How one destination tensor comes from one source tensor; all that `lift` needs besides the values.
+
+    Attributes:
+        name: destination tensor.
+        source: source tensor.
+        parameter: its line in the family table.
+        maps: the axis map of each stored axis, in storage order.
+        written: index in ``maps`` of the axis it writes (the other one, if any, is read).
+        norm_read: for a normalisation, the map of the axis that it reads.
+        zero: every value is 0 (a writer of the residual stream in an identity layer).
+    """
+
+    name: str
+    source: str
+    parameter: Parameter
+    maps: tuple[AxisMap, ...]
+    written: int
+    norm_read: AxisMap | None
+    zero: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(m.dst_size for m in self.maps)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        return tuple(m.src_size for m in self.maps)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that decides the grown weights, without the weights.
+
+    Attributes:
+        family: name of the family table.
+        method, options: the width method and its options, resolved.
+        depth, depth_options: the depth method and its options, resolved.
+        axes: axis name -> map.
+        layers: source layer of each destination layer.
+        identity_layers: destination layers that write nothing to the residual stream.
+        seed: of all new random values.
+        noise: symmetry-breaking noise, as a fraction of each source tensor's root mean square; 0 for none.
+        src_config, dst_config: the configurations as they were spelled.
+        approximations: why the plan does not preserve the function; empty when it claims that it does.
+        notes: what a user should know besides.
+    """
+
+    family: str
+    method: str
+    options: dict[str, Any]
+    depth: str
+    depth_options: dict[str, Any]
+    axes: dict[str, AxisMap]
+    layers: tuple[int, ...]
+    identity_layers: frozenset[int]
+    seed: int
+    noise: float
+    src_config: Config
+    dst_config: Config
+    approximations: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """The plan claims to preserve the function (in evaluation mode)."""
+        return not self.approximations
+
+    @cached_property
+    def table(self) -> Family:
+        return all_families()[self.family]
+
+    @cached_property
+    def src_sizes(self) -> Sizes:
+        return self.table.sizes_of(self.src_config)
+
+    @cached_property
+    def dst_sizes(self) -> Sizes:
+        return self.table.sizes_of(self.dst_config)
+
+    @property
+    def initializer_range(self) -> float:
+        """Standard deviation of new random weights: the destination configuration's."""
+        return float(self.dst_config.get("initializer_range", 0.02))
+
+    def cost(self, seq_len: int | None = None) -> tuple[Cost, Cost]:
+        """Parameters and FLOPs per token of source and destination."""
+        return count(self.src_config, seq_len), count(self.dst_config, seq_len)
+
+    @cached_property
+    def _composites(self) -> dict[Axis, AxisMap]:
+        axes = {axis for p in self.table.parameters for axis in (*p.axes, p.read or p.written)}
+        return {axis: kronecker(axis, [self.axes[name] for name in axis]) for axis in axes}
+
+    def tensors(self) -> Iterator[TensorGrowth]:
+        """Every destination tensor, in the order of the family table."""
+        layered = [p for p in self.table.parameters if p.in_layer and p.present(self.dst_config)]
+        for parameter in self.table.parameters:
+            if not parameter.present(self.dst_config):
+                continue
+            if not parameter.in_layer:
+                yield self._growth(parameter, None)
+            elif parameter is layered[0]:
+                for layer in range(len(self.layers)):
+                    for p in layered:
+                        yield self._growth(p, layer)
+
+    def _growth(self, parameter: Parameter, layer: int | None) -> TensorGrowth:
+        maps = tuple(self._composites[axis] for axis in parameter.axes)
+        is_norm = parameter.kind in ("scale", "shift")
+        return TensorGrowth(
+            name=parameter.name.format(layer=layer),
+            source=parameter.name.format(layer=None if layer is None else self.layers[layer]),
+            parameter=parameter,
+            maps=maps,
+            written=parameter.axes.index(parameter.written),
+            norm_read=self._composites[parameter.read] if is_norm and parameter.read else None,
+            zero=layer in self.identity_layers and parameter.written == (self.table.residual,),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `from_json` turns it back into an equal plan."""
+        return {
+            "format": FORMAT,
+            "family": self.family,
+            "method": self.method,
+            "options": self.options,
+            "depth": {
+                "method": self.depth,
+                "options": self.depth_options,
+                "layers": list(self.layers),
+                "identity_layers": sorted(self.identity_layers),
+            },
+            "seed": self.seed,
+            "noise": self.noise,
+            "exact": self.exact,
+            "approximations": list(self.approximations),
+            "notes": list(self.notes),
+            "axes": {name: axis.to_json() for name, axis in self.axes.items()},
+            "source": dict(self.src_config),
+            "destination": dict(self.dst_config),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """Read what `to_json` wrote.
+
+        Raises:
+            GrowthError: another format, a missing key, or maps that do not fit the configurations.
+        """
+        if data.get("format") != FORMAT:
+            raise GrowthError(
+                f"a plan of format {data.get('format')!r}, not {FORMAT}", fix="make it again with phigrow plan --json"
+            )
+        try:
+            depth = data["depth"]
+            plan = cls(
+                family=data["family"],
+                method=data["method"],
+                options=dict(data["options"]),
+                depth=depth["method"],
+                depth_options=dict(depth["options"]),
+                axes={name: AxisMap.from_json(axis) for name, axis in data["axes"].items()},
+                layers=tuple(depth["layers"]),
+                identity_layers=frozenset(depth["identity_layers"]),
+                seed=int(data["seed"]),
+                noise=float(data["noise"]),
+                src_config=dict(data["source"]),
+                dst_config=dict(data["destination"]),
+                approximations=tuple(data["approximations"]),
+                notes=tuple(data["notes"]),
+            )
+        except KeyError as error:
+            raise GrowthError(f"a plan without {error}", fix="make it again with phigrow plan --json") from error
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        if self.family not in all_families():
+            raise GrowthError(f"a plan for an unknown family {self.family!r}")
+        for name in self.table.axis_names:
+            sizes = self.src_sizes[name], self.dst_sizes[name]
+            axis = self.axes.get(name)
+            if axis is None or (axis.src_size, axis.dst_size) != sizes:
+                raise GrowthError("a plan whose axis maps do not fit its configurations", where=f"axis {name}")
+        if len(self.layers) != self.dst_sizes["layer"] or not all(
+            0 <= k < self.src_sizes["layer"] for k in self.layers
+        ):
+            raise GrowthError("a plan whose layer map does not fit its configurations", where=str(list(self.layers)))
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the plan's JSON: equal for equal plans, whatever machine made them."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def function_changes(family: Family, src: Config, dst: Config) -> list[str]:
+    """Configuration keys that differ and change the function, as ``key: source -> destination``."""
+    old, new = normalised(src), normalised(dst)
+    differing = [key for key in family.function_keys if _value(old, key) != _value(new, key)]
+    return [f"{key}: {_value(old, key)} -> {_value(new, key)}" for key in differing]
+
+
+_DEFAULTS = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "qk_layernorm": False, "tie_word_embeddings": False}
+
+
+def _value(config: Config, key: str) -> Any:
+    return config.get(key, _DEFAULTS.get(key))

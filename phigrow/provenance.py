@@ -1,0 +1,114 @@
+"""What a grown checkpoint says about itself: ``phigrow.json`` and the model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from phigrow.config import Config
+from phigrow.plan import Plan
+
+
+def installed_version(package: str) -> str:
+    """The installed version of a package, or ``unknown``."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, as the hub lists it for files in large-file storage."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(
+    plan: Plan,
+    *,
+    source_name: str,
+    revision: str | None,
+    source: Path,
+    files: list[Path],
+    dtype: str,
+    command: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of ``phigrow.json``: the resolved plan, the source's hashes, versions, and the command.
+
+    ``source.training`` holds the tokens, FLOPs and seconds that the source's training cost, where the source says so
+    (``training.json``, written by the pretraining recipe): the charged account of a run that starts here needs them.
+    """
+    entry: dict[str, Any] = {"name": source_name, "revision": revision}
+    entry["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    if (training := _training_of(source)) is not None:
+        entry["training"] = training
+    return {
+        "format": 1,
+        "plan": {"hash": plan.hash, **plan.to_json()},
+        "source": entry,
+        "dtype": dtype,
+        "command": command,
+        "seconds": round(seconds, 3),
+        "versions": {name: installed_version(name) for name in ("phigrow", "torch", "numpy")},
+    }
+
+
+def _training_of(folder: Path) -> Any:
+    """What the folder's training cost; a grown folder that was not trained yet cost what its own source did."""
+    training, grown = folder / "training.json", folder / "phigrow.json"
+    if training.is_file():
+        return json.loads(training.read_text(encoding="utf-8"))
+    if grown.is_file():
+        return json.loads(grown.read_text(encoding="utf-8")).get("source", {}).get("training")
+    return None
+
+
+def command_line(
+    plan: Plan, src: str | Path, dst_config: str | Path | Config, out: Path, dtype: str, revision: str | None
+) -> str:
+    """The command that repeats an expansion, with every default written out."""
+    target = "config.json" if isinstance(dst_config, dict) else str(dst_config)
+    words = ["phigrow", "expand", "--src", str(src), "--dst-config", target, "--method", plan.method]
+    for name, value in plan.options.items():
+        words += [f"--{name}", str(value)]
+    words += ["--depth", plan.depth]
+    for name, value in plan.depth_options.items():
+        words += [f"--{name}", str(value)]
+    words += ["--seed", str(plan.seed)]
+    if plan.noise:
+        words += ["--noise", repr(plan.noise)]
+    if revision is not None:
+        words += ["--revision", revision]
+    return shlex.join([*words, "--dtype", dtype, "--out", str(out)])
+
+
+def model_card(plan: Plan, base_model: str, dtype: str) -> str:
+    """A Hugging Face model card with ``base_model`` in its front matter."""
+    src, dst = plan.cost()
+    claim = (
+        "It computes the same function as its source (in evaluation mode, to rounding of the stored dtype)."
+        if plan.exact
+        else "It does not compute the same function as its source: " + "; ".join(plan.approximations) + "."
+    )
+    return f"""---
+base_model: {base_model}
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- model-growth
+- phigrow
+---
+
+# {base_model.split("/")[-1]} grown by {plan.method}
+
+{src.parameters / 1e6:,.1f}M parameters grown to {dst.parameters / 1e6:,.1f}M by phigrow, width method `{plan.method}`, depth method
+`{plan.depth}`, seed {plan.seed}, stored as {dtype}. {claim}
+
+It is an initialisation, to be trained further. `phigrow.json` holds the resolved plan (hash `{plan.hash[:16]}`), the
+hashes of the source and the command that repeats the expansion; `phigrow verify` measures the claim.
+"""

@@ -1,0 +1,156 @@
+"""`plan`: from two configurations and the names of methods to a resolved `Plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from phigrow.config import Config, load_config
+from phigrow.errors import GrowthError
+from phigrow.families import family_of
+from phigrow.hub import source_config
+from phigrow.method import Growth
+from phigrow.methods import find_method
+from phigrow.methods.depth import layer_map
+from phigrow.plan import Plan, function_changes
+
+EXACT_LEGS = 1e-9
+"""max |R E - I| of an axis in a plan that claims to preserve the function; gains are products of float64 roots."""
+
+
+def plan(
+    src: str | Path | Config,
+    dst_config: str | Path | Config,
+    method: str = "tile",
+    *,
+    depth: str | None = None,
+    rounding: str = "half-even",
+    seed: int = 0,
+    noise: float = 0.0,
+    revision: str | None = None,
+    **options: Any,
+) -> Plan:
+    """Decide how a model grows, without its weights.
+
+    Args:
+        src: the source: a folder, a hub name, a configuration file, the name of a shipped one, or a dictionary.
+        dst_config: the destination's configuration, likewise (not a hub name).
+        method: width method, ``tile``, ``wr`` or ``lossless``.
+        depth: depth method, ``interpose``, ``stack`` or ``identity``; by default the width method's own.
+        rounding: of ``interpose``: ``half-even``, ``half-up`` or ``floor``.
+        seed: of new random values.
+        noise: symmetry-breaking noise for ``tile``, as a fraction of each tensor's root mean square.
+        revision: hub revision of the source.
+        options: of the width method, such as ``scale="preserve"`` or ``anchor="center"``.
+
+    Returns:
+        The plan; ``plan.exact`` says whether it claims to preserve the function.
+
+    Raises:
+        GrowthError: unknown names, a smaller destination, or what the method cannot do; the message names the axis.
+
+    >>> phigrow.plan("phi-1_5", "phi2.json", "lossless").exact  # doctest: +SKIP
+    True
+    """
+    old = load_config(src) if isinstance(src, dict) else source_config(src, revision)
+    new = load_config(dst_config)
+    family = family_of(old, "the source configuration")
+    if family_of(new, "the destination configuration") is not family:
+        raise GrowthError(f"the destination is no {family.model_type}", fix="growth stays inside one family")
+    growth = Growth(family, old, new, family.sizes_of(old), family.sizes_of(new))
+    _refuse_smaller(growth)
+    width = find_method(method)
+    resolved = width.resolve_options(options)
+    if noise < 0 or (noise > 0 and not width.takes_noise):
+        raise GrowthError(
+            f"noise {noise:g} with method {method}",
+            why="noise breaks the symmetry of copies, and only tile makes copies" if noise > 0 else "it is negative",
+            fix="leave --noise out, or use --method tile",
+        )
+    if old.get("tie_word_embeddings", False) != new.get("tie_word_embeddings", False):
+        raise GrowthError(
+            "source and destination differ in tie_word_embeddings",
+            where="lm_head.weight",
+            fix="give the destination configuration the source's value",
+        )
+    depth = depth or width.depth
+    layers, identity_layers = layer_map(depth, *growth.sizes("layer"), rounding)
+    changes = function_changes(family, old, new)
+    if width.always_exact and changes:
+        raise GrowthError(
+            f"{method} between configurations that compute different functions",
+            where="the destination configuration",
+            why="; ".join(changes),
+            fix="give the destination the source's values, or use --method tile or wr",
+        )
+    axes = width.axis_maps(growth, resolved)
+    claims = width.approximations(growth, resolved)
+    return Plan(
+        family=family.name,
+        method=method,
+        options=resolved,
+        depth=depth,
+        depth_options={"rounding": rounding} if depth == "interpose" else {},
+        axes=axes,
+        layers=layers,
+        identity_layers=identity_layers,
+        seed=seed,
+        noise=float(noise),
+        src_config=old,
+        dst_config=new,
+        approximations=tuple(
+            [
+                *claims,
+                *_depth_approximations(growth, depth, identity_layers),
+                *(f"the configurations compute different functions: {change}" for change in changes),
+                *_leg_approximations(growth, axes, claims),
+            ]
+        ),
+        notes=tuple(_notes(growth)),
+    )
+
+
+def _refuse_smaller(growth: Growth) -> None:
+    for axis in (*growth.family.axis_names, "rotary"):
+        src, dst = growth.sizes(axis)
+        if dst < src:
+            raise growth.refuse(
+                f"the destination is smaller: {axis} {src} -> {dst}",
+                axis,
+                "growth never drops coordinates",
+                f"choose a destination configuration with at least {src}, or swap source and destination",
+            )
+    if any(size % 2 for size in growth.sizes("rotary")):
+        raise growth.refuse(
+            f"an odd rotary part, {growth.src['rotary']} -> {growth.dst['rotary']} coordinates",
+            "rotary",
+            "rotary coordinates turn in pairs",
+            "choose partial_rotary_factor so that head_dim * partial_rotary_factor is even",
+        )
+
+
+def _depth_approximations(growth: Growth, depth: str, identity_layers: frozenset[int]) -> list[str]:
+    src, dst = growth.sizes("layer")
+    if dst - src == len(identity_layers):
+        return []
+    return [f"{depth} repeats {dst - src} of {src} layers, which then act twice"]
+
+
+def _leg_approximations(growth: Growth, axes: dict[str, Any], known: list[str]) -> list[str]:
+    """A method that claims exactness is held to R E = I on every axis that is summed over."""
+    if known:
+        return []
+    summed = [name for name in axes if name != growth.family.vocab]
+    wrong = [name for name in summed if axes[name].left_inverse_error() > EXACT_LEGS]
+    return [f"R E is not I on {', '.join(wrong)}"] if wrong else []
+
+
+def _notes(growth: Growth) -> list[str]:
+    notes = []
+    for key in growth.family.dropout_keys:
+        if growth.dst_config.get(key):
+            notes.append(f"{key} {growth.dst_config[key]} acts in training mode: equality holds in evaluation mode")
+    src, dst = (config.get("max_position_embeddings", 2048) for config in (growth.src_config, growth.dst_config))
+    if dst > src:
+        notes.append(f"the context grows from {src} to {dst}: positions past {src} were never trained")
+    return notes
