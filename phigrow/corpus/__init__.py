@@ -1,0 +1,58 @@
+"""Text to packed token blocks: the embedded corpus, local files or a hub dataset, ready for memory-mapped training.
+
+>>> from phigrow.corpus import load_blocks, prepare
+>>> info = prepare("embedded", "data", seq_len=256)  # doctest: +SKIP
+>>> load_blocks("data").train.batch([0, 1]).shape  # doctest: +SKIP
+(2, 257)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phigrow.corpus.blocks import BlockArray, Blocks, load_blocks
+    from phigrow.corpus.build import DataInfo, SplitInfo, prepare
+    from phigrow.corpus.embedded import Document, embedded_documents
+    from phigrow.corpus.sources import load_documents
+    from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
+
+__all__ = [
+    "BlockArray",
+    "Blocks",
+    "DataInfo",
+    "Document",
+    "SplitInfo",
+    "embedded_documents",
+    "load_blocks",
+    "load_documents",
+    "load_tokenizer",
+    "prepare",
+    "train_tokenizer",
+]
+
+# Imported on first use, so that `import phigrow.corpus` costs nothing (datasets and transformers take seconds).
+_HOME = {
+    "BlockArray": "blocks",
+    "Blocks": "blocks",
+    "DataInfo": "build",
+    "Document": "embedded",
+    "SplitInfo": "build",
+    "embedded_documents": "embedded",
+    "load_blocks": "blocks",
+    "load_documents": "sources",
+    "load_tokenizer": "tokenizer",
+    "prepare": "build",
+    "train_tokenizer": "tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

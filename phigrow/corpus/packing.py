@@ -1,0 +1,232 @@
+"""From documents to blocks: which documents, in what order, tokenised, packed; every step in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phigrow.errors import GrowthError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+    from tokenizers import Tokenizer
+
+Indices = npt.NDArray[np.int64]
+
+MAX_SOURCES = 256
+"""Sources counted and named; a column with more (a URL a document) has the rarer ones counted as ``other``."""
+
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of a dataset, in the order they are packed, and how many rows were left out, by reason."""
+
+    train: Indices
+    heldout: Indices
+    skipped: dict[str, int]
+
+
+def select(documents: Dataset, heldout: float, seed: int) -> Selection:
+    """Choose, split and shuffle the documents by a hash of (seed, text), so that nothing depends on their order.
+
+    Args:
+        documents: with a string column text; null is undecodable.
+        heldout: the fraction of documents held out: at least one, never all; 0 holds out none.
+        seed: another seed, another split and order.
+
+    Raises:
+        GrowthError: no document, or one alone with ``heldout`` above 0.
+    """
+    skipped = {"empty": 0, "undecodable": 0, "duplicate": 0}
+    rows: list[Indices] = []
+    hashes: list[npt.NDArray[np.uint64]] = []
+    key = str(seed).encode()
+    start = 0
+    for texts in _texts(documents):
+        keep = []
+        digests = []
+        for row, text in enumerate(texts, start):
+            if text is None:
+                skipped["undecodable"] += 1
+            elif not text.strip():
+                skipped["empty"] += 1
+            else:
+                keep.append(row)
+                digests.append(hashlib.blake2b(text.encode(), digest_size=16, key=key).digest())
+        start += len(texts)
+        rows.append(np.array(keep, np.int64))
+        hashes.append(np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2))  # 16 bytes a document are held
+    index, hash_ = (
+        np.concatenate([np.empty(0, np.int64), *rows]),
+        np.concatenate([np.empty((0, 2), np.uint64), *hashes]),
+    )
+    # The first half of the hash orders, the second splits. The sort is stable: of identical texts the first row stays.
+    order = np.lexsort((hash_[:, 1], hash_[:, 0]))
+    index, hash_ = index[order], hash_[order]
+    repeated = np.zeros(len(index), bool)
+    repeated[1:] = (hash_[1:] == hash_[:-1]).all(axis=1)
+    skipped["duplicate"] = int(repeated.sum())
+    index, position = index[~repeated], hash_[~repeated, 1]
+    if not len(index):
+        left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        raise GrowthError("no documents", why=f"of {start} rows, {left_out}", fix="give text files that are not empty")
+    is_heldout = position < np.uint64(min(int(heldout * 2**64), 2**64 - 1))
+    if heldout:
+        if len(index) == 1:
+            raise GrowthError(
+                "one document alone",
+                why="held-out text is split off by document, so that none is on both sides",
+                fix="give at least two documents (files, rows, or <|endoftext|> between them), or hold out 0",
+            )
+        is_heldout[position.argmin()] = True
+        is_heldout[position.argmax()] = False
+    return Selection(index[~is_heldout], index[is_heldout], skipped)
+
+
+def source_names(documents: Dataset, rows: Indices) -> list[str]:
+    """The sources of these rows, sorted; beyond `MAX_SOURCES` the rarer ones become ``other``."""
+    counts: Counter[str] = Counter()
+    chosen = documents.select_columns(["source"]).select(rows).with_format("arrow")
+    for batch in chosen.iter(10_000):
+        for pair in batch["source"].combine_chunks().value_counts().to_pylist():
+            counts[pair["values"] or OTHER] += pair["counts"]
+    if len(counts) <= MAX_SOURCES:
+        return sorted(counts)
+    common = sorted(counts, key=lambda name: (-counts[name], name))[: MAX_SOURCES - 1]
+    return sorted({*common, OTHER})
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The token stream of one split: a flat file, the row at which each document ends, and its source."""
+
+    path: Path
+    ends: Indices
+    sources: Indices
+    dtype: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the stream, end-of-text tokens included."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def blocks(self, seq_len: int) -> int:
+        """Whole blocks of ``seq_len + 1`` tokens that share one token with the next."""
+        return max(0, (self.tokens - 1) // seq_len)
+
+    def count(self, names: list[str]) -> dict[str, dict[str, int]]:
+        """Documents and tokens of each source that has any."""
+        lengths = np.diff(self.ends, prepend=0)
+        present = {name: self.sources == index for index, name in enumerate(names)}
+        return {
+            name: {"documents": int(mask.sum()), "tokens": int(lengths[mask].sum())}
+            for name, mask in present.items()
+            if mask.any()
+        }
+
+
+def tokenise(
+    documents: Dataset, tokenizer: Tokenizer, eos: int, names: list[str], folder: Path, dtype: str, num_proc: int
+) -> Stream:
+    """Tokenise documents in their order, the end-of-text id after each, into one flat file of ids in ``folder``."""
+    from datasets import Features, List, Value
+
+    folder.mkdir()
+    path = folder / "stream.bin"
+    known = {name: index for index, name in enumerate(names)}
+    ends: list[Indices] = []
+    sources: list[Indices] = []
+    total = 0
+    with path.open("wb") as file:
+        if len(documents):
+            ids = documents.map(
+                _encode,
+                batched=True,
+                batch_size=256,
+                num_proc=_workers(num_proc, len(documents)),
+                fn_kwargs={"tokenizer": tokenizer, "eos": eos, "known": known, "dtype": dtype},
+                remove_columns=documents.column_names,
+                features=Features({"ids": List(Value(dtype)), "source": Value("int64")}),
+                cache_file_name=str(folder / "ids.arrow"),
+                new_fingerprint="ids",  # no hash of the tokenizer: this folder is never looked up again
+                desc="tokenise",
+            )
+            for batch in ids.with_format("arrow").iter(1000):
+                for chunk in batch["ids"].chunks:
+                    chunk.flatten().to_numpy().tofile(file)
+                lengths = batch["ids"].combine_chunks().value_lengths().to_numpy()
+                ends.append(total + np.cumsum(lengths, dtype=np.int64))
+                sources.append(batch["source"].to_numpy())
+                total = int(ends[-1][-1])
+    nothing = np.empty(0, np.int64)
+    return Stream(path, np.concatenate([nothing, *ends]), np.concatenate([nothing, *sources]), dtype)
+
+
+def pack(stream: Stream, seq_len: int, names: list[str], folder: Path, num_proc: int) -> Dataset:
+    """Cut a stream into overlapping blocks: block i is tokens ``[i * seq_len, (i + 1) * seq_len]``, both included.
+
+    Returns:
+        A dataset of input_ids (fixed length ``seq_len + 1``) and source (that of the block's first token).
+    """
+    from datasets import ClassLabel, Dataset, Features, List, Value
+
+    count = stream.blocks(seq_len)
+    features = Features({"input_ids": List(Value(stream.dtype), length=seq_len + 1), "source": ClassLabel(names=names)})
+    if not count:
+        return Dataset.from_dict({"input_ids": [], "source": []}, features=features)
+    starts = np.arange(count, dtype=np.int64) * seq_len
+    first = stream.sources[np.searchsorted(stream.ends, starts, side="right")]
+    table = Dataset.from_dict({"start": starts, "source": first}).with_format("numpy")
+    blocks = table.map(
+        _cut,
+        batched=True,
+        batch_size=4096,
+        writer_batch_size=4096,
+        num_proc=_workers(num_proc, count),
+        fn_kwargs={"path": stream.path, "dtype": stream.dtype, "seq_len": seq_len, "features": features},
+        remove_columns=["start"],
+        features=features,
+        cache_file_name=str(folder / "blocks.arrow"),
+        new_fingerprint="blocks",
+        desc="pack",
+    )
+    return blocks.with_format(None)
+
+
+def _encode(batch: dict[str, list[Any]], tokenizer: Tokenizer, eos: int, known: dict[str, int], dtype: str) -> Any:
+    # An end-of-text token spelled out in a text (documentation of tokenizers) is text, and no end of a document. Set
+    # here because it is lost when the tokenizer travels to another process.
+    tokenizer.encode_special_tokens = True
+    encoded = tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False)
+    ids = [np.array([*encoding.ids, eos], dtype=dtype) for encoding in encoded]
+    return {"ids": ids, "source": [known.get(name or OTHER, known.get(OTHER, 0)) for name in batch["source"]]}
+
+
+def _cut(batch: dict[str, Any], path: Path, dtype: str, seq_len: int, features: Features) -> Any:
+    import pyarrow as pa
+
+    tokens = np.memmap(path, dtype, "r")
+    window = batch["start"][:, None] + np.arange(seq_len + 1)
+    flat = pa.array(tokens[window].reshape(-1))
+    columns = [pa.FixedSizeListArray.from_arrays(flat, seq_len + 1), pa.array(batch["source"], pa.int64())]
+    return pa.table(columns, schema=features.arrow_schema)
+
+
+def _texts(documents: Dataset) -> Iterator[list[str | None]]:
+    for batch in documents.select_columns(["text"]).with_format("arrow").iter(1000):
+        yield batch["text"].to_pylist()
+
+
+def _workers(num_proc: int, rows: int) -> int | None:
+    """None keeps the work in this process, where the Rust tokenizer has its own threads."""
+    wanted = min(num_proc, rows)
+    return wanted if wanted > 1 else None

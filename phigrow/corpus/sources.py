@@ -1,0 +1,210 @@
+"""Documents from anywhere, as one `datasets.Dataset` of (text, source, title)."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.corpus.embedded import embedded_documents
+from phigrow.errors import GrowthError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+EMBEDDED = "embedded"
+TEXT_SUFFIXES = (".txt", ".md")
+JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+PARQUET_SUFFIXES = (".parquet",)
+SUFFIXES = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *PARQUET_SUFFIXES)
+
+SEPARATOR = "<|endoftext|>"
+"""What separates documents inside one text file, as published text corpora do."""
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+def load_documents(
+    ref: str | Path = EMBEDDED,
+    *,
+    text_column: str = "text",
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Dataset:
+    """Return the documents of a corpus as a memory-mapped dataset with string columns text, source and title.
+
+    A text file is one document (several, if it holds ``<|endoftext|>``); JSON and Parquet files hold one a row. Their
+    columns ``source`` and ``title`` are kept where there are any. Else the source is the file's name, for text files
+    in a folder the folder's, for the hub the dataset's. The text of a file that is not UTF-8 is null: the caller
+    counts it.
+
+    Args:
+        ref: ``embedded``; a file, folder (searched recursively) or glob pattern of .txt, .md, .jsonl, .json (each
+            also .gz) or .parquet; or the name of a hub dataset. What exists locally wins over a name on the hub.
+        text_column: the column that holds the text, in JSON, Parquet and hub datasets.
+        split, config, revision: of a hub dataset.
+        cache_dir: where the Arrow files of local sources go, by default the datasets library's cache. Hub datasets
+            always go to that cache: the download is worth keeping.
+
+    Raises:
+        GrowthError: nothing of that name, no such column, a file that cannot be parsed, or no network.
+
+    >>> load_documents("embedded").column_names  # doctest: +SKIP
+    ['text', 'source', 'title']
+    """
+    if str(ref) == EMBEDDED:
+        return _from_rows(embedded_rows, {}, cache_dir)
+    if (files := local_files(ref)) is not None:
+        return _from_files(files, text_column, cache_dir)
+    return _from_hub(str(ref), text_column, split, config, revision)
+
+
+def local_files(ref: str | Path) -> list[Path] | None:
+    """The files that a reference means, sorted; None if it can only be a name on the hub.
+
+    Raises:
+        GrowthError: it is spelled like a path, and there is nothing (that can be read) there.
+    """
+    path = Path(ref).expanduser()
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise GrowthError(f"a file of an unknown kind: {path.name}", where=str(path), fix=_KINDS)
+        return [path]
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
+    elif any(character in str(ref) for character in "*?["):
+        found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    elif _HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
+        return None
+    else:
+        raise GrowthError("no such file or folder", where=str(path.absolute()), fix=f"check the path; {_KINDS}")
+    files = sorted(file for file in found if file.is_file() and file.name.endswith(SUFFIXES))
+    if not files:
+        raise GrowthError("no text files", where=str(path.absolute()), why=f"{len(found)} other entries", fix=_KINDS)
+    return files
+
+
+_KINDS = f"text is read from {', '.join(SUFFIXES)}"
+
+
+def embedded_rows() -> Iterator[dict[str, str | None]]:
+    """The embedded corpus as rows."""
+    return map(asdict, embedded_documents())
+
+
+def text_rows(files: Iterable[Path], sources: Iterable[str]) -> Iterator[dict[str, str | None]]:
+    """Rows of text files: one a file, or one between separators; text None where the file is not UTF-8."""
+    for file, source in zip(files, sources, strict=True):
+        try:
+            texts: list[str | None] = list(file.read_text(encoding="utf-8").split(SEPARATOR))
+        except UnicodeDecodeError:
+            texts = [None]
+        if len(texts) > 1 and not (texts[-1] or "").strip():
+            texts.pop()  # what follows the last separator is no document
+        for number, text in enumerate(texts):
+            yield {"text": text, "source": source, "title": file.name if len(texts) == 1 else f"{file.name}#{number}"}
+
+
+def _from_rows(rows: Any, arguments: dict[str, Any], cache_dir: str | Path | None) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_generator(rows, _features(), str(cache_dir) if cache_dir else None, gen_kwargs=arguments)
+
+
+def _from_files(files: list[Path], text_column: str, cache_dir: str | Path | None) -> Dataset:
+    from datasets import concatenate_datasets
+
+    parts = []
+    if texts := [file for file in files if file.name.endswith(TEXT_SUFFIXES)]:
+        sources = [file.name if len(files) == 1 else file.absolute().parent.name for file in texts]
+        parts.append(_from_rows(text_rows, {"files": texts, "sources": sources}, cache_dir))
+    tables = [file for file in files if not file.name.endswith(TEXT_SUFFIXES)]
+    parts.extend(_from_table(file, text_column, cache_dir) for file in tables)
+    return concatenate_datasets(parts)
+
+
+def _from_table(file: Path, text_column: str, cache_dir: str | Path | None) -> Dataset:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    builder = "parquet" if file.name.endswith(PARQUET_SUFFIXES) else "json"
+    escaped = glob.escape(str(file))  # datasets takes the path for a pattern
+    try:
+        found = load_dataset(
+            builder, data_files=escaped, split="train", cache_dir=str(cache_dir) if cache_dir else None
+        )
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        why = str(error.__cause__ or error)
+        raise GrowthError(f"{builder} that cannot be read", where=str(file), why=why) from error
+    return _three_columns(found, str(file), file.name, text_column)
+
+
+def _from_hub(name: str, text_column: str, split: str, config: str | None, revision: str | None) -> Dataset:
+    from datasets import Dataset, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        found = load_dataset(name, name=config, split=split, revision=revision)
+    except ConnectionError as error:
+        raise GrowthError(
+            f"no network to load the dataset {name!r}",
+            where=str(Path(name).absolute()),
+            why=f"it is no file or folder here, and the hub cannot be reached ({error})",
+            fix="give local text: a file, folder or glob of .txt, .jsonl or .parquet, or the word embedded",
+        ) from error
+    except DatasetNotFoundError as error:
+        raise GrowthError(
+            f"no dataset {name!r}",
+            where=str(Path(name).absolute()),
+            why=f"it is no file or folder here, and the hub has none of that name for you ({error})",
+            fix="check the spelling; for a gated dataset log in with `hf auth login`",
+        ) from error
+    except (ValueError, RuntimeError, OSError) as error:  # an unknown configuration or split; a loading script
+        raise GrowthError(
+            f"the dataset {name!r} cannot be loaded", why=str(error), fix="see --config, --split"
+        ) from error
+    if not isinstance(found, Dataset):  # a split expression that names several
+        raise GrowthError(f"{split!r} is not one split of {name!r}", fix="give one split, such as train")
+    return _three_columns(found, name, name, text_column)
+
+
+def _three_columns(found: Dataset, where: str, source: str, text_column: str) -> Dataset:
+    """Reduce a table to text, source and title, without rewriting its text."""
+    import pyarrow as pa
+
+    names = found.column_names
+    if text_column not in names:
+        raise GrowthError(
+            f"no column {text_column!r}",
+            where=where,
+            why=f"the columns are {', '.join(map(repr, names))}",
+            fix="name the one with the text: --text-column",
+        )
+    if getattr(found.features[text_column], "dtype", None) not in ("string", "large_string"):
+        kind = found.features[text_column]
+        raise GrowthError(f"column {text_column!r} is not text", where=where, why=f"it is {kind}", fix="--text-column")
+    strings = [name for name in ("source", "title") if getattr(found.features.get(name), "dtype", None) == "string"]
+    table = found.select_columns(list(dict.fromkeys([text_column, *strings])))
+    if text_column != "text":
+        table = table.rename_column(text_column, "text")
+    for name, value in (("source", source), ("title", "")):
+        if name not in table.column_names:
+            # This column is held in memory (some bytes a document); the text stays memory-mapped.
+            table = table.add_column(name, pa.array([value], pa.string()).take(pa.array([0] * len(table), pa.int32())))
+    table = table.select_columns(["text", "source", "title"])
+    return table if table.features == _features() else table.cast(_features())  # a cast rewrites the text
+
+
+def _features() -> Features:
+    from datasets import Features, Value
+
+    return Features({"text": Value("string"), "source": Value("string"), "title": Value("string")})
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

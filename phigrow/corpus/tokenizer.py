@@ -1,0 +1,112 @@
+"""The tokenizer: one that exists, or a byte-level BPE trained on the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phigrow.errors import GrowthError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+"""The end-of-text token, in the spelling of GPT-2 and Phi."""
+
+SMALLEST = 257
+"""The 256 bytes and the end-of-text token."""
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: str = END_OF_TEXT) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE, deterministic in the texts; decoding what it encodes gives back the text exactly.
+
+    Args:
+        texts: the training text, read once.
+        vocab_size: entries at most; a small text may have fewer pairs worth merging. The end-of-text token is 0.
+        eos: the end-of-text token; also the beginning-of-text token, as in Phi.
+
+    Returns:
+        A tokenizer whose ``save_pretrained`` folder ``AutoTokenizer`` loads.
+
+    Raises:
+        GrowthError: a vocabulary too small for the 256 bytes and the end-of-text token.
+
+    >>> tokenizer = train_tokenizer(["to be or not to be"], 260)
+    >>> tokenizer.decode(tokenizer.encode("to be"))
+    'to be'
+    """
+    if vocab_size < SMALLEST:
+        raise GrowthError(
+            f"a vocabulary of {vocab_size}",
+            why=f"a byte-level tokenizer needs the 256 bytes and {eos}",
+            fix=f"choose vocab_size >= {SMALLEST}",
+        )
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[eos],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # Cleaning up spaces would break decode(encode(x)) == x.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=eos, eos_token=eos, clean_up_tokenization_spaces=False
+    )
+
+
+def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that has an end-of-text token, without ever running code from its repository.
+
+    Args:
+        ref: a folder, a ``tokenizer.json`` file, or a name on the hub.
+
+    Raises:
+        GrowthError: nothing there, no network, no end-of-text token, or a tokenizer without a Rust implementation.
+
+    >>> load_tokenizer("data/tokenizer").eos_token  # doctest: +SKIP
+    '<|endoftext|>'
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(ref).expanduser()
+    if not path.exists() and not _HUB_NAME.fullmatch(str(ref)):
+        raise GrowthError("no such tokenizer", where=str(path.absolute()), fix=_FIX)
+    if path.is_file():
+        try:
+            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+                tokenizer_file=str(path), clean_up_tokenization_spaces=False
+            )
+        except Exception as error:  # the Rust parser raises plain Exception
+            raise GrowthError("a file that is no tokenizer", where=str(path), why=str(error), fix=_FIX) from error
+        if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
+            tokenizer.eos_token = END_OF_TEXT  # a bare tokenizer.json does not say which token it is
+    else:
+        source = str(path) if path.is_dir() else str(ref)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError) as error:  # a folder without one; the hub has none, or cannot be reached
+            reason = str(error).strip().splitlines()[0]
+            raise GrowthError(f"no tokenizer {str(ref)!r}", where=str(path.absolute()), why=reason, fix=_FIX) from error
+    if tokenizer.eos_token_id is None:
+        raise GrowthError(
+            "a tokenizer without an end-of-text token",
+            where=str(ref),
+            why="documents are separated by it",
+            fix=f"set eos_token in its tokenizer_config.json, or let phigrow train one with {END_OF_TEXT}",
+        )
+    if not tokenizer.is_fast:
+        raise GrowthError("a tokenizer without a tokenizer.json", where=str(ref), why="it has no Rust implementation")
+    return tokenizer
+
+
+_FIX = "give a folder or a tokenizer.json, a name the hub can be reached for, or none: then one is trained on the text"
