@@ -100,7 +100,7 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
             continue
         _lines(axes, arm, unit, scale, shifts, colour)
         # An empty line carries the legend entry, with the marker only where the target was met.
-        mark = {"color": colour, "markerfacecolor": "white"}
+        mark: dict[str, Any] = {"color": colour, "markerfacecolor": "white"}
         if crossing is not None:
             mark["marker"] = MARKERS[(place - 1) % len(MARKERS)]
             met = comparison.target(arm)

@@ -1,0 +1,260 @@
+"""The meter against curves whose speedup is known, its accounting, its intervals and its refusals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from phigrow.errors import GrowthError
+from phigrow.measure import compare, cost_to_loss, findings, load_runs
+from phigrow.measure.estimates import Estimate
+
+TOKENS = np.linspace(0, 2.4e6, 61)
+LINE = [5.0, 4.0, 3.0]
+COSTS = [0, 100, 200]
+
+
+def compared(parent, **options):
+    return compare(load_runs(parent), **options)
+
+
+def test_known_speedups_without_noise(experiment):
+    result = compared(experiment())
+    for unit in ("tokens", "flops", "seconds"):
+        sunk = result["wr"].estimate(unit, "sunk")
+        assert sunk.speedup == pytest.approx(2.0, rel=5e-3)
+        assert sunk.saving == pytest.approx(0.5, abs=5e-3)
+        assert not sunk.censored
+    assert result["slow"].censored_seeds == (0,)
+    assert result["wr"].censored_seeds == ()
+
+
+@pytest.mark.parametrize("speed", [1.3, 2.0, 4.0])
+def test_known_speedups_with_noise(write_run, power_law, speed):
+    for seed in range(5):
+        for place, (arm, rate) in enumerate([("scratch", 1.0), ("wr", speed)]):
+            losses = power_law(TOKENS, rate, 0.004, seed=10 * seed + place)
+            folder = write_run(arm, losses.tolist(), TOKENS.tolist(), seed=seed)
+    estimate = compared(folder.parent)["wr"].estimate("tokens", "sunk")
+    assert estimate.speedup == pytest.approx(speed, rel=0.02)
+    low, high = estimate.speedup_interval
+    assert low < estimate.speedup < high
+    assert high - low < 0.2 * speed
+
+
+def test_a_first_touch_would_have_failed_under_noise(power_law):
+    """Negative control: on the same noisy curves the naive rule flatters the arm, the meter does not."""
+    target = power_law(TOKENS)[-1]
+    naive, metered = [], []
+    for seed in range(200):
+        grown = power_law(TOKENS, 2.0, 0.04, seed=seed)
+        naive.append(TOKENS[-1] / TOKENS[int(np.argmax(grown <= target))])
+        metered.append(TOKENS[-1] / cost_to_loss(TOKENS, grown, target).cost)
+    assert np.mean(naive) > 2.0 * 1.05
+    assert np.mean(metered) == pytest.approx(2.0, rel=0.01)
+
+
+def test_charged_arithmetic(write_run):
+    write_run("scratch", LINE, COSTS)
+    parent = write_run("wr", [5.0, 2.0, 1.0], [0, 100, 200], source_tokens=40).parent
+    wr = compared(parent)["wr"]
+    sunk, charged = wr.estimate("tokens", "sunk"), wr.estimate("tokens", "charged")
+    assert (sunk.cost, sunk.baseline_cost) == pytest.approx((200 / 3, 200.0))
+    assert sunk.speedup == pytest.approx(3.0)
+    assert sunk.saving == pytest.approx(2 / 3)
+    assert charged.cost == pytest.approx(200 / 3 + 40)
+    assert charged.speedup == pytest.approx(200 / (200 / 3 + 40))
+    assert charged.saving == pytest.approx(1 - (200 / 3 + 40) / 200)
+    # The source was a third as dear in FLOPs a token, and twice as fast.
+    assert wr.estimate("flops", "charged").cost == pytest.approx((200 / 3 + 40 / 3) * 1.5e9)
+    assert wr.estimate("seconds", "charged").cost == pytest.approx((200 / 3 + 20) / 4e3)
+
+
+def test_speedup_and_saving_are_never_mixed():
+    estimate = Estimate("tokens", "sunk", 194e9, 300e9, False)
+    assert estimate.speedup == pytest.approx(1.546, abs=1e-3)
+    assert estimate.saving == pytest.approx(0.353, abs=1e-3)
+    assert estimate.saving != pytest.approx(estimate.speedup - 1, abs=0.1)
+
+
+def test_arms_swapped_give_another_answer(experiment):
+    parent = experiment()
+    forward, back = compared(parent), compared(parent, baseline="wr")
+    assert forward["wr"].estimate("tokens", "sunk").speedup > 1.9
+    assert back["scratch"].censored_seeds == (0,)
+    assert back["scratch"].estimate("tokens", "sunk").speedup == 1.0  # a bound: it is still on its way
+    assert forward.targets[0] > back.targets[0]
+    # The source was used by the arm that is now the baseline: there it is counted too.
+    assert back["slow"].estimate("tokens", "charged").baseline_cost == pytest.approx(3.0e6)
+
+
+def test_a_copy_of_scratch_scores_exactly_one_even_when_its_end_is_pooled(write_run):
+    losses = [5.0, 4.0, 3.0, 2.9, 3.1]  # ends above its best point: the fit pools the last three to 3.0
+    write_run("scratch", losses, [0, 1, 2, 3, 4])
+    result = compared(write_run("copy", losses, [0, 1, 2, 3, 4]).parent)
+    estimate = result["copy"].estimate("tokens", "sunk")
+    assert (estimate.speedup, estimate.saving) == (1.0, 0.0)
+    assert result.targets == {0: 3.1}
+    # The level 3.0 stands at the cost 3, and the target 3.1 is met nine tenths of the way from (1, 4.0) to it.
+    assert estimate.baseline_cost == pytest.approx(2.8)
+    assert result.baseline.notes == (
+        "scratch, seed 0: its last evaluations do not fall, and its fit gets to the target after 2.8 of 4 tokens",
+    )
+
+
+def test_scratch_is_charged_to_its_very_end_while_it_still_falls(experiment):
+    result = compared(experiment())
+    assert result["wr"].estimate("tokens", "sunk").baseline_cost == 2.4e6
+    assert result.baseline.notes == ()
+
+
+def test_a_flat_end_is_reached(write_run):
+    losses = [5.0, 0.1, 0.1, 0.1]
+    write_run("scratch", losses, [0, 1, 2, 3])
+    assert compared(write_run("wr", losses, [0, 1, 2, 3]).parent)["wr"].estimate("tokens", "sunk").speedup == 1.0
+
+
+def test_censored_is_a_bound_and_is_named(write_run):
+    write_run("scratch", LINE, COSTS)
+    parent = write_run("tile", [5.0, 4.5, 4.0], COSTS, source_tokens=50).parent
+    tile = compared(parent)["tile"]
+    sunk, charged = tile.estimate("tokens", "sunk"), tile.estimate("tokens", "charged")
+    assert sunk.censored
+    assert charged.censored
+    assert (sunk.cost, sunk.speedup) == (200.0, 1.0)
+    assert charged.speedup == pytest.approx(0.8)
+    assert charged.saving == pytest.approx(-0.25)
+    assert tile.notes == ("tile, seed 0: censored, its fit ended at 4, above the target of 3",)
+
+
+def test_below_the_target_from_the_start_costs_the_source_only(write_run):
+    write_run("scratch", LINE, COSTS)
+    parent = write_run("lossless", [2.9, 2.8, 2.7], COSTS, source_tokens=50).parent
+    lossless = compared(parent)["lossless"]
+    assert lossless.estimate("tokens", "sunk").cost == 0.0
+    assert math.isinf(lossless.estimate("tokens", "sunk").speedup)
+    assert lossless.estimate("tokens", "sunk").saving == 1.0
+    assert lossless.estimate("tokens", "charged").speedup == pytest.approx(4.0)
+
+
+def test_an_unrecorded_source_is_unknown_not_free(write_run):
+    write_run("scratch", LINE, COSTS, source_tokens=None)
+    parent = write_run("wr", [5.0, 2.0, 1.0], COSTS, source_tokens=None).parent
+    wr = compared(parent)["wr"]
+    assert wr.estimate("tokens", "sunk").speedup == pytest.approx(3.0)
+    assert math.isnan(wr.estimate("tokens", "charged").speedup)
+    assert "wr: source_tokens was not recorded, so tokens cannot be charged" in wr.notes
+    assert "unknown, since the source's cost was not recorded" in findings(compared(parent))[0]
+
+
+def test_an_arm_that_diverges_is_censored(write_run):
+    write_run("scratch", LINE, COSTS)
+    wr = compared(write_run("wr", [5.0, 2.0, math.nan], COSTS).parent)["wr"]
+    assert wr.censored_seeds == (0,)
+    assert "wr, seed 0: diverged: the loss is not finite at step 2" in wr.notes
+
+
+def test_losses_at_steps(write_run):
+    costs = list(range(12))
+    for seed, shift in ((0, 0.0), (1, 0.2)):
+        parent = write_run("scratch", [9.0 - 0.5 * k + shift for k in costs], costs, seed=seed).parent
+    base = compared(parent).baseline
+    assert base.loss_at == pytest.approx({0: 9.1, 1: 8.6, 10: 4.1})
+    assert base.initial_loss == pytest.approx(9.1)
+    assert base.final_loss == pytest.approx(3.6)
+
+
+def test_intervals_need_three_seeds(experiment):
+    parent = experiment(seeds=(0, 1), noise=0.003)
+    wr = compared(parent)["wr"]
+    assert wr.interval_note == "2 seeds: no interval"
+    assert wr.estimate("tokens", "sunk").speedup_interval is None
+    one = compare([run for run in load_runs(parent) if run.seed == 0])["wr"]
+    assert one.interval_note == "1 seed: no interval"
+
+
+def test_intervals_match_in_both_measures_and_are_repeatable(experiment):
+    parent = experiment(seeds=range(4), noise=0.003)
+    first, again = (compared(parent)["wr"].estimate("tokens", "charged") for _ in range(2))
+    assert first == again
+    low, high = first.speedup_interval
+    assert low <= first.speedup <= high
+    assert first.saving_interval == pytest.approx((1 - 1 / low, 1 - 1 / high))
+    assert compared(parent)["wr"].interval_note == "4 seeds: 95% bootstrap interval over paired seeds"
+    assert compared(parent)["slow"].interval_note == "4 seeds, 4 censored: no interval"
+
+
+def test_equal_seeds_have_an_interval_of_no_width(write_run):
+    for seed in range(3):
+        write_run("scratch", LINE, COSTS, seed=seed)
+        parent = write_run("wr", [5.0, 2.0, 1.0], COSTS, seed=seed).parent
+    assert compared(parent)["wr"].estimate("tokens", "sunk").speedup_interval == pytest.approx((3.0, 3.0))
+
+
+def test_pairing_matters(write_run):
+    """Seeds that are hard for both arms cancel when they are paired."""
+    for seed, stretch in enumerate((1, 2, 4)):
+        write_run("scratch", LINE, [cost * stretch for cost in COSTS], seed=seed)
+        parent = write_run("wr", [5.0, 2.0, 1.0], [cost * stretch for cost in COSTS], seed=seed).parent
+    estimate = compared(parent)["wr"].estimate("tokens", "sunk")
+    assert estimate.speedup_interval == pytest.approx((3.0, 3.0))
+    assert estimate.baseline_cost == pytest.approx(200 * 7 / 3)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({"data_fingerprint": "b"}, "data_fingerprint is 'b' against 'a'"),
+        ({"config": {"steps": 1}}, "config.steps is 1 against 2"),
+        ({"config": {"lr": 2e-3}}, "config.lr is 0.002 against 0.001"),
+        ({"config": {"schedule": "constant"}}, "config.schedule is 'constant' against 'cosine'"),
+        ({"config": {"batch": 16}}, "config.batch is 16 against 8"),
+        ({"config": {"eval_blocks": 4}}, "config.eval_blocks is 4 against 2"),
+        ({"seed": 7}, "wr, seed 7, has no scratch run to be paired with"),
+    ],
+)
+def test_unpaired_arms_are_refused(write_run, other, text):
+    write_run("scratch", LINE, COSTS, data_fingerprint="a", config={"batch": 8, "eval_blocks": 2})
+    parent = write_run("wr", LINE, COSTS, **({"data_fingerprint": "a"} | other)).parent
+    with pytest.raises(GrowthError) as caught:
+        compared(parent)
+    assert text in str(caught.value)
+
+
+def test_keys_that_one_run_lacks_are_not_compared(write_run):
+    write_run("scratch", LINE, COSTS, data_fingerprint="a", config={"batch": 8})
+    assert compared(write_run("wr", LINE, COSTS).parent)["wr"].estimate("tokens", "sunk").speedup == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scratch", "options", "text"),
+    [
+        (LINE, {"baseline": "none"}, "no run of the baseline 'none'\n  where: arms found: scratch, wr"),
+        ([5.0, 4.0, math.nan], {}, "scratch, seed 0, ended at a held-out loss of nan"),
+        ([3.0, 3.0, 4.0], {}, "scratch, seed 0, did not get below the loss it started at"),
+    ],
+)
+def test_baselines_that_set_no_target(write_run, scratch, options, text):
+    write_run("scratch", scratch, COSTS)
+    parent = write_run("wr", LINE, COSTS).parent
+    with pytest.raises(GrowthError) as caught:
+        compared(parent, **options)
+    assert text in str(caught.value)
+
+
+def test_an_unfinished_baseline_is_refused_and_an_unfinished_arm_noted(write_run):
+    write_run("scratch", LINE, COSTS)
+    parent = write_run("wr", [5.0, 2.0], [0, 100], config={"steps": 2}).parent
+    assert compared(parent)["wr"].notes == ("wr, seed 0: unfinished, last evaluated at step 1 of 2",)
+    with pytest.raises(GrowthError, match="wr, seed 0, was last evaluated at step 1 of 2"):
+        compared(parent, baseline="wr")
+
+
+def test_doubles_and_empty_runs_are_refused(write_run, tmp_path):
+    run = load_runs(write_run("scratch", LINE, COSTS))[0]
+    with pytest.raises(GrowthError, match="two runs of scratch, seed 0"):
+        compare([run, run, load_runs(run.folder)[0]])
+    with pytest.raises(GrowthError, match="wr, seed 0, has no evaluations"):
+        compare([run, *load_runs(write_run("wr", [], []))])
+    with pytest.raises(GrowthError, match="arms found: none"):
+        compare([])

@@ -1,0 +1,120 @@
+"""Reading records: what is accepted, what is noted, and every refusal by its text."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from phigrow.errors import GrowthError
+from phigrow.measure import load_run, load_runs
+
+RUN = {"type": "run", "arm": "wr", "seed": 3}
+COST = {"tokens": 10, "flops": 20.0, "seconds": 0.5}
+
+
+def record(kind="eval", step=0, loss=4.0, **values):
+    return {"type": kind, "step": step, **COST, "loss": loss} | values
+
+
+def put(tmp_path, *lines, end="\n"):
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + end
+    (tmp_path / "records.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_columns_and_meta(tmp_path):
+    step = record("step", step=1, loss=5.0, lr=1e-3, grad_norm=0.7, tokens_per_second=9.0)
+    run = load_run(put(tmp_path, RUN | {"parameters": 7}, record(), step, record(step=1, loss=3.5, tokens=30)))
+    assert (run.arm, run.seed, run.meta["parameters"], run.notes) == ("wr", 3, 7, ())
+    assert run.evals["step"].tolist() == [0, 1]
+    assert run.evals["step"].dtype == np.int64
+    assert run.evals["tokens"].tolist() == [10.0, 30.0]
+    assert run.evals["loss"].tolist() == [4.0, 3.5]
+    assert run.steps["grad_norm"].tolist() == [0.7]
+    assert (run.held_out(0), run.held_out(1), run.held_out(2)) == (4.0, 3.5, None)
+    assert run.diverged_at is None
+
+
+def test_optional_columns_are_nan(tmp_path):
+    run = load_run(put(tmp_path, RUN, record("step")))
+    assert math.isnan(run.steps["lr"][0])
+    assert run.evals["loss"].shape == (0,)
+
+
+@pytest.mark.parametrize("torn", ['{"type": "eval", "step": 1, "tok', '{"type"', "{"])
+def test_a_torn_last_line_is_noted(tmp_path, torn):
+    run = load_run(put(tmp_path, RUN, record(), torn, end=""))
+    assert run.evals["step"].tolist() == [0]
+    assert run.notes == ("line 3 is cut off and was left out",)
+
+
+def test_a_line_torn_inside_a_character_is_noted(tmp_path):
+    put(tmp_path, RUN, record())
+    with (tmp_path / "records.jsonl").open("ab") as file:
+        file.write('{"type": "eval", "text": "é'.encode()[:-1])
+    assert load_run(tmp_path).notes == ("line 3 is cut off and was left out",)
+
+
+def test_a_whole_last_line_without_newline_is_kept(tmp_path):
+    run = load_run(put(tmp_path, RUN, record(), record(step=1), end=""))
+    assert run.evals["step"].tolist() == [0, 1]
+    assert run.notes == ()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, None])
+def test_divergence_is_kept_and_reported(tmp_path, loss):
+    run = load_run(put(tmp_path, RUN, record(), record(step=40, loss=loss)))
+    assert not np.isfinite(run.evals["loss"][1])
+    assert run.diverged_at == 40
+    assert run.notes == ("diverged: the loss is not finite at step 40",)
+
+
+def test_unknown_types_are_noted(tmp_path):
+    run = load_run(put(tmp_path, RUN, {"type": "checkpoint"}, {"type": "checkpoint"}))
+    assert run.notes == ("2 records of the unknown type 'checkpoint' were passed over",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ([RUN, '{"type": "ev', record()], "a record that is not JSON\n  where: {path}, line 2"),
+        ([RUN, "[1]"], "a record without a type\n  where: {path}, line 2"),
+        ([RUN, {"step": 1}], "a record without a type\n  where: {path}, line 2"),
+        ([record()], "no run record\n  where: {path}\n"),
+        ([RUN, RUN], "a second run record\n  where: {path}, line 2"),
+        ([{"type": "run", "seed": 1}], "a run record without 'arm'\n  where: {path}, line 1"),
+        ([RUN | {"seed": "1"}], "a run record whose 'seed' is '1'\n  where: {path}, line 1"),
+        ([RUN, {"type": "eval", "step": 0, **COST}], "an eval record without 'loss'\n  where: {path}, line 2"),
+        ([RUN, {"type": "step", "step": 0, "loss": 1.0}], "a step record without 'tokens'\n  where: {path}, line 2"),
+        ([RUN, record(loss="low")], "'loss' is 'low'\n  where: {path}, line 2"),
+        ([RUN, record(tokens=math.nan)], "'tokens' is nan\n  where: {path}, line 2"),
+        ([RUN, record(step=0.5)], "'step' is 0.5\n  where: {path}, line 2"),
+        ([RUN, record(step=-1)], "'step' is -1\n  where: {path}, line 2"),
+        ([RUN, record(step=2), "", record(step=2)], "out of order: step 2 after step 2\n  where: {path}, line 4"),
+        ([RUN, record("step", step=2), record("step", step=1)], "step records out of order: step 1 after step 2"),
+        ([RUN, record(), record(step=1, seconds=0.25)], "'seconds' falls from 0.5 to 0.25\n  where: {path}, line 3"),
+    ],
+)  # fmt: skip
+def test_refusals_name_file_and_line(tmp_path, lines, text):
+    put(tmp_path, *lines)
+    with pytest.raises(GrowthError) as caught:
+        load_run(tmp_path)
+    assert text.replace("{path}", str(tmp_path / "records.jsonl")) in f"{caught.value}\n"
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(GrowthError, match="no records of a run"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(GrowthError, match=r"there is no records\.jsonl in it or below it"):
+        load_runs(tmp_path)
+
+
+def test_load_runs_takes_parents_and_folders_once(experiment):
+    parent = experiment(seeds=(0, 1))
+    assert [(run.arm, run.seed) for run in load_runs(parent)] == [
+        ("scratch", 0), ("scratch", 1), ("slow", 0), ("slow", 1), ("wr", 0), ("wr", 1),
+    ]  # fmt: skip
+    named = [parent / "wr-0", str(parent / "scratch-0"), parent / "wr-0"]
+    assert [run.arm for run in load_runs(named)] == ["wr", "scratch"]
+    assert len(load_runs(parent / "wr-0")) == 1

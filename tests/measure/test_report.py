@@ -1,0 +1,219 @@
+"""What is printed, drawn and written: wording, tables, the figure, the report, and what importing them loads."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from phigrow.errors import GrowthError
+from phigrow.measure import compare, curves, findings, frame, load_runs, markdown, report, save, terminal
+from phigrow.measure.estimates import Estimate
+from phigrow.measure.figures import _loss_range
+from phigrow.measure.wording import amount, cost_text, percent, saving_text, speedup_text, times
+
+LINE, COSTS = [5.0, 4.0, 3.0], [0, 1_000_000, 2_000_000]
+
+
+@pytest.fixture
+def small(write_run):
+    """scratch, a wr that is three times as fast, a tile that never gets there, a lossless that is there at once."""
+    write_run("scratch", LINE, COSTS)
+    write_run("wr", [5.0, 2.0, 1.0], COSTS, source_tokens=400_000)
+    write_run("tile", [5.0, 4.5, 4.0], COSTS, source_tokens=500_000)
+    return write_run("lossless", [2.9, 2.8, 2.7], COSTS, source_tokens=500_000).parent
+
+
+def test_g_stack_in_words():
+    """G_stack's 194B against 300B tokens, the pair of numbers that is mixed up most often."""
+    estimate = Estimate("tokens", "charged", 194e9, 300e9, False)
+    assert speedup_text(estimate) == "1.55x"
+    assert saving_text(estimate) == "35 %"
+    assert cost_text(estimate) == "194B"
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "like", "text"),
+    [
+        (590_000, "tokens", 2_460_000, "0.59M"),
+        (590_000, "tokens", None, "590k"),
+        (1.4e12, "tokens", None, "1.4T"),
+        (0, "tokens", None, "0"),
+        (2.5e15, "flops", None, "2.5e15"),
+        (0, "flops", None, "0"),
+        (812.4, "seconds", None, "812"),
+        (1.234, "seconds", None, "1.23"),
+        (math.nan, "tokens", None, "unknown"),
+    ],
+)
+def test_amounts(value, unit, like, text):
+    assert amount(value, unit, like) == text
+
+
+def test_numbers_at_the_edges():
+    assert [times(value) for value in (0.804, 9.994, 12.34, 250.2, math.inf, math.nan)] == [
+        "0.80x", "9.99x", "12.3x", "250x", "inf", "unknown",
+    ]  # fmt: skip
+    assert [percent(value) for value in (0.353, -0.25, 0.004, 0.996, 1.0, 0.0, math.nan)] == [
+        "35 %", "-25 %", "0.4 %", "99.6 %", "100 %", "0 %", "unknown",
+    ]  # fmt: skip
+
+
+def test_findings(small):
+    found = {text.split()[0]: text for text in findings(compare(load_runs(small)))}
+    assert found["wr"].startswith(
+        "wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens: 3.00x speedup, 67 % saving "
+        "(tokens, sunk); counting the source's training 1.88x speedup, 47 % saving (tokens, charged)."
+    )
+    assert found["wr"].endswith("It ended at 1.00 (scratch: 3.00). 1 seed: no interval.")
+    assert found["tile"].startswith(
+        "tile did not reach scratch's final held-out loss (3.00) within 2M tokens (censored): < 1.00x speedup, "
+        "< 0 % saving (tokens, sunk); counting the source's training < 0.80x speedup, < -25 % saving (tokens, charged)."
+    )
+    assert found["lossless"].startswith(
+        "lossless was at scratch's final held-out loss (3.00) before its first update, after 0 of 2M tokens: "
+        "inf speedup, 100 % saving (tokens, sunk); counting the source's training 4.00x speedup, 75 % saving"
+    )
+
+
+def test_an_arm_that_loses_is_called_slower(write_run):
+    write_run("scratch", LINE, [0, 500_000, 1_000_000])
+    text = findings(compare(load_runs(write_run("wr", LINE, COSTS).parent)))[0]
+    assert "0.50x speedup, -100 % saving, slower (tokens, sunk)" in text
+
+
+def test_frame(small):
+    table = frame(compare(load_runs(small)))
+    assert list(table.index) == ["scratch", "lossless", "tile", "wr"]
+    assert table["speedup, tokens, sunk"]["wr"] == pytest.approx(3.0)
+    assert table["saving, tokens, charged"]["wr"] == pytest.approx(1 - (2 / 3 + 0.4) / 2)
+    assert table["cost, FLOPs, sunk"]["wr"] == pytest.approx(1e15)
+    assert math.isnan(table["speedup, tokens, sunk"]["scratch"])
+    assert math.isnan(table["speedup, tokens, sunk, low"]["wr"])
+    assert table["held-out loss, step 0"]["lossless"] == 2.9
+    assert table["held-out loss, final"].tolist() == [3.0, 2.7, 4.0, 1.0]
+    assert table["censored"].tolist() == [False, False, True, False]
+    assert table["parameters"].tolist() == [1000] * 4
+
+
+def test_markdown(small):
+    text = markdown(compare(load_runs(small)))
+    assert (
+        "| arm | cost, tokens, sunk | speedup, tokens, sunk | saving, tokens, sunk "
+        "| cost, tokens, charged | speedup, tokens, charged | saving, tokens, charged |\n"
+    ) in text
+    assert "| wr | 0.67M | 3.00x | 67 % | 1.07M | 1.88x | 47 % |" in text
+    assert "| tile | > 2M | < 1.00x | < 0 % | > 2.5M | < 0.80x | < -25 % |" in text
+    assert "| scratch | 1 | 1,000 | 5.000 | 4.000 | 3.000 |" in text
+    assert "1 seed, no interval" in text
+
+
+def test_terminal_keeps_the_intervals(experiment):
+    comparison = compare(load_runs(experiment(seeds=range(3), noise=0.003)))
+    low, high = comparison["wr"].estimate("tokens", "sunk").speedup_interval
+    out = io.StringIO()
+    Console(file=out, width=80).print(terminal(comparison))
+    assert f"[{low:.2f}, {high:.2f}]" in out.getvalue()
+    assert "3 seeds, 95% bootstrap interval" in " ".join(out.getvalue().split())
+
+
+def test_a_spike_and_a_run_that_blew_up_do_not_flatten_the_figure(write_run, power_law):
+    tokens = np.linspace(0, 2.4e6, 61)
+    scratch = power_law(tokens)
+    scratch[0] = 11.0
+    write_run("scratch", scratch.tolist(), tokens.tolist())
+    wr = power_law(tokens, 2.0)
+    wr[0] = 9.4
+    write_run("wr", wr.tolist(), tokens.tolist())
+    blown = np.full(61, 12.0)
+    blown[30] = math.nan
+    comparison = compare(load_runs(write_run("tile", blown.tolist(), tokens.tolist()).parent))
+    low, high = _loss_range(comparison)
+    assert low < wr[-1] < scratch[-1] < high
+    shown = scratch[5] - wr[-1]
+    assert high - low < 5 * shown
+    assert curves(comparison).axes[0].get_ylim() == (low, high)
+
+
+def test_figure_marks_every_crossing_and_names_every_arm(small):
+    sunk, charged = curves(compare(load_runs(small))).axes
+    labels = [text.get_text() for text in charged.get_legend().get_texts()]
+    assert labels == [
+        "scratch", "lossless, 4.00x speedup", "tile, not reached", "wr, 1.88x speedup", "target, 3.00",
+    ]  # fmt: skip
+    marked = [line.get_xdata()[0] for line in sunk.lines if line.get_linestyle() == "None"]
+    assert marked == pytest.approx([0.0, 2 / 3])
+    assert sunk.get_xlabel() == "training tokens (millions)"
+
+
+@pytest.mark.parametrize(("unit", "label"), [("flops", "training FLOPs"), ("seconds", "training time (seconds)")])
+def test_figures_in_other_units(small, tmp_path, unit, label):
+    figure = curves(compare(load_runs(small)), unit)
+    assert figure.axes[0].get_xlabel().startswith(label)
+    assert save(figure, tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_report_folder(experiment, tmp_path):
+    out = tmp_path / "deep" / "report"
+    comparison = report(experiment(seeds=range(3), noise=0.003), out)
+    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "curves.svg", "report.json", "report.md"]
+    png, svg = (out / "curves.png").read_bytes(), (out / "curves.svg").read_text()
+    assert png.startswith(b"\x89PNG")
+    assert len(png) > 30_000
+    assert svg.count("<path") > 50
+    text = (out / "report.md").read_text()
+    for part in (*findings(comparison), "](curves.svg)", "## Definitions", "All runs: phigrow 0.1.0, torch 2.11.0.",
+                 "| scratch | 0 | 1,000 | 60 | 2.4M |"):  # fmt: skip
+        assert part in text
+    data = json.loads((out / "report.json").read_text(), parse_constant=pytest.fail)
+    wr = next(arm for arm in data["arms"] if arm["arm"] == "wr")
+    assert wr["estimates"][0]["speedup"] == comparison["wr"].estimate("tokens", "sunk").speedup
+    assert len(data["runs"]) == 9
+
+
+def test_report_again_is_the_same_to_the_byte(small, tmp_path):
+    for name in ("a", "b", "b"):
+        report(small, tmp_path / name)
+    for name in ("report.md", "report.json", "curves.svg", "curves.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_infinite_numbers_become_null(small, write_run, tmp_path):
+    write_run("broken", [5.0, 2.0, math.nan], COSTS, odd=math.inf)
+    report(small, tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)
+    arms = {arm["arm"]: arm for arm in data["arms"]}
+    assert arms["lossless"]["estimates"][0]["speedup"] is None
+    assert arms["lossless"]["estimates"][0]["at_target_from_the_start"]
+    assert arms["broken"]["final_loss"] is None
+    assert arms["broken"]["diverged_at_step"] == {"0": 2}
+
+
+def test_a_report_that_is_refused_writes_nothing(small, tmp_path):
+    with pytest.raises(GrowthError, match="no run of the baseline"):
+        report(small, tmp_path / "out", baseline="missing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scratch_alone(write_run, tmp_path):
+    comparison = report(write_run("scratch", LINE, COSTS), tmp_path / "out")
+    assert comparison.arms == ()
+    assert "There is nothing to compare." in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_imports_are_light_and_never_reach_torch(small, tmp_path):
+    code = f"""
+import sys
+import phigrow.measure
+heavy = {{"torch", "transformers", "pandas", "scipy", "matplotlib", "rich", "phigrow.training"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+comparison = phigrow.measure.report({str(small)!r}, {str(tmp_path / "out")!r})
+phigrow.measure.frame(comparison), phigrow.measure.terminal(comparison)
+assert not {{"torch", "transformers", "phigrow.training", "matplotlib.pyplot"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
