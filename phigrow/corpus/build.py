@@ -167,8 +167,10 @@ def _write(documents: Dataset, staging: Path, place: Path, arguments: dict[str, 
                 why=f"{stream.tokens} tokens in {len(stream.ends)} documents; a block takes {seq_len + 1}",
                 fix="choose a smaller seq_len, give more text, or change the held-out fraction (0 holds out none)",
             )
-        # Few large files: every file is one memory map in training.
-        pack(stream, seq_len, names, staging / name, num_proc).save_to_disk(root / name, max_shard_size="2GB")
+        blocks = pack(stream, seq_len, names, staging / name, num_proc)
+        # Few large files: every file is one memory map in training. No blocks need one too, or they cannot be loaded.
+        shards = {"max_shard_size": "2GB"} if len(blocks) else {"num_shards": 1}
+        blocks.save_to_disk(root / name, **shards)
 
     splits = {name: _split_info(stream, seq_len, names) for name, stream in streams.items()}
     seen = sum(part.tokens_seen for part in splits.values())

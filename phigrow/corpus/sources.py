@@ -60,7 +60,7 @@ def load_documents(
     if str(ref) == EMBEDDED:
         return _from_rows(embedded_rows, {}, cache_dir)
     if (files := local_files(ref)) is not None:
-        return _from_files(files, text_column, cache_dir)
+        return _from_files(files, Path(ref).expanduser().is_file(), text_column, cache_dir)
     return _from_hub(str(ref), text_column, split, config, revision)
 
 
@@ -116,12 +116,12 @@ def _from_rows(rows: Any, arguments: dict[str, Any], cache_dir: str | Path | Non
     return Dataset.from_generator(rows, _features(), str(cache_dir) if cache_dir else None, gen_kwargs=arguments)
 
 
-def _from_files(files: list[Path], text_column: str, cache_dir: str | Path | None) -> Dataset:
+def _from_files(files: list[Path], named: bool, text_column: str, cache_dir: str | Path | None) -> Dataset:
     from datasets import concatenate_datasets
 
     parts = []
     if texts := [file for file in files if file.name.endswith(TEXT_SUFFIXES)]:
-        sources = [file.name if len(files) == 1 else file.absolute().parent.name for file in texts]
+        sources = [file.name if named else file.absolute().parent.name for file in texts]
         parts.append(_from_rows(text_rows, {"files": texts, "sources": sources}, cache_dir))
     tables = [file for file in files if not file.name.endswith(TEXT_SUFFIXES)]
     parts.extend(_from_table(file, text_column, cache_dir) for file in tables)

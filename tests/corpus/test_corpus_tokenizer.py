@@ -1,0 +1,98 @@
+"""The tokenizer that is trained, and those that are loaded."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from phigrow.corpus import load_tokenizer, train_tokenizer
+from phigrow.errors import GrowthError
+
+TEXTS = ["def add(a, b):\n    return a + b\n", "The sum of two numbers, and the sum of three."] * 20
+
+
+def test_bytes_come_first_then_merges() -> None:
+    tokenizer = train_tokenizer(TEXTS, 280)
+    assert len(tokenizer) == 280
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == 0
+    assert tokenizer.convert_ids_to_tokens([0]) == ["<|endoftext|>"]
+    bytes_only = train_tokenizer(TEXTS, 257)
+    assert sorted(len(token) for token in bytes_only.get_vocab())[-2:] == [1, 13]
+    assert len(tokenizer.encode(TEXTS[1])) < len(bytes_only.encode(TEXTS[1])) == len(TEXTS[1])
+
+
+def test_training_is_deterministic() -> None:
+    first, second = (train_tokenizer(iter(TEXTS), 320).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+    assert first != train_tokenizer(TEXTS[:1], 320).backend_tokenizer.to_str()
+
+
+def test_decoding_gives_the_text_back(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, 300)
+    tokenizer.save_pretrained(tmp_path)
+    generator = random.Random(0)
+    alphabet = "ab \n\t.,'\"\x00äß中🙂 ! ?n't"
+    for read in (tokenizer, AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)):
+        for _ in range(50):
+            text = "".join(generator.choices(alphabet, k=generator.randrange(40)))
+            assert read.decode(read.encode(text)) == text
+        assert read.encode("The sum") == tokenizer.encode("The sum")
+        assert (read.eos_token, read.eos_token_id) == ("<|endoftext|>", 0)
+
+
+def test_bare_tokenizer_file_is_loaded(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, 300)
+    tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    read = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (read.eos_token_id, read.encode("The sum of")) == (0, tokenizer.encode("The sum of"))
+
+
+def test_other_end_of_text_token() -> None:
+    assert train_tokenizer(TEXTS, 300, eos="</s>").eos_token == "</s>"
+
+
+def test_small_vocabulary_is_an_error() -> None:
+    with pytest.raises(GrowthError, match=r"a vocabulary of 256\n(.*\n)*.*choose vocab_size >= 257"):
+        train_tokenizer(TEXTS, 256)
+
+
+def test_missing_tokenizers_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(GrowthError, match=r"no such tokenizer\n  where: .*missing\n  what to do: give a folder"):
+        load_tokenizer(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GrowthError, match=r"no tokenizer '.*empty'\n(.*\n)*  what to do: give a folder"):
+        load_tokenizer(tmp_path / "empty")
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(GrowthError, match=r"a file that is no tokenizer\n"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_no_network_is_an_error_and_no_code_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def unreachable(name: str, **options: Any) -> None:
+        asked.append((name, options))
+        raise OSError("We couldn't connect to the hub\nCheck your connection")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
+    with pytest.raises(GrowthError) as error:
+        load_tokenizer("microsoft/phi-2")
+    assert "no tokenizer 'microsoft/phi-2'" in str(error.value)
+    assert "why: We couldn't connect to the hub\n" in str(error.value)
+    assert "one is trained on the text" in str(error.value)
+    assert asked == [("microsoft/phi-2", {"trust_remote_code": False})]
+
+
+def test_tokenizer_without_end_of_text_is_an_error(tmp_path: Path) -> None:
+    train_tokenizer(TEXTS, 300, eos="<end>").save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    del facts["eos_token"]
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(GrowthError, match=r"a tokenizer without an end-of-text token\n(.*\n)*.*set eos_token"):
+        load_tokenizer(tmp_path)
