@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from phigrow.corpus.blocks import BlockArray, Blocks, load_blocks
-    from phigrow.corpus.build import DataInfo, SplitInfo, prepare
+    from phigrow.corpus.build import prepare
     from phigrow.corpus.embedded import Document, embedded_documents
+    from phigrow.corpus.facts import DataInfo, SplitInfo
     from phigrow.corpus.sources import load_documents
     from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
 
@@ -36,9 +37,9 @@ __all__ = [
 _HOME = {
     "BlockArray": "blocks",
     "Blocks": "blocks",
-    "DataInfo": "build",
+    "DataInfo": "facts",
     "Document": "embedded",
-    "SplitInfo": "build",
+    "SplitInfo": "facts",
     "embedded_documents": "embedded",
     "load_blocks": "blocks",
     "load_documents": "sources",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.errors import GrowthError
-
-FORMAT = 1
-"""The version of the folder's layout, in ``data.json``."""
-
-FACTS = "data.json"
+from phigrow.corpus.facts import read_facts
 
 
 class BlockArray:
@@ -106,25 +100,3 @@ def load_blocks(folder: str | Path) -> Blocks:
         tokenizer_dir=root / "tokenizer",
         info=info,
     )
-
-
-def read_facts(root: Path) -> dict[str, Any]:
-    """Read ``data.json`` of a complete folder of blocks, or raise the `GrowthError` that says how to make one."""
-    needed = [root / name for name in (FACTS, "train/state.json", "heldout/state.json", "tokenizer")]
-    missing = [str(path.relative_to(root)) for path in needed if not path.exists()]
-    if missing:
-        raise GrowthError(
-            "no packed blocks" if root.is_dir() else "no such folder of packed blocks",
-            where=str(root.absolute()),
-            why=f"it lacks {', '.join(missing)}" if root.is_dir() else None,
-            fix=f"make one: phigrow data --out {root}",
-        )
-    info: dict[str, Any] = json.loads((root / FACTS).read_text(encoding="utf-8"))
-    if info.get("format_version") != FORMAT:
-        raise GrowthError(
-            f"packed blocks of format version {info.get('format_version')!r}",
-            where=str(root / FACTS),
-            why=f"this phigrow reads version {FORMAT}",
-            fix=f"make them again: phigrow data --out {root} --overwrite",
-        )
-    return info

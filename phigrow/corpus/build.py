@@ -10,12 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.corpus.blocks import FACTS, FORMAT, BlockArray
+from phigrow.corpus.blocks import BlockArray
+from phigrow.corpus.facts import FACTS, FORMAT, DataInfo, SplitInfo
 from phigrow.corpus.packing import Stream, pack, select, source_names, tokenise
 from phigrow.corpus.sources import EMBEDDED, load_documents
 from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
@@ -26,42 +27,6 @@ if TYPE_CHECKING:
 
 TRAINING_CHARACTERS = 200_000_000
 """Text a tokenizer is trained on at most. The documents come in random order: it is a fair sample of them."""
-
-
-@dataclass(frozen=True)
-class SplitInfo:
-    """Train or held-out: what went in (``tokens_seen``, end-of-text included), what stayed and what was dropped.
-
-    ``tokens`` is ``blocks * seq_len + 1``: every token but the first is predicted once.
-    """
-
-    documents: int
-    blocks: int
-    tokens: int
-    tokens_seen: int
-    dropped_tokens: int
-    sources: dict[str, dict[str, int]]
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """The facts of a folder of packed blocks; ``data.json`` holds the same, without ``folder``."""
-
-    folder: Path
-    format_version: int
-    seq_len: int
-    vocab_size: int
-    eos_token_id: int
-    dtype: str
-    train: SplitInfo
-    heldout: SplitInfo
-    sources: dict[str, dict[str, int]]
-    skipped: dict[str, int]
-    packing_efficiency: float
-    dropped_tokens: int
-    fingerprint: str
-    versions: dict[str, str]
-    arguments: dict[str, Any]
 
 
 def prepare(

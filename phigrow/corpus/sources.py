@@ -24,7 +24,8 @@ SUFFIXES = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *PARQUET_SUFFIXES)
 SEPARATOR = "<|endoftext|>"
 """What separates documents inside one text file, as published text corpora do."""
 
-_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+"""What can be the name of a repository on the hub; anything else is a path, and needs no network to be missing."""
 
 
 def load_documents(
@@ -79,7 +80,7 @@ def local_files(ref: str | Path) -> list[Path] | None:
         found = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
     elif any(character in str(ref) for character in "*?["):
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    elif _HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
+    elif HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
         return None
     else:
         raise GrowthError("no such file or folder", where=str(path.absolute()), fix=f"check the path; {_KINDS}")

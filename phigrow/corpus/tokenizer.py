@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phigrow.corpus.sources import HUB_NAME
 from phigrow.errors import GrowthError
+from phigrow.hub import ALIASES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -17,8 +18,6 @@ END_OF_TEXT = "<|endoftext|>"
 
 SMALLEST = 257
 """The 256 bytes and the end-of-text token."""
-
-_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: str = END_OF_TEXT) -> PreTrainedTokenizerFast:
@@ -68,7 +67,7 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer that has an end-of-text token, without ever running code from its repository.
 
     Args:
-        ref: a folder, a ``tokenizer.json`` file, or a name on the hub.
+        ref: a folder, a ``tokenizer.json`` file, or a name on the hub (``phi-2`` means ``microsoft/phi-2``).
 
     Raises:
         GrowthError: nothing there, no network, no end-of-text token, or a tokenizer without a Rust implementation.
@@ -79,7 +78,7 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = Path(ref).expanduser()
-    if not path.exists() and not _HUB_NAME.fullmatch(str(ref)):
+    if not path.exists() and (str(ref).endswith(".json") or not HUB_NAME.fullmatch(str(ref))):
         raise GrowthError("no such tokenizer", where=str(path.absolute()), fix=_FIX)
     if path.is_file():
         try:
@@ -91,7 +90,7 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
             tokenizer.eos_token = END_OF_TEXT  # a bare tokenizer.json does not say which token it is
     else:
-        source = str(path) if path.is_dir() else str(ref)
+        source = str(path) if path.is_dir() else ALIASES.get(str(ref), str(ref))
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:  # a folder without one; the hub has none, or cannot be reached

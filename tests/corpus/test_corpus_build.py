@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from phigrow.corpus import Blocks, DataInfo, build, load_blocks, prepare, train_tokenizer
 from phigrow.errors import GrowthError
@@ -246,13 +247,15 @@ def test_facts_on_disk_are_those_returned(tmp_path: Path, byte_tokenizer: Path) 
 
 
 def test_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(["text"], 257)
-    tokenizer.add_tokens([f"<{n}>" for n in range(70_000)])
-    tokenizer.save_pretrained(tmp_path / "large")
-    info, data = make(tmp_path, [f"<69999><{n}> and some words" for n in range(9)], tokenizer=tmp_path / "large")
-    assert (info.dtype, info.vocab_size) == ("uint32", 70_257)
+    vocabulary = {"<|endoftext|>": 0, "and": 1, **{f"w{n}": n for n in range(2, 70_000)}}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token="and"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|endoftext|>").save_pretrained(tmp_path / "large")
+    texts = [f"w69999 and w{n} and w3 and w4 and w5 and w6" for n in range(7, 16)]
+    info, data = make(tmp_path, texts, tokenizer=tmp_path / "large")
+    assert (info.dtype, info.vocab_size) == ("uint32", 70_000)
     assert data.train.parts[0].dtype == np.uint32
-    assert int(data.train.batch(range(len(data.train))).max()) == 70_256
+    assert int(data.train.batch(range(len(data.train))).max()) == 69_999
 
 
 def test_failure_leaves_nothing(tmp_path: Path, byte_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:

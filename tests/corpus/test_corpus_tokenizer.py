@@ -64,6 +64,8 @@ def test_small_vocabulary_is_an_error() -> None:
 def test_missing_tokenizers_are_errors(tmp_path: Path) -> None:
     with pytest.raises(GrowthError, match=r"no such tokenizer\n  where: .*missing\n  what to do: give a folder"):
         load_tokenizer(tmp_path / "missing")
+    with pytest.raises(GrowthError, match="no such tokenizer"):
+        load_tokenizer("missing.json")
     (tmp_path / "empty").mkdir()
     with pytest.raises(GrowthError, match=r"no tokenizer '.*empty'\n(.*\n)*  what to do: give a folder"):
         load_tokenizer(tmp_path / "empty")
@@ -81,8 +83,8 @@ def test_no_network_is_an_error_and_no_code_is_trusted(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
     with pytest.raises(GrowthError) as error:
-        load_tokenizer("microsoft/phi-2")
-    assert "no tokenizer 'microsoft/phi-2'" in str(error.value)
+        load_tokenizer("phi-2")
+    assert "no tokenizer 'phi-2'" in str(error.value)
     assert "why: We couldn't connect to the hub\n" in str(error.value)
     assert "one is trained on the text" in str(error.value)
     assert asked == [("microsoft/phi-2", {"trust_remote_code": False})]

@@ -1,0 +1,73 @@
+"""The facts of a folder of packed blocks, ``data.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+
+FORMAT = 1
+"""The version of the folder's layout, in ``data.json``."""
+
+FACTS = "data.json"
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Train or held-out: what went in (``tokens_seen``, end-of-text included), what stayed and what was dropped.
+
+    ``tokens`` is ``blocks * seq_len + 1``: every token but the first is predicted once.
+    """
+
+    documents: int
+    blocks: int
+    tokens: int
+    tokens_seen: int
+    dropped_tokens: int
+    sources: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """The facts of a folder of packed blocks; ``data.json`` holds the same, without ``folder``."""
+
+    folder: Path
+    format_version: int
+    seq_len: int
+    vocab_size: int
+    eos_token_id: int
+    dtype: str
+    train: SplitInfo
+    heldout: SplitInfo
+    sources: dict[str, dict[str, int]]
+    skipped: dict[str, int]
+    packing_efficiency: float
+    dropped_tokens: int
+    fingerprint: str
+    versions: dict[str, str]
+    arguments: dict[str, Any]
+
+
+def read_facts(root: Path) -> dict[str, Any]:
+    """Read ``data.json`` of a complete folder of blocks, or raise the `GrowthError` that says how to make one."""
+    needed = [root / name for name in (FACTS, "train/state.json", "heldout/state.json", "tokenizer")]
+    missing = [str(path.relative_to(root)) for path in needed if not path.exists()]
+    if missing:
+        raise GrowthError(
+            "no packed blocks" if root.is_dir() else "no such folder of packed blocks",
+            where=str(root.absolute()),
+            why=f"it lacks {', '.join(missing)}" if root.is_dir() else None,
+            fix=f"make one: phigrow data --out {root}",
+        )
+    info: dict[str, Any] = json.loads((root / FACTS).read_text(encoding="utf-8"))
+    if info.get("format_version") != FORMAT:
+        raise GrowthError(
+            f"packed blocks of format version {info.get('format_version')!r}",
+            where=str(root / FACTS),
+            why=f"this phigrow reads version {FORMAT}",
+            fix=f"make them again: phigrow data --out {root} --overwrite",
+        )
+    return info
