@@ -12,6 +12,7 @@ Where a leg does not come from the source it is either zero or *random*: filled 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -133,18 +134,19 @@ class AxisMap:
             GrowthError: a malformed map (sizes that do not add up, a source out of range, an unknown word).
         """
         try:
-            sources, write, read, write_random, read_random = [], [], [], [], []
-            for length, source, out_gain, in_gain in data["runs"]:
+            sources: list[Ints] = []
+            legs: tuple[list[Any], list[Any]] = ([], [])
+            for length, source, *gains in data["runs"]:
                 code = {"mean": MEAN, "fresh": FRESH}.get(source, source)
                 sources.append(np.full(length, code) if code < 0 else np.arange(code, code + length))
-                for gain, gains, flags in ((out_gain, write, write_random), (in_gain, read, read_random)):
-                    flags.append(np.full(length, gain == "random"))
-                    gains.append(np.full(length, 0.0 if gain == "random" else float(gain)))
-            joined = [np.concatenate(part) for part in (sources, write, read, write_random, read_random)]
-            source, src_size = joined[0].astype(np.int64), int(data["src_size"])
+                for leg, gain in zip(legs, gains, strict=True):
+                    leg += [gain] * length
+            source, src_size = np.concatenate(sources).astype(np.int64), int(data["src_size"])
             if len(source) != data["dst_size"] or source.max() >= src_size or source.min() < FRESH:
                 raise ValueError(f"runs of {len(source)} coordinates up to source {source.max()}")
-            return cls(src_size, source, *joined[1:], fresh_bias=float(data["fresh_bias"]))
+            random = [np.array([gain == "random" for gain in leg]) for leg in legs]
+            write, read = (np.array([0.0 if gain == "random" else float(gain) for gain in leg]) for leg in legs)
+            return cls(src_size, source, write, read, random[0], random[1], fresh_bias=float(data["fresh_bias"]))
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(
                 "a malformed axis map in a plan",
@@ -160,9 +162,7 @@ def _runs(source: Ints, *also_constant: np.ndarray) -> list[Run]:
     for array in also_constant:
         joined &= (array[:, 1:] == array[:, :-1]).all(axis=0)
     edges = [0, *(np.flatnonzero(~joined) + 1).tolist(), len(source)]
-    return [
-        Run(start, stop, int(source[start])) for start, stop in zip(edges[:-1], edges[1:], strict=True) if stop > start
-    ]
+    return [Run(start, stop, int(source[start])) for start, stop in itertools.pairwise(edges) if stop > start]
 
 
 def axis_map(

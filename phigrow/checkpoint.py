@@ -7,6 +7,7 @@ The format is that of the safetensors library (an 8-byte length, a JSON header, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -59,7 +60,7 @@ class StoredTensor:
 
         out = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype_name]
-        view = memoryview(out.view(torch.uint8).numpy().reshape(-1)) if out.numel() else memoryview(b"")
+        view = _bytes_of(out)
         position = self.offset + start * row_bytes
         done = 0
         while done < len(view):
@@ -138,7 +139,7 @@ class CheckpointReader:
             self.tensors[name] = tensor
             spans.append((*entry["data_offsets"], name))
         spans.sort()
-        for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
+        for (_, end, first), (begin, _, second) in itertools.pairwise(spans):
             if begin < end:
                 raise GrowthError("tensors that overlap", where=f"{first} and {second} in {path}")
 
@@ -184,7 +185,7 @@ def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
     try:
         header = json.loads(os.pread(descriptor, length, 8))
         header.pop("__metadata__", None)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise GrowthError("a safetensors header that cannot be read", where=str(path), why=str(error)) from error
     return 8 + length, header
 
@@ -258,11 +259,8 @@ class CheckpointWriter:
 
     def write(self, name: str, first_row: int, values: torch.Tensor) -> None:
         """Write consecutive rows of a tensor, in the checkpoint's dtype; thread-safe for rows that do not overlap."""
-        import torch
-
         descriptor, begin, row_bytes = self._places[name]
-        data = values.contiguous().view(torch.uint8).numpy().reshape(-1)
-        _write_at(descriptor, memoryview(data), begin + first_row * row_bytes)
+        _write_at(descriptor, _bytes_of(values.contiguous()), begin + first_row * row_bytes)
 
     def close(self, *, sync: bool = True) -> None:
         """Close all shards, after their values have reached the disk unless ``sync`` is off."""
@@ -271,6 +269,13 @@ class CheckpointWriter:
                 os.fsync(descriptor)
             os.close(descriptor)
         self._descriptors.clear()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor; numpy has no bfloat16, so it is taken as bytes."""
+    import torch
+
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
 
 
 def _split(sizes: Iterable[tuple[str, int]], most: int) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -11,8 +12,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.checkpoint import DTYPES, CheckpointReader, CheckpointWriter
-from phigrow.config import Config, load_config, shipped_name
+from phigrow.checkpoint import DTYPES, ITEM_BYTES, CheckpointReader, CheckpointWriter
+from phigrow.config import Config, load_config
 from phigrow.errors import GrowthError
 from phigrow.hub import TOKENIZER_FILES, display_name, locate
 from phigrow.lift import InMemory, Lift, span_rows
@@ -21,7 +22,6 @@ from phigrow.provenance import command_line, model_card, provenance
 from phigrow.resolve import plan as make_plan
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -156,6 +156,21 @@ def expand_model(
     new.load_state_dict(grown, strict=not tied, assign=True)
     new.tie_weights()
     return new.eval()
+
+
+def preview(
+    src: str | Path, dst_config: str | Path | Config, *, dtype: str | None = None, **shape: Any
+) -> tuple[Plan, int, str]:
+    """Everything that `expand` checks, without writing: the plan, the bytes of weights, and their dtype.
+
+    Raises:
+        GrowthError: whatever `expand` would refuse.
+    """
+    plan = make_plan(src, dst_config, **shape)
+    with CheckpointReader(locate(src, shape.get("revision"))) as reader:
+        check_source(plan, reader)
+        dtype = resolve_dtype(dtype, reader)
+    return plan, sum(math.prod(g.shape) for g in plan.tensors()) * ITEM_BYTES[dtype], dtype
 
 
 def default_out(src: str | Path, dst_config: str | Path | Config, method: str) -> Path:

@@ -64,7 +64,7 @@ def display_name(name: str | Path) -> str:
 
 def _download(name: str | Path, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository = ALIASES.get(str(name), str(name))
     local = "download the repository elsewhere and give its folder as --src"

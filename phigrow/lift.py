@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from phigrow.axes import FRESH, MEAN, AxisMap, Run
+from phigrow.axes import FRESH, MEAN, Run
 from phigrow.plan import Plan, TensorGrowth
 
 if TYPE_CHECKING:
@@ -218,7 +218,6 @@ class Lift:
     def _fill_random(self, out: torch.Tensor, start: int, stop: int) -> None:
         import torch
 
-        row_map, column_map = self.growth.maps
         (row_gain, row_random), (column_gain, column_random) = self._leg(0), self._leg(1)
         # A zero leg wins over a random one: new heads must not be read whatever their rows hold.
         row_open, column_open = row_random | (row_gain != 0), column_random | (column_gain != 0)

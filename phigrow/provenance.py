@@ -106,8 +106,8 @@ tags:
 
 # {base_model.split("/")[-1]} grown by {plan.method}
 
-{src.parameters / 1e6:,.1f}M parameters grown to {dst.parameters / 1e6:,.1f}M by phigrow, width method `{plan.method}`, depth method
-`{plan.depth}`, seed {plan.seed}, stored as {dtype}. {claim}
+{src.parameters / 1e6:,.1f}M parameters grown to {dst.parameters / 1e6:,.1f}M by phigrow: width method
+`{plan.method}`, depth method `{plan.depth}`, seed {plan.seed}, stored as {dtype}. {claim}
 
 It is an initialisation, to be trained further. `phigrow.json` holds the resolved plan (hash `{plan.hash[:16]}`), the
 hashes of the source and the command that repeats the expansion; `phigrow verify` measures the claim.

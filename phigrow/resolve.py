@@ -98,13 +98,11 @@ def plan(
         noise=float(noise),
         src_config=old,
         dst_config=new,
-        approximations=tuple(
-            [
-                *claims,
-                *_depth_approximations(growth, depth, identity_layers),
-                *(f"the configurations compute different functions: {change}" for change in changes),
-                *_leg_approximations(growth, axes, claims),
-            ]
+        approximations=(
+            *claims,
+            *_depth_approximations(growth, depth, identity_layers),
+            *(f"the configurations compute different functions: {change}" for change in changes),
+            *_leg_approximations(growth, axes, claims),
         ),
         notes=tuple(_notes(growth)),
     )

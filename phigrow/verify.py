@@ -33,7 +33,7 @@ Exercise: explain why the mean of two equal numbers is that number, and what hap
 takes about eight minutes from the sun to the earth. If supply falls while demand stays the same, the price rises.
 """
 
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.015}
 """Largest |dlogit| of an exact plan, for each dtype in which the grown weights are stored, at logits up to 10; it grows
 in proportion beyond. float64 and float32 are rounding of arithmetic; the other two are rounding of the stored weights,
 measured over many shapes by tests/test_lossless.py."""
@@ -187,7 +187,7 @@ def _probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed:
 
 
 def _logits(folder: Path, ids: torch.Tensor, dtype: str) -> tuple[torch.Tensor, str]:
-    """Logits [rows, length, vocab] of a checkpoint in the given arithmetic, and its stored dtype; the model is freed."""
+    """Logits [rows, length, vocab] of a checkpoint in the given arithmetic, and its stored dtype; frees the model."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,0 +1,129 @@
+"""The layers of the package, held by a walk over its imports."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import phigrow
+
+ROOT = Path(phigrow.__file__).parent
+
+ANYONE = {"errors", "config", "flops"}
+GROWTH = {"axes", "family", "families", "method", "methods", "plan", "lift", "resolve", "expand", "verify", "explain"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "flops": {"config"},
+    "axes": {"errors"},
+    "family": {"errors", "config"},
+    "families": {"errors", "config", "family"},
+    "plan": {"errors", "config", "flops", "axes", "family", "families"},
+    "lift": {"axes", "plan"},
+    "method": {"errors", "config", "axes", "family"},
+    "methods": {"errors", "config", "axes", "family", "method"},
+    "checkpoint": {"errors"},
+    "hub": {"errors", "config"},
+    "resolve": {"errors", "config", "hub", "families", "method", "methods", "plan"},
+    "provenance": {"config", "plan"},
+    "expand": {"errors", "config", "hub", "checkpoint", "lift", "plan", "resolve", "provenance"},
+    "verify": {"errors", "config", "hub", "checkpoint", "families", "plan"},
+    "explain": {"axes", "plan"},
+    "corpus": ANYONE | {"hub"},
+    "training": ANYONE | {"corpus"},
+    "measure": ANYONE,
+    "demo": ANYONE | {"corpus", "training", "measure", "expand", "verify"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """First names below phigrow that a file imports, anywhere in it; `import phigrow` itself counts as 'phigrow'."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""] if node.module != "phigrow" else [f"phigrow.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {(name.split(".") + ["phigrow"])[1] for name in names if name.split(".")[0] == "phigrow"}
+    return found
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_every_import_goes_down():
+    files = [path for path in ROOT.rglob("*.py") if unit_of(path) not in ("__init__", "cli")]
+    assert len(files) > 20
+    for path in files:
+        unit = unit_of(path)
+        beyond = imports_of(path) - MAY_IMPORT[unit] - {unit}
+        assert not beyond, f"{path.relative_to(ROOT)} imports {sorted(beyond)}"
+
+
+def test_the_rules_themselves_have_no_cycle_and_keep_the_arms_apart():
+    closure = {unit: set(direct) for unit, direct in MAY_IMPORT.items()}
+    for _ in closure:
+        for reached in closure.values():
+            reached |= set().union(*(closure[unit] for unit in reached)) if reached else set()
+    assert not any(unit in reached for unit, reached in closure.items())
+    assert not closure["training"] & GROWTH  # the from-scratch arm cannot be contaminated
+    assert not closure["checkpoint"] & GROWTH
+    assert not closure["hub"] & GROWTH
+    assert not closure["measure"] & (GROWTH | {"training"})
+
+
+def test_methods_and_families_never_import_each_other():
+    for package in ("methods", "families"):
+        modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+        for path in (ROOT / package).glob("*.py"):
+            if path.stem == "__init__":
+                continue
+            names = {
+                node.module
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ImportFrom) and node.module
+            }
+            assert not names & ({f"phigrow.{package}.{m}" for m in modules} | {f"phigrow.{package}"}), path
+
+
+def test_an_upward_import_is_noticed(tmp_path):
+    # Negative control of the walk.
+    file = tmp_path / "axes.py"
+    file.write_text(
+        "def f():\n    from phigrow.lift import lift\n    import phigrow.training.loop\n    import phigrow\n"
+    )
+    assert imports_of(file) == {"lift", "training", "phigrow"}
+
+
+@pytest.mark.parametrize("module", ["phigrow", "phigrow.cli", "phigrow.training", "phigrow.corpus", "phigrow.measure"])
+def test_importing_is_light(module):
+    heavy = ("torch", "transformers", "deepspeed", "datasets", "matplotlib", "pandas", "scipy", "accelerate")
+    script = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
+
+
+def test_planning_needs_no_torch():
+    script = "import sys, phigrow; p = phigrow.plan('phi-1_5', 'phi2.json', 'lossless'); print(p.exact, 'torch' in sys.modules)"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "True False"
+
+
+def test_public_names_are_frozen():
+    assert sorted(phigrow.__all__) == ["Certificate", "GrowthError", "Plan", "expand", "expand_model", "plan", "verify"]
+    assert all(getattr(phigrow, name).__doc__ for name in phigrow.__all__)
+
+
+def test_files_stay_small_and_named_for_what_they_hold():
+    for path in ROOT.rglob("*.py"):
+        assert path.read_text(encoding="utf-8").count("\n") <= 400, path
+        assert path.stem not in ("utils", "common", "helpers", "misc"), path
