@@ -1,4 +1,4 @@
-"""Tiny Phi models with the real geometry: rotary part fixed, biases and LayerNorm random, hidden == heads * head_dim."""
+"""Tiny Phi models of the real geometry: rotary part fixed, biases and LayerNorm random, hidden == heads * head_dim."""
 
 from __future__ import annotations
 

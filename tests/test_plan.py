@@ -89,7 +89,10 @@ REFUSALS = [
         r"the destination is smaller: hidden 32 -> 16\n  where: axis hidden, met first in model.embed_tokens.weight\n"
         r"  why: growth never drops coordinates\n  what to do: choose a destination configuration with at least 32",
     ),
-    (phi_config(32, 4), phi_config(32, 2), {}, r"smaller: kv 4 -> 2\n  where: axis kv, met first in model.layers.*q_proj"),
+    (
+        phi_config(32, 4), phi_config(32, 2), {},
+        r"smaller: kv 4 -> 2\n  where: axis kv, met first in model.layers.*q_proj",
+    ),
     (phi_config(layers=4), phi_config(layers=2), {}, r"fewer layers: 4 -> 2\n  where: num_hidden_layers"),
     (
         phi_config(32, 4, rotary=4), phi_config(64, 4, rotary=8), {"method": "lossless"},
@@ -98,7 +101,10 @@ REFUSALS = [
         r"  what to do: set partial_rotary_factor to 4 / head_dim = 0.25 ",
     ),
     (phi_config(32, 4, rotary=3), phi_config(64, 4, rotary=3), {}, r"an odd rotary part, 3 -> 3"),
-    (phi_config(), phi_config(hidden=30), {}, r"heads do not divide: hidden_size 30 is no multiple of num_attention_heads 4"),
+    (
+        phi_config(), phi_config(hidden=30), {},
+        r"heads do not divide: hidden_size 30 is no multiple of num_attention_heads 4",
+    ),
     (
         phi_config(), phi_config(48, 6, layer_norm_eps=1e-6), {"method": "lossless"},
         r"compute different functions\n.*\n  why: layer_norm_eps: 1e-05 -> 1e-06",
@@ -107,19 +113,28 @@ REFUSALS = [
         phi_config(tie_word_embeddings=True), phi_config(48, 6, tie_word_embeddings=True), {"method": "lossless"},
         r"lossless cannot grow tied embeddings",
     ),
-    (phi_config(), phi_config(48, 6, tie_word_embeddings=True), {}, r"differ in tie_word_embeddings\n  where: lm_head.weight"),
+    (
+        phi_config(), phi_config(48, 6, tie_word_embeddings=True), {},
+        r"differ in tie_word_embeddings\n  where: lm_head.weight",
+    ),
     (
         phi_config(qk_layernorm=True), phi_config(64, 4, qk_layernorm=True), {"method": "lossless"},
         r"lossless cannot grow heads with qk_layernorm",
     ),
-    (phi_config(), phi_config(48, 6), {"method": "wr", "noise": 0.1}, r"noise 0.1 with method wr\n  why: .*only tile makes copies"),
+    (
+        phi_config(), phi_config(48, 6), {"method": "wr", "noise": 0.1},
+        r"noise 0.1 with method wr\n  why: .*only tile makes copies",
+    ),
     (phi_config(), phi_config(48, 6), {"noise": -1.0}, r"noise -1 with method tile\n  why: it is negative"),
     (phi_config(), phi_config(48, 6), {"method": "copy"}, r"unknown method 'copy'"),
     (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"unknown depth method 'deep'\n.*interpose, stack, identity"),
     (phi_config(), phi_config(48, 6), {"rounding": "up"}, r"unknown rounding 'up'"),
     (phi_config(), phi_config(48, 6), {"method": "lossless", "scale": "rms"}, r"method lossless has no option 'scale'"),
     ({"model_type": "llama"}, phi_config(), {}, r"not a Phi: model_type is 'llama'\n  where: the source configuration"),
-    (phi_config(), "phi3.json", {}, r"no configuration 'phi3.json'\n(.*\n)*  what to do: give a path, or one of phi-1-small"),
+    (
+        phi_config(), "phi3.json", {},
+        r"no configuration 'phi3.json'\n(.*\n)*  what to do: give a path, or one of phi-1-small",
+    ),
 ]  # fmt: skip
 
 
