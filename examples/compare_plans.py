@@ -1,0 +1,13 @@
+"""Print what every width method would do to phi-1.5 on the way to phi-2, from the configurations alone.
+
+Run: python examples/compare_plans.py
+"""
+
+import phigrow
+from phigrow.explain import axis_rows, claim
+
+for method in ("wr", "tile", "lossless"):
+    plan = phigrow.plan("phi-1_5", "phi2.json", method)
+    print(f"{method}: {claim(plan)}")
+    for axis, sizes, filling, write, read in axis_rows(plan):
+        print(f"  {axis:8} {sizes:16} {filling:52} write {write:6} read {read}")
