@@ -1,0 +1,131 @@
+"""The DeepSpeed engine of a run: its configuration as plain data, and its creation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.training.configuration import RunConfig
+from phigrow.training.order import micro_batch_rows
+
+
+def micro_batch(config: RunConfig, world_size: int, seq_len: int) -> int:
+    """Return the sequences a rank holds at once.
+
+    Raises:
+        GrowthError: ranks and micro-batch do not divide the batch.
+    """
+    share, rest = divmod(config.batch, world_size)
+    if rest:
+        raise GrowthError(
+            f"a batch of {config.batch} sequences cannot be shared by {world_size} ranks",
+            where="batch",
+            fix=f"choose a multiple of {world_size}",
+        )
+    micro = config.micro_batch or micro_batch_rows(share, seq_len)
+    if share % micro:
+        raise GrowthError(
+            f"a rank's {share} sequences cannot be cut into pieces of {micro}",
+            where="micro_batch",
+            fix=f"choose a divisor of {share}",
+        )
+    return micro
+
+
+def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: the run's keys laid over its JSON file.
+
+    Gradients are accumulated and reduced in fp32 where DeepSpeed can, which is ZeRO 1 to 3; at stage 0 with bf16
+    weights they are bf16.
+
+    Raises:
+        GrowthError: the file says otherwise than the run, or has an optimizer or a scheduler.
+    """
+    out = dict(config.deepspeed_file())
+    for key in ("optimizer", "scheduler"):
+        if key in out:
+            raise GrowthError(
+                f"the DeepSpeed file has a section {key!r}",
+                where=str(config.deepspeed),
+                fix="set lr, schedule, betas and weight_decay in the recipe, where every arm shares them",
+            )
+    stage = config.stage
+    if stage == 0 and config.dtype == "fp16":
+        raise GrowthError("fp16 without ZeRO", where="zero", why="gradient norms would be scaled", fix="zero 1, 2 or 3")
+    ours: dict[str, Any] = {
+        "train_batch_size": config.batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": config.batch // (micro * world_size),
+        "gradient_clipping": config.grad_clip,
+    }
+    for key, value in ours.items():
+        _agree(config, key, out.get(key, "auto"), value)
+    for key, dtype in (("bf16", "bf16"), ("fp16", "fp16")):
+        section = dict(out.get(key, {}))
+        _agree(config, f"{key}.enabled", section.get("enabled", "auto"), config.dtype == dtype)
+        if key in out or config.dtype == dtype:
+            out[key] = section | {"enabled": config.dtype == dtype}
+    out["zero_optimization"] = {**out.get("zero_optimization", {}), "stage": stage}
+    if config.dtype == "bf16" and stage > 0:
+        out.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+    out.setdefault("zero_allow_untested_optimizer", True)
+    out.setdefault("steps_per_print", None)
+    return out | ours
+
+
+def _agree(config: RunConfig, key: str, theirs: Any, value: Any) -> None:
+    if theirs not in ("auto", value):
+        raise GrowthError(
+            f"{key} is {theirs} in the DeepSpeed file, but the run's is {value}",
+            where=str(config.deepspeed),
+            fix='write "auto" there: the recipe decides',
+        )
+
+
+def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> Any:
+    """Give a model to DeepSpeed with AdamW and the schedule of the run."""
+    import deepspeed
+    import torch
+
+    from phigrow.training.model import parameter_groups
+    from phigrow.training.process import quiet
+    from phigrow.training.schedule import learning_rate_schedule
+
+    # DeepSpeed takes one step with zero gradients at some stages, to allocate the moments. At lr 0 that step cannot
+    # decay the weights; the schedule, made afterwards, sets the real lr.
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay),
+        lr=0.0,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True if _can_fuse() else None,
+    )
+    with quiet():
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=engine_dict,
+            lr_scheduler=lambda base: learning_rate_schedule(base, config),
+        )
+    forget_empty_step(engine)
+    if config.compile:
+        engine.compile()
+    return engine
+
+
+def forget_empty_step(engine: Any) -> None:
+    """Set Adam's step counters back to 0: DeepSpeed's empty step (above) would halve the first bias corrections."""
+    import torch
+
+    for state in engine.basic_optimizer.state.values():
+        step = state.get("step")
+        if isinstance(step, torch.Tensor):
+            step.zero_()
+        elif step is not None:
+            state["step"] = 0
+
+
+def _can_fuse() -> bool:
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator().device_name() in ("cpu", "cuda")

@@ -1,0 +1,59 @@
+"""The command: parse, train, and turn bad input into one message and exit code 2 on every rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from phigrow.errors import GrowthError
+from phigrow.training.options import parse, usage
+from phigrow.training.process import keep_freed_memory, own_rank
+
+DEMO_WORDS = """\
+No arguments: this is the demonstration. It trains a Phi of a few million parameters, from scratch, on the corpus that
+ships with phigrow, for some minutes; it learns the look of text, no more. For a real run give a recipe:
+    deepspeed recipes/pretrain.py recipes/phi-1-small.yaml --data <folder made by 'phigrow data'>
+and to train what 'phigrow expand' made, add --init <its folder>. Every key: --help.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the pretraining recipe on this rank.
+
+    Args:
+        argv: the words after the script's name; None takes them from the command line.
+
+    Returns:
+        0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains on stderr.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
+    try:
+        config = parse(words)
+        if config is None:
+            if own_rank() == 0:
+                print(usage())
+            return 0
+        if own_rank() == 0 and not [word for word in words if not word.startswith("--local")]:
+            print(DEMO_WORDS, flush=True)
+        from phigrow.training.loop import train
+
+        train(config)
+    except GrowthError as error:
+        if own_rank() == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(3)  # the launcher kills every rank as soon as it sees one fail: let rank 0 speak first
+        return 2
+    finally:
+        _leave()
+    return 0
+
+
+def _leave() -> None:
+    """Leave the process group without a warning about what is still open."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and os.environ.get("WORLD_SIZE") and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,117 @@
+"""What a run says about itself: the opening lines, and the ``run`` record."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from phigrow.config import Config
+from phigrow.flops import count
+from phigrow.training.accounts import Source
+from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.process import World
+
+PACKAGES = ("phigrow", "torch", "transformers", "deepspeed", "datasets", "numpy")
+
+
+def run_record(config: RunConfig, source: Source, model_dict: Config, world: World, blocks: Any) -> dict[str, Any]:
+    """Return the content of the ``run`` record, see the design of records."""
+    cost = count(model_dict, blocks.seq_len)
+    tokens, flops, seconds = source.cost.values()
+    return {
+        "arm": source.arm,
+        "seed": config.seed,
+        "config": config.as_dict() | {"zero": config.stage},
+        "model": model_dict,
+        "parameters": cost.parameters,
+        "non_embedding_parameters": cost.non_embedding_parameters,
+        "flops_per_token": cost.training_flops,
+        "seq_len": blocks.seq_len,
+        "growth": source.growth,
+        "source_tokens": tokens,
+        "source_flops": flops,
+        "source_seconds": seconds,
+        "data_fingerprint": blocks.fingerprint,
+        "train_blocks": len(blocks.train),
+        "heldout_blocks": len(blocks.heldout),
+        "world_size": world.size,
+        "device": device_name(world),
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "commit": _commit(),
+    }
+
+
+def opening(
+    config: RunConfig,
+    model_dict: Config,
+    world: World,
+    blocks: Any,
+    micro: int,
+    engine_dict: dict[str, Any],
+    attention: str,
+    out: Path,
+    source: Source,
+) -> str:
+    """Return the lines that say, before the first step, what the run is going to do."""
+    cost = count(model_dict, blocks.seq_len)
+    tokens = config.steps * config.batch * blocks.seq_len
+    start = "from scratch" if config.init == SCRATCH else f"from {config.init}"
+    if source.growth:
+        start += f" (grown by {source.growth.get('method')})"
+    gradients = "bf16" if config.dtype == "bf16" and config.stage == 0 else "fp32"
+    loss = config.loss if config.loss != "auto" else "chunked where logits are many"
+    lines = [
+        f"{model_dict.get('model_type')} of {cost.parameters / 1e6:,.1f}M parameters, {start}, into {out}",
+        f"data: {len(blocks.train):,} blocks of {blocks.seq_len} tokens, {len(blocks.heldout):,} held out",
+        f"plan: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens "
+        f"({tokens / (len(blocks.train) * blocks.seq_len):.2f} epochs), "
+        f"{tokens * cost.training_flops:.2e} FLOPs",
+        f"ranks: {world.size} on {device_name(world)}; micro-batch {micro}, "
+        f"accumulation {engine_dict['gradient_accumulation_steps']}",
+        f"engine: DeepSpeed ZeRO {config.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
+        attention + f"; loss {loss}",
+    ]
+    return "\n".join(lines)
+
+
+def device_name(world: World) -> str:
+    """The name of the device that ranks run on, with the threads each has where it is a CPU."""
+    import torch
+
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name(world.device)
+    return f"{_cpu()} ({torch.get_num_threads()} threads a rank)"
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that phigrow runs from, with ``-dirty`` where it was changed; None elsewhere."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

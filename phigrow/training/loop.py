@@ -1,0 +1,244 @@
+"""The training loop: data order, steps, evaluations, records, checkpoints, export."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.flops import count
+from phigrow.training import checkpoints
+from phigrow.training.accounts import Cost, Source, source_of
+from phigrow.training.checkpoints import Found, Progress
+from phigrow.training.configuration import RunConfig
+from phigrow.training.facts import opening, run_record
+from phigrow.training.order import Indices, heldout_rows, rank_rows, step_rows
+from phigrow.training.process import StopRequest, World, on_rank_zero, start
+from phigrow.training.progress import Reporter
+from phigrow.training.records import RecordWriter
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended. Losses are in nats a token; ``export`` is None where none was written."""
+
+    out: Path
+    step: int
+    finished: bool
+    loss: float | None = None
+    heldout_loss: float | None = None
+    export: Path | None = None
+
+
+def train(config: RunConfig, blocks: Any = None) -> Summary:
+    """Train one model; call it on every rank (a single process is one rank).
+
+    Args:
+        config: the run.
+        blocks: packed blocks, as `phigrow.corpus.load_blocks` returns them; None loads ``config.data``, or prepares
+            the embedded corpus beside the run folder.
+
+    Raises:
+        GrowthError: on every rank: the configuration, the data and the checkpoint do not fit together, or the run
+            folder holds another run.
+    """
+    config.stage  # noqa: B018  # an unreadable DeepSpeed file is reported before anything is loaded
+    source = source_of(config)
+    out = Path(config.out or f"runs/{config.model_name}-{source.arm}-seed{config.seed}")
+    world = start(config.threads)
+    if blocks is None:
+        blocks = _blocks(config, out, world)
+    curve = config.curve() | {"data_fingerprint": blocks.fingerprint}
+    found: Found | None = on_rank_zero(world, lambda: checkpoints.claim(out, curve, resume=config.resume == "auto"))
+    export = None if config.export is None else out / config.export
+    if found is not None and found.progress.step == config.steps and (export is None or export.is_dir()):
+        if world.first:
+            print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)
+        return Summary(out, config.steps, True, export=export)
+    return _Run(config, source, out, world, blocks, found).train()
+
+
+def _blocks(config: RunConfig, out: Path, world: World) -> Any:
+    from phigrow import corpus
+
+    folder = Path(config.data) if config.data else out.parent / f"data-embedded-{config.seq_len}"
+    if config.data is None and not on_rank_zero(world, folder.is_dir):
+        if world.first:
+            print(f"preparing the embedded corpus in {folder}", flush=True)
+        on_rank_zero(world, lambda: bool(corpus.prepare("embedded", folder, seq_len=config.seq_len, progress=False)))
+    return corpus.load_blocks(folder)
+
+
+class _Run:
+    """One run on one rank."""
+
+    def __init__(
+        self, config: RunConfig, source: Source, out: Path, world: World, blocks: Any, found: Found | None
+    ) -> None:
+        from phigrow.training.engine import engine_config, make_engine, micro_batch
+        from phigrow.training.model import build_model, choose_attention, has_dropout, model_config
+
+        self.config, self.source, self.out, self.world, self.blocks = config, source, out, world, blocks
+        if len(blocks.train) == 0:
+            raise GrowthError("no blocks to train on", where=str(config.data), fix="prepare more text")
+        self.model_dict = model_config(
+            config, data_vocab=blocks.vocab_size, seq_len=blocks.seq_len, eos_token_id=blocks.eos_token_id
+        )
+        self.micro = micro_batch(config, world.size, blocks.seq_len)
+        engine_dict = engine_config(config, world.size, self.micro)
+        attention, said = choose_attention(config, world.device)
+        if world.first:
+            text = opening(config, self.model_dict, world, blocks, self.micro, engine_dict, said, out, source)
+            print(text, flush=True)
+        model = build_model(config, self.model_dict, world, attention, engine_dict)
+        self.dropout = has_dropout(self.model_dict)
+        self.engine = make_engine(model, config, engine_dict)
+        self.at = checkpoints.load(self.engine, found, world) if found else Progress()
+        self.flops_per_token = count(self.model_dict, blocks.seq_len).training_flops
+        self.step_tokens = config.batch * blocks.seq_len
+        self.heldout: Indices = heldout_rows(config.eval_blocks, len(blocks.heldout))
+        self.loss: float | None = None
+        self.heldout_loss: float | None = None
+        self.records: RecordWriter | None = None
+        if world.first:
+            self.records = RecordWriter(out, resume_step=self.at.step if found else None)
+            if not found:
+                self.records.write("run", **run_record(config, source, self.model_dict, world, blocks))
+
+    def train(self) -> Summary:
+        config, reporter = self.config, self._reporter()
+        saved_at = self.at.step if self.at.step else None
+        if self.at.step:
+            reporter.say(f"resuming at step {self.at.step}")
+        else:
+            self._evaluate(reporter)
+        stopped = False
+        with StopRequest() as stop:
+            while self.at.step < config.steps and not stopped:
+                stopped = self._step(reporter, stop)
+                step = self.at.step
+                last = step == config.steps
+                if last or (config.eval_every and step % config.eval_every == 0):
+                    self._evaluate(reporter)
+                if config.save_every and (last or stopped or step % config.save_every == 0):
+                    checkpoints.save(self.engine, self.out, self.at, self.world, keep=config.keep)
+                    saved_at = step
+        if stopped and self.at.step < config.steps:
+            reporter.close()
+            if self.records:
+                self.records.close()
+            if self.world.first:
+                kept = f"the checkpoint of step {saved_at}" if saved_at else "nothing, because save_every is 0"
+                print(f"stopped at step {self.at.step}, as asked; the same command resumes from {kept}", flush=True)
+            return Summary(self.out, self.at.step, False, self.loss, self.heldout_loss)
+        if self.heldout_loss is None:  # resumed from the last step, to write the export
+            self.heldout_loss = self._heldout_loss()
+        folder = self._export(reporter)
+        reporter.close()
+        if self.records:
+            self.records.close()
+        return Summary(self.out, self.at.step, True, self.loss, self.heldout_loss, folder)
+
+    def _reporter(self) -> Reporter:
+        config = self.config
+        return Reporter(speaks=self.world.first, steps=config.steps, done=self.at.step, every=config.log_every)
+
+    def _step(self, reporter: Reporter, stop: StopRequest) -> bool:
+        """One optimizer step; returns whether any rank was asked to stop."""
+        import torch
+        import torch.distributed as dist
+
+        began = time.perf_counter()
+        config, world, engine, step = self.config, self.world, self.engine, self.at.step
+        if self.dropout:  # a function of the step, so that a resumed run draws what an uninterrupted one does
+            torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + world.rank)
+        rows = step_rows(config.seed, step, config.batch, len(self.blocks.train))
+        lr = float(engine.get_lr()[0])
+        parts = rank_rows(rows, world.rank, world.size, self.micro)
+        total = torch.zeros(2, dtype=torch.float32, device=world.device)
+        norm: float | None = None
+        for index, part in enumerate(parts):
+            loss = engine(torch.from_numpy(self.blocks.train.batch(part)).to(world.device))
+            total[0] += loss.detach().float() / (len(parts) * world.size)
+            engine.backward(loss)
+            if index == len(parts) - 1 and engine.optimizer is engine.basic_optimizer:
+                norm = self._plain_norm()  # fp32 without ZeRO, where DeepSpeed keeps none
+            engine.step()
+        total[1] = float(stop.asked)
+        dist.all_reduce(total)
+        loss_value, stopped = float(total[0]), bool(total[1] > 0)
+        if norm is None:
+            norm = float(engine.get_global_grad_norm())
+        took = time.perf_counter() - began
+        tokens = self.at.tokens + self.step_tokens
+        self.at = Progress(step + 1, tokens, self.at.seconds + took)
+        self.loss = loss_value
+        speed = self.step_tokens / took
+        if self.records:
+            self.records.write(
+                "step", **self._account(), loss=loss_value, lr=lr, grad_norm=norm, tokens_per_second=round(speed, 1)
+            )
+        mean = self.at.seconds / self.at.step
+        reporter.step(step + 1, loss_value, lr, speed, (config.steps - step - 1) * mean)
+        return stopped
+
+    def _plain_norm(self) -> float:
+        import torch
+
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def _account(self) -> dict[str, Any]:
+        at = self.at
+        flops = at.tokens * self.flops_per_token
+        return {"step": at.step, "tokens": at.tokens, "flops": flops, "seconds": round(at.seconds, 4)}
+
+    def _heldout_loss(self) -> float | None:
+        from phigrow.training.evaluation import heldout_loss
+
+        if not len(self.heldout):
+            return None
+        return heldout_loss(self.engine, self.blocks.heldout, self.heldout, self.micro, self.world)
+
+    def _evaluate(self, reporter: Reporter) -> None:
+        self.heldout_loss = self._heldout_loss()
+        if self.heldout_loss is None:
+            return
+        reporter.say(f"step {self.at.step}/{self.config.steps}  held-out loss {self.heldout_loss:.4f}")
+        if self.records:
+            self.records.write("eval", **self._account(), loss=self.heldout_loss)
+
+    def _export(self, reporter: Reporter) -> Path | None:
+        from phigrow.training.export import export_model
+
+        config = self.config
+        if config.export is None:
+            return None
+        folder = self.out / config.export
+        own = Cost(self.at.tokens, self.at.tokens * self.flops_per_token, round(self.at.seconds, 3))
+        tokens, flops, seconds = own.plus(self.source.cost).values()
+        training = {
+            "tokens": tokens,
+            "flops": flops,
+            "seconds": seconds,
+            "arm": self.source.arm,
+            "seed": config.seed,
+            "steps": self.at.step,
+            "loss": self.loss,
+            "heldout_loss": self.heldout_loss,
+            "data_fingerprint": self.blocks.fingerprint,
+        }
+        dtype = config.export_dtype or config.dtype
+        tokenizer = self.blocks.tokenizer_dir
+        export_model(
+            self.engine,
+            folder,
+            dtype,
+            self.world,
+            tokenizer_dir=Path(tokenizer) if tokenizer else None,
+            training=training,
+        )
+        reporter.say(f"exported to {folder} ({dtype})")
+        return folder

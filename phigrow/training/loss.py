@@ -1,0 +1,81 @@
+"""Next-token cross entropy that need not hold all logits, computed inside the model's own forward."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+FULL_LOGITS = 2**26
+"""Logits up to which ``auto`` holds them all: 256 MiB in fp32. Below, the chunked path is slower and saves nothing."""
+
+CHUNK_LOGITS = 2**24
+"""Logits that the fallback holds at once."""
+
+
+def attach_loss(model: Any, mode: str = "auto") -> None:
+    """Make ``model(blocks)`` return the mean cross entropy of int64 blocks ``[n, seq_len + 1]``, a float32 scalar.
+
+    ``lm_head`` still runs as a module, so ZeRO-3's hooks gather its weight where it is used, forward and backward;
+    and the model is not wrapped, so parameters keep their names in checkpoints.
+    """
+    head = model.get_output_embeddings()
+
+    def head_loss(self: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_loss(hidden, self.weight, self.bias, targets, mode)
+
+    def forward(self: Any, blocks: Tensor) -> Tensor:
+        hidden = self.base_model(input_ids=blocks[:, :-1], use_cache=False).last_hidden_state
+        loss: Tensor = head(hidden.flatten(0, 1), blocks[:, 1:].flatten())
+        return loss
+
+    head.forward = types.MethodType(head_loss, head)
+    model.forward = types.MethodType(forward, model)
+
+
+def token_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, mode: str = "auto") -> Tensor:
+    """Return the mean cross entropy of ``hidden @ weight.T + bias``, reduced in float32 or wider.
+
+    Args:
+        hidden: ``[tokens, hidden]``.
+        weight, bias: of the output layer, ``[vocab, hidden]`` and ``[vocab]``.
+        targets: int64 ``[tokens]``.
+        mode: ``full``, ``chunked``, or ``auto``: chunked above `FULL_LOGITS`.
+    """
+    if mode == "full" or (mode == "auto" and len(targets) * len(weight) <= FULL_LOGITS):
+        return F.cross_entropy(_wide(F.linear(hidden, weight, bias)), targets)
+    if hasattr(F, "linear_cross_entropy"):
+        # reduction "mean" would round the loss to bf16, to 0.016 near 3; the mean of rounded tokens is 1e-5 away.
+        losses = F.linear_cross_entropy(
+            hidden,
+            weight,
+            targets,
+            linear_bias=bias,
+            reduction="none",
+            options=nn.LinearCrossEntropyOptions(),
+        )
+        return _wide(losses).mean()
+    return recomputed_loss(hidden, weight, bias, targets)
+
+
+def recomputed_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """The chunked loss for PyTorch before 2.13: each chunk's logits are recomputed in the backward pass."""
+    rows = max(1, CHUNK_LOGITS // len(weight))
+    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    for start in range(0, len(targets), rows):
+        total = total + checkpoint(
+            _chunk_sum, hidden[start : start + rows], weight, bias, targets[start : start + rows], use_reentrant=False
+        )
+    return total / len(targets)
+
+
+def _chunk_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return F.cross_entropy(_wide(F.linear(hidden, weight, bias)), targets, reduction="sum")
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,179 @@
+"""Build the model of a run: configuration, attention, weights, and which parameters decay."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from phigrow.config import Config, load_config, normalised
+from phigrow.errors import GrowthError
+from phigrow.training.configuration import DEMO, DEMO_MODEL, SCRATCH, RunConfig
+from phigrow.training.loss import attach_loss
+from phigrow.training.weights import fill_from_checkpoint, fill_from_scratch
+
+if TYPE_CHECKING:
+    from phigrow.training.process import World
+
+_SIZES = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+    "partial_rotary_factor", "rope_theta",
+)  # fmt: skip
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_id: int | None = None) -> Config:
+    """Return the Hugging Face configuration that a run trains, checked against its data.
+
+    Raises:
+        GrowthError: ``model`` contradicts the checkpoint; the vocabulary is smaller than the data's; the blocks are
+            longer than ``max_position_embeddings``.
+    """
+    if config.init != SCRATCH:
+        if not Path(config.init).is_dir():
+            raise GrowthError(
+                "no checkpoint to start from", where=str(Path(config.init).absolute()), fix="give a folder, or scratch"
+            )
+        out = load_config(config.init)
+        if config.model is not None:
+            _check_agreement(out, _named(config.model), config)
+        if config.vocab_size not in (None, out["vocab_size"]):
+            raise GrowthError(
+                f"vocab_size is {config.vocab_size}, but the checkpoint has {out['vocab_size']}",
+                where=f"{config.init}/config.json",
+                fix="leave vocab_size out",
+            )
+    else:
+        out = _named(config.model or DEMO)
+        if config.vocab_size is not None:
+            out["vocab_size"] = config.vocab_size
+        elif (config.model or DEMO) == DEMO:
+            out["vocab_size"] = data_vocab
+        if out.get("eos_token_id") is None:
+            out["eos_token_id"] = eos_token_id
+    if out["vocab_size"] < data_vocab:
+        raise GrowthError(
+            f"the model has {out['vocab_size']} rows of vocabulary, the data uses {data_vocab}",
+            where="vocab_size",
+            fix="raise vocab_size, or prepare the data with the model's tokenizer",
+        )
+    if seq_len > out.get("max_position_embeddings", seq_len):
+        raise GrowthError(
+            f"blocks of {seq_len} tokens, but positions for {out['max_position_embeddings']}",
+            where="max_position_embeddings",
+            fix="prepare the data with a smaller --seq-len",
+        )
+    return out
+
+
+def _named(model: str | Config) -> Config:
+    return dict(DEMO_MODEL) if model == DEMO else load_config(model)
+
+
+def _check_agreement(found: Config, named: Config, config: RunConfig) -> None:
+    found, named = normalised(found), normalised(named)
+    for key in _SIZES:
+        if key in named and found.get(key) != named[key]:
+            raise GrowthError(
+                f"the checkpoint's {key} is {found.get(key)}, the model's is {named[key]}",
+                where=f"model, and {config.init}/config.json",
+                fix="leave model out: a run that starts from a checkpoint trains the checkpoint's model",
+            )
+
+
+def choose_attention(config: RunConfig, device: torch.device) -> tuple[str, str]:
+    """Return transformers' name of the attention to use, and one sentence that says which and why."""
+    if config.attention != "auto":
+        return config.attention, f"attention: {config.attention}, as asked"
+    usable = device.type == "cuda" and config.dtype != "fp32"
+    if usable and importlib.util.find_spec("flash_attn") is not None:
+        return "flash_attention_2", "attention: flash-attn 2"
+    backend = torch.backends.cuda
+    kernels = [
+        name
+        for name, on in (
+            ("flash", backend.flash_sdp_enabled()),
+            ("memory-efficient", backend.mem_efficient_sdp_enabled() and device.type == "cuda"),
+            ("cuDNN", backend.cudnn_sdp_enabled() and device.type == "cuda"),
+            ("math", backend.math_sdp_enabled()),
+        )
+        if on
+    ]
+    why = "flash-attn is not installed" if usable else f"device {device.type}, {config.dtype}"
+    return "sdpa", f"attention: PyTorch SDPA, kernels {', '.join(kernels)} ({why})"
+
+
+def build_model(
+    config: RunConfig, model_dict: Config, world: World, attention: str, engine_config: dict[str, Any]
+) -> Any:
+    """Build the model on every rank and fill it; under ZeRO-3 no rank ever holds more than a layer of it whole.
+
+    Returns:
+        A transformers model whose ``forward(blocks)`` is the loss, see `attach_loss`.
+
+    Raises:
+        GrowthError: transformers has no such model type, or the checkpoint does not fit.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = str(model_dict.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise GrowthError(f"transformers has no model type {kind!r}", where="model_type")
+    hf_config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in model_dict.items() if k != "auto_map"})
+    partitioned = config.stage == 3
+    with contextlib.ExitStack() as stack:
+        if partitioned:
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=engine_config))
+        stack.enter_context(_without_initialisation())
+        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention, dtype=torch.float32)
+    if partitioned:
+        _restore_buffers(model, hf_config, world)
+    if config.init == SCRATCH:
+        fill_from_scratch(model, config.seed, float(model_dict.get("initializer_range", 0.02)), world)
+    else:
+        fill_from_checkpoint(model, Path(config.init), world)
+    if config.activation_checkpointing:
+        # Reentrant under ZeRO-3: the other kind compares shapes with those of weights that are gathered no more.
+        model.gradient_checkpointing_enable({"use_reentrant": partitioned})
+    attach_loss(model, config.loss)
+    model.train()
+    return model
+
+
+def _without_initialisation() -> contextlib.AbstractContextManager[Any]:
+    """transformers' switch that skips its random initialisation, which `fill_from_scratch` would only overwrite."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:
+        return contextlib.nullcontext()
+    manager: contextlib.AbstractContextManager[Any] = no_init_weights()
+    return manager
+
+
+def _restore_buffers(model: nn.Module, hf_config: Any, world: World) -> None:
+    """Compute the rotary frequencies again: inside ``zero.Init`` torch.arange gives bf16, which would round them."""
+    for module in model.modules():
+        if "inv_freq" in dict(module.named_buffers(recurse=False)):
+            fresh = type(module)(config=hf_config)
+            for name, value in fresh.named_buffers(recurse=False):
+                setattr(module, name, value.to(world.device))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters in two: matrices (embeddings and lm_head included) decay, biases and LayerNorms do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) >= 2]
+    vectors = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def has_dropout(model_dict: Config) -> bool:
+    """Whether training draws random numbers (phi-2 has ``resid_pdrop`` 0.1)."""
+    return any(float(model_dict.get(key) or 0.0) > 0 for key in ("resid_pdrop", "embd_pdrop", "attention_dropout"))

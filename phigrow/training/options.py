@@ -1,0 +1,178 @@
+"""From a YAML file and ``--key value`` options to a `RunConfig`, with errors that name key, file and type."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.training.configuration import RunConfig
+
+USAGE = """usage: deepspeed recipes/pretrain.py [recipe.yaml] [--key value ...]
+       python recipes/pretrain.py [recipe.yaml] [--key value ...]      (one process)
+
+Pretrain a causal language model on packed blocks, from scratch or from a checkpoint.
+Without arguments it trains the demo model on the embedded corpus for some minutes.
+Options override the YAML file; dashes and underscores are the same.
+"""
+
+_TYPES = typing.get_type_hints(RunConfig)
+_HELP = {field.name: field for field in dataclasses.fields(RunConfig)}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+_TRUE, _FALSE, _NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null", "")
+
+
+def load_run_config(recipe: str | Path | None = None, options: Sequence[str] = (), **overrides: Any) -> RunConfig:
+    """Read a recipe and lay options over it.
+
+    Args:
+        recipe: a YAML file of keys of `RunConfig`, or None for the defaults.
+        options: command-line words, ``--key value``, ``--key=value`` or, for true/false keys, ``--key`` alone.
+        overrides: keys and values, laid over both.
+
+    Raises:
+        GrowthError: no such file, an unknown key (with the nearest ones) or a value of the wrong type.
+
+    >>> load_run_config(options=["--steps", "40", "--grad-clip=0.5"]).grad_clip
+    0.5
+    """
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        values |= {key: _coerced(key, value, str(recipe)) for key, value in _read(Path(recipe)).items()}
+        values |= _beside(Path(recipe), values)
+    values |= {key: _coerced(key, value, "the command line") for key, value in _words(options).items()}
+    values |= {_known(key, "overrides"): value for key, value in overrides.items()}
+    return RunConfig(**values)
+
+
+def parse(words: Sequence[str]) -> RunConfig | None:
+    """Turn a command line into a configuration; None where help was asked for.
+
+    Raises:
+        GrowthError: as `load_run_config`.
+    """
+    words = list(words)
+    if "--help" in words or "-h" in words:
+        return None
+    # DeepSpeed's launcher adds --local_rank=N, before the words of the user.
+    words = [word for word in words if not word.replace("-", "_").startswith("__local_rank=")]
+    recipe = words.pop(0) if words and not words[0].startswith("-") else None
+    return load_run_config(recipe, words)
+
+
+def usage() -> str:
+    """The text of ``--help``: every key with its type, default and meaning."""
+    lines = [USAGE]
+    for name, field in _HELP.items():
+        choices = field.metadata["choices"]
+        kind = (
+            "|".join(choices)
+            if choices
+            else str(field.type).replace(" | None", "").replace("dict[str, Any]", "mapping")
+        )
+        default = (
+            ""
+            if field.default is None
+            else f" [{str(field.default).lower() if field.type == 'bool' else field.default}]"
+        )
+        lines.append(f"  --{name.replace('_', '-')} <{kind}>{default}\n        {field.metadata['help']}")
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise GrowthError(
+            "no such recipe", where=str(path.absolute()), fix="give a YAML file, or --key value"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise GrowthError("a recipe that cannot be read", where=str(path), why=str(error)) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise GrowthError("a recipe that is not a mapping", where=str(path), fix="write 'key: value' lines")
+    return {_known(str(key), str(path)): value for key, value in content.items()}
+
+
+def _beside(recipe: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Paths of files that lie beside the recipe, so that a recipe works from any folder."""
+    out = {}
+    for key in ("deepspeed", "model"):
+        value = values.get(key)
+        if isinstance(value, str) and not Path(value).is_absolute() and (recipe.parent / value).is_file():
+            out[key] = str(recipe.parent / value)
+    return out
+
+
+def _words(options: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    words = list(options)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise GrowthError(f"a word that belongs to no key: {word!r}", where="the command line", fix="--key value")
+        name, equals, value = word[2:].partition("=")
+        key = _known(name, "the command line")
+        if equals:
+            values[key] = value
+        elif words and not words[0].startswith("--"):
+            values[key] = words.pop(0)
+        elif _TYPES[key] is bool:
+            values[key] = True
+        else:
+            raise GrowthError(f"--{name} has no value", where="the command line", fix=f"--{name} {_expected(key)}")
+    return values
+
+
+def _known(name: str, where: str) -> str:
+    key = name.replace("-", "_")
+    if key in _TYPES:
+        return key
+    near = difflib.get_close_matches(key, _TYPES, n=3)
+    raise GrowthError(
+        f"no key {name!r}", where=where, fix=f"did you mean {' or '.join(near)}?" if near else "--help lists every key"
+    )
+
+
+def _kinds(key: str) -> tuple[type, ...]:
+    hint = _TYPES[key]
+    args = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(arg) or arg for arg in args)
+
+
+def _expected(key: str) -> str:
+    words = [_WORDS[kind] for kind in _kinds(key) if kind is not type(None)]
+    return " or ".join(words) + (" or none" if type(None) in _kinds(key) else "")
+
+
+def _coerced(key: str, value: Any, where: str) -> Any:
+    kinds = _kinds(key)
+    text = value.strip() if isinstance(value, str) else None
+    if type(None) in kinds and (value is None or (text is not None and text.lower() in _NONE)):
+        return None
+    if bool in kinds and isinstance(value, bool):
+        return value
+    if bool in kinds and text is not None and text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    # YAML 1.1 reads 1e-3 as text, and 1_000 as a number: both are meant as numbers here.
+    for kind in (int, float):
+        if kind in kinds and not isinstance(value, bool) and isinstance(value, int | float | str):
+            try:
+                number = kind(value)
+            except ValueError:
+                continue
+            if isinstance(value, str) or number == value:
+                return number
+    if str in kinds and isinstance(value, str):
+        return value
+    if dict in kinds and isinstance(value, dict):
+        return value
+    raise GrowthError(f"{key} is {value!r}", where=f"{key} in {where}", fix=f"give {_expected(key)}")

@@ -1,0 +1,53 @@
+"""``records.jsonl``: one JSON object a line, from which everything about a run is measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+FILE = "records.jsonl"
+
+
+class RecordWriter:
+    """Appends records, each flushed to the operating system at once; rank 0 owns the only one.
+
+    On a fresh start it replaces what is there; on resume it drops what lies past the checkpoint's step, so that no
+    step appears twice, and keeps the ``run`` record, which is written once.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
+        self.path = folder / FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [] if resume_step is None else truncated(self.path, resume_step)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, type: str, **values: Any) -> None:
+        """Append one record; numbers that are not finite are written as JavaScript's NaN and Infinity."""
+        self._file.write(json.dumps({"type": type, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file, on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def truncated(path: Path, step: int) -> list[str]:
+    """Return the lines of a records file up to a step: the run record, and steps and evaluations not past it."""
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the line that was being written when the run was killed
+        if isinstance(record, dict) and record.get("step", 0) <= step:
+            kept.append(line)
+    return kept

@@ -1,0 +1,32 @@
+"""Learning-rate schedules: transformers' own, chosen by a `RunConfig`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from phigrow.training.configuration import RunConfig
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+
+
+def learning_rate_schedule(optimizer: Optimizer, config: RunConfig) -> LambdaLR:
+    """Return the scheduler of a run: linear warmup, then cosine, wsd (constant, then linear decay) or constant.
+
+    These are transformers' schedules as they are: warmup starts at 0, under wsd at ``min_lr``.
+    ``optimizer`` gets the peak learning rate here, so it may be made with another one.
+    """
+    from transformers import get_scheduler
+
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = config.lr
+    options: dict[str, Any] | None = None
+    if config.schedule == "cosine":
+        name, options = "cosine_with_min_lr", {"min_lr_rate": config.min_lr}
+    elif config.schedule == "wsd":
+        name = "warmup_stable_decay"
+        options = {"num_decay_steps": config.decay_steps, "decay_type": "linear", "min_lr_ratio": config.min_lr}
+    else:
+        name = "constant_with_warmup"
+    return get_scheduler(name, optimizer, config.warmup, config.steps, scheduler_specific_kwargs=options)

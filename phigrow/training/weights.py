@@ -1,0 +1,142 @@
+"""Fill a model, one parameter at a time and at any ZeRO stage: seeded scratch weights, or a checkpoint's."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from phigrow.errors import GrowthError
+
+if TYPE_CHECKING:
+    from phigrow.training.process import World
+
+
+@contextlib.contextmanager
+def whole(parameter: nn.Parameter, *, write: bool = False) -> Iterator[None]:
+    """Hold a parameter whole while the block runs, on every rank; with ``write``, what rank 0 puts in is kept."""
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([parameter], modifier_rank=0 if write else None):
+        yield
+
+
+def fill_from_scratch(model: nn.Module, seed: int, initializer_range: float, world: World) -> None:
+    """Give every parameter its scratch value, as transformers does: N(0, initializer_range), biases 0, norms 1.
+
+    Each parameter has a generator of its own, seeded by (seed, name), so that the weights are the same for any
+    number of ranks and at any ZeRO stage.
+
+    Raises:
+        GrowthError: a parameter that is neither of a linear layer, an embedding nor a norm.
+    """
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full_name = f"{module_name}.{name}" if module_name else name
+            with torch.no_grad(), whole(parameter, write=True):
+                if parameter.numel() and (world.first or not hasattr(parameter, "ds_id")):
+                    _fill(parameter, module, full_name, seed, initializer_range)
+
+
+def _fill(parameter: nn.Parameter, module: nn.Module, name: str, seed: int, initializer_range: float) -> None:
+    if name.endswith("bias"):
+        parameter.zero_()
+    elif "Norm" in type(module).__name__ and parameter.ndim == 1:
+        parameter.fill_(1.0)
+    elif isinstance(module, nn.Linear | nn.Embedding):
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        value = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, initializer_range, generator=generator)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            value[module.padding_idx] = 0.0
+        parameter.copy_(value)
+    else:
+        raise GrowthError(
+            f"no rule to initialise a {type(module).__name__}", where=name, fix="start from a checkpoint folder instead"
+        )
+
+
+def fill_from_checkpoint(model: nn.Module, folder: Path, world: World) -> None:
+    """Copy a folder's safetensors into a model, strictly: same names, same shapes.
+
+    Raises:
+        GrowthError: no safetensors, a parameter that is missing, or one of another shape.
+    """
+    files = _files(folder)
+    with contextlib.ExitStack() as opened, torch.no_grad():
+        from safetensors import safe_open
+
+        handles = {file: opened.enter_context(safe_open(file, framework="pt")) for file in set(files.values())}
+        for name, parameter in model.named_parameters():
+            if name not in files:
+                raise GrowthError(
+                    "a parameter that the checkpoint does not have",
+                    where=f"{name} in {folder}",
+                    fix="give a checkpoint whose config.json describes its weights",
+                )
+            shape = tuple(handles[files[name]].get_slice(name).get_shape())
+            wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            if shape != wanted:
+                raise GrowthError(
+                    f"a tensor of shape {list(shape)} for a parameter of {list(wanted)}", where=f"{name} in {folder}"
+                )
+            with whole(parameter, write=True):
+                if world.first or not hasattr(parameter, "ds_id"):
+                    parameter.copy_(handles[files[name]].get_tensor(name))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Parameter name -> file."""
+    from safetensors import safe_open
+
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: folder / file for name, file in names.items()}
+    if not single.is_file():
+        raise GrowthError(
+            "no weights to start from",
+            where=str(folder),
+            why="there is no model.safetensors and no index of shards",
+            fix="give a folder saved with safetensors; other formats can run code when read",
+        )
+    with safe_open(single, framework="pt") as handle:
+        return dict.fromkeys(handle.keys(), single)
+
+
+def full_value(parameter: nn.Parameter, optimizer: Any, *, master: bool) -> Tensor | None:
+    """Return a parameter whole, on the CPU, on rank 0 (elsewhere None is fine); with ``master`` its fp32 master.
+
+    Every rank must call this for the same parameters in the same order.
+    """
+    if master:
+        if (value := _unfused_master(parameter, optimizer)) is not None:
+            return value.detach().cpu()
+        if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            found = safe_get_full_fp32_param(parameter)
+            if found is not None:
+                return found.detach().cpu().reshape(getattr(parameter, "ds_shape", parameter.shape))
+    with whole(parameter):
+        return parameter.detach().cpu().clone()
+
+
+def _unfused_master(parameter: nn.Parameter, optimizer: Any) -> Tensor | None:
+    """The master of a parameter where DeepSpeed runs bf16 without ZeRO."""
+    groups = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=False)
+    for low, masters in groups:
+        for candidate, master in zip(low, masters, strict=True):
+            if candidate is parameter:
+                found: Tensor = master
+                return found
+    return None
