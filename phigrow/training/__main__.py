@@ -1,7 +1,8 @@
-"""`python -m phigrow.training`: the pretraining recipe without the repository."""
+"""``deepspeed --module phigrow.training [recipe.yaml] [--key value ...]``: the recipe, without a checkout."""
 
 import sys
 
 from phigrow.training.entry import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ def prepare_environment() -> None:
 def start(threads: int | None = None) -> World:
     """Join the process group and choose the device; on CPU share the cores among the ranks of this machine."""
     prepare_environment()
+    # DeepSpeed calls collectives that torch 2.13 has renamed; every rank would say so at every call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import torch
 
     if not torch.accelerator.is_available():

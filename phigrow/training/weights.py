@@ -24,7 +24,7 @@ def whole(parameter: nn.Parameter, *, write: bool = False) -> Iterator[None]:
     if not hasattr(parameter, "ds_id"):
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([parameter], modifier_rank=0 if write else None):
         yield

@@ -1,0 +1,49 @@
+"""Start DeepSpeed's launcher on the scenarios of these tests, and read what the runs recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a launch: the tools of this Python's folder first, this checkout importable."""
+    keep = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return keep | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def launch(ranks: int, script: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a script under DeepSpeed's launcher with ``ranks`` processes."""
+    port = 20000 + os.getpid() % 20000
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(port)]
+    return subprocess.run(
+        [*runner, str(script), *words], env=environment(), capture_output=True, text=True, timeout=300, cwd=cwd
+    )
+
+
+def run_scenarios(ranks: int, folder: Path, scenarios: list[dict[str, Any]]) -> str:
+    """Run scenarios in one launch, each in ``folder/<name>``, and return the output."""
+    path = folder / f"scenarios-{ranks}.json"
+    path.write_text(json.dumps([{**s, "out": str(folder / s["out"])} for s in scenarios]))
+    done = launch(ranks, HERE / "scenarios.py", str(path))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+def records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of one type of a run."""
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["type"] == kind]
+
+
+def losses(folder: Path, kind: str = "step") -> list[float]:
+    """The losses of a run, in order."""
+    return [record["loss"] for record in records(folder, kind)]

@@ -1,0 +1,106 @@
+"""Train tiny models under the real DeepSpeed: a script for its launcher, which gives it a JSON list of run settings.
+
+Several runs share one launch, because starting DeepSpeed takes seconds. ``stop_at`` sends SIGTERM to one rank while
+it reads the batch of that step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VOCAB, SEQ_LEN = 96, 16
+
+
+class FakeSplit:
+    """Blocks of a repetitive made-up language, so that a tiny model learns something in a few steps."""
+
+    def __init__(self, blocks: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        start = rng.integers(0, VOCAB, (blocks, 1))
+        steps = rng.choice([1, 5], (blocks, SEQ_LEN))
+        self.ids = np.concatenate([start, (start + np.cumsum(steps, axis=1))], axis=1) % VOCAB
+        self.calls, self.stop_at = 0, None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, indices: Any) -> np.ndarray:
+        if self.calls == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.calls += 1
+        return self.ids[np.asarray(indices)].astype(np.int64)
+
+
+@dataclass
+class FakeBlocks:
+    """What the training loop needs of `phigrow.corpus.Blocks`."""
+
+    train: FakeSplit = field(default_factory=lambda: FakeSplit(64, 1))
+    heldout: FakeSplit = field(default_factory=lambda: FakeSplit(13, 2))
+    seq_len: int = SEQ_LEN
+    vocab_size: int = VOCAB
+    eos_token_id: int = 0
+    fingerprint: str = "fake"
+    tokenizer_dir: Path | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+TINY = {
+    "architectures": ["PhiForCausalLM"],
+    "model_type": "phi",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.5,
+    "max_position_embeddings": 32,
+    "vocab_size": VOCAB,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "resid_pdrop": 0.0,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+SETTINGS: dict[str, Any] = {
+    "model": TINY,
+    "steps": 6,
+    "batch": 8,
+    "lr": 1e-2,
+    "warmup": 2,
+    "eval_every": 3,
+    "eval_blocks": 0,
+    "save_every": 0,
+    "log_every": 3,
+    "export": None,
+    "dtype": "fp32",
+    "threads": 1,
+}
+
+
+def main() -> int:
+    from phigrow.training import RunConfig, train
+    from phigrow.training.process import own_rank
+
+    (path,) = [word for word in sys.argv[1:] if not word.startswith("--")]
+    for scenario in json.loads(Path(path).read_text()):
+        settings = dict(scenario)
+        stop_at = settings.pop("stop_at", None)
+        blocks = FakeBlocks()
+        if stop_at is not None and own_rank() == 0:
+            blocks.train.stop_at = stop_at
+        print(settings["out"], train(RunConfig(**SETTINGS | settings), blocks), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
