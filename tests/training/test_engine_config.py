@@ -1,0 +1,179 @@
+"""What DeepSpeed is told, and what a model is built from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scenarios import TINY
+
+from phigrow.errors import GrowthError
+from phigrow.training import RunConfig
+from phigrow.training.engine import engine_config, micro_batch
+from phigrow.training.model import build_model, choose_attention, has_dropout, model_config, parameter_groups
+from phigrow.training.process import World
+
+CPU = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def file(tmp_path: Path, content: Any) -> str:
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_the_runs_keys_fill_the_file(tmp_path):
+    content = {"train_batch_size": "auto", "zero_optimization": {"stage": 2, "overlap_comm": True}, "bf16": {}}
+    out = engine_config(RunConfig(batch=32, deepspeed=file(tmp_path, content)), 4, 2)
+    assert (out["train_batch_size"], out["train_micro_batch_size_per_gpu"]) == (32, 2)
+    assert out["gradient_accumulation_steps"] == 4
+    assert out["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert out["bf16"] == {"enabled": True}
+    assert out["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "fp16" not in out
+
+
+def test_stage_0_and_fp32_have_no_gradient_dtype_of_their_own():
+    assert "data_types" not in engine_config(RunConfig(zero=0), 1, 16)
+    assert "bf16" not in engine_config(RunConfig(zero=0, dtype="fp32"), 1, 16)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"train_batch_size": 8}, "train_batch_size is 8 in the DeepSpeed file, but the run's is 16"),
+        ({"gradient_clipping": 0.3}, "gradient_clipping is 0.3"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled is False"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled is True"),
+        ({"optimizer": {"type": "Adam"}}, "has a section 'optimizer'"),
+        ({"scheduler": {}}, "has a section 'scheduler'"),
+    ],
+)
+def test_a_file_that_contradicts_the_run_is_refused(tmp_path, content, part):
+    with pytest.raises(GrowthError, match=part):
+        engine_config(RunConfig(deepspeed=file(tmp_path, content)), 1, 16)
+
+
+def test_fp16_needs_zero():
+    with pytest.raises(GrowthError, match="fp16 without ZeRO"):
+        engine_config(RunConfig(dtype="fp16", zero=0), 1, 16)
+    assert engine_config(RunConfig(dtype="fp16", zero=2), 1, 16)["fp16"] == {"enabled": True}
+
+
+def test_micro_batches_divide_the_batch():
+    assert micro_batch(RunConfig(batch=16), 2, 256) == 8
+    assert micro_batch(RunConfig(batch=16, micro_batch=2), 2, 256) == 2
+    with pytest.raises(GrowthError, match="cannot be shared by 3 ranks"):
+        micro_batch(RunConfig(batch=16), 3, 256)
+    with pytest.raises(GrowthError, match="cannot be cut into pieces of 3"):
+        micro_batch(RunConfig(batch=16, micro_batch=3), 1, 256)
+
+
+def test_the_vocabulary_of_the_demo_is_the_datas_and_of_others_must_hold_it():
+    assert model_config(RunConfig(), data_vocab=1234, seq_len=64)["vocab_size"] == 1234
+    assert model_config(RunConfig(model="phi-1"), data_vocab=1234, seq_len=64)["vocab_size"] == 51200
+    assert model_config(RunConfig(model="phi-1", vocab_size=2000), data_vocab=1234, seq_len=64)["vocab_size"] == 2000
+    assert model_config(RunConfig(), data_vocab=9, seq_len=64, eos_token_id=3)["eos_token_id"] == 3
+    assert model_config(RunConfig(model="phi2"), data_vocab=9, seq_len=64, eos_token_id=3)["eos_token_id"] == 50256
+    with pytest.raises(GrowthError, match="100 rows of vocabulary, the data uses 101"):
+        model_config(RunConfig(model=TINY, vocab_size=100), data_vocab=101, seq_len=16)
+    with pytest.raises(GrowthError, match="blocks of 64 tokens, but positions for 32"):
+        model_config(RunConfig(model=TINY), data_vocab=50, seq_len=64)
+
+
+def saved(tmp_path: Path) -> Path:
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(1)
+    folder = tmp_path / "checkpoint"
+    PhiForCausalLM(
+        PhiConfig(**{k: v for k, v in TINY.items() if k not in ("architectures", "model_type")})
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_decides_its_model(tmp_path):
+    folder = saved(tmp_path)
+    config = RunConfig(init=str(folder))
+    assert model_config(config, data_vocab=96, seq_len=16)["hidden_size"] == 32
+    assert model_config(RunConfig(init=str(folder), model=TINY), data_vocab=96, seq_len=16)["hidden_size"] == 32
+    with pytest.raises(GrowthError, match="the checkpoint's hidden_size is 32, the model's is 64"):
+        model_config(RunConfig(init=str(folder), model=TINY | {"hidden_size": 64}), data_vocab=96, seq_len=16)
+    with pytest.raises(GrowthError, match="vocab_size is 97, but the checkpoint has 96"):
+        model_config(RunConfig(init=str(folder), vocab_size=97), data_vocab=96, seq_len=16)
+    with pytest.raises(GrowthError, match="no checkpoint to start from"):
+        model_config(RunConfig(init=str(tmp_path / "none")), data_vocab=96, seq_len=16)
+
+
+def build(config: RunConfig, model_dict: dict[str, Any] = TINY) -> Any:
+    return build_model(config, model_dict, CPU, "sdpa", {})
+
+
+def test_loading_is_exact_and_strict(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = saved(tmp_path)
+    config, file_ = RunConfig(init=str(folder), zero=0), folder / "model.safetensors"
+    tensors = load_file(file_)
+    built = dict(build(config).named_parameters())
+    assert set(built) == set(tensors)
+    assert all(torch.equal(built[name], tensors[name]) for name in tensors)
+    name = "model.layers.1.mlp.fc2.bias"
+    save_file({**tensors, name: tensors[name][:-1].clone()}, file_)
+    with pytest.raises(GrowthError, match=r"shape \[31\] for a parameter of \[32\]"):
+        build(config)
+    save_file({k: v for k, v in tensors.items() if k != name}, file_)
+    with pytest.raises(GrowthError, match="does not have") as error:
+        build(config)
+    assert name in str(error.value)
+    file_.unlink()
+    with pytest.raises(GrowthError, match="no weights to start from"):
+        build(config)
+
+
+def test_scratch_weights_are_transformers_distribution_and_depend_on_the_seed_alone():
+    first, second = (dict(build(RunConfig(zero=0, seed=seed)).named_parameters()) for seed in (0, 1))
+    again = dict(build(RunConfig(zero=0)).named_parameters())
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        if name.endswith("bias"):
+            assert not value.any()
+        elif "layernorm" in name:
+            assert (value == 1).all()
+        else:
+            assert abs(value.std() / 0.02 - 1) < 0.1, name
+            assert not torch.equal(value, second[name])
+
+
+def test_an_unknown_model_type_is_refused():
+    with pytest.raises(GrowthError, match="no model type 'phii'"):
+        build(RunConfig(zero=0), TINY | {"model_type": "phii"})
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = build(RunConfig(zero=0))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, kept = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.1))
+    assert all(name.endswith("weight") and "layernorm" not in name for name in decayed)
+    assert all(name.endswith("bias") or "layernorm" in name for name in kept)
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(decayed)
+    assert len(decayed) + len(kept) == len(names)
+
+
+def test_attention_is_chosen_by_what_is_there(monkeypatch):
+    import importlib.util
+
+    assert choose_attention(RunConfig(), torch.device("cpu"))[0] == "sdpa"
+    assert "flash" in choose_attention(RunConfig(), torch.device("cpu"))[1]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert choose_attention(RunConfig(), torch.device("cuda"))[0] == "flash_attention_2"
+    assert choose_attention(RunConfig(dtype="fp32"), torch.device("cuda"))[0] == "sdpa"
+    assert choose_attention(RunConfig(attention="eager"), torch.device("cpu"))[0] == "eager"
+
+
+def test_dropout_is_noticed():
+    assert has_dropout({"resid_pdrop": 0.1})
+    assert not has_dropout(TINY)

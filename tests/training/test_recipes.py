@@ -1,0 +1,59 @@
+"""Every shipped recipe parses, says its command, and trains the model it names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from phigrow.config import load_config
+from phigrow.flops import count
+from phigrow.training import DEMO_MODEL, RunConfig, load_run_config
+from phigrow.training.engine import engine_config, micro_batch
+from phigrow.training.model import model_config
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+MILLIONS = {"demo": (6, 8), "phi-1-small": (300, 400), "phi-1": (1300, 1500), "phi-2": (2700, 2900)}
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_a_recipe_parses_and_matches_its_model(name):
+    path = RECIPES / f"{name}.yaml"
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert f"deepspeed recipes/pretrain.py recipes/{name}.yaml" in text
+    config = load_run_config(path)
+    model = model_config(config, data_vocab=4096, seq_len=config.seq_len)
+    low, high = MILLIONS[name]
+    assert low < count(model).parameters / 1e6 < high
+    ranks = 8 if name != "demo" else 1
+    out = engine_config(config, ranks, micro_batch(config, ranks, 2048))
+    assert out["zero_optimization"]["stage"] == config.stage
+    # 'auto' would reach DeepSpeed as it is.
+    assert "auto" not in json.dumps(out)
+
+
+def test_no_recipe_is_untested():
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(MILLIONS)
+
+
+def test_no_arguments_and_the_demo_recipe_are_the_same_run():
+    config = load_run_config(RECIPES / "demo.yaml")
+    assert config == RunConfig(model="demo")
+    assert model_config(config, data_vocab=4096, seq_len=256) == DEMO_MODEL
+
+
+@pytest.mark.parametrize("name", ["phi-1-small", "phi-1"])
+def test_phi_1_recipes_have_the_published_hyperparameters(name):
+    config = load_run_config(RECIPES / f"{name}.yaml")
+    assert (config.lr, config.warmup, config.weight_decay, config.batch) == (1e-3, 750, 0.1, 1024)
+    assert config.steps == 36000
+    assert load_config(str(config.model)) == load_config(f"{name}.json")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_files_are_of_their_stage(stage):
+    path = RECIPES / "deepspeed" / f"zero{stage}.json"
+    assert RunConfig(deepspeed=str(path)).stage == stage
+    assert "auto" not in json.dumps(engine_config(RunConfig(deepspeed=str(path)), 8, 2))

@@ -1,0 +1,152 @@
+"""Settings of a run: values, precedence, and the text of every refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phigrow.errors import GrowthError
+from phigrow.training import DEMO_MODEL, RunConfig, load_run_config
+from phigrow.training.options import parse, usage
+
+
+def refused(*words: str, recipe: Path | None = None) -> str:
+    with pytest.raises(GrowthError) as error:
+        load_run_config(recipe, words)
+    return str(error.value)
+
+
+def test_options_override_the_recipe_and_the_recipe_overrides_defaults(tmp_path):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("steps: 40\nlr: 1e-4\nwarmup: 4\nactivation-checkpointing: true\n")
+    config = load_run_config(recipe, ["--steps", "50", "--grad_clip=0.5", "--compile", "--min-lr", "0"])
+    assert (config.steps, config.lr, config.warmup, config.batch) == (50, 1e-4, 4, RunConfig().batch)
+    assert (config.grad_clip, config.compile, config.activation_checkpointing, config.min_lr) == (0.5, True, True, 0.0)
+
+
+def test_words_of_every_type():
+    config = load_run_config(None, ["--export", "none", "--compile", "no", "--threads", "2", "--out", "runs/1"])
+    assert (config.export, config.compile, config.threads, config.out) == (None, False, 2, "runs/1")
+    assert load_run_config(None, ["--steps", "30", "--seed", "7"]).seed == 7
+
+
+def test_an_unknown_key_names_its_neighbours(tmp_path):
+    assert "no key 'wamup'" in refused("--wamup", "3")
+    assert "did you mean warmup" in refused("--wamup", "3")
+    assert "--help lists every key" in refused("--zzzz", "3")
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("batchsize: 3\n")
+    message = refused(recipe=recipe)
+    assert "no key 'batchsize'" in message
+    assert str(recipe) in message
+    assert "batch" in message.split("did you mean")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("--steps", "many"), "a whole number"),
+        (("--steps", "1.5"), "a whole number"),
+        (("--lr", "fast"), "a number"),
+        (("--compile", "perhaps"), "true or false"),
+        (("--micro-batch", "x"), "a whole number or none"),
+        (("--steps", "none"), "a whole number"),
+    ],
+)
+def test_a_wrong_type_names_key_place_and_expectation(words, what):
+    message = refused(*words)
+    assert words[0][2:].replace("-", "_") in message
+    assert "the command line" in message
+    assert f"give {what}" in message
+
+
+def test_wrong_types_and_shapes_in_a_file(tmp_path):
+    recipe = tmp_path / "run.yaml"
+    for text, part in [
+        ("steps: [1]\n", "give a whole number"),
+        ("lr: true\n", "give a number"),
+        ("model: 3\n", "give text or a mapping or none"),
+        ("- steps\n", "not a mapping"),
+        ("steps: {\n", "cannot be read"),
+    ]:
+        recipe.write_text(text)
+        message = refused(recipe=recipe)
+        assert part in message
+        assert str(recipe) in message
+    assert "no such recipe" in refused(recipe=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"min_lr": 1.5}, "min_lr is 1.5"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"dtype": "int8"}, "one of bf16, fp16, fp32"),
+        ({"schedule": "linear"}, "one of cosine, wsd, constant"),
+        ({"zero": 4}, "ZeRO stage 4"),
+        ({"steps": 10, "warmup": 11}, "warmup 11 is longer than the 10 steps"),
+        ({"steps": 10, "warmup": 5, "schedule": "wsd", "decay": 6}, "do not fit into 10 steps"),
+        ({"source_tokens": 5.0}, "a scratch run has no source"),
+    ],
+)
+def test_values_that_cannot_be(settings, part):
+    with pytest.raises(GrowthError, match=part):
+        RunConfig(**settings)
+
+
+def test_words_without_keys_and_keys_without_words():
+    assert "belongs to no key: 'steps'" in refused("steps")
+    assert "--steps has no value" in refused("--steps")
+    assert "--lr has no value" in refused("--lr", "--steps", "3")
+
+
+def test_the_launchers_own_word_is_dropped_and_help_is_not_a_run():
+    config = parse(["--local_rank=1", "--steps", "30"])
+    assert config is not None
+    assert config.steps == 30
+    assert parse([]) == parse(["--local_rank=0"]) == RunConfig()
+    assert parse(["--help"]) is None
+
+
+def test_help_has_every_key_with_its_meaning():
+    text = usage()
+    for field in dataclasses.fields(RunConfig):
+        assert f"--{field.name.replace('_', '-')} " in text
+        assert field.metadata["help"] in text
+
+
+def test_the_stage_comes_from_one_place(tmp_path):
+    file = tmp_path / "zero3.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    assert RunConfig().stage == 1
+    assert RunConfig(deepspeed=str(file)).stage == 3
+    with pytest.raises(GrowthError, match="zero is 2, but the DeepSpeed file says stage 3"):
+        RunConfig(deepspeed=str(file), zero=2).stage  # noqa: B018
+    with pytest.raises(GrowthError, match="cannot be read"):
+        RunConfig(deepspeed=str(tmp_path / "none.json")).stage  # noqa: B018
+    # Keys of the curve hold the stage in force, so that a file that changes is noticed at resume.
+    assert RunConfig(deepspeed=str(file)).curve()["zero"] == 3
+
+
+def test_curve_keys_leave_out_what_only_rounds_or_reports():
+    assert not {"out", "micro_batch", "attention", "save_every", "log_every", "threads", "export"} & set(
+        RunConfig().curve()
+    )
+    assert {"steps", "batch", "lr", "seed", "model", "init", "dtype"} <= set(RunConfig().curve())
+
+
+def test_the_demo_model_has_phis_geometry():
+    hidden, heads = DEMO_MODEL["hidden_size"], DEMO_MODEL["num_attention_heads"]
+    assert hidden / heads * DEMO_MODEL["partial_rotary_factor"] == 32
+
+
+def test_importing_training_loads_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'deepspeed', 'yaml'}"
+    code = f"import sys, phigrow.training as t; t.load_run_config; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

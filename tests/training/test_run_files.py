@@ -1,0 +1,155 @@
+"""What a run writes and reads: records, cost accounts, checkpoints' markers, the claim on its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phigrow.errors import GrowthError
+from phigrow.measure import load_run
+from phigrow.training import RunConfig
+from phigrow.training.accounts import Cost, source_of
+from phigrow.training.checkpoints import FOLDER, MARKER, Progress, claim, complete_checkpoints, write_json
+from phigrow.training.records import RecordWriter
+
+
+def step(n: int) -> dict[str, Any]:
+    costs = {"step": n, "tokens": 10 * n, "flops": 1e3 * n, "seconds": n / 2}
+    return {**costs, "loss": 5.0 - n, "lr": 0.1, "grad_norm": 1.0, "tokens_per_second": 20.0}
+
+
+def write(folder: Path, *steps: int, resume_step: int | None = None) -> None:
+    writer = RecordWriter(folder, resume_step=resume_step)
+    if resume_step is None:
+        writer.write("run", arm="scratch", seed=0, config={}, source_tokens=0, source_flops=0.0, source_seconds=0.0)
+    for n in steps:
+        writer.write("step", **step(n))
+        if n % 2 == 0:
+            writer.write("eval", **{key: step(n)[key] for key in ("step", "tokens", "flops", "seconds", "loss")})
+    writer.close()
+
+
+def test_records_are_flushed_line_by_line(tmp_path):
+    writer = RecordWriter(tmp_path)
+    writer.write("step", **step(1))
+    (line,) = (tmp_path / "records.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"type": "step", **step(1)}
+    assert line.startswith('{"type": "step"')
+    writer.close()
+
+
+def test_a_resumed_run_drops_what_lies_past_the_checkpoint_and_a_line_cut_off(tmp_path):
+    write(tmp_path, 1, 2, 3, 4, 5)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"type": "step", "st')
+    write(tmp_path, 3, 4, resume_step=2)
+    run = load_run(tmp_path)
+    assert run.steps["step"].tolist() == [1, 2, 3, 4]
+    assert run.evals["step"].tolist() == [2, 4]
+    assert not run.notes
+
+
+def test_a_fresh_start_replaces_records(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    write(tmp_path, 1)
+    assert load_run(tmp_path).steps["step"].tolist() == [1]
+
+
+TRAINING = {"tokens": 1000, "flops": 2e9, "seconds": 30.5}
+
+
+def checkpoint(folder: Path, *, grown: Any = None, trained: Any = None) -> RunConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    if grown is not None:
+        (folder / "phigrow.json").write_text(json.dumps(grown))
+    if trained is not None:
+        (folder / "training.json").write_text(json.dumps(trained))
+    return RunConfig(init=str(folder))
+
+
+def test_scratch_has_no_source():
+    source = source_of(RunConfig())
+    assert (source.arm, source.growth) == ("scratch", None)
+    assert source.cost == Cost(0, 0.0, 0.0)
+
+
+def test_a_grown_checkpoint_carries_its_sources_cost(tmp_path):
+    plan = {"method": "wr", "depth": "interpose", "hash": "abc", "axes": {"hidden": {}}}
+    config = checkpoint(tmp_path, grown={"plan": plan, "source": {"name": "small", "training": TRAINING}})
+    source = source_of(config)
+    assert source.cost == Cost(1000, 2e9, 30.5)
+    assert source.arm == "wr"
+    assert source.growth == {"method": "wr", "depth": "interpose", "plan_hash": "abc", "source": "small"}
+
+
+def test_a_grown_checkpoint_whose_source_says_nothing_has_an_unknown_cost(tmp_path):
+    source = source_of(checkpoint(tmp_path, grown={"plan": {"method": "tile"}, "source": {"name": "phi-1_5"}}))
+    assert source.cost == Cost(None, None, None)
+    assert source.arm == "tile"
+
+
+def test_growth_outranks_a_stray_training_file_and_the_run_outranks_both(tmp_path):
+    grown = {"plan": {}, "source": {"training": TRAINING}}
+    config = checkpoint(tmp_path, grown=grown, trained={"tokens": 7, "flops": 7.0, "seconds": 7.0})
+    assert source_of(config).cost == Cost(1000, 2e9, 30.5)
+    given = RunConfig(init=str(tmp_path), source_tokens=5.0, arm="mine")
+    assert source_of(given).cost == Cost(5.0, 2e9, 30.5)
+    assert source_of(given).arm == "mine"
+
+
+def test_continued_training_counts_what_came_before(tmp_path):
+    source = source_of(checkpoint(tmp_path, trained=TRAINING))
+    assert (source.arm, source.growth) == ("continued", None)
+    assert Cost(1, 1.0, 1.0).plus(source.cost) == Cost(1001, 2e9 + 1, 31.5)
+    assert Cost(1, 1.0, 1.0).plus(Cost(None, 2.0, None)) == Cost(None, 3.0, None)
+
+
+def test_a_broken_account_is_refused(tmp_path):
+    config = checkpoint(tmp_path)
+    (tmp_path / "phigrow.json").write_text("{")
+    with pytest.raises(GrowthError, match="file of costs that cannot be read"):
+        source_of(config)
+
+
+def marked(out: Path, step: int, *, complete: bool = True) -> Path:
+    folder = out / FOLDER / f"step-{step}"
+    folder.mkdir(parents=True)
+    if complete:
+        content = {"progress": {"step": step, "tokens": 10 * step, "seconds": 1.0}, "world_size": 2}
+        write_json(folder / MARKER, content)
+    return folder
+
+
+def test_only_complete_checkpoints_count_and_the_latest_is_last(tmp_path):
+    for n in (9, 10, 100):
+        marked(tmp_path, n)
+    marked(tmp_path, 200, complete=False)
+    (marked(tmp_path, 300, complete=False) / MARKER).write_text("{")
+    found = complete_checkpoints(tmp_path)
+    assert [item.progress.step for item in found] == [9, 10, 100]
+    assert found[-1].progress == Progress(100, 1000, 1.0)
+
+
+def test_a_folder_is_claimed_for_one_configuration(tmp_path):
+    curve = RunConfig(steps=30).curve()
+    assert claim(tmp_path, curve, resume=True) is None
+    marked(tmp_path, 10)
+    found = claim(tmp_path, curve, resume=True)
+    assert found is not None
+    assert found.progress.step == 10
+    with pytest.raises(GrowthError) as error:
+        claim(tmp_path, RunConfig(steps=31, lr=0.5).curve(), resume=True)
+    assert "steps (30, now 31)" in str(error.value)
+    assert "lr (0.001, now 0.5)" in str(error.value)
+    assert "batch" not in str(error.value)
+    with pytest.raises(GrowthError, match="resume is never"):
+        claim(tmp_path, curve, resume=False)
+
+
+def test_a_configuration_with_a_model_in_it_survives_the_round_trip(tmp_path):
+    curve = RunConfig(model={"hidden_size": 8, "list": [1, 2]}).curve()
+    claim(tmp_path, curve, resume=True)
+    claim(tmp_path, curve, resume=True)
