@@ -120,7 +120,7 @@ def test_plan_prints_axes_layers_and_cost():
         ),
         (("expand", "--src", "not a name", "--dst-config", "phi2.json"), ("no checkpoint 'not a name'",)),
         (("plan", "--src", "phi-1_5", "--dst-config", "phi9.json"), ("no configuration 'phi9.json'",)),
-        (("plan", "--src", "phi2.json", "--dst-config", "phi-1.json"), ("destination is smaller: hidden 2560 -> 2048",)),
+        (("plan", "--src", "phi2.json", "--dst-config", "phi-1.json"), ("is smaller: hidden 2560 -> 2048",)),
         (("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "best"), ("unknown method 'best'",)),
         (("verify", "nowhere", "nothing"), ("cannot reach the hub for 'nowhere'",)),
     ],
