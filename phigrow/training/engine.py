@@ -52,6 +52,10 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
     stage = config.stage
     if stage == 0 and config.dtype == "fp16":
         raise GrowthError("fp16 without ZeRO", where="zero", why="gradient norms would be scaled", fix="zero 1, 2 or 3")
+    if stage == 3 and config.compile:
+        raise GrowthError(
+            "compile under ZeRO 3", where="compile", why="weights are gathered by hooks", fix="zero 0 to 2"
+        )
     ours: dict[str, Any] = {
         "train_batch_size": config.batch,
         "train_micro_batch_size_per_gpu": micro,

@@ -56,13 +56,15 @@ def opening(
     source: Source,
 ) -> str:
     """Return the lines that say, before the first step, what the run is going to do."""
+    from phigrow.training.loss import chosen_path
+
     cost = count(model_dict, blocks.seq_len)
     tokens = config.steps * config.batch * blocks.seq_len
     start = "from scratch" if config.init == SCRATCH else f"from {config.init}"
     if source.growth:
         start += f" (grown by {source.growth.get('method')})"
     gradients = "bf16" if config.dtype == "bf16" and config.stage == 0 else "fp32"
-    loss = config.loss if config.loss != "auto" else "chunked where logits are many"
+    loss = chosen_path(config.loss, micro * blocks.seq_len, model_dict["vocab_size"])
     lines = [
         f"{model_dict.get('model_type')} of {cost.parameters / 1e6:,.1f}M parameters, {start}, into {out}",
         f"data: {len(blocks.train):,} blocks of {blocks.seq_len} tokens, {len(blocks.heldout):,} held out",
@@ -72,7 +74,7 @@ def opening(
         f"ranks: {world.size} on {device_name(world)}; micro-batch {micro}, "
         f"accumulation {engine_dict['gradient_accumulation_steps']}",
         f"engine: DeepSpeed ZeRO {config.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
-        attention + f"; loss {loss}",
+        f"{attention}; loss: {loss}",
     ]
     return "\n".join(lines)
 

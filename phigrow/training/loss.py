@@ -46,7 +46,7 @@ def token_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
         targets: int64 ``[tokens]``.
         mode: ``full``, ``chunked``, or ``auto``: chunked above `FULL_LOGITS`.
     """
-    if mode == "full" or (mode == "auto" and len(targets) * len(weight) <= FULL_LOGITS):
+    if chosen_path(mode, len(targets), len(weight)) == "full logits":
         return F.cross_entropy(_wide(F.linear(hidden, weight, bias)), targets)
     if hasattr(F, "linear_cross_entropy"):
         # reduction "mean" would round the loss to bf16, to 0.016 near 3; the mean of rounded tokens is 1e-5 away.
@@ -60,6 +60,13 @@ def token_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
         )
         return _wide(losses).mean()
     return recomputed_loss(hidden, weight, bias, targets)
+
+
+def chosen_path(mode: str, tokens: int, vocab: int) -> str:
+    """How `token_loss` computes: ``full logits``, or in chunks by PyTorch's function or by this module's."""
+    if mode == "full" or (mode == "auto" and tokens * vocab <= FULL_LOGITS):
+        return "full logits"
+    return "chunked linear_cross_entropy" if hasattr(F, "linear_cross_entropy") else "chunked, recomputed"
 
 
 def recomputed_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

@@ -69,6 +69,10 @@ def prepare_environment() -> None:
             port = free.getsockname()[1]
         one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
         os.environ.update(one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Idle threads of GNU OpenMP spin for milliseconds; where another process wants the core, the thread they wait
+        # for cannot run. Spinning briefly was as fast on idle cores and 1.7 times as fast with one core taken.
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     beside = Path(sys.executable).parent  # of a virtual environment that was not activated
     if shutil.which("ninja") is None and (beside / "ninja").exists():
         os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"

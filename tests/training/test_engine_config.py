@@ -63,6 +63,11 @@ def test_fp16_needs_zero():
     assert engine_config(RunConfig(dtype="fp16", zero=2), 1, 16)["fp16"] == {"enabled": True}
 
 
+def test_compile_needs_whole_weights():
+    with pytest.raises(GrowthError, match="compile under ZeRO 3"):
+        engine_config(RunConfig(compile=True, zero=3), 1, 16)
+
+
 def test_micro_batches_divide_the_batch():
     assert micro_batch(RunConfig(batch=16), 2, 256) == 8
     assert micro_batch(RunConfig(batch=16, micro_batch=2), 2, 256) == 2
