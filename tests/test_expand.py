@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import phi_config, phi_model, probe, random_growth
+from conftest import logits, phi_config, phi_model, probe, random_growth
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -106,6 +106,24 @@ assert tokens.shape == (1, 7)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_destination_in_the_spelling_of_transformers_5_is_kept_and_loads(save_model, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    new = {key: value for key, value in DST.items() if key not in ("partial_rotary_factor", "rope_theta", "torch_dtype")}
+    new["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 4 / 12}
+    new["dtype"] = "float32"
+    model = phi_model(SRC, torch.float32)
+    folder = save_model(model)
+    outs = [phigrow.expand(folder, c, tmp_path / n, method="lossless") for n, c in (("old", DST), ("new", new))]
+    assert same(*map(stored, outs))
+    assert json.loads((outs[1] / "config.json").read_text()) == new
+    ids = probe(61)
+    for out in outs:
+        grown = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        assert grown.model.layers[0].self_attn.rotary_ndims == 4
+        assert float((logits(grown, ids) - logits(model, ids)).abs().max()) < 1e-5
 
 
 def test_provenance_repeats_the_expansion(save_model, tmp_path, monkeypatch):
