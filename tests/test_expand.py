@@ -111,7 +111,8 @@ assert tokens.shape == (1, 7)
 def test_a_destination_in_the_spelling_of_transformers_5_is_kept_and_loads(save_model, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    new = {key: value for key, value in DST.items() if key not in ("partial_rotary_factor", "rope_theta", "torch_dtype")}
+    dropped = ("partial_rotary_factor", "rope_theta", "torch_dtype")
+    new = {key: value for key, value in DST.items() if key not in dropped}
     new["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 4 / 12}
     new["dtype"] = "float32"
     model = phi_model(SRC, torch.float32)
