@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
-from conftest import phi_config, phi_model
+from models import phi_config, phi_model
 
 from phigrow.cli import app
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import phi_config
 from einops import parse_shape
+from models import phi_config
 
 from phigrow.config import load_config
 from phigrow.errors import GrowthError

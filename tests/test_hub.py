@@ -2,7 +2,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from conftest import phi_config, phi_model
+from models import phi_config, phi_model
 
 import phigrow
 from phigrow import hub

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from conftest import logits, phi_config, phi_model, probe, random_growth
+from models import logits, phi_config, phi_model, probe, random_growth
 
 import phigrow
 from phigrow.families import all_families

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import phi_config, phi_model, random_growth
 from einops import rearrange
+from models import phi_config, phi_model, random_growth
 
 import phigrow
 from phigrow.errors import GrowthError

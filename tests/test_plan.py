@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import phi_config
+from models import phi_config
 
 import phigrow
 from phigrow.config import load_config, normalised
@@ -196,7 +196,7 @@ def test_unreadable_configurations(tmp_path):
 @pytest.mark.parametrize("kv", [4, 2])
 def test_flops_are_those_that_torch_counts(kv):
     import torch
-    from conftest import phi_model
+    from models import phi_model
     from torch.utils.flop_counter import FlopCounterMode
 
     config = phi_config(64, 4, 200, 3, 4, vocab=301, num_key_value_heads=kv, attn_implementation="eager")
