@@ -1,8 +1,7 @@
-"""Safetensors checkpoints: read by rows on demand, written tensor by tensor at known offsets.
+"""Safetensors checkpoints, read by rows on demand.
 
-Neither side holds a model. Reading goes through `pread` rather than a memory map, so that what was read does not
-count as resident memory; writing puts every block straight at its place in its shard, in any order, from any thread.
-The format is that of the safetensors library (an 8-byte length, a JSON header, raw values).
+Reading goes through `pread` rather than a memory map, so that what was read does not count as resident memory. The
+format is that of the safetensors library (an 8-byte length, a JSON header, raw values); `phigrow.shards` writes it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -60,7 +58,7 @@ class StoredTensor:
 
         out = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype_name]
-        view = _bytes_of(out)
+        view = bytes_of(out)
         position = self.offset + start * row_bytes
         done = 0
         while done < len(view):
@@ -215,83 +213,8 @@ def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int,
     return StoredTensor(name, path, descriptor, data_start + begin, shape, DTYPES[dtype])
 
 
-class CheckpointWriter:
-    """A sharded safetensors checkpoint whose values are written in any order.
-
-    Args:
-        folder: an existing folder.
-        shapes: name -> shape, in the order in which tensors are laid out.
-        dtype: of all tensors, as torch names it (``bfloat16``).
-        shard_bytes: most bytes of values in one file, unless one tensor alone has more.
-    """
-
-    def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, shard_bytes: int) -> None:
-        self._places: dict[str, tuple[int, int, int]] = {}
-        self._descriptors: list[int] = []
-        code = next(code for code, name in DTYPES.items() if name == dtype)
-        item = ITEM_BYTES[dtype]
-        shards = _split(((name, math.prod(shape) * item) for name, shape in shapes.items()), shard_bytes)
-        count = len(shards)
-        self.files = [SINGLE if count == 1 else f"model-{k + 1:05}-of-{count:05}.safetensors" for k in range(count)]
-        self.weight_map: dict[str, str] = {}
-        self.total_bytes = 0
-        for file, names in zip(self.files, shards, strict=True):
-            descriptor = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            self._descriptors.append(descriptor)
-            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-            offset = 0
-            for name in names:
-                size = math.prod(shapes[name]) * item
-                header[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [offset, offset + size]}
-                offset += size
-                self.weight_map[name] = file
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)  # values start at a multiple of 8 bytes, as the library writes them
-            _write_at(descriptor, struct.pack("<Q", len(text)) + text, 0)
-            os.ftruncate(descriptor, 8 + len(text) + offset)
-            for name in names:
-                begin = 8 + len(text) + header[name]["data_offsets"][0]
-                self._places[name] = (descriptor, begin, math.prod(shapes[name][1:]) * item)
-            self.total_bytes += offset
-        if count > 1:
-            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": self.weight_map}
-            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-    def write(self, name: str, first_row: int, values: torch.Tensor) -> None:
-        """Write consecutive rows of a tensor, in the checkpoint's dtype; thread-safe for rows that do not overlap."""
-        descriptor, begin, row_bytes = self._places[name]
-        _write_at(descriptor, _bytes_of(values.contiguous()), begin + first_row * row_bytes)
-
-    def close(self, *, sync: bool = True) -> None:
-        """Close all shards, after their values have reached the disk unless ``sync`` is off."""
-        for descriptor in self._descriptors:
-            if sync:
-                os.fsync(descriptor)
-            os.close(descriptor)
-        self._descriptors.clear()
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor; numpy has no bfloat16, so it is taken as bytes."""
     import torch
 
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
-
-
-def _split(sizes: Iterable[tuple[str, int]], most: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes:
-        if shards[-1] and filled + size > most:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
-
-
-def _write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], position + done)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.checkpoint import DTYPES, ITEM_BYTES, CheckpointReader, CheckpointWriter
+from phigrow.checkpoint import DTYPES, ITEM_BYTES, CheckpointReader
 from phigrow.config import Config, load_config
 from phigrow.errors import GrowthError
 from phigrow.hub import TOKENIZER_FILES, display_name, locate
-from phigrow.lift import InMemory, Lift, span_rows
+from phigrow.journal import PartialFolder
+from phigrow.lift import InMemory, Lift
 from phigrow.plan import Plan
-from phigrow.provenance import command_line, model_card, provenance
+from phigrow.provenance import command_line, installed_version, model_card, provenance, sha256_of
 from phigrow.resolve import plan as make_plan
+from phigrow.shards import CheckpointWriter
+from phigrow.stream import stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +41,8 @@ def expand(
     revision: str | None = None,
     shard_size: str = "5GB",
     overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    sync: bool = True,
     progress: bool = False,
     **options: Any,
 ) -> Path:
@@ -49,19 +51,23 @@ def expand(
     Args:
         src: a Hugging Face folder, ``phi-1``, ``phi-1_5``, ``phi-2``, or a hub id.
         dst_config: destination configuration: a file, a shipped name (``phi2.json``) or a dictionary.
-        out: the new folder; by default `default_out`. It is there complete, or not at all.
+        out: the new folder; by default `default_out`. It is there complete, or not at all; what a killed run left
+            beside it, under a hidden name, is continued.
         method, depth, rounding, seed, noise, options: as in `phigrow.plan`.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``; by default the source's.
         revision: hub revision of the source.
         shard_size: most bytes a safetensors file, such as ``5GB``.
         overwrite: replace an existing ``out``.
+        allow_nonfinite: let NaN and infinities through, which are refused otherwise.
+        sync: wait until the values have reached the disk.
         progress: show a progress bar.
 
     Returns:
         The new folder: weights, config, generation config, the source's tokenizer, a model card and ``phigrow.json``.
 
     Raises:
-        GrowthError: what a plan refuses; a source that does not fit its configuration; an ``out`` that exists.
+        GrowthError: what a plan refuses; a source that does not fit its configuration; an ``out`` that exists; values
+            that are not finite.
     """
     started = time.perf_counter()
     plan = make_plan(
@@ -75,35 +81,45 @@ def expand(
     with CheckpointReader(folder) as reader:
         check_source(plan, reader)
         dtype = resolve_dtype(dtype, reader)
-        partial = out.parent / f".{out.name}.partial"
-        _remove(partial)
-        try:
-            partial.mkdir(parents=True)
-            writer = CheckpointWriter(partial, {g.name: g.shape for g in plan.tensors()}, dtype, shard_bytes)
+        identity = {
+            "phigrow": installed_version("phigrow"),
+            "plan": plan.hash,
+            "dtype": dtype,
+            "shard_bytes": shard_bytes,
+            "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in reader.files],
+        }
+        with PartialFolder(out, identity) as partial:
             try:
-                _stream(plan, reader, writer, dtype, progress)
-            finally:
-                writer.close()
-            _write_companions(plan, folder, partial, dtype, base_model=display_name(src))
-            record = provenance(
-                plan,
-                source_name=display_name(src),
-                revision=revision,
-                source=folder,
-                files=reader.files,
-                dtype=dtype,
-                command=command_line(plan, src, dst_config, out, dtype, revision),
-                seconds=time.perf_counter() - started,
-            )
-            (partial / "phigrow.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            if overwrite:
-                _remove(out)
-            partial.rename(out)
-        except BaseException as error:
-            _remove(partial)
-            if isinstance(error, OSError):
+                _check_space(plan, dtype, partial)
+                writer = CheckpointWriter(partial.path, {g.name: g.shape for g in plan.tensors()}, dtype, shard_bytes)
+                try:
+                    hashes = stream(
+                        plan, reader, writer, partial, dtype,
+                        allow_nonfinite=allow_nonfinite, progress=progress, beside=sha256_of,
+                    )  # fmt: skip
+                finally:
+                    writer.close(sync=sync)
+                _write_companions(plan, folder, partial.path, dtype, base_model=display_name(src))
+                record = provenance(
+                    plan,
+                    source_name=display_name(src),
+                    revision=revision,
+                    source=folder,
+                    hashes=hashes,
+                    dtype=dtype,
+                    command=command_line(plan, src, dst_config, out, dtype, revision),
+                    seconds=time.perf_counter() - started,
+                )
+                (partial.path / "phigrow.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                partial.finish(overwrite=overwrite)
+            except KeyboardInterrupt:
+                raise  # what is finished stays for the next run, as after a kill
+            except OSError as error:
+                partial.discard()
                 raise GrowthError("the output cannot be written", where=str(out), why=str(error)) from error
-            raise
+            except BaseException:
+                partial.discard()
+                raise
     return out
 
 
@@ -170,7 +186,7 @@ def preview(
     with CheckpointReader(locate(src, shape.get("revision"))) as reader:
         check_source(plan, reader)
         dtype = resolve_dtype(dtype, reader)
-    return plan, sum(math.prod(g.shape) for g in plan.tensors()) * ITEM_BYTES[dtype], dtype
+    return plan, output_bytes(plan, dtype), dtype
 
 
 def default_out(src: str | Path, dst_config: str | Path | Config, method: str) -> Path:
@@ -220,6 +236,24 @@ def resolve_dtype(dtype: str | None, reader: CheckpointReader) -> str:
     return largest.dtype_name
 
 
+def _check_space(plan: Plan, dtype: str, partial: PartialFolder) -> None:
+    """Refuse before writing what the file system cannot hold."""
+    needed = output_bytes(plan, dtype)
+    there = sum(file.stat().st_blocks * 512 for file in partial.path.iterdir())
+    free = shutil.disk_usage(partial.path).free + there
+    if needed > free:
+        raise GrowthError(
+            f"not enough space for the output: {needed / 1e9:.3f} GB of weights, {free / 1e9:.3f} GB free",
+            where=str(partial.out),
+            fix="choose another --out, or a smaller --dtype",
+        )
+
+
+def output_bytes(plan: Plan, dtype: str) -> int:
+    """Bytes of all values of the destination."""
+    return sum(math.prod(g.shape) for g in plan.tensors()) * ITEM_BYTES[dtype]
+
+
 def check_source(plan: Plan, reader: CheckpointReader) -> None:
     """Hold the source's tensors against the family table.
 
@@ -230,74 +264,6 @@ def check_source(plan: Plan, reader: CheckpointReader) -> None:
     if plan.src_config.get("tie_word_embeddings"):
         shapes.pop("lm_head.weight", None)  # some writers store the tied tensor under both names
     plan.table.check_tensors(plan.src_config, shapes, where=str(reader.folder))
-
-
-def _stream(plan: Plan, reader: CheckpointReader, writer: CheckpointWriter, dtype: str, progress: bool) -> None:
-    import torch
-
-    lifts = [Lift(g, reader.tensors[g.source], plan, getattr(torch, dtype)) for g in plan.tensors()]
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            jobs = [pool.submit(_block, writer, each, *rows) for each in lifts for rows in _blocks(each.growth.shape)]
-            bar = _progress_bar(f"{plan.method}: writing {writer.total_bytes / 1e9:.2f} GB", len(jobs), progress)
-            with bar as advance:
-                for job in jobs:
-                    job.add_done_callback(advance)
-                wait(jobs, return_when=FIRST_EXCEPTION)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
-    for job in jobs:
-        if not job.cancelled():
-            job.result()
-
-
-def _block(writer: CheckpointWriter, lift: Lift, start: int, stop: int) -> None:
-    import torch
-
-    lift.prepare()
-    values = lift.rows(start, stop)
-    if lift.dtype is torch.float16 and not bool(torch.isfinite(values).all()):
-        raise GrowthError(
-            "values that do not fit float16",
-            where=lift.growth.name,
-            why="its largest finite value is 65504",
-            fix="use --dtype bfloat16 or float32",
-        )
-    writer.write(lift.growth.name, start, values)
-
-
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    if len(shape) == 1:
-        yield 0, shape[0]
-        return
-    step = span_rows(shape)
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
-
-
-class _progress_bar:
-    """A rich progress bar whose ``with`` gives a callback that advances it, or a silent one."""
-
-    def __init__(self, description: str, total: int, shown: bool) -> None:
-        self.description, self.total, self.shown = description, total, shown
-
-    def __enter__(self) -> Any:
-        if not self.shown:
-            return lambda _: None
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
-        self._bar.start()
-        task = self._bar.add_task(self.description, total=self.total)
-        return lambda _: self._bar.advance(task)
-
-    def __exit__(self, *_: object) -> None:
-        if self.shown:
-            self._bar.stop()
 
 
 def _write_companions(plan: Plan, source: Path, folder: Path, dtype: str, base_model: str) -> None:
@@ -314,10 +280,3 @@ def _write_companions(plan: Plan, source: Path, folder: Path, dtype: str, base_m
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     (folder / "README.md").write_text(model_card(plan, base_model, dtype), encoding="utf-8")
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    elif folder.exists() or folder.is_symlink():
-        folder.unlink()

@@ -33,7 +33,7 @@ def provenance(
     source_name: str,
     revision: str | None,
     source: Path,
-    files: list[Path],
+    hashes: dict[str, str],
     dtype: str,
     command: str,
     seconds: float,
@@ -44,7 +44,7 @@ def provenance(
     (``training.json``, written by the pretraining recipe): the charged account of a run that starts here needs them.
     """
     entry: dict[str, Any] = {"name": source_name, "revision": revision}
-    entry["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    entry["files"] = {name: {"bytes": (source / name).stat().st_size, "sha256": h} for name, h in hashes.items()}
     if (training := _training_of(source)) is not None:
         entry["training"] = training
     return {

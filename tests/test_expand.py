@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import logits, phi_config, phi_model, probe, random_growth
+from models import logits, phi_config, phi_model, probe, random_growth
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -163,7 +163,7 @@ def test_seed_and_name_alone_decide_new_values(save_model, tmp_path):
 def test_a_failure_leaves_nothing_behind(save_model, tmp_path, monkeypatch):
     folder = save_model(phi_model(SRC, torch.float32))
     before = sorted(os.listdir(tmp_path))
-    import phigrow.checkpoint
+    import phigrow.shards
 
     calls = []
 
@@ -172,7 +172,7 @@ def test_a_failure_leaves_nothing_behind(save_model, tmp_path, monkeypatch):
         if len(calls) == 12:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(phigrow.checkpoint.CheckpointWriter, "write", break_late)
+    monkeypatch.setattr(phigrow.shards.CheckpointWriter, "write", break_late)
     with pytest.raises(GrowthError, match="the output cannot be written") as caught:
         phigrow.expand(folder, DST, tmp_path / "out", method="wr")
     assert "No space left on device" in str(caught.value)
