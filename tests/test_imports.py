@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "stream",
     },
     "verify": {"errors", "config", "hub", "checkpoint", "families", "plan"},
+    "certificates": {"errors", "checkpoint", "hub", "verify"},
     "explain": {"axes", "plan"},
     "corpus": ANYONE | {"hub"},
     "training": ANYONE | {"corpus"},
