@@ -6,8 +6,6 @@ format is that of the safetensors library (an 8-byte length, a JSON header, raw 
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import os
 import struct
@@ -17,14 +15,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from phigrow.errors import GrowthError
+from phigrow.untrusted import MOST_JSON_BYTES, contained, parse_object, read_object
 
 if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MOST_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library: a longer header is damage or an attack."""
+MOST_AXES, MOST_SIZE = 8, 1 << 62
+"""Of a tensor: what numpy and torch can index, so that products of sizes stay cheap whatever a header says."""
 
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -87,15 +86,27 @@ class CheckpointReader:
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
         self._descriptors: list[int] = []
-        index = folder / INDEX
-        weight_map = _read_index(index) if index.is_file() else None
+        index, single = contained(folder, INDEX), contained(folder, SINGLE)
+        weight_map = read_weight_map(index, ".safetensors") if index.is_file() else None
         names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
-        self.files = [folder / name for name in names]
+        if SINGLE not in names and single.is_file():
+            raise GrowthError(
+                "a folder with two sets of weights",
+                where=str(folder),
+                why=f"{INDEX} lists other files than {SINGLE}, and transformers would load {SINGLE}",
+                fix="remove the one that is not meant",
+            )
+        self.files = [contained(folder, name) for name in names]
         try:
             for path in self.files:
                 self._open(path)
             if weight_map is not None:
-                self._check_index(index, weight_map)
+                check_index(index, weight_map, {name: tensor.path.name for name, tensor in self.tensors.items()})
+            if not self.tensors:
+                raise GrowthError("a checkpoint without tensors", where=str(folder))
+        except OSError as error:
+            self.close()
+            raise GrowthError("a safetensors file that cannot be read", where=str(folder), why=str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -133,67 +144,102 @@ class CheckpointReader:
         for name, entry in header.items():
             tensor = _stored(name, entry, path, descriptor, data_start, size)
             if name in self.tensors:
-                raise GrowthError("a tensor that is stored twice", where=f"{name} in {path}")
+                other = self.tensors[name].path.name
+                raise GrowthError("a tensor that is stored twice", where=f"{name} in {path}", why=f"{other} has it too")
             self.tensors[name] = tensor
             spans.append((*entry["data_offsets"], name))
-        spans.sort()
-        for (_, end, first), (begin, _, second) in itertools.pairwise(spans):
-            if begin < end:
-                raise GrowthError("tensors that overlap", where=f"{first} and {second} in {path}")
+        _check_cover(sorted(spans), size, path)
 
-    def _check_index(self, index: Path, weight_map: dict[str, str]) -> None:
-        for name, tensor in self.tensors.items():
-            if weight_map.get(name) != tensor.path.name:
-                listed = weight_map.get(name, "in no file")
-                raise GrowthError(
-                    "an index that does not fit its files",
-                    where=f"{name} in {index}",
-                    why=f"it is in {tensor.path.name}, the index says {listed}",
-                )
-        if missing := [name for name in weight_map if name not in self.tensors]:
+
+def _check_cover(spans: list[tuple[int, int, str]], size: int, path: Path) -> None:
+    """Hold tensors to the format: every byte of the values belongs to exactly one of them."""
+    reached, former = 0, "the header"
+    for begin, end, name in spans:
+        if begin < reached:
+            raise GrowthError("tensors that overlap", where=f"{former} and {name} in {path}")
+        if begin > reached:
             raise GrowthError(
-                "an index that does not fit its files",
-                where=f"{missing[0]} in {index}",
-                why=f"{weight_map[missing[0]]} does not hold it",
+                "a hole in a safetensors file",
+                where=f"between {former} and {name} in {path}",
+                why=f"bytes {reached}..{begin} belong to no tensor",
+                fix="the file is damaged, or hides something: fetch it again",
             )
+        reached, former = end, name
+    if reached < size:
+        raise GrowthError(
+            "a safetensors file that is too long",
+            where=f"after {former} in {path}",
+            why=f"bytes {reached}..{size} belong to no tensor",
+            fix="the file is damaged, or hides something: fetch it again",
+        )
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        pairs = dict(weight_map)
-    except (ValueError, KeyError, TypeError) as error:
-        raise GrowthError("a safetensors index that cannot be read", where=str(path), why=repr(error)) from error
-    for name, file in pairs.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+def read_weight_map(path: Path, suffix: str) -> dict[str, str]:
+    """Tensor name -> file name, of an index of shards; every file lies beside the index.
+
+    Raises:
+        GrowthError: no index, or one that names anything but a file of that suffix beside it.
+    """
+    weight_map = read_object(path, "an index of shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        why = "weight_map is not an object that gives every tensor a file"
+        raise GrowthError("an index of shards that cannot be read", where=str(path), why=why)
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(suffix) or any(mark in file for mark in "/\\\0"):
             raise GrowthError(
                 "an index that points outside its folder",
                 where=f"{name} in {path}",
-                why=f"it names {file!r}, not a safetensors file beside it",
+                why=f"it names {file!r}, not a {suffix} file beside it",
             )
-    return pairs
+    return weight_map
+
+
+def check_index(index: Path, weight_map: dict[str, str], found: dict[str, str]) -> None:
+    """Hold an index against what its files hold; both are tensor name -> file name.
+
+    Raises:
+        GrowthError: a tensor that is elsewhere, or that either side lacks.
+    """
+    for name, file in found.items():
+        if weight_map.get(name) != file:
+            listed = weight_map.get(name, "in no file")
+            raise GrowthError(
+                "an index that does not fit its files",
+                where=f"{name} in {index}",
+                why=f"it is in {file}, the index says {listed}",
+            )
+    if missing := [name for name in weight_map if name not in found]:
+        raise GrowthError(
+            "an index that does not fit its files",
+            where=f"{missing[0]} in {index}",
+            why=f"{weight_map[missing[0]]} does not hold it",
+        )
 
 
 def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
     size = os.fstat(descriptor).st_size
     prefix = os.pread(descriptor, 8, 0)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-    if not 0 < length <= min(size - 8, MOST_HEADER_BYTES):
-        raise GrowthError("not a whole safetensors file", where=str(path), why=f"{size} bytes, header of {length}")
-    try:
-        header = json.loads(os.pread(descriptor, length, 8))
-        header.pop("__metadata__", None)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise GrowthError("a safetensors header that cannot be read", where=str(path), why=str(error)) from error
+    if not 0 < length <= min(size - 8, MOST_JSON_BYTES):
+        raise GrowthError(
+            "not a whole safetensors file",
+            where=str(path),
+            why=f"{size} bytes, header of {length}",
+            fix="it is truncated, or a placeholder (git lfs) for the real file: fetch it again",
+        )
+    header = parse_object(os.pread(descriptor, length, 8), "a safetensors header", str(path))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        why = "__metadata__ is not an object of texts"
+        raise GrowthError("a safetensors header that cannot be read", where=str(path), why=why)
     return 8 + length, header
 
 
 def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int, size: int) -> StoredTensor:
     where = f"{name} in {path}"
     try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        dtype, shape = str(entry["dtype"]), entry["shape"]
         begin, end = entry["data_offsets"]
-        sound = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
         raise GrowthError("a safetensors header that cannot be read", where=where, why=repr(error)) from error
     if dtype not in DTYPES:
@@ -201,16 +247,19 @@ def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int,
             f"weights of dtype {dtype}",
             where=where,
             why=f"phigrow grows {', '.join(DTYPES.values())}",
-            fix="dequantise",
+            fix="quantised or integer weights cannot be grown: give the checkpoint that they were made from",
         )
+    sound = isinstance(shape, list) and len(shape) <= MOST_AXES
+    # A bool is an int in Python, and a size of 4300 digits is one in JSON.
+    sound = sound and all(type(n) is int and 0 <= n < MOST_SIZE for n in (*shape, begin, end))
     if not sound or end > size or end - begin != math.prod(shape) * ITEM_BYTES[DTYPES[dtype]]:
         raise GrowthError(
             "a safetensors header that lies about its tensors",
             where=where,
-            why=f"shape {list(shape)} of {dtype} at bytes {begin}..{end} of {size}",
+            why=f"shape {shape} of {dtype} at bytes {begin}..{end} of {size}",
             fix="the file is truncated or damaged: fetch it again",
         )
-    return StoredTensor(name, path, descriptor, data_start + begin, shape, DTYPES[dtype])
+    return StoredTensor(name, path, descriptor, data_start + begin, tuple(shape), DTYPES[dtype])
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.untrusted import contained, read_object
 
 Config = dict[str, Any]
 
@@ -23,7 +24,7 @@ def load_config(ref: str | Path | Config) -> Config:
             configuration that ships with phigrow, with or without ``.json`` (``phi2.json``).
 
     Raises:
-        GrowthError: nothing of that name, or not a JSON object.
+        GrowthError: nothing of that name, not a JSON object, or a link that leads out of the folder.
 
     >>> load_config("phi2.json")["hidden_size"]
     2560
@@ -32,25 +33,18 @@ def load_config(ref: str | Path | Config) -> Config:
         return dict(ref)
     path = Path(ref)
     if path.is_dir():
-        path = path / "config.json"
+        path = contained(path, "config.json")
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif (name := shipped_name(ref)) is not None:
-        text = (resources.files("phigrow") / "configs" / name).read_text(encoding="utf-8")
-    else:
-        raise GrowthError(
-            f"no configuration {str(ref)!r}",
-            where=str(path.absolute()),
-            why="it is no file or folder with a config.json here, and no configuration of that name is shipped",
-            fix=f"give a path, or one of {', '.join(SHIPPED)}",
-        )
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise GrowthError("a configuration that is not JSON", where=str(path), why=str(error)) from error
-    if not isinstance(config, dict):
-        raise GrowthError("a configuration that is not a JSON object", where=str(path), why=f"it is {type(config)}")
-    return config
+        return read_object(path, "a configuration")
+    if (name := shipped_name(ref)) is not None:
+        with resources.as_file(resources.files("phigrow") / "configs" / name) as shipped:
+            return read_object(shipped, "a configuration")
+    raise GrowthError(
+        f"no configuration {str(ref)!r}",
+        where=str(path.absolute()),
+        why="it is no file or folder with a config.json here, and no configuration of that name is shipped",
+        fix=f"give a path, or one of {', '.join(SHIPPED)}",
+    )
 
 
 def shipped_name(ref: str | Path) -> str | None:
@@ -64,13 +58,32 @@ def normalised(config: Config) -> Config:
 
     transformers 4 writes ``rope_theta``, ``partial_rotary_factor``, ``rope_scaling`` and ``torch_dtype``;
     transformers 5 writes ``rope_parameters`` and ``dtype``. Where both are there, version 5's wins, as it does there.
+
+    Raises:
+        GrowthError: rotary settings that are no object, or a ``rope_theta`` that is no positive number.
     """
     out = dict(config)
-    rope = {**(out.pop("rope_scaling", None) or {}), **(out.pop("rope_parameters", None) or {})}
+    rope: Config = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = out.pop(key, None) or {}
+        if not isinstance(settings, dict):
+            raise GrowthError(f"{key} is {settings!r}, not an object", where="a configuration")
+        rope |= settings
     out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
-    out["rope_theta"] = float(rope.get("rope_theta", out.get("rope_theta", 10000.0)))
+    theta = rope.get("rope_theta", out.get("rope_theta", 10000.0))
+    if not is_number(theta) or theta <= 0:
+        raise GrowthError(f"rope_theta is {theta!r}, not a positive number", where="a configuration")
+    out["rope_theta"] = float(theta)
     if "partial_rotary_factor" in rope:
         out["partial_rotary_factor"] = rope["partial_rotary_factor"]
     torch_dtype = out.pop("torch_dtype", None)
     out["dtype"] = str(out.get("dtype") or torch_dtype or "float32").removeprefix("torch.")
     return out
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number: no text, and not a bool, which is an int in Python."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False

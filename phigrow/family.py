@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -119,6 +119,9 @@ class Family:
         head: parts of the attention axes: ``query`` and ``key`` hold the rotary part first.
         function_keys: configuration keys (normalised) that change the function that the weights compute.
         dropout_keys: configuration keys of dropout rates.
+        ignored_tensors: ends of the names of tensors that some checkpoints hold and no model learns.
+        former_model_types, former_tensors, former_advice: how earlier uploads of the family, which only remote code
+            could load, are recognised (``model_type``, ends of tensor names), and what to do with them.
     """
 
     name: str
@@ -136,7 +139,10 @@ class Family:
     value: str = "v"
     function_keys: tuple[str, ...] = ()
     dropout_keys: tuple[str, ...] = ()
-    ignored_tensors: tuple[str, ...] = field(default=())
+    ignored_tensors: tuple[str, ...] = ()
+    former_model_types: tuple[str, ...] = ()
+    former_tensors: tuple[str, ...] = ()
+    former_advice: str | None = None
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -179,6 +185,13 @@ class Family:
         """
         expected = self.state_shapes(config)
         found = {name: shape for name, shape in found.items() if not name.endswith(self.ignored_tensors or ("\0",))}
+        if former := [name for name in found if name.endswith(self.former_tensors or ("\0",))]:
+            raise GrowthError(
+                f"the tensors are named as in the first {self.model_type} uploads: {_some(former)}",
+                where=where,
+                why="they were written by code of their own, before transformers had the model",
+                fix=self.former_advice,
+            )
         missing = [name for name in expected if name not in found]
         extra = [name for name in found if name not in expected]
         if missing or extra:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from phigrow.config import Config, load_config, shipped_name
 from phigrow.errors import GrowthError
+from phigrow.untrusted import contained
 
 ALIASES = {"phi-1": "microsoft/phi-1", "phi-1_5": "microsoft/phi-1_5", "phi-2": "microsoft/phi-2"}
 _SHIPPED = {"phi-1": "phi-1.json", "phi-1_5": "phi-1_5.json", "phi-2": "phi2.json"}
@@ -33,12 +34,14 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         revision: branch, tag or commit on the hub.
 
     Raises:
-        GrowthError: nothing of that name, or the hub cannot be reached.
+        GrowthError: nothing of that name, a folder with links that lead out of it, or the hub cannot be reached.
     """
     path = Path(name)
     if path.is_dir():
         if revision is not None:
             raise GrowthError(f"--revision {revision} with a local folder", where=str(path), fix="leave it out")
+        for file in (*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES):
+            contained(path, file)
         return path
     return _download(name, revision, [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *WEIGHT_FILES])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from phigrow.config import Config
 from phigrow.plan import Plan
+from phigrow.untrusted import read_object
 
 
 def installed_version(package: str) -> str:
@@ -62,9 +62,10 @@ def _training_of(folder: Path) -> Any:
     """What the folder's training cost; a grown folder that was not trained yet cost what its own source did."""
     training, grown = folder / "training.json", folder / "phigrow.json"
     if training.is_file():
-        return json.loads(training.read_text(encoding="utf-8"))
+        return read_object(training, "a training.json")
     if grown.is_file():
-        return json.loads(grown.read_text(encoding="utf-8")).get("source", {}).get("training")
+        source = read_object(grown, "a phigrow.json").get("source")
+        return source.get("training") if isinstance(source, dict) else None
     return None
 
 

@@ -145,6 +145,9 @@ def _leg_approximations(growth: Growth, axes: dict[str, Any], known: list[str]) 
 
 def _notes(growth: Growth) -> list[str]:
     notes = []
+    for side, config in (("source", growth.src_config), ("destination", growth.dst_config)):
+        if "auto_map" in config:
+            notes.append(f"the {side} configuration asks for remote code (auto_map): none was run, none is passed on")
     for key in growth.family.dropout_keys:
         if growth.dst_config.get(key):
             notes.append(f"{key} {growth.dst_config[key]} acts in training mode: equality holds in evaluation mode")

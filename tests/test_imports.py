@@ -16,7 +16,8 @@ ANYONE = {"errors", "config", "flops"}
 GROWTH = {"axes", "family", "families", "method", "methods", "plan", "lift", "resolve", "expand", "verify", "explain"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "untrusted": {"errors"},
+    "config": {"errors", "untrusted"},
     "flops": {"config"},
     "axes": {"errors"},
     "family": {"errors", "config"},
@@ -25,10 +26,10 @@ MAY_IMPORT = {
     "lift": {"axes", "plan"},
     "method": {"errors", "config", "axes", "family"},
     "methods": {"errors", "config", "axes", "family", "method"},
-    "checkpoint": {"errors"},
-    "hub": {"errors", "config"},
+    "checkpoint": {"errors", "untrusted"},
+    "hub": {"errors", "config", "untrusted"},
     "resolve": {"errors", "config", "hub", "families", "method", "methods", "plan"},
-    "provenance": {"config", "plan"},
+    "provenance": {"config", "plan", "untrusted"},
     "shards": {"checkpoint"},
     "journal": {"errors"},
     "stream": {"errors", "checkpoint", "shards", "journal", "lift", "plan"},

@@ -186,10 +186,10 @@ def test_shipped_configurations_are_the_published_values():
 
 def test_unreadable_configurations(tmp_path):
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(GrowthError, match="a configuration that is not JSON"):
+    with pytest.raises(GrowthError, match=r"a configuration that cannot be read\n.*\n  why: not JSON: expecting"):
         load_config(tmp_path / "broken.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(GrowthError, match="a configuration that is not a JSON object"):
+    with pytest.raises(GrowthError, match="it is a JSON list, not an object"):
         load_config(tmp_path / "list.json")
 
 

@@ -28,11 +28,18 @@ def family_of(config: Config, where: str) -> Family:
     for family in all_families().values():
         if family.model_type == model_type:
             return family
+        if model_type in family.former_model_types:
+            raise GrowthError(
+                f"the first {family.model_type} uploads, of model_type {model_type!r}, are not read",
+                where=where,
+                why="transformers loads them only by running code that comes with the weights, which phigrow never "
+                "does, and their tensors have other names and a fused Wqkv",
+                fix=family.former_advice,
+            )
     known = ", ".join(sorted(family.model_type for family in all_families().values()))
     raise GrowthError(
         f"not a Phi: model_type is {model_type!r}",
         where=where,
         why=f"phigrow has tables for these model types: {known}",
-        fix="use a checkpoint of one of them; the first phi uploads ('phi-msft', 'mixformer-sequential') need their "
-        "current revision",
+        fix="use a checkpoint of one of them; code that comes with a checkpoint (auto_map) is never run",
     )
