@@ -133,7 +133,7 @@ class CheckpointReader:
             raise GrowthError(
                 f"no {path.name}",
                 where=str(self.folder),
-                why=f"there are only pickled weights ({', '.join(pickles)}), which are not opened" if pickles else None,
+                why=f"there are only pickled weights ({', '.join(pickles)})" if pickles else None,
                 fix="give a folder with safetensors files (transformers writes them with save_pretrained)",
             )
         descriptor = os.open(path, os.O_RDONLY)

@@ -15,6 +15,7 @@ from phigrow.errors import GrowthError
 from phigrow.hub import TOKENIZER_FILES, display_name, locate
 from phigrow.journal import PartialFolder
 from phigrow.lift import InMemory, Lift
+from phigrow.pickles import open_checkpoint
 from phigrow.plan import Plan
 from phigrow.provenance import command_line, installed_version, model_card, provenance, sha256_of
 from phigrow.resolve import plan as make_plan
@@ -78,7 +79,7 @@ def expand(
     shard_bytes = parse_size(shard_size)
     if out.exists() and not overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
-    with CheckpointReader(folder) as reader:
+    with open_checkpoint(folder) as reader:
         check_source(plan, reader)
         dtype = resolve_dtype(dtype, reader)
         identity = {
@@ -183,7 +184,7 @@ def preview(
         GrowthError: whatever `expand` would refuse.
     """
     plan = make_plan(src, dst_config, **shape)
-    with CheckpointReader(locate(src, shape.get("revision"))) as reader:
+    with open_checkpoint(locate(src, shape.get("revision"))) as reader:
         check_source(plan, reader)
         dtype = resolve_dtype(dtype, reader)
     return plan, output_bytes(plan, dtype), dtype

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.checkpoint import CheckpointReader
 from phigrow.config import load_config
 from phigrow.errors import GrowthError
 from phigrow.families import family_of
 from phigrow.hub import locate
+from phigrow.pickles import PickleReader, open_checkpoint
 from phigrow.plan import Plan
 
 if TYPE_CHECKING:
@@ -174,7 +174,10 @@ def _probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed:
     if has_tokenizer:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            raise GrowthError("a tokenizer that cannot be read", where=str(folder), why=str(error)) from error
         ids = tokenizer(text or PROBE_TEXT)["input_ids"]
         if len(ids) < 2 or max(ids) >= vocab:
             raise GrowthError(
@@ -191,15 +194,16 @@ def _logits(folder: Path, ids: torch.Tensor, dtype: str) -> tuple[torch.Tensor, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    with CheckpointReader(folder) as reader:  # reads headers only: a damaged file is named before it is loaded
+    with open_checkpoint(folder) as reader:  # reads headers only: a damaged file is named before it is loaded
         stored = max(reader.tensors.values(), key=lambda tensor: tensor.shape).dtype_name
+        pickled = isinstance(reader, PickleReader)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa",
         local_files_only=True,
         trust_remote_code=False,
-        use_safetensors=True,
+        use_safetensors=not pickled,  # transformers, too, reads pickles with weights_only=True
     ).eval()
     with torch.inference_mode():
         logits = torch.cat([model(row[None], use_cache=False).logits for row in ids])

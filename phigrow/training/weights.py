@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from phigrow.checkpoint import CheckpointReader
 from phigrow.errors import GrowthError
 
 if TYPE_CHECKING:
@@ -71,46 +71,24 @@ def fill_from_checkpoint(model: nn.Module, folder: Path, world: World) -> None:
     Raises:
         GrowthError: no safetensors, a parameter that is missing, or one of another shape.
     """
-    files = _files(folder)
-    with contextlib.ExitStack() as opened, torch.no_grad():
-        from safetensors import safe_open
-
-        handles = {file: opened.enter_context(safe_open(file, framework="pt")) for file in set(files.values())}
+    with CheckpointReader(folder) as reader, torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name not in files:
+            tensor = reader.tensors.get(name)
+            if tensor is None:
                 raise GrowthError(
                     "a parameter that the checkpoint does not have",
                     where=f"{name} in {folder}",
                     fix="give a checkpoint whose config.json describes its weights",
                 )
-            shape = tuple(handles[files[name]].get_slice(name).get_shape())
             wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            if shape != wanted:
+            if tensor.shape != wanted:
                 raise GrowthError(
-                    f"a tensor of shape {list(shape)} for a parameter of {list(wanted)}", where=f"{name} in {folder}"
+                    f"a tensor of shape {list(tensor.shape)} for a parameter of {list(wanted)}",
+                    where=f"{name} in {folder}",
                 )
             with whole(parameter, write=True):
                 if world.first or not hasattr(parameter, "ds_id"):
-                    parameter.copy_(handles[files[name]].get_tensor(name))
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Parameter name -> file."""
-    from safetensors import safe_open
-
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: folder / file for name, file in names.items()}
-    if not single.is_file():
-        raise GrowthError(
-            "no weights to start from",
-            where=str(folder),
-            why="there is no model.safetensors and no index of shards",
-            fix="give a folder saved with safetensors; other formats can run code when read",
-        )
-    with safe_open(single, framework="pt") as handle:
-        return dict.fromkeys(handle.keys(), single)
+                    parameter.copy_(tensor.rows(0, tensor.shape[0]))
 
 
 def full_value(parameter: nn.Parameter, optimizer: Any, *, master: bool) -> Tensor | None:
