@@ -1,0 +1,378 @@
+"""Where every value of a grown checkpoint came from, read off its plan: no weights, no torch.
+
+Every coordinate of a stored axis has a `Kind`, and the kind of a value follows from the kinds of its row and its
+column by the rules of `phigrow.lift`: a zero leg wins over a random one, a random one over a mean, a mean over a
+copy; a value is scaled where a gain of either is not 1. So a tensor is described by its axes, and counted exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from functools import cached_property, reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from phigrow.axes import MEAN, AxisMap, Bools, Floats, Ints
+from phigrow.errors import GrowthError
+from phigrow.family import Axis
+from phigrow.plan import Plan, TensorGrowth
+
+
+class Kind(IntEnum):
+    """What a value is. The copies are two bits, further copy and scaled, so that they combine by `or`."""
+
+    COPIED = 0
+    TILED = 1
+    SCALED = 2
+    TILED_SCALED = 3
+    MEAN = 4
+    FRESH = 5
+    ZERO = 6
+    CONSTANT = 7
+
+    @property
+    def is_copy(self) -> bool:
+        return self <= Kind.TILED_SCALED
+
+
+WORDS = {
+    Kind.COPIED: "copied",
+    Kind.TILED: "tiled",
+    Kind.SCALED: "scaled",
+    Kind.TILED_SCALED: "tiled and scaled",
+    Kind.MEAN: "mean",
+    Kind.FRESH: "fresh",
+    Kind.ZERO: "zero",
+    Kind.CONSTANT: "constant",
+}
+"""copied: the first copy, as it was; tiled: a further copy; scaled: with a gain that is not 1; fresh: new random
+values; constant: the value of a new bias or normalisation."""
+
+SIDES = {1: ("values",), 2: ("rows", "columns")}
+"""What the stored axes of a vector and of a matrix are called."""
+
+
+class Span(NamedTuple):
+    """Consecutive coordinates ``start .. stop`` of one kind and gain; ``source`` is None where they copy nothing.
+
+    ``gain`` of a constant is its value.
+    """
+
+    start: int
+    stop: int
+    source: int | None
+    kind: Kind
+    gain: float
+
+    def __str__(self) -> str:
+        here, gain = _between(self.start, self.stop), f" x{self.gain:.4g}" if self.gain != 1 else ""
+        if self.kind == Kind.MEAN:
+            return f"{here} <- mean{gain}"
+        if self.source is not None:
+            return f"{here} <- {_between(self.source, self.source + self.stop - self.start)}{gain}"
+        return f"{here} {WORDS[self.kind]}" + (f" {self.gain:g}" if self.kind == Kind.CONSTANT else "")
+
+
+def _between(start: int, stop: int) -> str:
+    return f"{start}..{stop - 1}" if stop - start > 1 else str(start)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One named axis as a tensor uses it.
+
+    Attributes:
+        name: of the axis.
+        src_size: source coordinates.
+        source: int64 [size]; the source coordinate, negative where there is none.
+        kinds: int64 [size] of `Kind`.
+        gains: float64 [size]; the gain of copies and means, the value of constants, 1 elsewhere.
+    """
+
+    name: str
+    src_size: int
+    source: Ints
+    kinds: Ints
+    gains: Floats
+
+    @property
+    def size(self) -> int:
+        return len(self.kinds)
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """The coordinates as the fewest spans."""
+        step = np.where(self.source[:-1] >= 0, 1, 0)
+        same = self.source[1:] == self.source[:-1] + step
+        same &= (self.kinds[1:] == self.kinds[:-1]) & (self.gains[1:] == self.gains[:-1])
+        edges = [0, *(np.flatnonzero(~same) + 1).tolist(), self.size]
+        return tuple(
+            Span(a, b, int(self.source[a]) if self.source[a] >= 0 else None, Kind(self.kinds[a]), float(self.gains[a]))
+            for a, b in itertools.pairwise(edges)
+            if b > a
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One stored axis of a tensor: as it is stored, and part by part where it is composite, such as (kv group q)."""
+
+    whole: Part
+    parts: tuple[Part, ...]
+    written: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """Where the values of one tensor came from.
+
+    Attributes:
+        growth: the tensor.
+        sides: one a stored axis, rows first.
+        noise: symmetry-breaking noise on what copies are read with, as a fraction of the root mean square; or 0.
+    """
+
+    growth: TensorGrowth
+    sides: tuple[Side, ...]
+    noise: float
+
+    def kinds(self) -> Ints:
+        """int64 of the tensor's shape: the `Kind` of every value."""
+        return reduce(_outer, [side.whole.kinds for side in self.sides])
+
+    def gains(self) -> Floats:
+        """float64 of the tensor's shape: the gain of copies and means, the value of constants."""
+        return reduce(np.multiply.outer, [side.whole.gains for side in self.sides])
+
+    @cached_property
+    def counts(self) -> dict[Kind, int]:
+        """How many values are of each kind; they add up to the size of the tensor."""
+        held = [np.bincount(side.whole.kinds, minlength=len(Kind)).tolist() for side in self.sides]
+        counts = dict.fromkeys(Kind, 0)
+        for choice in itertools.product(Kind, repeat=len(held)):
+            counts[reduce(combine, choice)] += int(
+                np.prod([held[k][kind] for k, kind in enumerate(choice)], dtype=object)
+            )
+        return counts
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: shapes, source, the spans of every axis, and how many values are of each kind."""
+        growth = self.growth
+        return {
+            "name": growth.name,
+            "shape": list(growth.shape),
+            "source": growth.source,
+            "source_shape": list(growth.source_shape),
+            "kind": growth.parameter.kind,
+            "identity_layer": growth.zero,
+            "noise": self.noise,
+            "axes": [
+                {
+                    "axis": side.whole.name,
+                    "leg": "write" if side.written else "read",
+                    "parts": [
+                        {"axis": part.name, "spans": [_span_json(span) for span in part.spans]} for part in side.parts
+                    ],
+                }
+                for side in self.sides
+            ],
+            "values": named(self.counts),
+        }
+
+
+def combine(one: Kind, other: Kind) -> Kind:
+    """The kind of a value from those of its row and its column.
+
+    >>> combine(Kind.TILED, Kind.SCALED).name, combine(Kind.FRESH, Kind.ZERO).name
+    ('TILED_SCALED', 'ZERO')
+    """
+    highest = max(one, other)
+    return Kind(one | other) if highest.is_copy else highest
+
+
+def _outer(one: Ints, other: Ints) -> Ints:
+    highest = np.maximum.outer(one, other)
+    return np.where(highest <= Kind.TILED_SCALED, np.bitwise_or.outer(one, other), highest)
+
+
+def anatomy(growth: TensorGrowth, axes: Mapping[str, AxisMap], noise: float = 0.0) -> Anatomy:
+    """Where every value of a tensor comes from.
+
+    Args:
+        growth: of `Plan.tensors`.
+        axes: the plan's maps, by which the copies of a composite axis are told from further copies.
+        noise: the plan's.
+
+    >>> plan = phigrow.plan("phi-1_5", "phi2.json", "wr")  # doctest: +SKIP
+    >>> anatomy(next(plan.tensors()), plan.axes).counts[Kind.COPIED]  # doctest: +SKIP
+    104857600
+    """
+    sides = tuple(_side(growth, stored, axes) for stored in range(len(growth.maps)))
+    noisy = not growth.zero and len(sides) == 2 and growth.written == 0 and int(growth.maps[1].counts.max()) > 1
+    return Anatomy(growth, sides, noise if noisy else 0.0)
+
+
+def _side(growth: TensorGrowth, stored: int, axes: Mapping[str, AxisMap]) -> Side:
+    names = growth.parameter.axes[stored]
+    maps = [axes[name] for name in names]
+    firsts = [first_copies(each) for each in maps]
+    first = reduce(np.logical_and.outer, firsts).reshape(-1)
+    whole = _part(growth, stored, spelled(names), growth.maps[stored], first)
+    if len(names) == 1:
+        parts: tuple[Part, ...] = (whole,)
+    else:
+        parts = tuple(_part(growth, stored, name, each, f) for name, each, f in zip(names, maps, firsts, strict=True))
+    return Side(whole, parts, stored == growth.written)
+
+
+def _part(growth: TensorGrowth, stored: int, name: str, axis: AxisMap, first: Bools) -> Part:
+    size = axis.dst_size
+    if growth.zero:
+        nothing = np.full(size, -1)
+        return Part(name, axis.src_size, nothing, np.full(size, int(Kind.ZERO)), np.ones(size))
+    fresh_value = 0.0
+    if len(growth.maps) == 2:
+        written = stored == growth.written
+        gains, random = (axis.write, axis.write_random) if written else (axis.read, axis.read_random)
+    else:
+        # Vectors are never drawn: where nothing is copied they hold one value.
+        gains, random = _vector_gains(growth, axis), np.zeros(size, dtype=bool)
+        fresh_value = 1.0 if growth.parameter.kind == "scale" else axis.fresh_bias
+    present = (axis.source >= MEAN) & ~random & (gains != 0)
+    copies = present & axis.is_copy
+    kinds = np.full(size, int(Kind.ZERO))
+    if fresh_value != 0:
+        kinds[axis.source < MEAN] = Kind.CONSTANT
+    kinds[random] = Kind.FRESH
+    kinds[present & (axis.source == MEAN)] = Kind.MEAN
+    kinds[copies] = (~first * Kind.TILED + (gains != 1) * Kind.SCALED)[copies]
+    held = np.where(present, gains, np.where(kinds == Kind.CONSTANT, fresh_value, 1.0))
+    return Part(name, axis.src_size, np.where(copies, axis.source, -1), kinds, held)
+
+
+def _vector_gains(growth: TensorGrowth, axis: AxisMap) -> Floats:
+    """What `lift` multiplies a bias or a normalisation by."""
+    if growth.norm_read is axis:
+        return np.ones_like(axis.write)
+    if growth.parameter.kind == "scale" and growth.norm_read is not None:
+        return np.divide(axis.write, growth.norm_read.write, out=np.ones_like(axis.write), where=axis.is_copy)
+    return axis.write
+
+
+def first_copies(axis: AxisMap) -> Bools:
+    """bool [dst_size]: one copy of every source coordinate that has any, the one in the longest unbroken run.
+
+    With ``anchor center`` that is the block in the middle, not what wraps around before it.
+
+    >>> first_copies(axis_map(3, wrap(3, 5, "center"))).tolist()  # doctest: +SKIP
+    [False, True, True, True, False]
+    """
+    lengths = np.zeros(axis.dst_size, dtype=np.int64)
+    for run in axis.runs:
+        lengths[run.start : run.stop] = run.stop - run.start
+    copies = np.flatnonzero(axis.is_copy)
+    best = copies[np.lexsort((copies, -lengths[copies], axis.source[copies]))]
+    _, places = np.unique(axis.source[best], return_index=True)
+    first = np.zeros(axis.dst_size, dtype=bool)
+    first[best[places]] = True
+    return first
+
+
+def spelled(names: Axis) -> str:
+    """An axis as the family table writes it.
+
+    >>> spelled(("kv", "k")), spelled(("mlp",))
+    ('(kv k)', 'mlp')
+    """
+    return names[0] if len(names) == 1 else f"({' '.join(names)})"
+
+
+def matching(plan: Plan, pattern: str) -> list[Anatomy]:
+    """The tensors whose name matches a pattern such as ``model.layers.0.*``.
+
+    Raises:
+        GrowthError: none does.
+    """
+    found = [anatomy(g, plan.axes, plan.noise) for g in plan.tensors() if fnmatchcase(g.name, pattern)]
+    if not found:
+        names = [g.name for g in plan.tensors()]
+        raise GrowthError(
+            f"no tensor matches {pattern!r}",
+            why=f"the grown model has {len(names)} tensors, from {names[0]} to {names[-1]}",
+            fix="give a whole name or a pattern with *, such as '*.layers.0.*' or '*q_proj*'",
+        )
+    return found
+
+
+def by_line(plan: Plan) -> dict[str, dict[Kind, int]]:
+    """Line of the family table -> how many values of each kind its tensors hold, over all layers."""
+    lines: dict[str, dict[Kind, int]] = {}
+    # Layers differ in nothing but whether they are identity layers.
+    known: dict[tuple[str, bool], dict[Kind, int]] = {}
+    for growth in plan.tensors():
+        line = growth.parameter.name
+        key = line, growth.zero
+        if key not in known:
+            known[key] = anatomy(growth, plan.axes).counts
+        total = lines.setdefault(line, dict.fromkeys(Kind, 0))
+        for kind, count in known[key].items():
+            total[kind] += count
+    return lines
+
+
+def totals(lines: Mapping[str, Mapping[Kind, int]]) -> dict[Kind, int]:
+    """How many values of each kind all lines hold together."""
+    return {kind: sum(counts[kind] for counts in lines.values()) for kind in Kind}
+
+
+def named(counts: Mapping[Kind, int]) -> dict[str, int]:
+    """Counts with words for keys, as in JSON."""
+    return {WORDS[kind]: counts[kind] for kind in Kind}
+
+
+def percent(counts: Mapping[Kind, int], kind: Kind) -> str:
+    """The share of a kind, to a tenth of a percent; never rounded to nothing or to everything.
+
+    >>> percent({Kind.COPIED: 1, Kind.FRESH: 99999}, Kind.COPIED), percent({Kind.ZERO: 3}, Kind.ZERO)
+    ('<0.1 %', '100 %')
+    """
+    count, size = counts[kind], sum(counts.values())
+    if count in (0, size):
+        return "100 %" if count else "-"
+    share = 100 * count / size
+    return "<0.1 %" if share < 0.05 else ">99.9 %" if share >= 99.95 else f"{share:.1f} %"
+
+
+def shares(counts: Mapping[Kind, int]) -> Iterator[tuple[str, str]]:
+    """(word, percent) of every kind that occurs, in the order of `Kind`."""
+    return ((WORDS[kind], percent(counts, kind)) for kind in Kind if counts.get(kind))
+
+
+def span_lines(found: Anatomy, most: int = 16) -> list[str]:
+    """The axes of a tensor in words, one line a span: ``rows q 64..79 <- 32..47 x0.559``.
+
+    Spans of a composite axis are those of its parts, of which the axis is the product. At most ``most`` a part.
+    """
+    lines = []
+    for word, side in zip(SIDES[len(found.sides)], found.sides, strict=True):
+        for part in side.parts:
+            label = f"{word} {part.name}"
+            lines += [f"{label} {span}" for span in part.spans[:most]]
+            if len(part.spans) > most:
+                lines.append(f"{label} and {len(part.spans) - most} more spans (all of them with --json)")
+    return lines
+
+
+def _span_json(span: Span) -> dict[str, Any]:
+    return {
+        "start": span.start,
+        "stop": span.stop,
+        "source": span.source,
+        "kind": WORDS[span.kind],
+        "gain": span.gain,
+    }
