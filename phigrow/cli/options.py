@@ -1,0 +1,119 @@
+"""Options that several commands share, and the words they take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+
+class Depth(StrEnum):
+    interpose = "interpose"
+    stack = "stack"
+    identity = "identity"
+
+
+class Rounding(StrEnum):
+    half_even = "half-even"
+    half_up = "half-up"
+    floor = "floor"
+
+
+class Anchor(StrEnum):
+    edge = "edge"
+    middle = "center"  # a member called center would hide str.center
+
+
+class Scale(StrEnum):
+    none = "none"
+    preserve = "preserve"
+    rms = "rms"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+class Arithmetic(StrEnum):
+    float32 = "float32"
+    float64 = "float64"
+
+
+SRC_HELP = (
+    "Source: a Hugging Face folder, phi-1, phi-1_5, phi-2 (of microsoft), or any hub id. A folder of that name comes "
+    "first."
+)
+DST_CONFIG_HELP = (
+    "Destination configuration: a JSON file, a folder, or a shipped one: phi-1-small.json, phi-1.json, phi-1_5.json, "
+    "phi2.json."
+)
+
+Src = Annotated[str, typer.Option(help=SRC_HELP)]
+DstConfig = Annotated[str, typer.Option(help=DST_CONFIG_HELP)]
+MethodName = Annotated[
+    str, typer.Option("--method", help="Width method: tile, wr (weight reuse) or lossless (function-preserving).")
+]
+DepthName = Annotated[
+    Depth | None, typer.Option("--depth", help="Depth method; by default interpose, and identity for lossless.")
+]
+RoundingName = Annotated[Rounding, typer.Option("--rounding", help="Rounding of the layer map of interpose.")]
+AnchorName = Annotated[
+    Anchor | None, typer.Option("--anchor", help="tile, wr: where the source lies on every axis.  \\[default: edge]")
+]
+ScaleName = Annotated[
+    Scale | None,
+    typer.Option(
+        "--scale",
+        help="tile: gain with which c copies are read: none 1 (as Phi), preserve 1/c, rms 1/sqrt(c).  "
+        "\\[default: none]",
+    ),
+]
+Noise = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        help="tile: symmetry-breaking noise that copies cancel, as a fraction of each tensor's root mean square.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of all new random values.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the source on the hub.")]
+
+
+def shape_of(
+    depth: Depth | None,
+    rounding: Rounding,
+    noise: float,
+    seed: int,
+    revision: str | None,
+    anchor: Anchor | None,
+    scale: Scale | None,
+) -> dict[str, Any]:
+    """The arguments that `plan` and `expand` share; options of the method only where they were given."""
+    shape: dict[str, Any] = {
+        "depth": depth.value if depth else None,
+        "rounding": rounding.value,
+        "noise": noise,
+        "seed": seed,
+        "revision": revision,
+    }
+    return shape | {name: given.value for name, given in (("anchor", anchor), ("scale", scale)) if given is not None}
+
+
+def required(value: str | None, option: str) -> str:
+    """The value of an option that only some uses of a command need."""
+    if value is None:
+        raise typer.BadParameter("it is required", param_hint=option)
+    return value
+
+
+def refuse_others(context: typer.Context, option: str, *beside: str) -> None:
+    """Refuse what was typed besides an option that replaces what the command usually does."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in (option, *beside) and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"it means nothing with --{option}", param_hint=parameter.opts[-1])

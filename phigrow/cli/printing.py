@@ -1,0 +1,164 @@
+"""What the commands print: plans, certificates and differences, as tables that a person reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from phigrow.difference import Difference
+    from phigrow.inspection import Anatomy, Kind
+    from phigrow.plan import Plan
+    from phigrow.planfile import PlanFile
+    from phigrow.verify import Certificate
+
+
+def print_plan(plan: Plan, seq_len: int | None = None) -> None:
+    from rich.console import Console
+
+    from phigrow.explain import axis_rows, claim, cost_rows, layer_rows
+
+    console = Console(highlight=False)
+    options = "".join(f", {name} {value}" for name, value in plan.options.items())
+    noise = f", noise {plan.noise:g}" if plan.noise else ""
+    console.print(
+        f"[bold]{plan.method}[/]{options}{noise}, depth {plan.depth}, seed {plan.seed}, plan {plan.hash[:16]}"
+    )
+    _table("Axes", ["axis", "size", "coordinates", "write gain", "read gain"], axis_rows(plan))
+    if len(plan.layers) > plan.src_sizes["layer"]:
+        _table("Layers", ["layer", "from", ""] * _LAYER_BLOCKS, _side_by_side(layer_rows(plan), _LAYER_BLOCKS))
+    context = seq_len or plan.dst_config.get("max_position_embeddings", 2048)
+    _table(f"Cost (context {context})", ["", "source", "destination", "factor"], cost_rows(plan, seq_len))
+    console.print(escaped(claim(plan)))
+    for note in plan.notes:
+        console.print(escaped(f"note: {note}"))
+
+
+_LAYER_BLOCKS = 3
+"""Blocks of layers printed beside each other, so that 32 layers fit on a screen."""
+
+
+def _side_by_side(rows: list[Any], blocks: int) -> list[tuple[Any, ...]]:
+    height = -(-len(rows) // blocks)
+    columns = [rows[k * height : (k + 1) * height] for k in range(blocks)]
+    return [
+        tuple(cell for column in columns for cell in (column[k] if k < len(column) else ("",) * 3))
+        for k in range(height)
+    ]
+
+
+def print_certificate(certificate: Certificate) -> None:
+    """What `verify` measured, and its verdict."""
+    verdicts = {
+        None: "approximate by design: the plan claims nothing" if certificate.plan_hash else "no plan to hold it to",
+        True: "PASSED: the plan claims to preserve the function, and does",
+        False: "FAILED: the plan claims to preserve the function, and does not",
+    }
+    for key, value in certificate.to_json().items():
+        typer.echo(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
+    typer.echo(verdicts[certificate.passed])
+
+
+def print_check(problems: Sequence[str], as_json: bool) -> None:
+    """Which tensors are not those of a saved certificate."""
+    if as_json:
+        print_json({"same": not problems, "differences": list(problems)})
+        return
+    for problem in problems:
+        typer.echo(problem)
+    typer.echo(
+        "FAILED: these are not the tensors that were certified"
+        if problems
+        else "PASSED: every tensor is the one that was certified"
+    )
+
+
+def print_differences(first: str, second: str, old: Plan, new: Plan, found: Sequence[Difference]) -> None:
+    """A table of what differs, or one line."""
+    if not found:
+        typer.echo(f"the plans are the same (hash {old.hash[:16]})")
+        return
+    for letter, name, plan in (("A", first, old), ("B", second, new)):
+        typer.echo(f"{letter}  {name}  (hash {plan.hash[:16]})")
+    rows = [(each.part, each.name, _value(each.first), _value(each.second), _place(each)) for each in found]
+    _table("", ["", "", "A", "B", "coordinates"], rows)
+
+
+def _place(each: Difference) -> str:
+    if each.span is None:
+        return ""
+    return f"{each.span[0]}..{each.span[1] - 1}; {each.coordinates} differ"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return "null" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def print_inspection(read: PlanFile) -> None:
+    """Where a grown folder came from, and what every line of the family table holds."""
+    from phigrow.explain import claim
+    from phigrow.inspection import by_line, totals
+    from phigrow.planfile import origin
+
+    for what, value in origin(read):
+        typer.echo(f"{what:<12} {value}")
+    typer.echo(f"{'claim':<12} {claim(read.plan)}")
+    lines = by_line(read.plan)
+    _print_shares({**lines, "all": totals(lines)})
+
+
+def _print_shares(lines: Mapping[str, Mapping[Kind, int]]) -> None:
+    from phigrow.inspection import WORDS, Kind, percent
+
+    used = [kind for kind in Kind if any(counts[kind] for counts in lines.values())]
+    rows = [(line, *(percent(counts, kind) for kind in used)) for line, counts in lines.items()]
+    _table("Percent of values", ["parameter", *(WORDS[kind] for kind in used)], rows, right=True)
+
+
+def print_tensors(found: Sequence[Anatomy]) -> None:
+    """Every tensor: shapes, source, spans of its axes, and percents."""
+    from phigrow.inspection import shares, span_lines
+
+    for each in found:
+        growth = each.growth
+        shapes = [" x ".join(map(str, shape)) for shape in (growth.shape, growth.source_shape)]
+        typer.echo(f"{growth.name} [{shapes[0]}] <- {growth.source} [{shapes[1]}], {growth.parameter.kind}")
+        if growth.zero:
+            typer.echo("  zero: it writes the residual stream of an identity layer")
+        else:
+            for line in span_lines(each):
+                typer.echo(f"  {line}")
+        noise = f"; copies carry noise of {each.noise:g} x root mean square" if each.noise else ""
+        typer.echo("  " + ", ".join(f"{word} {share}" for word, share in shares(each.counts)) + noise)
+
+
+def _table(title: str, columns: list[str], rows: Sequence[Any], right: bool = False) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title or None, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        grid.add_column(escaped(column), justify="right" if right and place else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(escaped(str(cell)) for cell in row))
+    Console(highlight=False).print(grid)
+
+
+def print_json(info: Any) -> None:
+    """A dataclass or plain values, as JSON."""
+    import dataclasses
+    import json
+
+    plain = dataclasses.asdict(info) if dataclasses.is_dataclass(info) and not isinstance(info, type) else info
+    typer.echo(json.dumps(plain, indent=1, default=str))
+
+
+def escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

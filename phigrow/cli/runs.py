@@ -1,0 +1,72 @@
+"""Commands for text and runs: data, demo, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phigrow.cli.printing import print_json
+
+
+def data(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="'embedded' (the textbook of the Python installation), a text, JSONL or Parquet file or folder, or a "
+            "hub dataset."
+        ),
+    ] = "embedded",
+    out: Annotated[Path, typer.Option(help="New folder of packed blocks.")] = Path("data"),
+    seq_len: Annotated[int, typer.Option(help="Tokens a block.", min=2)] = 2048,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder, file or hub name.  \\[default: a byte-level BPE trained on the text]")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(help="Of a tokenizer trained here.", min=260)] = 4096,
+    heldout: Annotated[float, typer.Option(help="Share of documents held out.", min=0.0, max=0.5)] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the order of documents and of the split.")] = 0,
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of a hub dataset.")] = "train",
+    config: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub dataset.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that tokenise.", min=1)] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+) -> None:
+    """Turn text into packed blocks of tokens for pretraining, with documents held out for evaluation."""
+    from phigrow.corpus import prepare
+
+    info = prepare(
+        source, out=out, seq_len=seq_len, tokenizer=tokenizer, vocab_size=vocab_size, heldout=heldout, seed=seed,
+        text_column=text_column, split=split, config=config, revision=revision, num_proc=workers, overwrite=overwrite,
+    )  # fmt: skip
+    print_json(info)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of all results; run again to resume.")] = Path("phigrow-demo"),
+    ranks: Annotated[int | None, typer.Option(help="DeepSpeed ranks.  \\[default: chosen for this machine]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of every arm.", min=4)] = None,
+    seed: Annotated[int, typer.Option(help="Of data order and new weights.")] = 0,
+) -> None:
+    """Pretrain a small Phi, grow it by wr, tile and lossless, and measure each against training from scratch.
+
+    Everything is real and small: the text is the Python installation's own documentation, training runs under
+    DeepSpeed, the report is a picture and a table. Minutes on two CPU cores; an interrupted run resumes.
+    """
+    from phigrow.demo import run
+
+    run(out, ranks=ranks, steps=steps, seed=seed)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with records.jsonl, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+) -> None:
+    """Compare grown arms with the from-scratch arm, from their records alone."""
+    from phigrow.measure import findings
+    from phigrow.measure import report as write_report
+
+    for line in findings(write_report(runs, out)):
+        typer.echo(line)
+    typer.echo(f"wrote {out / 'report.md'}")
