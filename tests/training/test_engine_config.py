@@ -135,7 +135,7 @@ def test_loading_is_exact_and_strict(tmp_path):
         build(config)
     assert name in str(error.value)
     file_.unlink()
-    with pytest.raises(GrowthError, match="no model.safetensors"):
+    with pytest.raises(GrowthError, match=r"no model\.safetensors"):
         build(config)
 
 
