@@ -331,7 +331,13 @@ def _enlarged(axes: Axes, plan: Plan, found: Anatomy, place: int, span: tuple[in
     rotary = plan.dst_sizes["rotary"]
     if place != 0 or last not in (plan.table.query, plan.table.key) or not 0 < rotary < size:
         return gains
-    axes.axhline(span[0] + rotary, color="#222222", linewidth=0.9, linestyle=(0, (3, 2)), zorder=4)
+    edge = span[0] + rotary
+    axes.axhline(edge, color="#222222", linewidth=0.9, linestyle=(0, (3, 2)), zorder=4)
+    for k, (text, block) in enumerate(gains):
+        if block.rows[0] < edge < block.rows[1]:  # off the line, into the larger side
+            sides = (block.rows[0], edge), (edge, block.rows[1])
+            gains[k] = text, block._replace(rows=max(sides, key=lambda side: side[1] - side[0]))
+            text.set_y(sum(gains[k][1].rows) / 2)
     for centre, word in ((span[0] + rotary / 2, "rotary"), (span[0] + (rotary + size) / 2, "not rotary")):
         axes.annotate(word, (1.03, centre), xycoords=axes.get_yaxis_transform(), rotation=270, va="center", ha="left")
     return gains

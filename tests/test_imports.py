@@ -13,7 +13,10 @@ import phigrow
 ROOT = Path(phigrow.__file__).parent
 
 ANYONE = {"errors", "config", "flops"}
-GROWTH = {"axes", "family", "families", "method", "methods", "plan", "lift", "resolve", "expand", "verify", "explain"}
+GROWTH = {
+    "axes", "family", "families", "method", "methods", "plan", "lift", "resolve", "expand", "verify", "explain",
+    "inspection", "blocks", "pictures", "planfile", "difference",
+}  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
     "untrusted": {"errors"},
@@ -141,6 +144,17 @@ def test_planning_needs_no_torch():
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "True False"
+
+
+def test_inspecting_needs_no_torch():
+    script = (
+        "import sys, phigrow; from phigrow.inspection import by_line; from phigrow.difference import differences; "
+        "import phigrow.pictures, phigrow.planfile; plan = phigrow.plan('phi-1_5', 'phi2.json', 'lossless'); "
+        "print(len(by_line(plan)), differences(plan, plan), 'torch' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "19 [] False False"
 
 
 def test_public_names_are_frozen():

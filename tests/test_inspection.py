@@ -91,6 +91,18 @@ def test_every_value_is_what_its_kind_says():
     assert all(seen.values()), seen  # every kind has been held against values
 
 
+@pytest.mark.parametrize("switch", ["qk_layernorm", "tie_word_embeddings"])
+@pytest.mark.parametrize("arguments", GROWTHS[:-1])
+def test_tied_embeddings_and_norms_inside_heads_too(switch, arguments):
+    src, dst = phi_config(32, 4, 48, 2, 4, **{switch: True}), phi_config(72, 6, 70, 3, 4, vocab=70, **{switch: True})
+    plan = phigrow.plan(src, dst, **arguments)
+    state = {name: tensor.detach() for name, tensor in phi_model(src).state_dict().items()}
+    for growth in plan.tensors():
+        source = state[growth.source]
+        grown = lift(growth, InMemory(source), plan, torch.float64).numpy()
+        assert disagreements(anatomy(growth, plan.axes), source.numpy(), grown) == 0, growth.name
+
+
 def test_a_wrong_kind_is_noticed():
     # Negative control: move every kind by one coordinate, and change one value under the right kinds.
     noticed = 0
