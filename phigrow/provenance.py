@@ -23,8 +23,11 @@ def installed_version(package: str) -> str:
 
 def sha256_of(path: Path) -> str:
     """sha256 of a file, as the hub lists it for files in large-file storage."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), bytearray(1 << 24)  # large pieces: another thread may hold the interpreter
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:size])
+    return digest.hexdigest()
 
 
 def provenance(

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -26,21 +27,30 @@ class CheckpointWriter:
         shapes: name -> shape, in the order in which tensors are laid out.
         dtype: of all tensors, as torch names it (``bfloat16``).
         shard_bytes: most bytes of values in one file, unless one tensor alone has more.
+
+    Attributes:
+        files: names of the shards.
+        shards: names of the tensors in each.
+        total_bytes: of all values.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, shard_bytes: int) -> None:
         self._places: dict[str, tuple[int, int, int]] = {}
+        # The kernel lets one writer into a file at a time; waiting here costs nothing, waiting there spins.
+        self._turns: dict[int, Lock] = {}
         self._descriptors: list[int] = []
         code = next(code for code, name in DTYPES.items() if name == dtype)
         item = ITEM_BYTES[dtype]
-        shards = _split(((name, math.prod(shape) * item) for name, shape in shapes.items()), shard_bytes)
+        shards = _split([(name, math.prod(shape) * item) for name, shape in shapes.items()], shard_bytes)
         count = len(shards)
         self.files = [SINGLE if count == 1 else f"model-{k + 1:05}-of-{count:05}.safetensors" for k in range(count)]
+        self.shards = shards
         weight_map: dict[str, str] = {}
         self.total_bytes = 0
         for file, names in zip(self.files, shards, strict=True):
             descriptor = os.open(folder / file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             self._descriptors.append(descriptor)
+            self._turns[descriptor] = Lock()
             header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
             offset = 0
             for name in names:
@@ -67,7 +77,8 @@ class CheckpointWriter:
         """
         descriptor, begin, row_bytes = self._places[name]
         data = bytes_of(values.contiguous())
-        _write_at(descriptor, data, begin + first_row * row_bytes)
+        with self._turns[descriptor]:
+            _write_at(descriptor, data, begin + first_row * row_bytes)
         return xxhash.xxh3_64_hexdigest(data)
 
     def checksum(self, name: str, first_row: int, last_row: int) -> str:
@@ -85,11 +96,14 @@ class CheckpointWriter:
         self._descriptors.clear()
 
 
-def _split(sizes: Iterable[tuple[str, int]], most: int) -> list[list[str]]:
+def _split(sizes: list[tuple[str, int]], most: int) -> list[list[str]]:
+    """Consecutive tensors to shards of about equal size, so that several can be written at once."""
+    total = sum(size for _, size in sizes)
+    even = total / max(1, math.ceil(total / most))
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes:
-        if shards[-1] and filled + size > most:
+        if shards[-1] and (filled + size > most or filled >= even):
             shards.append([])
             filled = 0
         shards[-1].append(name)

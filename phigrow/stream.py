@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -45,31 +46,48 @@ def stream(
     Raises:
         GrowthError: values that are not finite, a source file that ends early, or a failed write.
     """
+    with ThreadPoolExecutor(1) as hashing:
+        # Started before torch is imported, which takes as long on one core as hashing gigabytes does on the other.
+        hashes = {file.name: hashing.submit(beside, file) for file in reader.files}
+        try:
+            _write_all(plan, reader, writer, partial, dtype, allow_nonfinite, progress)
+            return {name: job.result() for name, job in hashes.items()}
+        finally:
+            hashing.shutdown(cancel_futures=True)
+
+
+def _write_all(
+    plan: Plan,
+    reader: CheckpointReader,
+    writer: CheckpointWriter,
+    partial: PartialFolder,
+    dtype: str,
+    allow_nonfinite: bool,
+    progress: bool,
+) -> None:
     import torch
 
-    lifts = [Lift(g, reader.tensors[g.source], plan, getattr(torch, dtype)) for g in plan.tensors()]
+    lifts = {g.name: Lift(g, reader.tensors[g.source], plan, getattr(torch, dtype)) for g in plan.tensors()}
+    # The shards in turn, because only one thread at a time can write to a file.
+    in_turn = [lifts[name] for names in itertools.zip_longest(*writer.shards) for name in names if name is not None]
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            hashes = {file.name: pool.submit(beside, file) for file in reader.files}
-            blocks = [
+            jobs: list[Future[None]] = [
                 pool.submit(_block, writer, partial, lift, start, stop, allow_nonfinite)
-                for lift in lifts
+                for lift in in_turn
+                if partial.resumed or not lift.growth.zero  # a new file reads as zeros where nothing was written
                 for start, stop in block_rows(lift.growth.shape)
             ]
-            jobs: list[Future[Any]] = [*hashes.values(), *blocks]
-            label = "resuming" if partial.done else "writing"
-            label = f"{plan.method}: {label} {writer.total_bytes / 1e9:.2f} GB"
-            with progress_bar(label, len(blocks), progress) as bar:
-                for job in blocks:
+            label = f"{plan.method}: {'resuming' if partial.done else 'writing'} {writer.total_bytes / 1e9:.2f} GB"
+            with progress_bar(label, len(jobs), progress) as bar:
+                for job in jobs:
                     job.add_done_callback(bar)
-                finished = wait(jobs, return_when=FIRST_EXCEPTION).done
-                for job in finished:
+                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-    return {name: job.result() for name, job in hashes.items()}
 
 
 def block_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,7 @@ GROWTH = {
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
+    "allocator": set(),
     "untrusted": {"errors"},
     "config": {"errors", "untrusted"},
     "flops": {"config"},
@@ -60,7 +61,7 @@ MAY_IMPORT = {
     "planfile": {"errors", "untrusted", "inspection", "plan"},
     "difference": {"axes", "plan"},
     "corpus": ANYONE | {"hub"},
-    "training": ANYONE | {"corpus", "checkpoint"},
+    "training": ANYONE | {"allocator", "corpus", "checkpoint"},
     "measure": ANYONE,
     "demo": ANYONE | {"corpus", "training", "measure", "expand", "verify"},
 }

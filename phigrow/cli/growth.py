@@ -70,6 +70,7 @@ def expand(
     phigrow expand --src phi-1_5 --dst-config phi2.json --method tile
     """
     import phigrow
+    from phigrow.allocator import keep_freed_memory
     from phigrow.expand import default_out, preview
 
     shape = shape_of(depth, rounding, noise, seed, revision, anchor, scale)
@@ -79,6 +80,7 @@ def expand(
         target = out or default_out(src, dst_config, method)
         typer.echo(f"\ndry run: would write {size / 1e9:.3f} GB of {found_dtype} to {target}; wrote nothing")
         return
+    keep_freed_memory()
     written = phigrow.expand(
         src, dst_config, out, method=method, dtype=dtype, shard_size=shard_size, overwrite=overwrite, progress=True,
         allow_nonfinite=allow_nonfinite, **shape,

@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from phigrow.allocator import keep_freed_memory
 from phigrow.errors import GrowthError
 from phigrow.training.options import parse, usage
-from phigrow.training.process import keep_freed_memory, own_rank
+from phigrow.training.process import own_rank
 
 DEMO_WORDS = """\
 No arguments: this is the demonstration. It trains a Phi of a few million parameters, from scratch, on the corpus that
