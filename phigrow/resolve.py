@@ -109,6 +109,7 @@ def plan(
 
 
 def _refuse_smaller(growth: Growth) -> None:
+    query = growth.family.query
     for axis in (*growth.family.axis_names, "rotary"):
         src, dst = growth.sizes(axis)
         if dst < src:
@@ -118,6 +119,14 @@ def _refuse_smaller(growth: Growth) -> None:
                 "growth never drops coordinates",
                 f"choose a destination configuration with at least {src}, or swap source and destination",
             )
+    src, dst = (head - rotary for head, rotary in zip(growth.sizes(query), growth.sizes("rotary"), strict=True))
+    if dst < src:
+        raise growth.refuse(
+            f"the destination is smaller: the part of a head that is not rotary, {src} -> {dst} coordinates",
+            query,
+            "growth never drops coordinates, and those that turn are no place for those that do not",
+            f"choose partial_rotary_factor so that at least {src} coordinates of a head are not rotary",
+        )
     if any(size % 2 for size in growth.sizes("rotary")):
         raise growth.refuse(
             f"an odd rotary part, {growth.src['rotary']} -> {growth.dst['rotary']} coordinates",

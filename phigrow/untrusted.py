@@ -12,6 +12,9 @@ MOST_JSON_BYTES = 1 << 25
 """32 MiB: more than the header of the largest model that phigrow takes (10,000 layers), less than parsing can inflate
 beyond an ordinary machine's memory. The safetensors library allows 100 MB."""
 
+MOST_DEPTH = 64
+"""Of nested JSON: what is read here must also be written again, from wherever on the stack."""
+
 
 def contained(folder: Path, name: str) -> Path:
     """The path of a file directly inside a folder, whether or not it exists.
@@ -74,6 +77,9 @@ def parse_object(data: bytes, what: str, where: str) -> dict[str, Any]:
         raise GrowthError(f"{what} that cannot be read", where=where, why=f"it is longer than {MOST_JSON_BYTES} bytes")
     try:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant)
+        _check_depth(content)
+        if b"\\u" in data:  # an escape can spell half a character, which no file can hold
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise GrowthError(f"{what} that cannot be read", where=where, why="it is nested too deep") from error
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError, numbers of thousands of digits
@@ -92,6 +98,16 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"{twice!r} stands there twice")
     return content
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(MOST_DEPTH):
+        nested = [each for each in level if isinstance(each, dict | list)]
+        level = [child for each in nested for child in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -128,6 +128,21 @@ def two_sets(src):
     (src / "model.safetensors.index.json").write_text(json.dumps({"weight_map": honest}))
 
 
+class Payload:
+    """What a hostile pickle does: run a command of its own when it is read."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def pickled(content):
+    def break_it(src):
+        (src / "model.safetensors").unlink()
+        torch.save(content, src / "pytorch_model.bin")
+
+    return break_it
+
+
 def old_names(tensors):
     for name in [name for name in tensors if "q_proj" in name]:
         new = name.replace("self_attn.q_proj", "mixer.Wqkv")
@@ -214,6 +229,10 @@ BROKEN = {
     "a tokenizer by a link": (link("tokenizer.json", "../../secret.json"), OUT),
     "costs by a link": (link("training.json", "../../secret.json"), OUT),
     "a link in a circle": (link("tokenizer.json", "tokenizer.json"), "a file that cannot be opened"),
+    "a malicious pickle": (
+        pickled({"model.embed_tokens.weight": Payload()}),
+        "pickled weights that cannot be read safely\n  where: src/pytorch_model.bin",
+    ),
     "NaN": (value(float("nan")), f"NaN or infinite weights\n  where: {FC1}"),
     "Inf": (value(float("-inf")), f"NaN or infinite weights\n  where: {FC1}"),
     "weights in int8": (recast(torch.int8), f"weights of dtype I8\n  where: {FC1} in "),
@@ -260,6 +279,8 @@ BROKEN = {
     ),
     "a configuration cut short": (config_bytes(b'{"model_type": '), "a configuration that cannot be read"),
     "a configuration that nests": (config_bytes(b'{"a":' * 50_000), "  why: it is nested too deep"),
+    "a configuration that nests a little": (config(x=json.loads("[" * 70 + "]" * 70)), "  why: it is nested too deep"),
+    "half a character": (config(hidden_act="\ud800"), "surrogates not allowed"),
     "a key twice": (config_bytes(b'{"hidden_size": 1, "hidden_size": 2}'), "'hidden_size' stands there twice"),
     "no configuration": (lambda src: (src / "config.json").unlink(), "no configuration 'src'"),
     "a configuration that is a folder": (config_is_a_folder, "no configuration 'src'"),

@@ -96,6 +96,8 @@ def test_broken_destinations_are_refused(place, monkeypatch, capsys):
     for new, message in (
         ({"hidden_size": 1 << 40}, "hidden_size is absurd"),
         ({"partial_rotary_factor": "half"}, "partial_rotary_factor is 'half'"),
+        ({"partial_rotary_factor": 1.0}, "the part of a head that is not rotary, 4 -> 0 coordinates"),
+        ({"hidden_act": "\ud800"}, "surrogates not allowed"),
         ({"initializer_range": -1}, "initializer_range is -1"),
         ({"resid_pdrop": [1]}, "resid_pdrop is [1]"),
     ):

@@ -61,6 +61,26 @@ def test_pickles_grow_to_the_bytes_of_safetensors(save_model, tmp_path, method, 
     assert certificate.passed is (True if method == "lossless" else None)
 
 
+def test_the_command_line_says_that_weights_were_pickled(save_model, tmp_path, monkeypatch, capsys):
+    import json
+    import sys
+
+    import phigrow.cli
+
+    to_pickles(save_model(phi_model(SRC, torch.float32)))
+    (tmp_path / "dst.json").write_text(json.dumps(DST))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["phigrow", "expand", "--src", "src", "--dst-config", "dst.json", "--out", "out"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with pytest.raises(SystemExit) as done:
+            phigrow.cli.main()
+    assert done.value.code in (0, None)
+    said = capsys.readouterr().err
+    assert "warning: pytorch_model.bin in src: pickled weights, read without running their code" in said
+    assert "save_pretrained, which writes safetensors\n" in said
+
+
 def test_provenance_names_the_pickle(save_model, tmp_path):
     import hashlib
     import json
