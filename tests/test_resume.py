@@ -64,9 +64,9 @@ def test_kill_at_any_moment_then_resume_to_the_same_bytes(workplace):
         m: content(phigrow.expand("src", DST, f"whole-{m}", method=m, shard_size="60KB")) for m in ("wr", "lossless")
     }
     kept, unfinished = [], 0
-    for trial in range(10):
+    for trial in range(6):
         method = ("wr", "lossless")[trial % 2]
-        for _ in range(4):
+        for _ in range(3):
             with start(method) as child:
                 time.sleep(rng.uniform(0.0, 0.6))
                 child.send_signal(signal.SIGKILL)
@@ -79,7 +79,7 @@ def test_kill_at_any_moment_then_resume_to_the_same_bytes(workplace):
         assert content(workplace / "out") == whole[method]
         assert sorted(p.name for p in workplace.iterdir() if p.name.startswith(".")) == []
         shutil.rmtree(workplace / "out")
-    assert unfinished >= 10  # most kills came in the middle ...
+    assert unfinished >= 6  # most kills came in the middle ...
     assert max(kept) > 20  # ... and found work that was kept
 
 

@@ -9,6 +9,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rich.console import Console
+
     from phigrow.difference import Difference
     from phigrow.inspection import Anatomy, Kind
     from phigrow.plan import Plan
@@ -17,11 +19,9 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: Plan, seq_len: int | None = None) -> None:
-    from rich.console import Console
-
     from phigrow.explain import axis_rows, claim, cost_rows, layer_rows
 
-    console = Console(highlight=False)
+    console = _console()
     options = "".join(f", {name} {value}" for name, value in plan.options.items())
     noise = f", noise {plan.noise:g}" if plan.noise else ""
     console.print(
@@ -137,8 +137,16 @@ def print_tensors(found: Sequence[Anatomy]) -> None:
         typer.echo("  " + ", ".join(f"{word} {share}" for word, share in shares(each.counts)) + noise)
 
 
-def _table(title: str, columns: list[str], rows: Sequence[Any], right: bool = False) -> None:
+def _console() -> Console:
+    """A console as wide as the terminal, or as COLUMNS says now; 120 columns into a file or a pipe."""
+    import shutil
+
     from rich.console import Console
+
+    return Console(highlight=False, width=shutil.get_terminal_size((120, 24)).columns)
+
+
+def _table(title: str, columns: list[str], rows: Sequence[Any], right: bool = False) -> None:
     from rich.table import Table
 
     grid = Table(title=title or None, title_justify="left", title_style="bold")
@@ -146,7 +154,7 @@ def _table(title: str, columns: list[str], rows: Sequence[Any], right: bool = Fa
         grid.add_column(escaped(column), justify="right" if right and place else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(escaped(str(cell)) for cell in row))
-    Console(highlight=False).print(grid)
+    _console().print(grid)
 
 
 def print_json(info: Any) -> None:
