@@ -151,5 +151,8 @@ def test_a_folder_is_claimed_for_one_configuration(tmp_path):
 
 def test_a_configuration_with_a_model_in_it_survives_the_round_trip(tmp_path):
     curve = RunConfig(model={"hidden_size": 8, "list": [1, 2]}).curve()
-    claim(tmp_path, curve, resume=True)
-    claim(tmp_path, curve, resume=True)
+    assert claim(tmp_path, curve, resume=True) is None
+    assert claim(tmp_path, curve, resume=True) is None  # the same run again, with no checkpoint yet
+    # Negative control: a change inside the model is another run.
+    with pytest.raises(GrowthError, match="these keys differ: model"):
+        claim(tmp_path, RunConfig(model={"hidden_size": 8, "list": [1, 3]}).curve(), resume=True)
