@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phigrow.errors import GrowthError
 from phigrow.flops import count
@@ -14,10 +13,13 @@ from phigrow.training.accounts import Cost, Source, source_of
 from phigrow.training.checkpoints import Found, Progress
 from phigrow.training.configuration import RunConfig
 from phigrow.training.facts import opening, run_record
-from phigrow.training.order import Indices, heldout_rows, rank_rows, step_rows
+from phigrow.training.order import Indices, heldout_rows
 from phigrow.training.process import StopRequest, World, on_rank_zero, start
 from phigrow.training.progress import Reporter
 from phigrow.training.records import RecordWriter
+
+if TYPE_CHECKING:
+    from phigrow.training.step import Reading
 
 
 @dataclass(frozen=True)
@@ -108,23 +110,32 @@ class _Run:
                 self.records.write("run", **run_record(config, source, self.model_dict, world, blocks))
 
     def train(self) -> Summary:
+        from phigrow.training.step import Stepper
+
         config, reporter = self.config, self._reporter()
         saved_at = self.at.step if self.at.step else None
         if self.at.step:
             reporter.say(f"resuming at step {self.at.step}")
         else:
             self._evaluate(reporter)
-        stopped = False
+        stopped, done = False, self.at.step
         with StopRequest() as stop:
-            while self.at.step < config.steps and not stopped:
-                stopped = self._step(reporter, stop)
-                step = self.at.step
-                last = step == config.steps
-                if last or (config.eval_every and step % config.eval_every == 0):
+            stepper = Stepper(
+                self.engine, config, self.world, self.blocks.train, self.micro, dropout=self.dropout, stop=stop
+            )
+            while done < config.steps and not stopped:
+                stepper(done)
+                done += 1
+                last = done == config.steps
+                evaluates = last or (config.eval_every and done % config.eval_every == 0)
+                saves = config.save_every and (last or done % config.save_every == 0)
+                if evaluates or saves or stepper.due(done):
+                    stopped = self._account_for(stepper.read(), reporter)
+                if evaluates:
                     self._evaluate(reporter)
-                if config.save_every and (last or stopped or step % config.save_every == 0):
+                if saves or (stopped and config.save_every):
                     checkpoints.save(self.engine, self.out, self.at, self.world, keep=config.keep)
-                    saved_at = step
+                    saved_at = done
         if stopped and self.at.step < config.steps:
             reporter.close()
             if self.records:
@@ -145,50 +156,18 @@ class _Run:
         config = self.config
         return Reporter(speaks=self.world.first, steps=config.steps, done=self.at.step, every=config.log_every)
 
-    def _step(self, reporter: Reporter, stop: StopRequest) -> bool:
-        """One optimizer step; returns whether any rank was asked to stop."""
-        import torch
-        import torch.distributed as dist
-
-        began = time.perf_counter()
-        config, world, engine, step = self.config, self.world, self.engine, self.at.step
-        if self.dropout:  # a function of the step, so that a resumed run draws what an uninterrupted one does
-            torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + world.rank)
-        rows = step_rows(config.seed, step, config.batch, len(self.blocks.train))
-        lr = float(engine.get_lr()[0])
-        parts = rank_rows(rows, world.rank, world.size, self.micro)
-        total = torch.zeros(2, dtype=torch.float32, device=world.device)
-        norm: float | None = None
-        for index, part in enumerate(parts):
-            loss = engine(torch.from_numpy(self.blocks.train.batch(part)).to(world.device))
-            total[0] += loss.detach().float() / (len(parts) * world.size)
-            engine.backward(loss)
-            if index == len(parts) - 1 and engine.optimizer is engine.basic_optimizer:
-                norm = self._plain_norm()  # fp32 without ZeRO, where DeepSpeed keeps none
-            engine.step()
-        total[1] = float(stop.asked)
-        dist.all_reduce(total)
-        loss_value, stopped = float(total[0]), bool(total[1] > 0)
-        if norm is None:
-            norm = float(engine.get_global_grad_norm())
-        took = time.perf_counter() - began
-        tokens = self.at.tokens + self.step_tokens
-        self.at = Progress(step + 1, tokens, self.at.seconds + took)
-        self.loss = loss_value
-        speed = self.step_tokens / took
-        if self.records:
-            self.records.write(
-                "step", **self._account(), loss=loss_value, lr=lr, grad_norm=norm, tokens_per_second=round(speed, 1)
-            )
-        mean = self.at.seconds / self.at.step
-        reporter.step(step + 1, loss_value, lr, speed, (config.steps - step - 1) * mean)
-        return stopped
-
-    def _plain_norm(self) -> float:
-        import torch
-
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    def _account_for(self, readings: list[Reading], reporter: Reporter) -> bool:
+        """Count, record and report the steps that were read; returns whether any rank was asked to stop."""
+        for reading in readings:
+            self.at = Progress(reading.step, self.at.tokens + self.step_tokens, self.at.seconds + reading.seconds)
+            self.loss = reading.loss
+            speed = self.step_tokens / reading.seconds
+            if self.records:
+                values = {"loss": reading.loss, "lr": reading.lr, "grad_norm": reading.grad_norm}
+                self.records.write("step", **self._account(), **values, tokens_per_second=round(speed, 1))
+            left = (self.config.steps - reading.step) * self.at.seconds / reading.step
+            reporter.step(reading.step, reading.loss, reading.lr, speed, left)
+        return any(reading.asked_to_stop for reading in readings)
 
     def _account(self) -> dict[str, Any]:
         at = self.at

@@ -122,7 +122,11 @@ def on_rank_zero(world: World, work: Callable[[], T]) -> T:
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGINT: the loop ends after its step, saves, and exits with code 0; a second signal ends it."""
+    """Set by SIGTERM or SIGINT: the loop ends at its next reading, saves, and exits with code 0.
+
+    Readings come every ``log_every`` steps, or every 10 seconds where that is sooner; at least one step lies between
+    them. A second signal ends the process at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False

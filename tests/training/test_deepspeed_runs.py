@@ -39,7 +39,15 @@ def one_rank(tmp_path_factory) -> Path:
             scenario("bf16", zero=1, dtype="bf16", export="export", export_dtype="fp32", save_every=3),
             scenario("other-seed", zero=0, seed=1),
             scenario("dropout", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
-            scenario("dropout-cut", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3, stop_at=3),
+            scenario(
+                "dropout-cut",
+                zero=2,
+                dtype="bf16",
+                model=TINY | {"resid_pdrop": 0.1},
+                save_every=3,
+                stop_at=3,
+                log_every=1,
+            ),
             scenario("dropout-cut", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
             scenario("continued", zero=3, init=str(folder / "fp32" / "export"), model=None, export="export", steps=2),
             scenario("chunked", zero=3, loss="chunked", activation_checkpointing=True),
@@ -57,7 +65,7 @@ def two_ranks(tmp_path_factory) -> Path:
         settings = {"zero": stage, "dtype": dtype, "save_every": 2, "keep": 1, "export": "export"}
         runs.append(scenario(f"{dtype}-zero{stage}", **settings))
         if (dtype, stage) in CUT:
-            runs.append(scenario(f"{dtype}-zero{stage}-cut", **settings, stop_at=4 if stage % 2 else 3))
+            runs.append(scenario(f"{dtype}-zero{stage}-cut", **settings, stop_at=4 if stage % 2 else 3, log_every=1))
             runs.append(scenario(f"{dtype}-zero{stage}-cut", **settings))
     run_scenarios(2, folder, runs)
     return folder

@@ -1,0 +1,158 @@
+"""One optimizer step, and what it says of itself, which stays on the device until logging asks for it.
+
+Reading a value from a GPU makes the host wait until the GPU has computed it, and the GPU then wait for the host. So the
+loss, the norm and a request to stop are written into a buffer on the device, and all steps since the last reading are
+read at once. DeepSpeed itself reads the gradient norm where it clips and decides whether to skip, once or twice a step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from phigrow.training.configuration import RunConfig
+from phigrow.training.order import Indices, rank_rows, step_rows
+
+if TYPE_CHECKING:
+    from phigrow.training.process import StopRequest, World
+
+READ_SECONDS = 10.0
+"""Slow steps are read at least this often, if that is less than ``log_every`` steps: a request to stop is seen then."""
+
+LARGEST_WINDOW = 1000
+"""Steps that the buffer holds."""
+
+_LOSS, _STOP, _SECONDS, _BROKEN = range(4)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one step said of itself.
+
+    Attributes:
+        step: steps done, this one included.
+        seconds: that it took.
+        loss: nats a token, over the whole batch.
+        lr: learning rate of its update.
+        grad_norm: global 2-norm of the gradients, before clipping.
+        asked_to_stop: whether any rank was, by then.
+        broken: blocks of the micro-batches whose loss was not finite.
+    """
+
+    step: int
+    seconds: float
+    loss: float
+    lr: float
+    grad_norm: float
+    asked_to_stop: bool
+    broken: tuple[int, ...]
+
+    @property
+    def skipped(self) -> bool:
+        """The update was left out, on every rank, because a gradient was not finite."""
+        return not math.isfinite(self.grad_norm)
+
+
+class Stepper:
+    """Takes optimizer steps on one rank; all ranks call the same methods in the same order."""
+
+    def __init__(
+        self, engine: Any, config: RunConfig, world: World, blocks: Any, micro: int, *, dropout: bool, stop: StopRequest
+    ) -> None:
+        self.engine, self.config, self.world, self.blocks, self.micro = engine, config, world, blocks, micro
+        self.dropout, self.stop = dropout, stop
+        self.passes = config.batch // (world.size * micro)
+        self.every = min(config.log_every, LARGEST_WINDOW)
+        self._sums = torch.zeros(self.every, _BROKEN + world.size * self.passes, device=world.device)
+        self._norms = torch.zeros(self.every, 1, device=world.device)
+        self._waiting: list[tuple[int, float, float]] = []  # step, lr, seconds
+
+    def rows(self, step: int) -> Indices:
+        """The blocks of the global batch of a step, which counts from 0."""
+        return step_rows(self.config.seed, step, self.config.batch, len(self.blocks))
+
+    def __call__(self, step: int) -> None:
+        """Take one optimizer step; ``step`` counts from 0."""
+        began = time.perf_counter()
+        engine, world = self.engine, self.world
+        if self.dropout:  # a function of the step, so that a resumed run draws what an uninterrupted one does
+            torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + world.rank)
+        lr = float(engine.get_lr()[0])
+        place = len(self._waiting)
+        sums = self._sums[place].zero_()
+        for index, part in enumerate(rank_rows(self.rows(step), world.rank, world.size, self.micro)):
+            loss = engine(torch.from_numpy(self.blocks.batch(part)).to(world.device))
+            value = loss.detach().float()
+            finite = value.isfinite()
+            sums[_LOSS] += value / (self.passes * world.size)
+            sums[_BROKEN + world.rank * self.passes + index] = finite.logical_not()
+            # A loss of inf can have finite gradients. NaN in one gradient is in all of them on every rank once they
+            # are reduced, and DeepSpeed skips such a step; this needs no reading, and times 1 changes no bit.
+            engine.backward(loss * torch.where(finite, 1.0, math.nan))
+            if index == self.passes - 1 and engine.optimizer is engine.basic_optimizer:
+                self._norms[place] = self._guard()
+            engine.step()
+        if engine.optimizer is not engine.basic_optimizer:
+            self._norms[place] = engine.get_global_grad_norm()
+            if not engine.was_step_applied():  # the schedule is a function of the step, whatever was skipped
+                engine.lr_scheduler.step()
+        if self.stop.asked:
+            sums[_STOP] = 1.0
+        took = time.perf_counter() - began
+        sums[_SECONDS] = took / world.size
+        self._waiting.append((step, lr, took))
+
+    def _guard(self) -> torch.Tensor:
+        """Return the norm in fp32 without ZeRO, where DeepSpeed keeps none, and let AdamW skip if it is not finite."""
+        parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        optimizer = self.engine.basic_optimizer
+        if optimizer.defaults["fused"]:
+            optimizer.found_inf = norm.isfinite().logical_not().float()
+        elif not norm.isfinite():
+            for parameter in parameters:
+                parameter.grad = None
+        return norm
+
+    def due(self, done: int) -> bool:
+        """Whether the buffer should be read after ``done`` steps; the same on every rank."""
+        return len(self._waiting) >= self.every or done % self.config.log_every == 0
+
+    def read(self) -> list[Reading]:
+        """Return what the steps since the last reading said, in order; this waits for the device."""
+        count = len(self._waiting)
+        if not count:
+            return []
+        began = time.perf_counter()
+        sums = self._sums[:count]
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        values = torch.cat([sums, self._norms[:count]], dim=1).tolist()
+        waited = time.perf_counter() - began
+        readings = [
+            Reading(
+                step=step + 1,
+                seconds=seconds + (waited if place == count - 1 else 0.0),
+                loss=row[_LOSS],
+                lr=lr,
+                grad_norm=row[-1],
+                asked_to_stop=row[_STOP] > 0,
+                broken=self._broken(step, row[_BROKEN:-1]),
+            )
+            for place, ((step, lr, seconds), row) in enumerate(zip(self._waiting, values, strict=True))
+        ]
+        self._waiting.clear()
+        mean = sum(row[_SECONDS] for row in values) / count  # of all ranks, so that they agree on the next reading
+        self.every = max(1, min(len(self._sums), int(READ_SECONDS / max(mean, 1e-9))))
+        return readings
+
+    def _broken(self, step: int, flags: list[float]) -> tuple[int, ...]:
+        if not any(flags):
+            return ()
+        parts = self.rows(step).reshape(len(flags), self.micro)
+        return tuple(int(row) for part, flag in zip(parts, flags, strict=True) if flag for row in part)
