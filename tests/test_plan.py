@@ -206,5 +206,9 @@ def test_flops_are_those_that_torch_counts(kv):
         model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
     cost = count(config, length)
     assert cost.forward_flops * length == pytest.approx(counter.get_total_flops(), rel=0.01)
+    tokens = torch.zeros(2, length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, labels=tokens, use_cache=False).loss.backward()
+    assert cost.training_flops * 2 * length == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     assert cost.training_flops == 3 * cost.forward_flops

@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.measure.crossing import Crossing, Floats, cost_to_loss, monotone
-from phigrow.measure.estimates import (
-    ACCOUNTINGS,
-    CONFIDENCE,
-    FEWEST_SEEDS,
-    STEPS,
-    UNITS,
-    Arm,
-    Comparison,
-    Estimate,
-    Interval,
-    Unit,
-)
-from phigrow.measure.pairing import check_pair, grouped
+from phigrow.measure.estimates import ACCOUNTINGS, STEPS, UNITS, Arm, Basis, BudgetPoint, Comparison, Estimate, Unit
+from phigrow.measure.intervals import speedup_intervals
+from phigrow.measure.pairing import Seeds, chosen_budget, grouped, paired_runs
+from phigrow.measure.reaching import Reach, Reached, reach
 from phigrow.measure.records import Run
 
-RESAMPLES = 9999
+MID_SCHEDULE_POINTS = 12
+"""Budgets on the curves of a study with one budget, spaced evenly in their logarithm."""
+
+EARLIEST = 0.05
+"""The smallest of them, as a share of the baseline's budget: before that a schedule is still warming up."""
+
+Pair = tuple[Reach, Reach, float]
+"""An arm's reach, the baseline's of the same seed, and the target."""
 
 
-def compare(runs: Iterable[Run], baseline: str = "scratch") -> Comparison:
+def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None = None) -> Comparison:
     """Compare every arm with the baseline at the held-out loss that the baseline ends at, seed by seed.
 
     The target of a seed is the baseline's last evaluation. What either arm spent to get there, the baseline included,
-    is read off a monotone fit by one rule (``cost_to_loss``), so that a copy of the baseline scores exactly 1. While
-    the baseline's loss still falls at the end this is its full budget; where noise makes its last evaluations rise,
-    the fit pools them, their mean lies below the target, and the baseline too is credited with getting there a little
-    before its end. That errs towards a smaller speedup.
+    is read off a monotone fit by one rule, so that a copy of the baseline scores exactly 1. An arm that was trained to
+    several budgets is read between its fully decayed ends (`Reach`), one that was trained to one off its own curve.
+    While the baseline's loss still falls at the end its cost is its full budget; where noise makes its last
+    evaluations rise, the fit pools them, their mean lies below the target, and the baseline too is credited with
+    getting there a little before its end. That errs towards a smaller speedup.
 
     speedup = C_baseline / C_arm and saving = 1 - C_arm / C_baseline, of costs averaged over the paired seeds; sunk
     leaves the training of the source model out, charged adds it (``source_tokens``, ``source_flops``,
-    ``source_seconds`` of the run record) to the arm that was grown. From 3 seeds on there is a percentile bootstrap
-    interval; with few seeds it is rather too narrow than too wide.
+    ``source_seconds`` of the run record) to the arm that was grown. Seconds count the expansion in both
+    (``expand_seconds``). From 3 seeds on there is an interval, see `speedup_intervals`.
 
     Args:
-        runs: from ``load_runs``; one run for every arm and seed.
+        runs: from ``load_runs``; one run for every arm, seed and budget.
         baseline: the arm that sets the target.
+        budget: in steps, where the baseline was trained to several; by default the largest that all its seeds have.
 
     Raises:
         GrowthError: no run of the baseline; a seed or an arm that cannot be paired (two runs of one seed, none in
@@ -62,22 +61,32 @@ def compare(runs: Iterable[Run], baseline: str = "scratch") -> Comparison:
             why="its final held-out loss is the target",
             fix="add its run folders, or name another baseline",
         )
-    base = arms.pop(baseline)
-    targets = {seed: _target(run) for seed, run in base.items()}
-    for by_seed in arms.values():
-        for seed, run in by_seed.items():
-            check_pair(run, base.get(seed), baseline)
-    compared = [_compared(list(by_seed.values()), base, targets) for by_seed in arms.values()]
-    described = _described(list(base.values()))
-    notes = (*described.notes, *(note for seed, run in base.items() for note in _pooled_end(run, targets[seed])))
-    return Comparison(replace(described, notes=notes), tuple(compared), targets)
+    seeds = arms.pop(baseline)
+    at = chosen_budget(seeds, budget, baseline)
+    base = {seed: reach(by_budget, by_budget[at]) for seed, by_budget in seeds.items() if at in by_budget}
+    targets = {seed: _target(own, own.run) for seed, own in base.items()}
+    described = _described([own.run for own in base.values()])
+    notes = (*described.notes, *(note for seed, own in base.items() for note in _pooled_end(own, targets[seed])))
+    compared, left_out = [], []
+    for name, found in arms.items():
+        chosen, said = paired_runs(found, seeds, at, baseline)
+        if chosen:
+            compared.append(_compared(chosen, found, seeds, base, targets, said))
+        else:
+            left_out.append(f"{name} is left out: it has no run of {at} steps")
+    ends = {
+        name: tuple(run for by_budget in found.values() for run in by_budget.values())
+        for name, found in {baseline: seeds, **arms}.items()
+        if any(len(by_budget) > 1 for by_budget in found.values())
+    }
+    return Comparison(replace(described, notes=notes), tuple(compared), targets, ends, tuple(left_out))
 
 
-def _target(run: Run) -> float:
-    planned, last = (run.meta.get("config") or {}).get("steps"), int(run.evals["step"][-1])
-    if isinstance(planned, int) and last < planned:
+def _target(own: Reach, run: Run) -> float:
+    last = int(run.evals["step"][-1])
+    if not run.finished:
         raise GrowthError(
-            f"{run.arm}, seed {run.seed}, was last evaluated at step {last} of {planned}",
+            f"{run.name}, was last evaluated at step {last} of {run.budget}",
             where=str(run.folder),
             why="the target is the loss at the end of a fully decayed schedule",
             fix="let it finish",
@@ -85,21 +94,20 @@ def _target(run: Run) -> float:
     final = float(run.evals["loss"][-1])
     if not math.isfinite(final):
         raise GrowthError(
-            f"{run.arm}, seed {run.seed}, ended at a held-out loss of {final}",
+            f"{run.name}, ended at a held-out loss of {final}",
             where=str(run.folder),
             why="a run that diverged sets no target",
         )
-    # The fit's last level is a mean that ends in this very point, so it is above it by rounding alone.
-    return max(final, float(monotone(run.evals["tokens"], run.evals["loss"])[-1]))
+    return own.end_loss(run)
 
 
-def _pooled_end(run: Run, target: float) -> list[str]:
-    crossing = _crossing(run, "tokens", target)
-    if crossing.cost is None or crossing.cost >= crossing.end_cost:
+def _pooled_end(own: Reach, target: float) -> list[str]:
+    found = own.cost("tokens", target)
+    if found.cost is None or found.cost >= found.end_cost * (1 - 1e-9):
         return []
     return [
-        f"{run.arm}, seed {run.seed}: its last evaluations do not fall, and its fit gets to the target "
-        f"after {crossing.cost:.4g} of {crossing.end_cost:.4g} tokens"
+        f"{own.run.name}: its last evaluations do not fall, and its fit gets to the target "
+        f"after {found.cost:.4g} of {found.end_cost:.4g} tokens"
     ]
 
 
@@ -111,52 +119,128 @@ def _described(runs: list[Run]) -> Arm:
         if None not in found
     }
     final = float(np.mean([run.evals["loss"][-1] for run in runs]))
-    notes = tuple(f"{run.arm}, seed {run.seed}: {note}" for run in runs for note in run.notes)
+    notes = tuple(f"{run.name}: {note}" for run in runs for note in run.notes)
     return Arm(runs[0].arm, tuple(runs), final, loss_at, notes=notes)
 
 
-def _compared(runs: list[Run], base: dict[int, Run], targets: dict[int, float]) -> Arm:
-    arm = _described(runs)
-    crossings = {unit: [_crossing(run, unit, targets[run.seed]) for run in runs] for unit in UNITS}
-    censored = [run.seed for run, crossing in zip(runs, crossings["tokens"], strict=True) if crossing.censored]
-    notes = list(arm.notes)
-    for run, crossing in zip(runs, crossings["tokens"], strict=True):
-        planned, last = (run.meta.get("config") or {}).get("steps"), int(run.evals["step"][-1])
-        if isinstance(planned, int) and last < planned:
-            notes.append(f"{run.arm}, seed {run.seed}: unfinished, last evaluated at step {last} of {planned}")
-        if crossing.censored:
+def _compared(
+    runs: dict[int, Run], found: Seeds, seeds: Seeds, base: dict[int, Reach], targets: dict[int, float], said: list[str]
+) -> Arm:
+    arm = _described(list(runs.values()))
+    own = {seed: reach(found[seed], run) for seed, run in runs.items()}
+    pairs = [(own[seed], base[seed], targets[seed]) for seed in runs]
+    estimates, reached = _estimates(pairs)
+    notes = [*arm.notes, *said]
+    for run, each in zip(runs.values(), reached, strict=True):
+        if not run.finished:
+            notes.append(f"{run.name}: unfinished, last evaluated at step {int(run.evals['step'][-1])} of {run.budget}")
+        if each.censored:
             notes.append(
-                f"{run.arm}, seed {run.seed}: censored, its fit ended at {crossing.fit_end:.4g}, "
+                f"{run.name}: censored, its fit ended at {each.fit_end:.4g}, "
                 f"above the target of {targets[run.seed]:.4g}"
             )
-    estimates: list[Estimate] = []
+        if each.early:
+            notes.append(f"{run.name}: already below the target at its smallest budget, its cost is an upper bound")
+    for estimate in estimates:
+        if estimate.accounting == "charged" and not math.isfinite(estimate.cost):
+            notes.append(f"{arm.name}: source_{estimate.unit} was not recorded, so {estimate.unit} cannot be charged")
+    several = any(len(by_budget) > 1 for by_budget in seeds.values())
+    points = _at_budgets(own, seeds) if several else _mid_schedule(pairs, estimates)
+    return replace(
+        arm,
+        estimates=estimates,
+        censored_seeds=tuple(seed for seed, each in zip(runs, reached, strict=True) if each.censored),
+        notes=tuple(notes),
+        basis=_basis(pairs),
+        budgets=points,
+    )
+
+
+def _basis(pairs: Sequence[Pair]) -> Basis:
+    found = {own.basis for own, _, _ in pairs}
+    return "curve" if "curve" in found else "constant" if "constant" in found else "ends"
+
+
+def _estimates(pairs: Sequence[Pair], *, on_curve: bool = False) -> tuple[tuple[Estimate, ...], list[Reached]]:
+    """All units and accountings of one arm at one target a seed, and the crossings in tokens."""
+    reached: dict[Unit, list[Reached]] = {
+        unit: [own.cost(unit, target, on_curve=on_curve) for own, _, target in pairs] for unit in UNITS
+    }
+    censored = any(each.censored for each in reached["tokens"])
+    early = not censored and any(each.early for each in reached["tokens"])
+    costs, against = [], []
     for unit in UNITS:
-        own = np.array([c.end_cost if c.cost is None else c.cost for c in crossings[unit]])
-        theirs = np.array([_baseline_cost(base[run.seed], unit, targets[run.seed]) for run in runs])
-        for accounting in ACCOUNTINGS:
-            charged = accounting == "charged"
-            costs = own + [_source_cost(run, unit, grown=True) for run in runs] if charged else own
-            against = theirs + [_source_cost(base[run.seed], unit, grown=False) for run in runs] if charged else theirs
-            interval = None if censored else _speedup_interval(costs, against)
-            estimates.append(
-                Estimate(unit, accounting, float(costs.mean()), float(against.mean()), bool(censored), interval)
-            )
-            if charged and not np.isfinite(costs).all():
-                notes.append(f"{arm.name}: source_{unit} was not recorded, so {unit} cannot be charged")
-    return replace(arm, estimates=tuple(estimates), censored_seeds=tuple(censored), notes=tuple(notes))
+        mine = np.array([each.end_cost if each.cost is None else each.cost for each in reached[unit]])
+        theirs = np.array([_baseline_cost(base, unit, target, on_curve) for _, base, target in pairs])
+        costs += [mine, mine + [_source_cost(own.run, unit, grown=True) for own, _, _ in pairs]]
+        against += [theirs, theirs + [_source_cost(base.run, unit, grown=False) for _, base, _ in pairs]]
+    intervals = [None] * len(costs) if censored or early else speedup_intervals(np.array(costs), np.array(against))
+    estimates = [
+        Estimate(unit, accounting, float(mine.mean()), float(theirs.mean()), censored, interval, early)
+        for (unit, accounting), mine, theirs, interval in zip(
+            ((unit, accounting) for unit in UNITS for accounting in ACCOUNTINGS), costs, against, intervals, strict=True
+        )
+    ]
+    return tuple(estimates), reached["tokens"]
 
 
-def _crossing(run: Run, unit: Unit, target: float) -> Crossing:
-    return cost_to_loss(run.evals[unit], run.evals["loss"], target)
+def _at_budgets(own: dict[int, Reach], seeds: Seeds) -> tuple[BudgetPoint, ...]:
+    """The arm at every decayed end of the baseline."""
+    points = []
+    for budget in sorted({budget for by_budget in seeds.values() for budget in by_budget if budget is not None}):
+        pairs: list[Pair] = []
+        for seed, mine in own.items():
+            run = seeds[seed].get(budget)
+            if run is None or not run.finished or not math.isfinite(float(run.evals["loss"][-1])):
+                continue
+            base = reach(seeds[seed], run)
+            pairs.append((mine, base, base.end_loss(run)))
+        if pairs:
+            estimates, _ = _estimates(pairs)
+            points.append(_point(pairs, estimates, [float(base.run.evals["tokens"][-1]) for _, base, _ in pairs]))
+    return tuple(points)
 
 
-def _baseline_cost(run: Run, unit: Unit, target: float) -> float:
-    cost = _crossing(run, unit, target).cost
+def _mid_schedule(pairs: list[Pair], at_end: tuple[Estimate, ...]) -> tuple[BudgetPoint, ...]:
+    """The arm at losses that the baseline passes on its way, both read off curves whose schedule goes on."""
+    ends = [float(base.run.evals["tokens"][-1]) for _, base, _ in pairs]
+    last = point = _point(pairs, at_end, ends)
+    if any(own.basis == "ends" for own, _, _ in pairs):
+        return (last,)
+    tokens = pairs[0][1].run.evals["tokens"]
+    places = np.unique(np.searchsorted(tokens, np.geomspace(EARLIEST * tokens[-1], tokens[-1], MID_SCHEDULE_POINTS)))
+    points = []
+    for share in (tokens[places] / tokens[-1])[:-1]:
+        budgets = [share * end for end in ends]
+        targets = [
+            base.curve.loss_at(base.run.evals["tokens"], at) for (_, base, _), at in zip(pairs, budgets, strict=True)
+        ]
+        there = [(own, base, target) for (own, base, _), target in zip(pairs, targets, strict=True)]
+        if not np.isfinite(targets).all() or any(_started_below(base, target) for _, base, target in there):
+            continue
+        estimates, _ = _estimates(there, on_curve=True)
+        point = _point(there, estimates, budgets)
+        points.append(point)
+    return (*points, last)
+
+
+def _point(pairs: list[Pair], estimates: tuple[Estimate, ...], budgets: list[float]) -> BudgetPoint:
+    target = float(np.mean([target for _, _, target in pairs]))
+    seeds = tuple(own.run.seed for own, _, _ in pairs)
+    return BudgetPoint(float(np.mean(budgets)), target, _basis(pairs), seeds, estimates)
+
+
+def _started_below(base: Reach, target: float) -> bool:
+    return base.cost("tokens", target, on_curve=True).cost in (None, 0.0)
+
+
+def _baseline_cost(base: Reach, unit: Unit, target: float, on_curve: bool) -> float:
+    cost = base.cost(unit, target, on_curve=on_curve).cost
     assert cost is not None, "a target is never below the end of the baseline's own fit"
     if cost == 0:
         raise GrowthError(
-            f"{run.arm}, seed {run.seed}, did not get below the loss it started at",
-            where=str(run.folder),
+            f"{base.run.name}, did not get below the loss it started at",
+            where=str(base.run.folder),
             why="there is no cost to compare with",
         )
     return cost
@@ -166,24 +250,3 @@ def _source_cost(run: Run, unit: Unit, *, grown: bool) -> float:
     """Cost of the source; nan where it is unknown. Only a baseline that was not grown may leave it out."""
     cost = run.source_cost(unit)
     return 0.0 if math.isnan(cost) and not grown and not run.meta.get("growth") else cost
-
-
-def _speedup_interval(costs: Floats, against: Floats) -> Interval | None:
-    """Percentile bootstrap of the ratio of mean costs, over paired seeds; None where there is nothing to resample."""
-    if len(costs) < FEWEST_SEEDS or not np.isfinite(costs).all() or not np.isfinite(against).all():
-        return None
-    from scipy.stats import bootstrap
-
-    # The inverse of the speedup is resampled: it stays finite where an arm is at the target from the start.
-    found = bootstrap(
-        (costs, against),
-        lambda c, b, axis=-1: c.mean(axis) / b.mean(axis),
-        paired=True,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        random_state=0,
-    ).confidence_interval
-    low, high = (math.inf if ratio == 0 else 1.0 / float(ratio) for ratio in (found.high, found.low))
-    return low, high

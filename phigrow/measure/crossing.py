@@ -62,6 +62,53 @@ def monotone(costs: ArrayLike, losses: ArrayLike) -> Floats:
     return fit
 
 
+@dataclass(frozen=True)
+class Descent:
+    """The monotone fit of one loss curve, as levels of falling loss: fitted once, asked for many targets and units.
+
+    ``levels`` falls strictly; ``starts`` is the index of the first point of each level, ``size`` the number of points.
+    """
+
+    levels: Floats
+    starts: NDArray[np.int64]
+    size: int
+
+    @classmethod
+    def of(cls, costs: ArrayLike, losses: ArrayLike) -> Descent:
+        """Fit losses in the order of their costs; raises as ``monotone``."""
+        fit = monotone(costs, losses)
+        starts = np.concatenate(([0], np.flatnonzero(fit[1:] != fit[:-1]) + 1))
+        return cls(fit[starts], starts, len(fit))
+
+    def crossing(self, costs: ArrayLike, target: float) -> Crossing:
+        """Where the curve gets down to ``target``, see ``cost_to_loss``; ``costs`` may be in any unit.
+
+        Raises:
+            GrowthError: a target that is not finite.
+        """
+        if not np.isfinite(target):
+            raise GrowthError(f"a target loss of {target}", why="only a finite loss can be reached")
+        at = np.asarray(costs, dtype=np.float64)
+        end_cost, fit_end = float(at[-1]), float(self.levels[-1])
+        if fit_end > target:
+            return Crossing(None, True, end_cost, fit_end)
+        if self.levels[0] <= target:
+            return Crossing(float(at[0]), False, end_cost, fit_end)
+        centres = np.add.reduceat(at, self.starts) / np.diff([*self.starts, self.size])
+        below = int(np.argmax(self.levels <= target))
+        high, low = self.levels[below - 1], self.levels[below]
+        # Coming down from infinity there is nothing to interpolate: the first finite level is where it is known to be.
+        share = (high - target) / (high - low) if np.isfinite(high) else 1.0
+        cost = float(centres[below - 1] + share * (centres[below] - centres[below - 1]))
+        return Crossing(cost, False, end_cost, fit_end)
+
+    def loss_at(self, costs: ArrayLike, cost: float) -> float:
+        """The loss of the fit after ``cost``, interpolated between the centres of its levels."""
+        at = np.asarray(costs, dtype=np.float64)
+        centres = np.add.reduceat(at, self.starts) / np.diff([*self.starts, self.size])
+        return float(np.interp(cost, centres, self.levels))
+
+
 def cost_to_loss(costs: ArrayLike, losses: ArrayLike, target: float) -> Crossing:
     """Find the cost at which the monotone fit of a curve gets down to ``target``.
 
@@ -81,19 +128,4 @@ def cost_to_loss(costs: ArrayLike, losses: ArrayLike, target: float) -> Crossing
     >>> cost_to_loss([0, 100, 200], [5.0, 4.0, 3.0], target=3.5).cost
     150.0
     """
-    if not np.isfinite(target):
-        raise GrowthError(f"a target loss of {target}", why="only a finite loss can be reached")
-    at, fit = np.asarray(costs, dtype=np.float64), monotone(costs, losses)
-    end_cost, fit_end = float(at[-1]), float(fit[-1])
-    if fit_end > target:
-        return Crossing(None, True, end_cost, fit_end)
-    if fit[0] <= target:
-        return Crossing(float(at[0]), False, end_cost, fit_end)
-    edges = np.flatnonzero(fit[1:] != fit[:-1]) + 1
-    centres = np.array([level.mean() for level in np.split(at, edges)])
-    levels = fit[np.concatenate(([0], edges))]
-    below = int(np.argmax(levels <= target))
-    high, low = levels[below - 1], levels[below]
-    # Coming down from infinity there is nothing to interpolate: the first finite level is where it is known to be.
-    share = (high - target) / (high - low) if np.isfinite(high) else 1.0
-    return Crossing(float(centres[below - 1] + share * (centres[below] - centres[below - 1])), False, end_cost, fit_end)
+    return Descent.of(costs, losses).crossing(costs, target)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from phigrow.measure.intervals import CONFIDENCE, FEWEST_SEEDS, Interval
 from phigrow.measure.records import Run
 
 Unit = Literal["tokens", "flops", "seconds"]
@@ -18,11 +19,8 @@ ACCOUNTINGS: tuple[Accounting, ...] = ("sunk", "charged")
 STEPS = (0, 1, 10, 100)
 """Numbers of updates after which the held-out loss is reported where it was recorded."""
 
-CONFIDENCE = 0.95
-FEWEST_SEEDS = 3
-"""Below this many seeds there is no interval: resampling one or two values only repeats them."""
-
-Interval = tuple[float, float]
+Basis = Literal["curve", "constant", "ends"]
+"""What a cost was read off: a curve in the middle of its schedule, a curve without decay, fully decayed ends."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,8 @@ class Estimate:
 
     ``cost`` and ``baseline_cost`` are means over the paired seeds, in tokens, FLOPs or seconds; nan where the cost of
     the source was not recorded. Where ``censored``, ``cost`` is a lower bound and ``speedup`` and ``saving`` are
-    upper bounds.
+    upper bounds. Where ``early``, the arm's smallest decayed end is already below the target: ``cost`` is an upper
+    bound, ``speedup`` and ``saving`` are lower bounds.
     """
 
     unit: Unit
@@ -40,6 +39,7 @@ class Estimate:
     baseline_cost: float
     censored: bool
     speedup_interval: Interval | None = None
+    early: bool = False
 
     @property
     def speedup(self) -> float:
@@ -69,11 +69,42 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class BudgetPoint:
+    """An arm against the baseline at one budget of the baseline: tokens, the mean target there, what was spent.
+
+    ``basis`` says what the costs were read off; under ``curve`` both arms are in the middle of their schedule.
+    """
+
+    budget: float
+    target: float
+    basis: Basis
+    seeds: tuple[int, ...]
+    estimates: tuple[Estimate, ...]
+
+    def estimate(self, unit: Unit, accounting: Accounting) -> Estimate:
+        """The estimate in one unit and accounting."""
+        return _found(self.estimates, unit, accounting)
+
+
+@dataclass(frozen=True)
+class Vanishing:
+    """The budget, in tokens, at which the interval of a saving meets zero, going up; None where there is none.
+
+    ``state`` is ``met`` (between two budgets, interpolated in the logarithm of the budget), ``never`` (the interval
+    lies above zero at every budget), ``always`` (at none) or ``unknown`` (no intervals).
+    """
+
+    state: Literal["met", "never", "always", "unknown"]
+    budget: float | None = None
+
+
+@dataclass(frozen=True)
 class Arm:
     """One arm over its seeds. Losses are nats a token on held-out text, means over the seeds.
 
     ``loss_at`` has the steps of ``STEPS`` that every seed recorded. ``estimates`` is empty for the baseline.
     ``notes`` are sentences a reader must see: censored, diverged or unfinished runs, missing source costs.
+    ``basis`` says what the costs of ``estimates`` were read off, ``budgets`` holds the same at other budgets.
     """
 
     name: str
@@ -83,6 +114,8 @@ class Arm:
     estimates: tuple[Estimate, ...] = ()
     censored_seeds: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    basis: Basis = "curve"
+    budgets: tuple[BudgetPoint, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -96,10 +129,28 @@ class Arm:
 
     def estimate(self, unit: Unit, accounting: Accounting) -> Estimate:
         """The estimate in one unit and accounting; KeyError for the baseline, which has none."""
-        for estimate in self.estimates:
-            if (estimate.unit, estimate.accounting) == (unit, accounting):
-                return estimate
-        raise KeyError((unit, accounting))
+        return _found(self.estimates, unit, accounting)
+
+    def vanishing(self, unit: Unit, accounting: Accounting) -> Vanishing:
+        """The budget from which on the interval of the saving is not above zero; a censored arm's is not."""
+        found = [(point.budget, point.estimate(unit, accounting)) for point in self.budgets]
+        if all(estimate.speedup_interval is None for _, estimate in found):
+            return Vanishing("unknown")
+        known = [
+            (budget, interval[0] if interval else min(1.0, estimate.speedup))
+            for budget, estimate in found
+            if (interval := estimate.speedup_interval) is not None or estimate.censored
+        ]
+        above = [low > 1 for _, low in known]
+        if not above[-1]:
+            last = max((place for place, good in enumerate(above) if good), default=None)
+            if last is None:
+                return Vanishing("always")
+            (lower, high), (upper, low) = known[last], known[last + 1]
+            # Interpolated in the cost ratio 1 / speedup, which stays finite where a speedup does not.
+            share = (1 - 1 / high) / (1 / low - 1 / high) if low else 0.0
+            return Vanishing("met", float(lower * (upper / lower) ** share))
+        return Vanishing("never", None)
 
     @property
     def interval_note(self) -> str:
@@ -109,16 +160,30 @@ class Arm:
             return f"{count} seed{'s' if count > 1 else ''}: no interval"
         if self.censored_seeds:
             return f"{count} seeds, {len(self.censored_seeds)} censored: no interval"
+        if self.estimates and self.estimates[0].early:
+            return f"{count} seeds, below the target at the smallest budget: no interval"
         return f"{count} seeds: {CONFIDENCE:.0%} bootstrap interval over paired seeds"
+
+
+def _found(estimates: tuple[Estimate, ...], unit: Unit, accounting: Accounting) -> Estimate:
+    for estimate in estimates:
+        if (estimate.unit, estimate.accounting) == (unit, accounting):
+            return estimate
+    raise KeyError((unit, accounting))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A baseline and the arms compared with it. ``targets`` is the baseline's final held-out loss, seed by seed."""
+    """A baseline and the arms compared with it. ``targets`` is the baseline's final held-out loss, seed by seed.
+
+    ``ends`` has every decayed end of a study of several budgets, for each arm; ``notes`` are about no one arm.
+    """
 
     baseline: Arm
     arms: tuple[Arm, ...]
     targets: dict[int, float]
+    ends: dict[str, tuple[Run, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Arm:
         for arm in (self.baseline, *self.arms):

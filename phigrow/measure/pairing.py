@@ -1,40 +1,121 @@
-"""Which runs may be compared: one run for every arm and seed, on the same data and schedule as the baseline's."""
+"""Which runs may be compared: one for every arm, seed and budget, on the same data and schedule as the baseline's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from phigrow.errors import GrowthError
-from phigrow.measure.records import Run
+from phigrow.measure.records import Columns, Run
 
 SAME_META = ("data_fingerprint", "eval_fingerprint", "eval_blocks")
 SAME_CONFIG = ("steps", "batch", "schedule", "lr", "seed", "eval_blocks")
 """Keys of the run record, and of its ``config``, that must agree within a pair wherever both runs have them."""
 
 
-def grouped(runs: Iterable[Run]) -> dict[str, dict[int, Run]]:
-    """Sort runs by arm, in order of appearance, and by seed.
+Seeds = dict[int, dict[int | None, Run]]
+"""The runs of one arm: by seed, then by budget (steps after which the schedule has decayed), both in order."""
+
+
+def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
+    """Sort runs by arm, in order of appearance, by seed and by budget; branches get what their trunk has before them.
+
+    Trunks themselves, which never decay, are left out.
 
     Raises:
-        GrowthError: two runs of one arm and seed, or a run without evaluations.
+        GrowthError: two runs of one arm, seed and budget, or a run without evaluations.
     """
-    arms: dict[str, dict[int, Run]] = {}
+    runs = list(runs)
+    trunks = {(run.arm, run.seed, run.trunk): run for run in runs if run.is_trunk}
+    arms: dict[str, Seeds] = {}
     for run in runs:
         if not len(run.evals["step"]):
             raise GrowthError(
-                f"{run.arm}, seed {run.seed}, has no evaluations",
-                where=str(run.folder),
-                why="arms are compared by held-out loss",
+                f"{run.name}, has no evaluations", where=str(run.folder), why="arms are compared by held-out loss"
             )
-        twin = arms.setdefault(run.arm, {}).setdefault(run.seed, run)
-        if twin is not run:
+        if run.is_trunk:
+            continue
+        by_budget = arms.setdefault(run.arm, {}).setdefault(run.seed, {})
+        if (twin := by_budget.get(run.budget)) is not None:
+            if twin is run:
+                continue
             raise GrowthError(
-                f"two runs of {run.arm}, seed {run.seed}",
+                f"two runs of {run.arm}, seed {run.seed}" + ("" if run.budget is None else f", {run.budget} steps"),
                 where=f"{twin.folder} and {run.folder}",
                 fix="leave one of them out",
             )
-    return {arm: dict(sorted(by_seed.items())) for arm, by_seed in arms.items()}
+        trunk = trunks.get((run.arm, run.seed, run.trunk))
+        by_budget[run.budget] = run if trunk is None else _grafted(run, trunk)
+    return {
+        arm: {seed: dict(sorted(found.items(), key=lambda item: item[0] or 0)) for seed, found in sorted(seeds.items())}
+        for arm, seeds in arms.items()
+    }
+
+
+def _grafted(run: Run, trunk: Run) -> Run:
+    """A branch with the evaluations and steps that its trunk made before the branch's own first ones."""
+    evals, sources = _before(trunk.evals, run.evals, trunk.sources, run.sources)
+    steps, _ = _before(trunk.steps, run.steps, {}, {})
+    return replace(run, evals=evals, steps=steps, sources=sources)
+
+
+def _before(early: Columns, late: Columns, early_more: Columns, late_more: Columns) -> tuple[Columns, Columns]:
+    first = late["step"][0] if len(late["step"]) else np.inf
+    kept = early["step"] < first
+    joined = {key: np.concatenate((early[key][kept], late[key])) for key in late}
+    nothing_early, nothing_late = np.full(int(kept.sum()), np.nan), np.full(len(late["step"]), np.nan)
+    more = {
+        key: np.concatenate(
+            (early_more[key][kept] if key in early_more else nothing_early, late_more.get(key, nothing_late))
+        )
+        for key in {**early_more, **late_more}
+    }
+    return joined, more
+
+
+def chosen_budget(seeds: Seeds, wanted: int | None, baseline: str) -> int | None:
+    """The budget to compare at: the one asked for, else the largest that every seed of the baseline has.
+
+    Raises:
+        GrowthError: the baseline was not trained to the budget asked for.
+    """
+    budgets = [set(by_budget) for by_budget in seeds.values()]
+    known = set().union(*budgets)
+    if wanted is None:
+        return max(set.intersection(*budgets) or known, key=lambda budget: budget or 0)
+    if wanted not in known:
+        raise GrowthError(
+            f"no run of {baseline} has a budget of {wanted} steps",
+            where=f"its budgets: {', '.join(sorted(map(str, known)))}",
+            fix="ask for one of these",
+        )
+    return wanted
+
+
+def paired_runs(found: Seeds, seeds: Seeds, at: int | None, baseline: str) -> tuple[dict[int, Run], list[str]]:
+    """The runs of an arm at one budget, by seed, and notes on the seeds that have none.
+
+    Raises:
+        GrowthError: as ``check_pair``, for a run at any budget that the baseline has too; in a study of one budget
+            also for a run with another one.
+    """
+    chosen, notes = {}, []
+    for seed, by_budget in found.items():
+        theirs = seeds.get(seed, {})
+        for budget, run in by_budget.items():
+            if budget in theirs or not theirs:
+                check_pair(run, theirs.get(budget), baseline)
+        if at in by_budget and at in theirs:
+            chosen[seed] = by_budget[at]
+        elif len(theirs) < 2 and len(by_budget) < 2:
+            chosen[seed] = next(iter(by_budget.values()))
+            check_pair(chosen[seed], theirs.get(at), baseline)
+        else:
+            notes.append(f"{next(iter(by_budget.values())).name}: left out, no pair of runs with {at} steps")
+    return chosen, notes
 
 
 def check_pair(run: Run, base: Run | None, baseline: str) -> None:

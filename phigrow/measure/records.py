@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ COSTS = ("tokens", "flops", "seconds")
 
 REQUIRED = ("step", *COSTS, "loss")
 OPTIONAL = {"step": ("lr", "grad_norm", "tokens_per_second"), "eval": ()}
+FLAGS = ("skipped", "spike")
+"""Of a step: its update was not made; its loss was an outlier. 1 where it was so, 0 where nothing is said."""
+
+DIAGNOSTICS = ("copy_cosine", "copy_cosine_min", "copy_cosine_max", "effective_rank", "fresh_update_share")
+"""Columns of the ``diagnostics`` records, each optional: see docs/measuring.md."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Run:
 
     ``meta`` is the ``run`` record without its type. ``steps`` and ``evals`` have the columns ``step``, ``tokens``,
     ``flops``, ``seconds`` and ``loss`` (nats a token); ``steps`` has ``lr``, ``grad_norm`` and ``tokens_per_second``
-    too, nan where they were not recorded. ``notes`` are sentences about what was unusual in the file.
+    too, nan where they were not recorded, and 0 or 1 for ``skipped`` and ``spike``. ``sources`` has the held-out loss
+    of each named source, one value an evaluation, nan where it is missing; ``diagnostics`` has ``step`` and what the
+    run recorded of ``DIAGNOSTICS``. ``notes`` are sentences about what was unusual in the file.
     """
 
     folder: Path
@@ -41,6 +48,43 @@ class Run:
     steps: Columns
     evals: Columns
     notes: tuple[str, ...] = ()
+    sources: Columns = field(default_factory=dict)
+    diagnostics: Columns = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Arm and seed in words, for messages."""
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
+    def trunk(self) -> str | None:
+        """What a trunk and the runs that branch off it have in common; None for a run that stands alone."""
+        return self.meta.get("trunk")
+
+    @property
+    def is_trunk(self) -> bool:
+        """Whether this is a trunk, whose own schedule never decays: its record says ``"budget": null``."""
+        return self.trunk is not None and "budget" in self.meta and self.meta["budget"] is None
+
+    @property
+    def budget(self) -> int | None:
+        """Steps after which the schedule has decayed: ``budget``, else ``config.steps``; None where nothing says it."""
+        config = self.meta.get("config")
+        for value in (self.meta.get("budget"), config.get("steps") if isinstance(config, dict) else None):
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+        return None
+
+    @property
+    def schedule(self) -> str | None:
+        """The name of the learning-rate schedule, where the run says it."""
+        config = self.meta.get("config")
+        return config.get("schedule") if isinstance(config, dict) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last evaluation stands at the end of the schedule, as far as the run says how long that is."""
+        return self.budget is None or int(self.evals["step"][-1]) >= self.budget
 
     @property
     def diverged_at(self) -> int | None:
@@ -55,8 +99,15 @@ class Run:
 
     def source_cost(self, unit: str) -> float:
         """What training the source had cost (``source_tokens``, ...); nan where it was not recorded."""
-        value = self.meta.get(f"source_{unit}")
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        return self._meta_number(f"source_{unit}", math.nan)
+
+    def expand_cost(self, unit: str) -> float:
+        """What the expansion itself had cost: ``expand_seconds``, 0 where it was not recorded, and in other units."""
+        return self._meta_number("expand_seconds", 0.0) if unit == "seconds" else 0.0
+
+    def _meta_number(self, key: str, otherwise: float) -> float:
+        value = self.meta.get(key)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
 def load_run(folder: str | Path) -> Run:
@@ -81,6 +132,8 @@ def load_run(folder: str | Path) -> Run:
     notes: list[str] = []
     meta: dict[str, Any] | None = None
     rows: dict[str, list[dict[str, float]]] = {"step": [], "eval": []}
+    sources: list[dict[str, float]] = []
+    diagnostics: list[dict[str, float]] = []
     unknown: dict[str, int] = {}
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -109,16 +162,38 @@ def load_run(folder: str | Path) -> Run:
             row |= {key: _number({key: None} | record, key, kind, where) for key in OPTIONAL[kind]}
             _check_order(rows[kind], row, kind, where)
             rows[kind].append(row)
+            if kind == "step":
+                row |= {key: float(record.get(key) is True) for key in FLAGS}
+            else:
+                sources.append(_sources(record, where))
+        elif kind == "diagnostics":
+            row = {"step": _number(record, "step", kind, where)}
+            row |= {key: _number(record, key, kind, where) for key in DIAGNOSTICS if key in record}
+            diagnostics.append(row)
         else:
             unknown[kind] = unknown.get(kind, 0) + 1
     if meta is None:
         raise GrowthError("no run record", where=str(path), why="arm and seed are unknown without it")
     notes += [f"{count} records of the unknown type {kind!r} were passed over" for kind, count in unknown.items()]
-    steps, evals = (_columns(rows[kind], (*REQUIRED, *OPTIONAL[kind])) for kind in ("step", "eval"))
-    run = Run(Path(folder), meta["arm"], meta["seed"], meta, steps, evals)
+    steps, evals = _columns(rows["step"], (*REQUIRED, *OPTIONAL["step"], *FLAGS)), _columns(rows["eval"], REQUIRED)
+    named = dict.fromkeys(name for row in sources for name in row)
+    measured = [key for key in DIAGNOSTICS if any(key in row for row in diagnostics)]
+    run = Run(
+        Path(folder),
+        meta["arm"],
+        meta["seed"],
+        meta,
+        steps,
+        evals,
+        sources={name: np.array([row.get(name, math.nan) for row in sources]) for name in named},
+        diagnostics=_columns([dict.fromkeys(measured, math.nan) | row for row in diagnostics], ("step", *measured)),
+    )
+    for flag, said in (("skipped", "skipped: no update was made"), ("spike", "spikes of the loss")):
+        if count := int(steps[flag].sum()):
+            notes.append(f"{said} in {count} of {len(steps['step'])} steps")
     if run.diverged_at is not None:
         notes.append(f"diverged: the loss is not finite at step {run.diverged_at}")
-    return Run(run.folder, run.arm, run.seed, meta, steps, evals, tuple(notes))
+    return replace(run, notes=tuple(notes))
 
 
 def load_runs(folders: str | Path | Iterable[str | Path]) -> list[Run]:
@@ -166,6 +241,13 @@ def _number(record: Mapping[str, Any], key: str, kind: str, where: str) -> float
     if not may_be_missing and (not math.isfinite(value) or value < 0 or (key == "step" and value != int(value))):
         raise GrowthError(f"{key!r} is {value!r}", where=where, why="steps and costs count up from 0")
     return float(value)
+
+
+def _sources(record: Mapping[str, Any], where: str) -> dict[str, float]:
+    found = record.get("sources") or {}
+    if not isinstance(found, dict):
+        raise GrowthError(f"'sources' is {found!r}", where=where, fix='write {"name": loss, ...}')
+    return {name: _number(found, name, "eval", where) for name in found}
 
 
 def _check_order(rows: list[dict[str, float]], row: dict[str, float], kind: str, where: str) -> None:

@@ -41,11 +41,20 @@ NOTHING = Cost(0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a run starts: the arm's name, what came before it, and the growth that made it (None: none did)."""
+    """Where a run starts: the arm's name, what training came before it, and the growth that made it (None: none did).
+
+    ``expand_seconds`` is what the expansion took; its FLOPs, one multiplication a value, are fewer than a token's.
+    """
 
     arm: str
     cost: Cost
     growth: dict[str, Any] | None = None
+    expand_seconds: float | None = None
+
+    @property
+    def before(self) -> Cost:
+        """Everything that was spent before the run's first step, the expansion included."""
+        return self.cost.plus(Cost(0, 0.0, self.expand_seconds or 0.0))
 
 
 def source_of(config: RunConfig) -> Source:
@@ -59,7 +68,7 @@ def source_of(config: RunConfig) -> Source:
     """
     if config.init == SCRATCH:
         return Source(config.arm or SCRATCH, NOTHING)
-    folder, growth, cost = Path(config.init), None, Cost()
+    folder, growth, cost, took = Path(config.init), None, Cost(), None
     if (grown := _read(folder / GROWN_FILE)) is not None:
         plan = _mapping(grown.get("plan"))
         growth = {
@@ -69,11 +78,12 @@ def source_of(config: RunConfig) -> Source:
             "source": _mapping(grown.get("source")).get("name"),
         }
         cost = _cost(_mapping(grown.get("source")).get("training"))
+        took = _cost(grown).seconds
     elif (trained := _read(folder / TRAINING_FILE)) is not None:
         cost = _cost(trained)
     given = (config.source_tokens, config.source_flops, config.source_seconds)
     cost = Cost(*(own if own is not None else found for own, found in zip(given, cost.values(), strict=True)))
-    return Source(config.arm or (growth or {}).get("method") or "continued", cost, growth)
+    return Source(config.arm or (growth or {}).get("method") or "continued", cost, growth, took)
 
 
 def _cost(training: Any) -> Cost:

@@ -34,6 +34,7 @@ def run_record(config: RunConfig, source: Source, model_dict: Config, world: Wor
         "source_tokens": tokens,
         "source_flops": flops,
         "source_seconds": seconds,
+        "expand_seconds": source.expand_seconds,
         "data_fingerprint": blocks.fingerprint,
         "train_blocks": len(blocks.train),
         "heldout_blocks": len(blocks.heldout),

@@ -197,7 +197,7 @@ class _Run:
             return None
         folder = self.out / config.export
         own = Cost(self.at.tokens, self.at.tokens * self.flops_per_token, round(self.at.seconds, 3))
-        tokens, flops, seconds = own.plus(self.source.cost).values()
+        tokens, flops, seconds = own.plus(self.source.before).values()
         training = {
             "tokens": tokens,
             "flops": flops,

@@ -24,9 +24,11 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         seed: int = 0,
         source_tokens: float | None = 0.0,
         config: dict[str, Any] | None = None,
+        name: str | None = None,
+        steps: Sequence[int] | None = None,
         **meta: Any,
     ) -> Path:
-        folder = tmp_path / "runs" / f"{arm}-{seed}"
+        folder = tmp_path / "runs" / (name or f"{arm}-{seed}")
         folder.mkdir(parents=True)
         run: dict[str, Any] = {"type": "run", "arm": arm, "seed": seed, "growth": None, "parameters": 1000}
         run["config"] = {"steps": len(tokens) - 1, "lr": 1e-3, "schedule": "cosine"} | (config or {})
@@ -36,7 +38,8 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
             run["source_flops"] = source_tokens * FLOPS_PER_TOKEN / 3
             run["source_seconds"] = source_tokens / TOKENS_PER_SECOND / 2
         records = [run | meta]
-        for step, (cost, loss) in enumerate(zip(tokens, losses, strict=True)):
+        numbers = range(len(tokens)) if steps is None else map(int, steps)
+        for step, cost, loss in zip(numbers, map(float, tokens), map(float, losses), strict=True):
             spent = {"tokens": cost, "flops": cost * FLOPS_PER_TOKEN, "seconds": cost / TOKENS_PER_SECOND}
             records.append({"type": "step", "step": step, **spent, "loss": loss + 0.1, "lr": 1e-3, "grad_norm": 1.0})
             records.append({"type": "eval", "step": step, **spent, "loss": loss})

@@ -75,9 +75,50 @@ def test_unknown_types_are_noted(tmp_path):
     assert run.notes == ("2 records of the unknown type 'checkpoint' were passed over",)
 
 
+def test_sources_flags_and_diagnostics(tmp_path):
+    run = load_run(
+        put(
+            tmp_path,
+            RUN,
+            record(sources={"web": 4.5}),
+            record("step", step=1, skipped=True),
+            record("step", step=2, spike=True, skipped=False),
+            record(step=2, sources={"web": 4.0, "code": 2.0}),
+            {"type": "diagnostics", "step": 1, "copy_cosine": 1.0},
+            {"type": "diagnostics", "step": 2, "copy_cosine": 0.5, "effective_rank": 30.5, "other": "x"},
+        )
+    )
+    assert run.sources["web"].tolist() == [4.5, 4.0]
+    assert np.isnan(run.sources["code"]).tolist() == [True, False]
+    assert (run.steps["skipped"].tolist(), run.steps["spike"].tolist()) == ([1, 0], [0, 1])
+    assert run.diagnostics["copy_cosine"].tolist() == [1.0, 0.5]
+    assert run.diagnostics["step"].tolist() == [1, 2]
+    assert np.isnan(run.diagnostics["effective_rank"]).tolist() == [True, False]
+    assert run.notes == ("skipped: no update was made in 1 of 2 steps", "spikes of the loss in 1 of 2 steps")
+
+
+@pytest.mark.parametrize(
+    ("meta", "budget", "is_trunk"),
+    [
+        ({}, None, False),
+        ({"config": {"steps": 9}}, 9, False),
+        ({"config": {"steps": 9}, "budget": 5, "trunk": "t"}, 5, False),
+        ({"config": {"steps": 9}, "budget": None, "trunk": "t"}, 9, True),
+        ({"config": {"steps": True}, "budget": "5"}, None, False),
+    ],
+)
+def test_budgets_and_trunks(tmp_path, meta, budget, is_trunk):
+    run = load_run(put(tmp_path, RUN | meta, record()))
+    assert (run.budget, run.is_trunk) == (budget, is_trunk)
+
+
 @pytest.mark.parametrize(
     ("lines", "text"),
     [
+        ([RUN, record(sources=[1])], "'sources' is [1]\n  where: {path}, line 2"),
+        ([RUN, record(sources={"web": "low"})], "'web' is 'low'\n  where: {path}, line 2"),
+        ([RUN, {"type": "diagnostics", "step": -1}], "'step' is -1\n  where: {path}, line 2"),
+        ([RUN, {"type": "diagnostics", "step": 1, "copy_cosine": "x"}], "'copy_cosine' is 'x'\n  where: {path}, line"),
         ([RUN, '{"type": "ev', record()], "a record that is not JSON\n  where: {path}, line 2"),
         ([RUN, "[1]"], "a record without a type\n  where: {path}, line 2"),
         ([RUN, {"step": 1}], "a record without a type\n  where: {path}, line 2"),

@@ -85,6 +85,15 @@ def test_a_grown_checkpoint_carries_its_sources_cost(tmp_path):
     assert source.growth == {"method": "wr", "depth": "interpose", "plan_hash": "abc", "source": "small"}
 
 
+def test_the_expansion_is_on_the_account(tmp_path):
+    grown = {"plan": {"method": "tile"}, "source": {"name": "x", "training": TRAINING}, "seconds": 9.5}
+    source = source_of(checkpoint(tmp_path, grown=grown))
+    assert source.expand_seconds == 9.5
+    assert source.before == Cost(1000, 2e9, 40.0)
+    assert source.cost.seconds == 30.5
+    assert source_of(RunConfig()).before == Cost(0, 0.0, 0.0)
+
+
 def test_a_grown_checkpoint_whose_source_says_nothing_has_an_unknown_cost(tmp_path):
     source = source_of(checkpoint(tmp_path, grown={"plan": {"method": "tile"}, "source": {"name": "phi-1_5"}}))
     assert source.cost == Cost(None, None, None)
