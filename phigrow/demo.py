@@ -171,7 +171,9 @@ def _prepare(data: Path, settings: Settings) -> None:
     from phigrow.corpus import prepare
 
     # A tenth held out: with the default twentieth the held-out part is a handful of modules.
-    prepare("embedded", out=data, seq_len=SEQ_LEN, vocab_size=VOCAB, heldout=0.1, seed=settings.seed)
+    prepare(
+        "embedded", out=data, seq_len=SEQ_LEN, vocab_size=VOCAB, heldout=0.1, seed=settings.seed, across_sources=True
+    )
 
 
 def _expander(out: Path, method: str, settings: Settings) -> Callable[[], None]:

@@ -20,8 +20,8 @@ FROZEN = {
     "--diff --json",
     "inspect": "folder --tensor --plot --json",
     "verify": "src dst --dtype --text --tokens --seed --revision --save --certificate --json",
-    "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --text-column --split --config "
-    "--revision --workers --overwrite",
+    "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
+    "--config --revision --workers --overwrite",
     "demo": "--out --ranks --steps --seed",
     "report": "runs --out",
 }

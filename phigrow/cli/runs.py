@@ -26,6 +26,10 @@ def data(
     vocab_size: Annotated[int, typer.Option(help="Of a tokenizer trained here.", min=260)] = 4096,
     heldout: Annotated[float, typer.Option(help="Share of documents held out.", min=0.0, max=0.5)] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the order of documents and of the split.")] = 0,
+    across_sources: Annotated[
+        bool,
+        typer.Option("--across-sources", help="Pack documents of different sources into one block, in random order."),
+    ] = False,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     split: Annotated[str, typer.Option(help="Split of a hub dataset.")] = "train",
     config: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
@@ -38,7 +42,8 @@ def data(
 
     info = prepare(
         source, out=out, seq_len=seq_len, tokenizer=tokenizer, vocab_size=vocab_size, heldout=heldout, seed=seed,
-        text_column=text_column, split=split, config=config, revision=revision, num_proc=workers, overwrite=overwrite,
+        across_sources=across_sources, text_column=text_column, split=split, config=config, revision=revision,
+        num_proc=workers, overwrite=overwrite,
     )  # fmt: skip
     print_json(info)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from phigrow.corpus.build import prepare
     from phigrow.corpus.embedded import Document, embedded_documents
     from phigrow.corpus.facts import DataInfo, SplitInfo
+    from phigrow.corpus.mixture import mix_folders, mix_sources
     from phigrow.corpus.sources import load_documents
     from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
 
@@ -29,6 +30,8 @@ __all__ = [
     "load_blocks",
     "load_documents",
     "load_tokenizer",
+    "mix_folders",
+    "mix_sources",
     "prepare",
     "train_tokenizer",
 ]
@@ -44,6 +47,8 @@ _HOME = {
     "load_blocks": "blocks",
     "load_documents": "sources",
     "load_tokenizer": "tokenizer",
+    "mix_folders": "mixture",
+    "mix_sources": "mixture",
     "prepare": "build",
     "train_tokenizer": "tokenizer",
 }

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from phigrow.corpus.facts import read_facts
+
+Rows = range | npt.NDArray[np.int64]
+"""Numbers of blocks."""
 
 
 class BlockArray:
@@ -58,23 +61,53 @@ class BlockArray:
         """Return, for each block, the index into `sources` of the document its first token belongs to."""
         return np.asarray(self._source.take(np.asarray(indices, dtype=np.int64)).to_numpy(), dtype=np.int64)
 
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return `source_of` of every block; memory-mapped where the split is one piece."""
+        return np.asarray(self._source.combine_chunks().to_numpy(), dtype=np.int64)
+
     def __reduce__(self) -> tuple[type[BlockArray], tuple[Path]]:
         return BlockArray, (self.folder,)  # to another process goes the path, not the data
 
 
+class Split(Protocol):
+    """What training reads: blocks by their number, and where each comes from."""
+
+    sources: list[str]
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Any) -> npt.NDArray[np.int64]: ...
+
+    def source_of(self, indices: Any) -> npt.NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """One source of a mixture: its weight, and its blocks among the train and the held-out ones."""
+
+    name: str
+    weight: float
+    train: Rows = field(repr=False)
+    heldout: Rows = field(repr=False)
+
+
 @dataclass(frozen=True)
 class Blocks:
-    """A folder made by `phigrow.corpus.prepare`: both splits, and the facts of ``data.json`` in ``info``."""
+    """A folder made by `phigrow.corpus.prepare`: both splits, and the facts of ``data.json`` in ``info``.
+
+    ``mixture`` has the sources where they are read by weight, see `phigrow.corpus.mix_folders`.
+    """
 
     folder: Path
-    train: BlockArray = field(repr=False)
-    heldout: BlockArray = field(repr=False)
+    train: Split = field(repr=False)
+    heldout: Split = field(repr=False)
     seq_len: int
     vocab_size: int
     eos_token_id: int
     fingerprint: str
     tokenizer_dir: Path
     info: dict[str, Any] = field(repr=False)
+    mixture: tuple[MixedSource, ...] = field(default=(), repr=False)
 
 
 def load_blocks(folder: str | Path) -> Blocks:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from phigrow.corpus.blocks import BlockArray
 from phigrow.corpus.facts import FACTS, FORMAT, DataInfo, SplitInfo
-from phigrow.corpus.packing import Stream, pack, select, source_names, tokenise
+from phigrow.corpus.packing import Stream, by_source, pack, select, source_names, tokenise
 from phigrow.corpus.sources import EMBEDDED, load_documents
 from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
@@ -38,6 +38,7 @@ def prepare(
     vocab_size: int = 4096,
     heldout: float = 0.05,
     seed: int = 0,
+    across_sources: bool = False,
     text_column: str = "text",
     split: str = "train",
     config: str | None = None,
@@ -46,7 +47,7 @@ def prepare(
     overwrite: bool = False,
     progress: bool = True,
 ) -> DataInfo:
-    """Turn text into packed token blocks: deduplicate, split by document, shuffle, tokenise, pack, save.
+    """Turn text into packed token blocks: deduplicate, split by document, shuffle, tokenise, pack by source, save.
 
     ``out`` then holds ``train/`` and ``heldout/`` (datasets of input_ids, ``seq_len + 1`` ids, and source),
     ``tokenizer/`` and ``data.json``. It is written beside its place and renamed at the end: complete or not there.
@@ -61,6 +62,9 @@ def prepare(
         vocab_size: of the tokenizer that is trained, at most.
         heldout: the fraction of documents held out, at least one document; 0 holds out none.
         seed: of the split and the order.
+        across_sources: pack the documents in one random order, so that a block holds several sources. By default those
+            of a source come together: its blocks are its own, but for the one at each border, and can be mixed and
+            measured apart.
         num_proc: processes that tokenise and pack.
         overwrite: replace the packed blocks that are there.
         progress: show the progress bars of `datasets`.
@@ -81,6 +85,7 @@ def prepare(
         "vocab_size": vocab_size,
         "heldout": heldout,
         "seed": seed,
+        "across_sources": across_sources,
         "text_column": text_column,
         "split": split,
         "config": config,
@@ -109,9 +114,8 @@ def _write(documents: Dataset, staging: Path, place: Path, arguments: dict[str, 
     root.mkdir()
     seq_len, heldout = arguments["seq_len"], arguments["heldout"]
     chosen = select(documents, heldout, arguments["seed"])
-    parts = {"train": documents.select(chosen.train), "heldout": documents.select(chosen.heldout)}
     if arguments["tokenizer"] is None:
-        tokenizer: Any = train_tokenizer(_sample(parts["train"]), arguments["vocab_size"])
+        tokenizer: Any = train_tokenizer(_sample(documents.select(chosen.train)), arguments["vocab_size"])
     else:
         tokenizer = load_tokenizer(arguments["tokenizer"])
     tokenizer.save_pretrained(root / "tokenizer")
@@ -123,6 +127,10 @@ def _write(documents: Dataset, staging: Path, place: Path, arguments: dict[str, 
     rust.no_truncation()
 
     names = source_names(documents, np.concatenate([chosen.train, chosen.heldout]))
+    rows = {"train": chosen.train, "heldout": chosen.heldout}
+    if not arguments["across_sources"] and len(names) > 1:
+        rows = {name: by_source(documents, part, names) for name, part in rows.items()}
+    parts = {name: documents.select(part) for name, part in rows.items()}
     streams = {name: tokenise(part, rust, eos, names, staging / name, dtype, num_proc) for name, part in parts.items()}
     for name, stream in streams.items():
         if not stream.blocks(seq_len) and (name == "train" or heldout):
@@ -181,6 +189,7 @@ def _split_info(stream: Stream, seq_len: int, names: list[str]) -> SplitInfo:
         tokens=kept,
         tokens_seen=stream.tokens,
         dropped_tokens=stream.tokens - kept,
+        documents_cut=stream.cut(seq_len),
         sources=stream.count(names),
     )
 

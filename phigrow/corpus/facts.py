@@ -19,7 +19,8 @@ FACTS = "data.json"
 class SplitInfo:
     """Train or held-out: what went in (``tokens_seen``, end-of-text included), what stayed and what was dropped.
 
-    ``tokens`` is ``blocks * seq_len + 1``: every token but the first is predicted once.
+    ``tokens`` is ``blocks * seq_len + 1``: every token but the first is predicted once. ``documents_cut`` counts those
+    that a border between blocks cuts.
     """
 
     documents: int
@@ -27,6 +28,7 @@ class SplitInfo:
     tokens: int
     tokens_seen: int
     dropped_tokens: int
+    documents_cut: int
     sources: dict[str, dict[str, int]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,21 @@ def source_names(documents: Dataset, rows: Indices) -> list[str]:
     return sorted({*common, OTHER})
 
 
+def by_source(documents: Dataset, rows: Indices, names: list[str]) -> Indices:
+    """Return rows with those of one source together, in the order of ``names``, otherwise in their order."""
+    known = _known(names)
+    labels: list[Indices] = [np.empty(0, np.int64)]
+    for batch in documents.select_columns(["source"]).select(rows).with_format("arrow").iter(10_000):
+        labels.append(np.array([known(name) for name in batch["source"].to_pylist()], np.int64))
+    return rows[np.argsort(np.concatenate(labels), kind="stable")]
+
+
+def _known(names: list[str]) -> Callable[[str | None], int]:
+    """The index of a source, that of ``other`` for one that has no name or is too rare."""
+    index = {name: number for number, name in enumerate(names)}
+    return lambda name: index.get(name or OTHER, index.get(OTHER, 0))
+
+
 @dataclass(frozen=True)
 class Stream:
     """The token stream of one split: a flat file, the row at which each document ends, and its source."""
@@ -122,6 +137,12 @@ class Stream:
     def blocks(self, seq_len: int) -> int:
         """Whole blocks of ``seq_len + 1`` tokens that share one token with the next."""
         return max(0, (self.tokens - 1) // seq_len)
+
+    def cut(self, seq_len: int) -> int:
+        """Documents that a border between blocks cuts: some of their tokens do not see the beginning."""
+        starts = np.concatenate([[0], self.ends[:-1]])
+        last = np.minimum((self.ends - 2) // seq_len, self.blocks(seq_len)) * seq_len
+        return int((last > starts).sum()) if len(self.ends) else 0
 
     def count(self, names: list[str]) -> dict[str, dict[str, int]]:
         """Documents and tokens of each source that has any."""
@@ -142,7 +163,6 @@ def tokenise(
 
     folder.mkdir()
     path = folder / "stream.bin"
-    known = {name: index for index, name in enumerate(names)}
     ends: list[Indices] = []
     sources: list[Indices] = []
     total = 0
@@ -153,7 +173,7 @@ def tokenise(
                 batched=True,
                 batch_size=256,
                 num_proc=_workers(num_proc, len(documents)),
-                fn_kwargs={"tokenizer": tokenizer, "eos": eos, "known": known, "dtype": dtype},
+                fn_kwargs={"tokenizer": tokenizer, "eos": eos, "names": names, "dtype": dtype},
                 remove_columns=documents.column_names,
                 features=Features({"ids": List(Value(dtype)), "source": Value("int64")}),
                 cache_file_name=str(folder / "ids.arrow"),
@@ -202,13 +222,13 @@ def pack(stream: Stream, seq_len: int, names: list[str], folder: Path, num_proc:
     return blocks.with_format(None)
 
 
-def _encode(batch: dict[str, list[Any]], tokenizer: Tokenizer, eos: int, known: dict[str, int], dtype: str) -> Any:
+def _encode(batch: dict[str, list[Any]], tokenizer: Tokenizer, eos: int, names: list[str], dtype: str) -> Any:
     # An end-of-text token spelled out in a text (documentation of tokenizers) is text, and no end of a document. Set
     # here because it is lost when the tokenizer travels to another process.
     tokenizer.encode_special_tokens = True
     encoded = tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False)
     ids = [np.array([*encoding.ids, eos], dtype=dtype) for encoding in encoded]
-    return {"ids": ids, "source": [known.get(name or OTHER, known.get(OTHER, 0)) for name in batch["source"]]}
+    return {"ids": ids, "source": list(map(_known(names), batch["source"]))}
 
 
 def _cut(batch: dict[str, Any], path: Path, dtype: str, seq_len: int, features: Features) -> Any:

@@ -22,7 +22,7 @@ COSTS = ("tokens", "flops", "seconds")
 """Cumulative costs that every step and eval record carries; ``seconds`` leaves evaluations out."""
 
 REQUIRED = ("step", *COSTS, "loss")
-OPTIONAL = {"step": ("lr", "grad_norm", "tokens_per_second"), "eval": ()}
+OPTIONAL = {"step": ("lr", "grad_norm", "tokens_per_second", "data_wait"), "eval": ()}
 FLAGS = ("skipped", "spike")
 """Of a step: its update was not made; its loss was an outlier. 1 where it was so, 0 where nothing is said."""
 
@@ -35,10 +35,11 @@ class Run:
     """One training run as it was recorded.
 
     ``meta`` is the ``run`` record without its type. ``steps`` and ``evals`` have the columns ``step``, ``tokens``,
-    ``flops``, ``seconds`` and ``loss`` (nats a token); ``steps`` has ``lr``, ``grad_norm`` and ``tokens_per_second``
-    too, nan where they were not recorded, and 0 or 1 for ``skipped`` and ``spike``. ``sources`` has the held-out loss
-    of each named source, one value an evaluation, nan where it is missing; ``diagnostics`` has ``step`` and what the
-    run recorded of ``DIAGNOSTICS``. ``notes`` are sentences about what was unusual in the file.
+    ``flops``, ``seconds`` and ``loss`` (nats a token); ``steps`` has ``lr``, ``grad_norm``, ``tokens_per_second`` and
+    ``data_wait`` (the share of the step spent waiting for data) too, nan where they were not recorded, and 0 or 1 for
+    ``skipped`` and ``spike``. ``sources`` has the held-out loss of each named source, one value an evaluation, nan
+    where it is missing; ``diagnostics`` has ``step`` and what the run recorded of ``DIAGNOSTICS``. ``notes`` are
+    sentences about what was unusual in the file.
     """
 
     folder: Path

@@ -21,11 +21,12 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: steps done, tokens seen, seconds of training."""
+    """How far a run is: steps done, tokens seen, seconds of training; and where a stream of data is."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    data: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

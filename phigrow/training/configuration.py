@@ -68,10 +68,28 @@ class RunConfig:
     vocab_size: int | None = _key(
         None, "for scratch: rows of the embedding (default: the model's; for demo the data's)", curve=True
     )
-    data: str | None = _key(
-        None, "folder written by 'phigrow data' (default: the embedded corpus, prepared beside the run folder)"
+    data: str | dict[str, Any] | None = _key(
+        None,
+        "folder written by 'phigrow data', or several with weights, {textbooks: 0.8, code: 0.2} (default: the embedded"
+        " corpus, prepared beside the run folder)",
     )
-    seq_len: int = _key(256, "tokens a block, where the embedded corpus is prepared; otherwise the data's")
+    mixture: dict[str, Any] | None = _key(
+        None, "weights of the sources inside one folder, {source: weight}; those left out are not read"
+    )
+    stream: dict[str, Any] | None = _key(
+        None,
+        "instead of data: text that does not fit on disk, tokenised on the way, {ref: ..., tokenizer: ...}; see"
+        " docs/data.md",
+    )
+    documents: str = _key(
+        "plain",
+        "plain lets attention cross from one document of a block into the next, as Phi; within keeps it inside",
+        curve=True,
+        choices=("plain", "within"),
+    )
+    seq_len: int = _key(
+        256, "tokens a block, where the embedded corpus is prepared or a stream is read; else the data's"
+    )
     arm: str | None = _key(None, "name of the arm in records (default: scratch, the growth method, or 'continued')")
     out: str | None = _key(None, "folder of the run (default: runs/<model>-<arm>-seed<seed>)")
     seed: int = _key(0, "seed of data order, scratch weights and dropout", curve=True)
@@ -157,6 +175,12 @@ class RunConfig:
                 else f"warmup {self.warmup} is longer than the {self.steps} steps",
                 where="warmup",
                 fix="lower warmup or raise steps",
+            )
+        if self.stream is not None and (self.data is not None or self.mixture is not None):
+            raise GrowthError("stream and data", where="stream", why="a run reads one or the other", fix="drop one")
+        if self.mixture is not None and not isinstance(self.data, str):
+            raise GrowthError(
+                "mixture without one folder of data", where="mixture", fix="give data: <folder>, or weights to folders"
             )
         if self.init == SCRATCH and any((self.source_tokens, self.source_flops, self.source_seconds)):
             raise GrowthError("a scratch run has no source", where="source_tokens", fix="leave the source costs out")

@@ -12,12 +12,16 @@ from phigrow.config import Config
 from phigrow.flops import count
 from phigrow.training.accounts import Source
 from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.data import data_facts, data_line
+from phigrow.training.feed import Feed
 from phigrow.training.process import World
 
 PACKAGES = ("phigrow", "torch", "transformers", "deepspeed", "datasets", "numpy")
 
 
-def run_record(config: RunConfig, source: Source, model_dict: Config, world: World, blocks: Any) -> dict[str, Any]:
+def run_record(
+    config: RunConfig, source: Source, model_dict: Config, world: World, blocks: Any, feed: Feed
+) -> dict[str, Any]:
     """Return the content of the ``run`` record, see the design of records."""
     cost = count(model_dict, blocks.seq_len)
     tokens, flops, seconds = source.cost.values()
@@ -35,9 +39,7 @@ def run_record(config: RunConfig, source: Source, model_dict: Config, world: Wor
         "source_flops": flops,
         "source_seconds": seconds,
         "expand_seconds": source.expand_seconds,
-        "data_fingerprint": blocks.fingerprint,
-        "train_blocks": len(blocks.train),
-        "heldout_blocks": len(blocks.heldout),
+        **data_facts(blocks, feed),
         "world_size": world.size,
         "device": device_name(world),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -50,6 +52,7 @@ def opening(
     model_dict: Config,
     world: World,
     blocks: Any,
+    feed: Feed,
     micro: int,
     engine_dict: dict[str, Any],
     attention: str,
@@ -66,16 +69,18 @@ def opening(
         start += f" (grown by {source.growth.get('method')})"
     gradients = "bf16" if config.dtype == "bf16" and config.stage == 0 else "fp32"
     loss = chosen_path(config.loss, micro * blocks.seq_len, model_dict["vocab_size"])
+    read = feed.epochs(config.steps) or {}
+    epochs = f" ({read['all']:.2f} epochs)" if "all" in read else ""
+    kept = ", kept within documents" if config.documents == "within" else ""
     lines = [
         f"{model_dict.get('model_type')} of {cost.parameters / 1e6:,.1f}M parameters, {start}, into {out}",
-        f"data: {len(blocks.train):,} blocks of {blocks.seq_len} tokens, {len(blocks.heldout):,} held out",
-        f"plan: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens "
-        f"({tokens / (len(blocks.train) * blocks.seq_len):.2f} epochs), "
+        data_line(config, blocks, feed),
+        f"plan: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens{epochs}, "
         f"{tokens * cost.training_flops:.2e} FLOPs",
         f"ranks: {world.size} on {device_name(world)}; micro-batch {micro}, "
         f"accumulation {engine_dict['gradient_accumulation_steps']}",
         f"engine: DeepSpeed ZeRO {config.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
-        f"{attention}; loss: {loss}",
+        f"{attention}{kept}; loss: {loss}",
     ]
     return "\n".join(lines)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.errors import GrowthError
 from phigrow.flops import count
 from phigrow.training import checkpoints
 from phigrow.training.accounts import Cost, Source, source_of
 from phigrow.training.checkpoints import Found, Progress
 from phigrow.training.configuration import RunConfig
+from phigrow.training.data import data_curve, load_data, make_feed
 from phigrow.training.facts import opening, run_record
-from phigrow.training.order import Indices, heldout_rows
+from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.process import StopRequest, World, on_rank_zero, start
 from phigrow.training.progress import Reporter
 from phigrow.training.records import RecordWriter
@@ -51,8 +53,8 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     out = Path(config.out or f"runs/{config.model_name}-{source.arm}-seed{config.seed}")
     world = start(config.threads)
     if blocks is None:
-        blocks = _blocks(config, out, world)
-    curve = config.curve() | {"data_fingerprint": blocks.fingerprint}
+        blocks = load_data(config, out, world)
+    curve = config.curve() | data_curve(blocks)
     found: Found | None = on_rank_zero(world, lambda: checkpoints.claim(out, curve, resume=config.resume == "auto"))
     export = None if config.export is None else out / config.export
     if found is not None and found.progress.step == config.steps and (export is None or export.is_dir()):
@@ -62,17 +64,6 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     return _Run(config, source, out, world, blocks, found).train()
 
 
-def _blocks(config: RunConfig, out: Path, world: World) -> Any:
-    from phigrow import corpus
-
-    folder = Path(config.data) if config.data else out.parent / f"data-embedded-{config.seq_len}"
-    if config.data is None and not on_rank_zero(world, folder.is_dir):
-        if world.first:
-            print(f"preparing the embedded corpus in {folder}", flush=True)
-        on_rank_zero(world, lambda: bool(corpus.prepare("embedded", folder, seq_len=config.seq_len, progress=False)))
-    return corpus.load_blocks(folder)
-
-
 class _Run:
     """One run on one rank."""
 
@@ -80,11 +71,11 @@ class _Run:
         self, config: RunConfig, source: Source, out: Path, world: World, blocks: Any, found: Found | None
     ) -> None:
         from phigrow.training.engine import engine_config, make_engine, micro_batch
+        from phigrow.training.evaluation import held_out
         from phigrow.training.model import build_model, choose_attention, has_dropout, model_config
 
         self.config, self.source, self.out, self.world, self.blocks = config, source, out, world, blocks
-        if len(blocks.train) == 0:
-            raise GrowthError("no blocks to train on", where=str(config.data), fix="prepare more text")
+        self.feed = make_feed(config, blocks)
         self.model_dict = model_config(
             config, data_vocab=blocks.vocab_size, seq_len=blocks.seq_len, eos_token_id=blocks.eos_token_id
         )
@@ -92,22 +83,24 @@ class _Run:
         engine_dict = engine_config(config, world.size, self.micro)
         attention, said = choose_attention(config, world.device)
         if world.first:
-            text = opening(config, self.model_dict, world, blocks, self.micro, engine_dict, said, out, source)
-            print(text, flush=True)
-        model = build_model(config, self.model_dict, world, attention, engine_dict)
+            feed, micro = self.feed, self.micro
+            text = opening(config, self.model_dict, world, blocks, feed, micro, engine_dict, said, out, source)
+            print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
+        model = build_model(config, self.model_dict, world, attention, engine_dict, blocks.eos_token_id)
         self.dropout = has_dropout(self.model_dict)
         self.engine = make_engine(model, config, engine_dict)
         self.at = checkpoints.load(self.engine, found, world) if found else Progress()
         self.flops_per_token = count(self.model_dict, blocks.seq_len).training_flops
         self.step_tokens = config.batch * blocks.seq_len
-        self.heldout: Indices = heldout_rows(config.eval_blocks, len(blocks.heldout))
+        self.heldout = held_out(blocks, config.eval_blocks)
         self.loss: float | None = None
         self.heldout_loss: float | None = None
+        self.heldout_by_source: dict[str, float] = {}
         self.records: RecordWriter | None = None
         if world.first:
             self.records = RecordWriter(out, resume_step=self.at.step if found else None)
             if not found:
-                self.records.write("run", **run_record(config, source, self.model_dict, world, blocks))
+                self.records.write("run", **run_record(config, source, self.model_dict, world, blocks, self.feed))
 
     def train(self) -> Summary:
         from phigrow.training.step import Stepper
@@ -119,9 +112,10 @@ class _Run:
         else:
             self._evaluate(reporter)
         stopped, done = False, self.at.step
-        with StopRequest() as stop:
+        ahead = Prefetcher(self.feed, done, config.steps, self.world.rank, self.world.size, self.at.data)
+        with contextlib.closing(ahead), StopRequest() as stop:
             stepper = Stepper(
-                self.engine, config, self.world, self.blocks.train, self.micro, dropout=self.dropout, stop=stop
+                self.engine, config, self.world, self.feed, ahead, self.micro, dropout=self.dropout, stop=stop
             )
             while done < config.steps and not stopped:
                 stepper(done)
@@ -134,6 +128,7 @@ class _Run:
                 if evaluates:
                     self._evaluate(reporter)
                 if saves or (stopped and config.save_every):
+                    self.at = dataclasses.replace(self.at, data=stepper.position)
                     checkpoints.save(self.engine, self.out, self.at, self.world, keep=config.keep)
                     saved_at = done
         if stopped and self.at.step < config.steps:
@@ -164,7 +159,8 @@ class _Run:
             speed = self.step_tokens / reading.seconds
             if self.records:
                 values = {"loss": reading.loss, "lr": reading.lr, "grad_norm": reading.grad_norm}
-                self.records.write("step", **self._account(), **values, tokens_per_second=round(speed, 1))
+                rates = {"tokens_per_second": round(speed, 1), "data_wait": round(reading.waited / reading.seconds, 4)}
+                self.records.write("step", **self._account(), **values, **rates)
             left = (self.config.steps - reading.step) * self.at.seconds / reading.step
             reporter.step(reading.step, reading.loss, reading.lr, speed, left)
         return any(reading.asked_to_stop for reading in readings)
@@ -177,9 +173,12 @@ class _Run:
     def _heldout_loss(self) -> float | None:
         from phigrow.training.evaluation import heldout_loss
 
-        if not len(self.heldout):
+        if not len(self.heldout.rows):
             return None
-        return heldout_loss(self.engine, self.blocks.heldout, self.heldout, self.micro, self.world)
+        loss, self.heldout_by_source = heldout_loss(
+            self.engine, self.blocks.heldout, self.heldout, self.micro, self.world
+        )
+        return loss
 
     def _evaluate(self, reporter: Reporter) -> None:
         self.heldout_loss = self._heldout_loss()
@@ -187,7 +186,19 @@ class _Run:
             return
         reporter.say(f"step {self.at.step}/{self.config.steps}  held-out loss {self.heldout_loss:.4f}")
         if self.records:
-            self.records.write("eval", **self._account(), loss=self.heldout_loss)
+            self.records.write("eval", **self._account(), loss=self.heldout_loss, **self._by_source())
+
+    def _by_source(self) -> dict[str, Any]:
+        """Where there are several sources: the held-out loss of each, and the train tokens read of each."""
+        names, step = self.feed.sources, self.at.step
+        if len(names) < 2:
+            return {}
+        read = self.feed.blocks_read(step)
+        tokens = {name: n * self.blocks.seq_len for name, n in zip(names, read, strict=True)}
+        found: dict[str, Any] = {"sources": self.heldout_by_source, "tokens_by_source": tokens}
+        if self.blocks.mixture:
+            found["epochs_by_source"] = self.feed.epochs(step)
+        return found
 
     def _export(self, reporter: Reporter) -> Path | None:
         from phigrow.training.export import export_model

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from phigrow.training.documents import attention_inputs
+
 FULL_LOGITS = 2**26
 """Logits up to which ``auto`` holds them all: 256 MiB in fp32. Below, the chunked path is slower and saves nothing."""
 
@@ -17,27 +19,35 @@ CHUNK_LOGITS = 2**24
 """Logits that the fallback holds at once."""
 
 
-def attach_loss(model: Any, mode: str = "auto") -> None:
+def attach_loss(model: Any, mode: str = "auto", *, within: int | None = None) -> None:
     """Make ``model(blocks)`` return the mean cross entropy of int64 blocks ``[n, seq_len + 1]``, a float32 scalar.
+
+    With ``by_row`` it returns that of every block, float32 ``[n]``. ``within`` is the end-of-text token where attention
+    is kept within documents; None lets it reach over the whole block.
 
     ``lm_head`` still runs as a module, so ZeRO-3's hooks gather its weight where it is used, forward and backward;
     and the model is not wrapped, so parameters keep their names in checkpoints.
     """
     head = model.get_output_embeddings()
+    varlen = getattr(model.config, "_attn_implementation", None) == "flash_attention_2"
 
-    def head_loss(self: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
-        return token_loss(hidden, self.weight, self.bias, targets, mode)
+    def head_loss(self: nn.Linear, hidden: Tensor, targets: Tensor, by_token: bool = False) -> Tensor:
+        return token_loss(hidden, self.weight, self.bias, targets, mode, by_token=by_token)
 
-    def forward(self: Any, blocks: Tensor) -> Tensor:
-        hidden = self.base_model(input_ids=blocks[:, :-1], use_cache=False).last_hidden_state
-        loss: Tensor = head(hidden.flatten(0, 1), blocks[:, 1:].flatten())
-        return loss
+    def forward(self: Any, blocks: Tensor, by_row: bool = False) -> Tensor:
+        ids = blocks[:, :-1]
+        given = {"input_ids": ids} if within is None else attention_inputs(ids, within, varlen=varlen)
+        hidden = self.base_model(**given, use_cache=False).last_hidden_state
+        loss: Tensor = head(hidden.flatten(0, 1), blocks[:, 1:].flatten(), by_row)
+        return loss.view(len(blocks), -1).mean(dim=1) if by_row else loss
 
     head.forward = types.MethodType(head_loss, head)
     model.forward = types.MethodType(forward, model)
 
 
-def token_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, mode: str = "auto") -> Tensor:
+def token_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, mode: str = "auto", *, by_token: bool = False
+) -> Tensor:
     """Return the mean cross entropy of ``hidden @ weight.T + bias``, reduced in float32 or wider.
 
     Args:
@@ -45,9 +55,10 @@ def token_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
         weight, bias: of the output layer, ``[vocab, hidden]`` and ``[vocab]``.
         targets: int64 ``[tokens]``.
         mode: ``full``, ``chunked``, or ``auto``: chunked above `FULL_LOGITS`.
+        by_token: return the cross entropy of every token, ``[tokens]``, instead of the mean.
     """
     if chosen_path(mode, len(targets), len(weight)) == "full logits":
-        return F.cross_entropy(_wide(F.linear(hidden, weight, bias)), targets)
+        return F.cross_entropy(_wide(F.linear(hidden, weight, bias)), targets, reduction="none" if by_token else "mean")
     if hasattr(F, "linear_cross_entropy"):
         # reduction "mean" would round the loss to bf16, to 0.016 near 3; the mean of rounded tokens is 1e-5 away.
         losses = F.linear_cross_entropy(
@@ -58,8 +69,8 @@ def token_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
             reduction="none",
             options=nn.LinearCrossEntropyOptions(),
         )
-        return _wide(losses).mean()
-    return recomputed_loss(hidden, weight, bias, targets)
+        return _wide(losses) if by_token else _wide(losses).mean()
+    return recomputed_loss(hidden, weight, bias, targets, by_token=by_token)
 
 
 def chosen_path(mode: str, tokens: int, vocab: int) -> str:
@@ -69,19 +80,21 @@ def chosen_path(mode: str, tokens: int, vocab: int) -> str:
     return "chunked linear_cross_entropy" if hasattr(F, "linear_cross_entropy") else "chunked, recomputed"
 
 
-def recomputed_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def recomputed_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, by_token: bool = False
+) -> Tensor:
     """The chunked loss for PyTorch before 2.13: each chunk's logits are recomputed in the backward pass."""
     rows = max(1, CHUNK_LOGITS // len(weight))
-    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    for start in range(0, len(targets), rows):
-        total = total + checkpoint(
-            _chunk_sum, hidden[start : start + rows], weight, bias, targets[start : start + rows], use_reentrant=False
-        )
-    return total / len(targets)
+    parts = [
+        checkpoint(_chunk, part, weight, bias, wanted, by_token, use_reentrant=False)
+        for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.cat(parts) if by_token else torch.stack(parts).sum() / len(targets)
 
 
-def _chunk_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    return F.cross_entropy(_wide(F.linear(hidden, weight, bias)), targets, reduction="sum")
+def _chunk(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, by_token: bool) -> Tensor:
+    logits = _wide(F.linear(hidden, weight, bias))
+    return F.cross_entropy(logits, targets, reduction="none" if by_token else "sum")
 
 
 def _wide(values: Tensor) -> Tensor:

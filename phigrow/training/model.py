@@ -108,7 +108,12 @@ def choose_attention(config: RunConfig, device: torch.device) -> tuple[str, str]
 
 
 def build_model(
-    config: RunConfig, model_dict: Config, world: World, attention: str, engine_config: dict[str, Any]
+    config: RunConfig,
+    model_dict: Config,
+    world: World,
+    attention: str,
+    engine_config: dict[str, Any],
+    eos_token_id: int | None = None,
 ) -> Any:
     """Build the model on every rank and fill it; under ZeRO-3 no rank ever holds more than a layer of it whole.
 
@@ -142,7 +147,7 @@ def build_model(
     if config.activation_checkpointing:
         # Reentrant under ZeRO-3: the other kind compares shapes with those of weights that are gathered no more.
         model.gradient_checkpointing_enable({"use_reentrant": partitioned})
-    attach_loss(model, config.loss)
+    attach_loss(model, config.loss, within=eos_token_id if config.documents == "within" else None)
     model.train()
     return model
 

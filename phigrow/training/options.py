@@ -171,8 +171,21 @@ def _coerced(key: str, value: Any, where: str) -> Any:
                 continue
             if isinstance(value, str) or number == value:
                 return number
+    if dict in kinds and text is not None and text.startswith("{"):
+        value = _mapping(key, text, where)
     if str in kinds and isinstance(value, str):
         return value
     if dict in kinds and isinstance(value, dict):
         return value
     raise GrowthError(f"{key} is {value!r}", where=f"{key} in {where}", fix=f"give {_expected(key)}")
+
+
+def _mapping(key: str, text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise GrowthError(
+            f"{key} is {text!r}", where=f"{key} in {where}", why=str(error), fix="{name: value}"
+        ) from error

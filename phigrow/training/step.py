@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from phigrow.training.configuration import RunConfig
-from phigrow.training.order import Indices, rank_rows, step_rows
 
 if TYPE_CHECKING:
+    from phigrow.training.feed import Feed, Position, Prefetcher
     from phigrow.training.process import StopRequest, World
 
 READ_SECONDS = 10.0
@@ -27,7 +27,7 @@ READ_SECONDS = 10.0
 LARGEST_WINDOW = 1000
 """Steps that the buffer holds."""
 
-_LOSS, _STOP, _SECONDS, _BROKEN = range(4)
+_LOSS, _STOP, _SECONDS, _WAITED, _BROKEN = range(5)
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Reading:
     Attributes:
         step: steps done, this one included.
         seconds: that it took.
+        waited: seconds of them that ranks waited for data, on average.
         loss: nats a token, over the whole batch.
         lr: learning rate of its update.
         grad_norm: global 2-norm of the gradients, before clipping.
@@ -46,6 +47,7 @@ class Reading:
 
     step: int
     seconds: float
+    waited: float
     loss: float
     lr: float
     grad_norm: float
@@ -62,19 +64,25 @@ class Stepper:
     """Takes optimizer steps on one rank; all ranks call the same methods in the same order."""
 
     def __init__(
-        self, engine: Any, config: RunConfig, world: World, blocks: Any, micro: int, *, dropout: bool, stop: StopRequest
+        self,
+        engine: Any,
+        config: RunConfig,
+        world: World,
+        feed: Feed,
+        ahead: Prefetcher,
+        micro: int,
+        *,
+        dropout: bool,
+        stop: StopRequest,
     ) -> None:
-        self.engine, self.config, self.world, self.blocks, self.micro = engine, config, world, blocks, micro
-        self.dropout, self.stop = dropout, stop
+        self.engine, self.config, self.world, self.micro = engine, config, world, micro
+        self.feed, self.ahead, self.dropout, self.stop = feed, ahead, dropout, stop
+        self.position: Position | None = None  # in the data, after the last step taken
         self.passes = config.batch // (world.size * micro)
         self.every = min(config.log_every, LARGEST_WINDOW)
         self._sums = torch.zeros(self.every, _BROKEN + world.size * self.passes, device=world.device)
         self._norms = torch.zeros(self.every, 1, device=world.device)
         self._waiting: list[tuple[int, float, float]] = []  # step, lr, seconds
-
-    def rows(self, step: int) -> Indices:
-        """The blocks of the global batch of a step, which counts from 0."""
-        return step_rows(self.config.seed, step, self.config.batch, len(self.blocks))
 
     def __call__(self, step: int) -> None:
         """Take one optimizer step; ``step`` counts from 0."""
@@ -85,8 +93,10 @@ class Stepper:
         lr = float(engine.get_lr()[0])
         place = len(self._waiting)
         sums = self._sums[place].zero_()
-        for index, part in enumerate(rank_rows(self.rows(step), world.rank, world.size, self.micro)):
-            loss = engine(torch.from_numpy(self.blocks.batch(part)).to(world.device))
+        fetched = self.ahead.take(step)
+        self.position = fetched.position
+        for index, part in enumerate(torch.from_numpy(fetched.blocks).split(self.micro)):
+            loss = engine(part.to(world.device))
             value = loss.detach().float()
             finite = value.isfinite()
             sums[_LOSS] += value / (self.passes * world.size)
@@ -105,6 +115,7 @@ class Stepper:
             sums[_STOP] = 1.0
         took = time.perf_counter() - began
         sums[_SECONDS] = took / world.size
+        sums[_WAITED] = fetched.waited / world.size
         self._waiting.append((step, lr, took))
 
     def _guard(self) -> torch.Tensor:
@@ -138,6 +149,7 @@ class Stepper:
             Reading(
                 step=step + 1,
                 seconds=seconds + (waited if place == count - 1 else 0.0),
+                waited=row[_WAITED],
                 loss=row[_LOSS],
                 lr=lr,
                 grad_norm=row[-1],
@@ -154,5 +166,5 @@ class Stepper:
     def _broken(self, step: int, flags: list[float]) -> tuple[int, ...]:
         if not any(flags):
             return ()
-        parts = self.rows(step).reshape(len(flags), self.micro)
+        parts = self.feed.rows(step).reshape(len(flags), self.micro)
         return tuple(int(row) for part, flag in zip(parts, flags, strict=True) if flag for row in part)

@@ -77,6 +77,14 @@ def test_packing_by_hand(tmp_path: Path, byte_tokenizer: Path) -> None:
     assert [stream[:25] for stream in streams].count(kept) == 1
     assert (len(train), {len(block) for block in train}) == (3, {9})
     assert (info.train.tokens_seen, info.train.tokens, info.train.dropped_tokens) == (32, 25, 7)
+    # Borders at 8, 16 and 24; documents of 11, 14 and 7 tokens, the last of each the end-of-text token.
+    lengths = [len(text) + 1 for text in next(o for o, s in zip(orders, streams, strict=True) if s[:25] == kept)]
+    ends = np.cumsum(lengths)
+    cut = [
+        any(end - length < border < end - 1 for border in (8, 16, 24))
+        for length, end in zip(lengths, ends, strict=True)
+    ]
+    assert info.train.documents_cut == sum(cut) >= 2
     assert (info.train.documents, info.train.blocks, info.heldout.blocks, len(data.heldout)) == (3, 3, 0, 0)
     assert info.packing_efficiency == pytest.approx(25 / 32)
 
@@ -113,7 +121,8 @@ def test_order_of_the_documents_changes_nothing(tmp_path: Path) -> None:
     assert first.fingerprint == again.fingerprint
     assert first.sources == again.sources
     # A document more leaves the side of all others as it was.
-    _, more = make(tmp_path, [*texts, "one document more, quite unlike the rest"], "c", tokenizer=data.tokenizer_dir)
+    texts, sources = [*texts, "one document more, quite unlike the rest"], [*sources, "s0"]
+    _, more = make(tmp_path, texts, "c", tokenizer=data.tokenizer_dir, sources=sources)
     held = documents_of(data.heldout, data.tokenizer_dir)[:-1]
     assert set(held) <= set(documents_of(more.heldout, data.tokenizer_dir))
 

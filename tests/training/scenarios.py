@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from phigrow.corpus.blocks import MixedSource
+
 VOCAB, SEQ_LEN = 96, 16
 
 
@@ -28,6 +30,7 @@ class FakeSplit:
         steps = rng.choice([1, 5], (blocks, SEQ_LEN))
         self.ids = np.concatenate([start, (start + np.cumsum(steps, axis=1))], axis=1) % VOCAB
         self.calls, self.stop_at = 0, None
+        self.sources = ["made up"]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,6 +40,9 @@ class FakeSplit:
             os.kill(os.getpid(), signal.SIGTERM)
         self.calls += 1
         return self.ids[np.asarray(indices)].astype(np.int64)
+
+    def source_of(self, indices: Any) -> np.ndarray:
+        return np.zeros(len(indices), np.int64)
 
 
 @dataclass
@@ -51,7 +57,13 @@ class FakeBlocks:
     fingerprint: str = "fake"
     tokenizer_dir: Path | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    mixture: tuple[Any, ...] = ()
 
+
+MIXTURE = (
+    MixedSource("most", 0.75, range(40), range(5)),
+    MixedSource("rest", 0.25, range(40, 64), range(5, 13)),
+)
 
 TINY = {
     "architectures": ["PhiForCausalLM"],
@@ -95,7 +107,7 @@ def main() -> int:
     for scenario in json.loads(Path(path).read_text()):
         settings = dict(scenario)
         stop_at = settings.pop("stop_at", None)
-        blocks = FakeBlocks()
+        blocks = FakeBlocks(mixture=MIXTURE) if settings.pop("mixed", False) else FakeBlocks()
         if stop_at is not None and own_rank() == 0:
             blocks.train.stop_at = stop_at
         print(settings["out"], train(RunConfig(**SETTINGS | settings), blocks), flush=True)

@@ -36,6 +36,7 @@ def one_rank(tmp_path_factory) -> Path:
         [
             scenario("fp32", zero=0, export="export"),
             scenario("accumulated", zero=0, micro_batch=2),
+            scenario("mixed", zero=1, mixed=True),
             scenario("bf16", zero=1, dtype="bf16", export="export", export_dtype="fp32", save_every=3),
             scenario("other-seed", zero=0, seed=1),
             scenario("dropout", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
@@ -60,7 +61,7 @@ def one_rank(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    runs = []
+    runs = [scenario("mixed", zero=2, mixed=True)]
     for dtype, stage in RUNS:
         settings = {"zero": stage, "dtype": dtype, "save_every": 2, "keep": 1, "export": "export"}
         runs.append(scenario(f"{dtype}-zero{stage}", **settings))
@@ -82,6 +83,31 @@ def test_two_ranks_at_every_stage_lose_as_one_rank_does(one_rank, two_ranks, dty
 def test_accumulation_chunks_and_recomputation_change_nothing(one_rank, run):
     np.testing.assert_allclose(losses(one_rank / run), losses(one_rank / "fp32"), rtol=TOLERANCE["fp32"])
     np.testing.assert_allclose(norms(one_rank / run), norms(one_rank / "fp32"), rtol=1e-4)
+
+
+def test_a_mixture_is_the_same_on_any_number_of_ranks_and_measured_by_source(one_rank, two_ranks):
+    one, two = one_rank / "mixed", two_ranks / "mixed"
+    for kind in ("step", "eval"):
+        np.testing.assert_allclose(losses(two, kind), losses(one, kind), rtol=TOLERANCE["fp32"])
+    for record in records(two, "eval"):
+        found = record["sources"]
+        assert record["loss"] == pytest.approx(0.75 * found["most"] + 0.25 * found["rest"], rel=1e-12)
+        assert abs(found["most"] - found["rest"]) > 1e-4  # negative control: the weights matter
+        read = record["step"] * 8 * SEQ_LEN
+        assert record["tokens_by_source"] == {"most": 0.75 * read, "rest": 0.25 * read}
+        epochs = {"most": 6 * record["step"] / 40, "rest": 2 * record["step"] / 24}
+        assert record["epochs_by_source"] == pytest.approx(epochs)
+    (meta,) = records(two, "run")
+    assert meta["sources"]["most"] == {"weight": 0.75, "tokens": 40 * SEQ_LEN}
+    np.testing.assert_array_equal(load_run(two).sources["rest"], [r["sources"]["rest"] for r in records(two, "eval")])
+    assert not load_run(one_rank / "fp32").sources
+    assert np.abs(np.subtract(losses(one), losses(one_rank / "fp32"))).max() > 1e-3
+
+
+def test_a_step_hardly_waits_for_its_data(two_ranks):
+    waits = [record["data_wait"] for record in records(two_ranks / "fp32-zero2", "step")]
+    assert all(0 <= wait <= 1 for wait in waits)
+    assert np.median(waits) < 0.2
 
 
 def test_another_seed_is_another_curve(one_rank):
@@ -172,7 +198,7 @@ def test_records_say_everything_and_the_meter_reads_them(one_rank):
     assert set(wanted.split()) <= set(meta)
     assert (meta["arm"], meta["source_tokens"], meta["growth"]) == ("scratch", 0, None)
     step = records(one_rank / "fp32", "step")[-1]
-    keys = "type step tokens flops seconds loss lr grad_norm tokens_per_second"
+    keys = "type step tokens flops seconds loss lr grad_norm tokens_per_second data_wait"
     assert list(step) == keys.split()
     assert (step["step"], step["tokens"]) == (6, 6 * 8 * SEQ_LEN)
     assert step["flops"] == pytest.approx(step["tokens"] * count(TINY, SEQ_LEN).training_flops)

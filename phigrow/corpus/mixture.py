@@ -1,0 +1,191 @@
+"""Several folders of packed blocks, or several sources of one, as one set of blocks with weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phigrow.corpus.blocks import BlockArray, Blocks, MixedSource, Rows, load_blocks
+from phigrow.errors import GrowthError
+
+
+class Joined:
+    """The blocks of several arrays, one after the other; each array is one source."""
+
+    def __init__(self, arrays: Sequence[BlockArray], names: Sequence[str]) -> None:
+        self.arrays, self.sources = list(arrays), list(names)
+        self._starts = np.cumsum([0, *map(len, self.arrays)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def rows(self, source: int) -> range:
+        """The rows of one source."""
+        return range(int(self._starts[source]), int(self._starts[source + 1]))
+
+    def source_of(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """Return, for each block, the index into `sources` of the array it lies in."""
+        return np.searchsorted(self._starts, np.asarray(indices, np.int64), side="right") - 1
+
+    def batch(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """Return blocks as int64 ``[len(indices), seq_len + 1]``, as `BlockArray.batch` does.
+
+        Raises:
+            IndexError: an index below 0 or past the end.
+        """
+        wanted = np.asarray(indices, np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"block {wanted.min()}..{wanted.max()} of {len(self)}")
+        source = self.source_of(wanted)
+        width = next((a.parts[0].shape[1] for a in self.arrays if a.parts), 0)
+        out = np.empty((len(wanted), width), np.int64)
+        for index in np.unique(source).tolist():
+            here = source == index
+            out[here] = self.arrays[index].batch(wanted[here] - self._starts[index])
+        return out
+
+
+def mix_folders(folders: Mapping[str, float]) -> Blocks:
+    """Join folders of packed blocks into one set whose steps read each by its weight.
+
+    Args:
+        folders: folder -> weight; weights need not add up to 1.
+
+    Returns:
+        Blocks with ``mixture``. A source is named after its folder, by its whole path where two have one name.
+
+    Raises:
+        GrowthError: a folder that cannot be read, folders packed with another length or tokenizer than the first, or
+            a weight that is no positive number.
+
+    >>> mix_folders({"textbooks": 0.8, "code": 0.2}).train.sources  # doctest: +SKIP
+    ['code', 'textbooks']
+    """
+    weights = checked_weights(folders)
+    short = Counter(Path(folder).resolve().name for folder in weights)
+    named = {(Path(f).resolve().name if short[Path(f).resolve().name] == 1 else f): f for f in weights}
+    names = sorted(named)
+    parts = [load_blocks(named[name]) for name in names]
+    first = parts[0]
+    for part in parts[1:]:
+        _check_agreement(first, part)
+    for part in parts:
+        if not len(part.train):
+            raise GrowthError("no blocks to train on", where=str(part.folder), fix="prepare more text")
+    train, heldout = (Joined([getattr(part, side) for part in parts], names) for side in ("train", "heldout"))
+    sources = tuple(
+        MixedSource(name, weights[named[name]], train.rows(index), heldout.rows(index))
+        for index, name in enumerate(names)
+    )
+    seen = sum(part.info["train"]["tokens_seen"] for part in parts)
+    dropped = sum(part.info["train"]["dropped_tokens"] for part in parts)
+    info = {
+        "train": {
+            "tokens_seen": seen,
+            "dropped_tokens": dropped,
+            "documents": sum(part.info["train"]["documents"] for part in parts),
+            "documents_cut": _sum(part.info["train"].get("documents_cut") for part in parts),
+        },
+        "folders": {name: part.info for name, part in zip(names, parts, strict=True)},
+    }
+    fingerprint = _fingerprint([(s.weight, p.fingerprint) for s, p in zip(sources, parts, strict=True)])
+    return replace(first, train=train, heldout=heldout, fingerprint=fingerprint, info=info, mixture=sources)
+
+
+def mix_sources(blocks: Blocks, mixture: Mapping[str, float]) -> Blocks:
+    """Give the sources inside one folder weights; those without one are not read.
+
+    Raises:
+        GrowthError: a source that the folder does not have, or has no block of; a weight that is no positive number.
+    """
+    weights = checked_weights(mixture)
+    assert isinstance(blocks.train, BlockArray)
+    assert isinstance(blocks.heldout, BlockArray)
+    known = blocks.train.sources
+    train = _by_source(blocks.train)
+    heldout = _by_source(blocks.heldout)
+    for name in weights:
+        if name not in known or not len(train[known.index(name)]):
+            there = [source for source, rows in zip(known, train, strict=True) if len(rows)]
+            raise GrowthError(
+                f"no blocks of the source {name!r}",
+                where=f"mixture, {blocks.folder}",
+                fix=f"its sources are {', '.join(map(repr, there))}",
+            )
+    sources = tuple(
+        MixedSource(name, weights[name], train[known.index(name)], heldout[known.index(name)])
+        for name in sorted(weights)
+    )
+    labels = hashlib.sha256()
+    for rows in (*train, *heldout):
+        labels.update(f"{rows.start} {rows.stop}\n".encode() if isinstance(rows, range) else rows.tobytes())
+    key = [*((source.weight, source.name) for source in sources), (0.0, labels.hexdigest()), (0.0, blocks.fingerprint)]
+    return replace(blocks, fingerprint=_fingerprint(key), mixture=sources)
+
+
+def checked_weights(weights: Mapping[str, Any], where: str = "the mixture") -> dict[str, float]:
+    """Return the weights as numbers.
+
+    Raises:
+        GrowthError: there is none, or one is not a positive, finite number.
+    """
+    out = {}
+    for name, value in weights.items():
+        try:
+            out[str(name)] = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            out[str(name)] = math.nan
+        if not (math.isfinite(out[str(name)]) and out[str(name)] > 0):
+            raise GrowthError(f"a weight of {value!r}", where=f"{name} in {where}", fix="give a positive number")
+    if not out:
+        raise GrowthError("a mixture of nothing", where=where, fix="write 'folder: weight' or 'source: weight'")
+    return out
+
+
+def _by_source(array: BlockArray) -> list[Rows]:
+    """The rows of every source; a range where they lie together, as `prepare` packs them: it takes no memory."""
+    labels = array.labels()
+    found: list[Rows] = []
+    for index in range(len(array.sources)):
+        rows = np.flatnonzero(labels == index)
+        together = len(rows) == 0 or rows[-1] - rows[0] + 1 == len(rows)
+        found.append((range(int(rows[0]), int(rows[-1]) + 1) if len(rows) else range(0)) if together else rows)
+    return found
+
+
+def _check_agreement(first: Blocks, other: Blocks) -> None:
+    where = f"{first.folder} and {other.folder}"
+    if first.seq_len != other.seq_len:
+        raise GrowthError(
+            f"blocks of {first.seq_len} and of {other.seq_len} tokens",
+            where=where,
+            fix="prepare both with one --seq-len",
+        )
+    one, two = ((part.tokenizer_dir / "tokenizer.json").read_bytes() for part in (first, other))
+    if one != two or first.eos_token_id != other.eos_token_id:
+        raise GrowthError(
+            f"blocks of two tokenizers, of {first.vocab_size} and {other.vocab_size} tokens",
+            where=where,
+            why="one id means two things",
+            fix=f"prepare the second with --tokenizer {first.tokenizer_dir}",
+        )
+
+
+def _fingerprint(parts: list[tuple[float, str]]) -> str:
+    total = sum(weight for weight, _ in parts)
+    text = json.dumps([[repr(weight / total) if weight else "", key] for weight, key in parts])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sum(values: Any) -> int | None:
+    values = list(values)
+    return None if None in values else sum(values)

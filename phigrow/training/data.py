@@ -1,0 +1,93 @@
+"""The data of a run: folders of blocks, mixtures of them, or a stream; and what records say of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.training.configuration import RunConfig
+from phigrow.training.feed import BlockFeed, Feed
+from phigrow.training.process import World, on_rank_zero
+
+
+def load_data(config: RunConfig, out: Path, world: World) -> Any:
+    """Open the data of a run, on every rank; without ``data`` rank 0 prepares the embedded corpus first.
+
+    Raises:
+        GrowthError: folders that cannot be read or do not fit together.
+    """
+    from phigrow import corpus
+
+    if isinstance(config.data, dict):
+        return corpus.mix_folders(config.data)
+    folder = Path(config.data) if config.data else out.parent / f"data-embedded-{config.seq_len}"
+    if config.data is None and not on_rank_zero(world, folder.is_dir):
+        if world.first:
+            print(f"preparing the embedded corpus in {folder}", flush=True)
+        on_rank_zero(world, lambda: bool(corpus.prepare("embedded", folder, seq_len=config.seq_len, progress=False)))
+    blocks = corpus.load_blocks(folder)
+    return blocks if config.mixture is None else corpus.mix_sources(blocks, config.mixture)
+
+
+def make_feed(config: RunConfig, blocks: Any) -> Feed:
+    """Return what the steps of a run are read from.
+
+    Raises:
+        GrowthError: there is nothing to train on.
+    """
+    if len(blocks.train) == 0:
+        raise GrowthError("no blocks to train on", where=str(config.data), fix="prepare more text")
+    return BlockFeed(blocks, config.seed, config.batch)
+
+
+def data_curve(blocks: Any) -> dict[str, Any]:
+    """What the loss curve depends on of the data, as a resumed run must have it."""
+    curve: dict[str, Any] = {"data_fingerprint": blocks.fingerprint}
+    if blocks.mixture:
+        curve["mixture"] = {source.name: source.weight for source in blocks.mixture}
+    return curve
+
+
+def data_facts(blocks: Any, feed: Feed) -> dict[str, Any]:
+    """Return what the ``run`` record says of the data.
+
+    ``packing`` counts train text: ``efficiency`` is the share of its tokens that are in blocks, all of which have a
+    loss; ``documents_cut`` the documents that a border between blocks cuts.
+    """
+    facts: dict[str, Any] = {
+        "data_fingerprint": blocks.fingerprint,
+        "train_blocks": len(blocks.train),
+        "heldout_blocks": len(blocks.heldout),
+    }
+    train = blocks.info.get("train")
+    if train:
+        seen, dropped = train["tokens_seen"], train["dropped_tokens"]
+        facts["packing"] = {
+            "efficiency": (seen - dropped) / seen if seen else None,
+            "dropped_tokens": dropped,
+            "documents": train["documents"],
+            "documents_cut": train.get("documents_cut"),
+        }
+    if blocks.mixture:
+        total = sum(source.weight for source in blocks.mixture)
+        facts["sources"] = {
+            source.name: {"weight": source.weight / total, "tokens": len(source.train) * blocks.seq_len}
+            for source in blocks.mixture
+        }
+    elif train and len(train.get("sources", {})) > 1:
+        facts["sources"] = {name: {"tokens": found["tokens"]} for name, found in train["sources"].items()}
+    return facts
+
+
+def data_line(config: RunConfig, blocks: Any, feed: Feed) -> str:
+    """Return the words with which a run's opening describes its data."""
+    text = f"data: {len(blocks.train):,} blocks of {blocks.seq_len} tokens, {len(blocks.heldout):,} held out"
+    if blocks.mixture:
+        total = sum(source.weight for source in blocks.mixture)
+        epochs = feed.epochs(config.steps) or {}
+        parts = [f"{s.weight / total:.1%} {s.name} ({epochs.get(s.name, 0):.2f} epochs)" for s in blocks.mixture]
+        text += f"; mixed: {', '.join(parts)}"
+        if empty := [source.name for source in blocks.mixture if not len(source.heldout)]:
+            text += f"; nothing held out of {', '.join(empty)}"
+    return text

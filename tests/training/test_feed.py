@@ -1,0 +1,131 @@
+"""What the steps of a run read, and reading ahead of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from scenarios import MIXTURE, FakeBlocks, FakeSplit
+
+from phigrow.training.evaluation import held_out
+from phigrow.training.feed import AHEAD, BlockFeed, Prefetcher, repeated
+
+
+class TwoSources(FakeSplit):
+    """Blocks of which every third is of another source."""
+
+    def __init__(self, blocks: int, seed: int) -> None:
+        super().__init__(blocks, seed)
+        self.sources = ["a", "b"]
+
+    def source_of(self, indices: Any) -> np.ndarray:
+        return (np.asarray(indices) % 3 == 0).astype(np.int64)
+
+
+def feeds() -> dict[str, BlockFeed]:
+    return {
+        "one": BlockFeed(FakeBlocks(), 3, 12),
+        "labelled": BlockFeed(FakeBlocks(train=TwoSources(64, 1)), 3, 12),
+        "mixed": BlockFeed(FakeBlocks(mixture=MIXTURE), 3, 12),
+    }
+
+
+@pytest.mark.parametrize("kind", ["one", "labelled", "mixed"])
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_ranks_share_the_batch_that_one_rank_reads(kind, world):
+    feed = feeds()[kind]
+    for step in (0, 5, 70):
+        whole, _ = feed.read(step, 0, 1)
+        parts = [feed.read(step, rank, world)[0] for rank in range(world)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+        np.testing.assert_array_equal(whole, FakeBlocks().train.batch(feed.rows(step)))
+        assert not np.array_equal(whole, feed.read(step + 1, 0, 1)[0])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 6, 40])
+@pytest.mark.parametrize("kind", ["labelled", "mixed"])
+def test_blocks_are_counted_by_source_from_the_start_or_step_by_step(kind, steps):
+    feed = feeds()[kind]
+    rows = np.concatenate([np.empty(0, np.int64), *(feed.rows(step) for step in range(steps))])
+    second = rows % 3 == 0 if kind == "labelled" else rows >= 40
+    expected = [int((~second).sum()), int(second.sum())]
+    assert feed.blocks_read(steps) == expected
+    again = feeds()[kind]
+    assert [again.blocks_read(step) for step in range(steps + 1)][-1] == expected
+
+
+def test_a_mixture_says_its_epochs_and_warns_above_four():
+    epochs = feeds()["mixed"].epochs(40)
+    assert epochs == {"most": 0.75 * 480 / 40, "rest": 0.25 * 480 / 24}
+    assert len(repeated(epochs)) == 2
+    assert repeated({"most": 4.0, "rest": 4.01}) == [
+        "warning: rest is read 4.0 times; beyond 4 epochs repeated text is worth ever less (Muennighoff et al. 2023, "
+        "arXiv:2305.16264)"
+    ]
+    assert repeated({"all": 9.0})[0].startswith("warning: the text is read 9.0 times")
+    assert repeated(None) == []
+
+
+def test_held_out_blocks_of_a_mixture_follow_its_weights():
+    held = held_out(FakeBlocks(mixture=MIXTURE), 4)
+    assert held.rows.tolist() == [0, 1, 3, 5]  # three of the first five, one of the other eight
+    assert (held.names, held.weights) == (["most", "rest"], (0.75, 0.25))
+    assert held.loss([3.0, 5.0], [3.0, 1.0]) == 0.75 * 1 + 0.25 * 5
+    assert len(held_out(FakeBlocks(mixture=MIXTURE), 0).rows) == 13
+    tiny = held_out(FakeBlocks(mixture=MIXTURE), 1)
+    assert tiny.labels.tolist() == [0, 1]  # every source has one at least
+    plain = held_out(FakeBlocks(heldout=TwoSources(13, 2)), 0)
+    assert plain.loss([3.0, 5.0], [3.0, 1.0]) == 2.0
+    assert plain.labels.tolist() == [1, 0, 0] * 4 + [1]
+
+
+def test_a_prefetcher_reads_ahead_in_order_and_no_further():
+    feed = feeds()["mixed"]
+    reads: list[int] = []
+    real = feed.read
+    feed.read = lambda step, rank, world: (reads.append(step), real(step, rank, world))[1]  # type: ignore[assignment]
+    ahead = Prefetcher(feed, 3, 100, 0, 2)
+    for step in range(3, 8):
+        np.testing.assert_array_equal(ahead.take(step).blocks, real(step, 0, 2)[0])
+    time.sleep(0.1)
+    assert reads == list(range(3, reads[-1] + 1))
+    assert reads[-1] <= 7 + AHEAD + 1
+    ahead.close()
+    assert "phigrow-feed" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_fast_feed_is_not_waited_for_and_a_slow_one_is():
+    def waited(seconds: float) -> float:
+        feed = feeds()["one"]
+        real = feed.read
+
+        def slow(step: int, rank: int, world: int) -> Any:
+            time.sleep(seconds)
+            return real(step, rank, world)
+
+        feed.read = slow  # type: ignore[method-assign]
+        ahead = Prefetcher(feed, 0, 8, 0, 1)
+        total = 0.0
+        for step in range(8):
+            total += ahead.take(step).waited if step else 0 * ahead.take(step).waited
+            time.sleep(0.03)  # the step
+        ahead.close()
+        return total
+
+    assert waited(0.0) < 0.05 < 0.3 < waited(0.1)
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_in_the_loop():
+    feed = feeds()["one"]
+
+    def broken(step: int, rank: int, world: int) -> Any:
+        raise OSError("the disk is gone")
+
+    feed.read = broken  # type: ignore[method-assign]
+    ahead = Prefetcher(feed, 0, 8, 0, 1)
+    with pytest.raises(OSError, match="the disk is gone"):
+        ahead.take(0)
+    ahead.close()
