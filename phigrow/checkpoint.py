@@ -53,12 +53,20 @@ class StoredTensor:
         Raises:
             GrowthError: the file ended early.
         """
+        row = math.prod(self.shape[1:])
+        return self.values(start * row, stop * row).view(stop - start, *self.shape[1:])
+
+    def values(self, start: int, stop: int) -> torch.Tensor:
+        """Values ``start .. stop`` of the flattened tensor, [stop - start], in the stored dtype.
+
+        Raises:
+            GrowthError: the file ended early.
+        """
         import torch
 
-        out = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
-        row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype_name]
+        out = torch.empty(stop - start, dtype=self.dtype)
         view = bytes_of(out)
-        position = self.offset + start * row_bytes
+        position = self.offset + start * ITEM_BYTES[self.dtype_name]
         done = 0
         while done < len(view):
             got = os.preadv(self.file, [view[done:]], position + done)

@@ -12,7 +12,7 @@ from phigrow.flops import count
 from phigrow.training import checkpoints
 from phigrow.training.accounts import Cost, Source, source_of
 from phigrow.training.checkpoints import Found, Progress
-from phigrow.training.configuration import RunConfig
+from phigrow.training.configuration import SCRATCH, RunConfig
 from phigrow.training.data import data_curve, load_data, make_feed
 from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
@@ -73,6 +73,7 @@ class _Run:
         from phigrow.training.engine import engine_config, make_engine, micro_batch
         from phigrow.training.evaluation import held_out
         from phigrow.training.model import build_model, choose_attention, has_dropout, model_config
+        from phigrow.training.weights import masters_from_checkpoint
 
         self.config, self.source, self.out, self.world, self.blocks = config, source, out, world, blocks
         self.feed = make_feed(config, blocks)
@@ -89,6 +90,8 @@ class _Run:
         model = build_model(config, self.model_dict, world, attention, engine_dict, blocks.eos_token_id)
         self.dropout = has_dropout(self.model_dict)
         self.engine = make_engine(model, config, engine_dict)
+        if found is None and config.init != SCRATCH:
+            masters_from_checkpoint(self.engine, Path(config.init))
         self.at = checkpoints.load(self.engine, found, world) if found else Progress()
         self.flops_per_token = count(self.model_dict, blocks.seq_len).training_flops
         self.step_tokens = config.batch * blocks.seq_len

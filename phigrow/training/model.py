@@ -143,7 +143,7 @@ def build_model(
     if config.init == SCRATCH:
         fill_from_scratch(model, config.seed, float(model_dict.get("initializer_range", 0.02)), world)
     else:
-        fill_from_checkpoint(model, Path(config.init), world)
+        fill_from_checkpoint(model, Path(config.init))
     if config.activation_checkpointing:
         # Reentrant under ZeRO-3: the other kind compares shapes with those of weights that are gathered no more.
         model.gradient_checkpointing_enable({"use_reentrant": partitioned})

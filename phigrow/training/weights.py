@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from phigrow.checkpoint import CheckpointReader
+from phigrow.checkpoint import CheckpointReader, StoredTensor
 from phigrow.errors import GrowthError
 
 if TYPE_CHECKING:
@@ -65,30 +65,102 @@ def _fill(parameter: nn.Parameter, module: nn.Module, name: str, seed: int, init
         )
 
 
-def fill_from_checkpoint(model: nn.Module, folder: Path, world: World) -> None:
+def fill_from_checkpoint(model: nn.Module, folder: Path) -> None:
     """Copy a folder's safetensors into a model, strictly: same names, same shapes.
+
+    Under ZeRO-3 every rank reads its own part of every tensor, at its offset in the file, and nothing else: no rank
+    holds more of the checkpoint than it trains, and nothing is sent between ranks.
 
     Raises:
         GrowthError: no safetensors, a parameter that is missing, or one of another shape.
     """
     with CheckpointReader(folder) as reader, torch.no_grad():
-        for name, parameter in model.named_parameters():
-            tensor = reader.tensors.get(name)
-            if tensor is None:
+        for parameter, tensor in _matched(model, reader):
+            if not hasattr(parameter, "ds_id"):
+                parameter.copy_(tensor.rows(0, tensor.shape[0]))
+            elif _has_plain_partition(parameter):
+                parameter.ds_tensor.copy_(_own_values(parameter, tensor))
+            else:  # its part lies in a file (NVMe) or in several forms (ZeRO++): DeepSpeed cuts it
+                with whole(parameter, write=True):
+                    if parameter.numel() and torch.distributed.get_rank() == 0:
+                        parameter.copy_(tensor.rows(0, tensor.shape[0]))
+
+
+def masters_from_checkpoint(engine: Any, folder: Path) -> None:
+    """Set the fp32 masters to the checkpoint's own values, of which the weights hold only a rounding.
+
+    DeepSpeed makes its masters from the weights it is given, after it has rounded them to bf16 or fp16; a function
+    that was preserved in fp32 would start as its rounding, and every later step would build on that. Each rank reads
+    the values of its own masters. Weights stay what they are: the rounding of these masters.
+
+    Raises:
+        GrowthError: as `fill_from_checkpoint`; or DeepSpeed keeps masters where phigrow does not know them.
+    """
+    optimizer = engine.optimizer
+    with CheckpointReader(folder) as reader, torch.no_grad():
+        for parameter, tensor in _matched(engine.module, reader):
+            if parameter.dtype in (torch.float32, tensor.dtype) or not parameter.requires_grad:
+                continue  # the weights are not rounded, so neither are their masters
+            if hasattr(parameter, "ds_id"):
+                from deepspeed.utils import safe_set_local_fp32_param
+
+                safe_set_local_fp32_param(parameter, _own_values(parameter, tensor).float())
+            elif hasattr(parameter, "_hp_mapping"):
+                if (mapping := parameter._hp_mapping) is not None:  # None: all of it belongs to other ranks
+                    part = mapping.lp_fragment_address
+                    mapping.hp_fragment.copy_(tensor.values(part.start, part.start + part.numel))
+            elif (master := _unfused_master(parameter, optimizer)) is not None:
+                master.copy_(tensor.rows(0, tensor.shape[0]))
+            else:
                 raise GrowthError(
-                    "a parameter that the checkpoint does not have",
-                    where=f"{name} in {folder}",
-                    fix="give a checkpoint whose config.json describes its weights",
+                    "masters that cannot be found",
+                    where=f"{tensor.name} under {type(optimizer).__name__}",
+                    why="they would start from weights rounded to " + str(parameter.dtype).removeprefix("torch."),
+                    fix="choose another ZeRO stage, or store the checkpoint in the dtype of the run",
                 )
-            wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            if tensor.shape != wanted:
-                raise GrowthError(
-                    f"a tensor of shape {list(tensor.shape)} for a parameter of {list(wanted)}",
-                    where=f"{name} in {folder}",
-                )
-            with whole(parameter, write=True):
-                if world.first or not hasattr(parameter, "ds_id"):
-                    parameter.copy_(tensor.rows(0, tensor.shape[0]))
+
+
+def _matched(model: nn.Module, reader: CheckpointReader) -> Iterator[tuple[Any, StoredTensor]]:
+    """Every parameter with its stored tensor, whose shape is the same."""
+    for name, parameter in model.named_parameters():
+        tensor = reader.tensors.get(name)
+        if tensor is None:
+            raise GrowthError(
+                "a parameter that the checkpoint does not have",
+                where=f"{name} in {reader.folder}",
+                fix="give a checkpoint whose config.json describes its weights",
+            )
+        wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if tensor.shape != wanted:
+            raise GrowthError(
+                f"a tensor of shape {list(tensor.shape)} for a parameter of {list(wanted)}",
+                where=f"{name} in {reader.folder}",
+            )
+        yield parameter, tensor
+
+
+def _has_plain_partition(parameter: Any) -> bool:
+    """Whether this rank's part of a ZeRO-3 parameter is a tensor in memory, and the only form of it."""
+    from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus
+
+    part = parameter.ds_tensor
+    return (
+        parameter.ds_status is ZeroParamStatus.NOT_AVAILABLE
+        and part.status is PartitionedParamStatus.AVAILABLE
+        and part.final_location is None
+        and part.is_floating_point()
+        and getattr(parameter, "ds_secondary_tensor", None) is None
+        and hasattr(parameter, "ds_zero_partition_rank")
+    )
+
+
+def _own_values(parameter: Any, tensor: StoredTensor) -> Tensor:
+    """This rank's values of a ZeRO-3 parameter, flat; the last ranks' may end in padding, which is 0."""
+    length = parameter.ds_tensor.ds_numel
+    size = parameter.ds_numel
+    start = min(length * parameter.ds_zero_partition_rank, size)
+    found = tensor.values(start, min(start + length, size))
+    return torch.nn.functional.pad(found, (0, length - len(found)))
 
 
 def full_value(parameter: nn.Parameter, optimizer: Any, *, master: bool) -> Tensor | None:
@@ -106,7 +178,7 @@ def full_value(parameter: nn.Parameter, optimizer: Any, *, master: bool) -> Tens
             if found is not None:
                 return found.detach().cpu().reshape(getattr(parameter, "ds_shape", parameter.shape))
     with whole(parameter):
-        return parameter.detach().cpu().clone()
+        return parameter.detach().cpu().clone() if torch.distributed.get_rank() == 0 else None
 
 
 def _unfused_master(parameter: nn.Parameter, optimizer: Any) -> Tensor | None:

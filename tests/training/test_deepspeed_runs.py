@@ -68,7 +68,21 @@ def two_ranks(tmp_path_factory) -> Path:
         if (dtype, stage) in CUT:
             runs.append(scenario(f"{dtype}-zero{stage}-cut", **settings, stop_at=4 if stage % 2 else 3, log_every=1))
             runs.append(scenario(f"{dtype}-zero{stage}-cut", **settings))
+    source = saved_model(folder / "source")
+    rounded = {"model": None, "init": str(source), "dtype": "bf16", "export": "export", "export_dtype": "fp32"}
+    # A learning rate of 0: what is exported is what the run started from.
+    still = rounded | {"lr": 0.0, "steps": 1, "warmup": 0, "eval_every": 0}
+    runs += [scenario(f"masters-zero{stage}", zero=stage, **still) for stage in range(4)]
     run_scenarios(2, folder, runs)
+    return folder
+
+
+def saved_model(folder: Path) -> Path:
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(5)
+    sizes = {key: value for key, value in TINY.items() if key not in ("architectures", "model_type")}
+    PhiForCausalLM(PhiConfig(**sizes)).save_pretrained(folder)
     return folder
 
 
@@ -174,6 +188,17 @@ def test_fp32_masters_are_finer_than_the_weights_they_round_to(one_rank):
     assert masters[name].dtype == torch.float32
     assert not torch.equal(masters[name], masters[name].bfloat16().float())
     assert export_loss(one_rank / "bf16" / "export") == pytest.approx(losses(one_rank / "bf16", "eval")[-1], rel=2e-4)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_masters_start_from_the_checkpoints_values_not_from_their_rounding(two_ranks, stage):
+    """DeepSpeed makes its masters from the bf16 weights (as in its issue 762)."""
+    start = load_file(two_ranks / "source" / "model.safetensors")
+    masters = load_file(two_ranks / f"masters-zero{stage}" / "export" / "model.safetensors")
+    assert set(masters) == set(start)
+    assert all(torch.equal(masters[name], start[name]) for name in start)
+    matrices = [value for value in start.values() if value.ndim == 2]
+    assert not any(torch.equal(value, value.bfloat16().float()) for value in matrices)  # so that they could be told
 
 
 def test_a_run_that_starts_from_an_export_starts_at_its_loss_and_adds_its_cost(one_rank):
