@@ -121,15 +121,20 @@ def build_model(
         A transformers model whose ``forward(blocks)`` is the loss, see `attach_loss`.
 
     Raises:
-        GrowthError: transformers has no such model type, or the checkpoint does not fit.
+        GrowthError: transformers has no such model, or the checkpoint does not fit.
     """
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = str(model_dict.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise GrowthError(f"transformers has no model type {kind!r}", where="model_type")
     hf_config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in model_dict.items() if k != "auto_map"})
+    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise GrowthError(f"transformers has no causal language model {kind!r}", where="model_type")
+    # Imports the model's module now: under zero.Init, which replaces torch.tensor, torch's own modules fail to import.
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
     partitioned = config.stage == 3
     with contextlib.ExitStack() as stack:
         if partitioned:

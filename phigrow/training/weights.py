@@ -171,7 +171,7 @@ def full_value(parameter: nn.Parameter, optimizer: Any, *, master: bool) -> Tens
     if master:
         if (value := _unfused_master(parameter, optimizer)) is not None:
             return value.detach().cpu()
-        if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
+        if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer"):
             from deepspeed.utils import safe_get_full_fp32_param
 
             found = safe_get_full_fp32_param(parameter)

@@ -20,12 +20,19 @@ def environment() -> dict[str, str]:
     return keep | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def launch(ranks: int, script: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def launch(
+    ranks: int, script: Path, *words: str, cwd: Path | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Run a script under DeepSpeed's launcher with ``ranks`` processes."""
     port = 20000 + os.getpid() % 20000
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(port)]
     return subprocess.run(
-        [*runner, str(script), *words], env=environment(), capture_output=True, text=True, timeout=300, cwd=cwd
+        [*runner, str(script), *words],
+        env=environment() | environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
     )
 
 
