@@ -126,7 +126,7 @@ def run(
             work()
     _report(out, say)
     minutes = (time.perf_counter() - started) / 60
-    say(f"\n{minutes:.1f} minutes. Report: {out / 'report' / 'report.md'}  Picture: {out / 'report' / 'curves.png'}")
+    say(f"\n{minutes:.1f} minutes. Report: {out / 'report' / 'report.html'}  Picture: {out / 'report' / 'curves.png'}")
 
 
 def default_ranks() -> int:

@@ -23,7 +23,7 @@ FROZEN = {
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
     "--config --revision --workers --overwrite",
     "demo": "--out --ranks --steps --seed",
-    "report": "runs --out",
+    "report": "runs --out --baseline --budget --json",
 }
 
 

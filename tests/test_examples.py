@@ -1,3 +1,5 @@
+import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,33 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 SAID = {
     "compare_plans.py": ["lossless: exact", "2048 kept, 512 written as the mean"],
     "grow_a_live_model.py": ["parameters, max |dlogit|"],
+    "paper_table.py": ["\\toprule", "wr & 3.94", "3.16 & 0.76 & 3.16 & 1.49"],
+    "reproduce_figure.py": ["after 286k of 901k tokens: 3.16x speedup, 68 % saving", "wrote curves.pdf"],
 }
 
 
 def test_every_example_is_expected_to_say_something():
     assert {path.name for path in EXAMPLES} == set(SAID)
+
+
+def test_the_notebook_runs_cell_by_cell_and_shows_tables(monkeypatch):
+    """Its last lines are evaluated, as a notebook does; no notebook server is needed."""
+    monkeypatch.chdir(EXAMPLES[0].parent)
+    cells = json.loads((EXAMPLES[0].parent / "notebook.ipynb").read_text())["cells"]
+    names, shown = {}, []
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        assert not cell["outputs"]
+        body = ast.parse("".join(cell["source"])).body
+        last = ast.Expression(body.pop().value)
+        exec(compile(ast.Module(body, []), "cell", "exec"), names)
+        shown.append(eval(compile(last, "cell", "eval"), names))
+    comparison, finding, estimate, figure, *_ = shown
+    assert "3.16x" in comparison._repr_html_()
+    assert finding.startswith("wr reached scratch's final held-out loss (4.27) after 286k of 901k tokens")
+    assert estimate == "3.16x sunk, 1.49x charged, 33 % saved; 1 seed: no interval"
+    assert len(figure.axes) == 2
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

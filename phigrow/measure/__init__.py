@@ -5,24 +5,30 @@ Needs neither torch nor the training code; scipy, pandas, matplotlib and rich ar
 
 from phigrow.measure.compare import compare
 from phigrow.measure.crossing import Crossing, cost_to_loss, monotone
-from phigrow.measure.estimates import Arm, Comparison, Estimate
+from phigrow.measure.estimates import Arm, BudgetPoint, Comparison, Estimate
 from phigrow.measure.figures import curves, save
+from phigrow.measure.latex import latex
 from phigrow.measure.records import Run, load_run, load_runs
 from phigrow.measure.report import report
 from phigrow.measure.tables import frame, markdown, terminal
+from phigrow.measure.trends import budget_figure, diagnostics_figure
 from phigrow.measure.wording import findings
 
 __all__ = [
     "Arm",
+    "BudgetPoint",
     "Comparison",
     "Crossing",
     "Estimate",
     "Run",
+    "budget_figure",
     "compare",
     "cost_to_loss",
     "curves",
+    "diagnostics_figure",
     "findings",
     "frame",
+    "latex",
     "load_run",
     "load_runs",
     "markdown",

@@ -66,7 +66,11 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     base = {seed: reach(by_budget, by_budget[at]) for seed, by_budget in seeds.items() if at in by_budget}
     targets = {seed: _target(own, own.run) for seed, own in base.items()}
     described = _described([own.run for own in base.values()])
-    notes = (*described.notes, *(note for seed, own in base.items() for note in _pooled_end(own, targets[seed])))
+    notes = (
+        *described.notes,
+        *_no_ends(seeds, at),
+        *(note for seed, own in base.items() for note in _pooled_end(own, targets[seed])),
+    )
     compared, left_out = [], []
     for name, found in arms.items():
         chosen, said = paired_runs(found, seeds, at, baseline)
@@ -111,6 +115,16 @@ def _pooled_end(own: Reach, target: float) -> list[str]:
     ]
 
 
+def _no_ends(seeds: Seeds, at: int | None) -> list[str]:
+    """Runs at other budgets that count for nothing, because they did not get to their end."""
+    others = [run for by_budget in seeds.values() for budget, run in by_budget.items() if budget != at]
+    return [
+        f"{run.name}: the run of {run.budget} steps is left out, it was last evaluated at step {run.evals['step'][-1]}"
+        for run in others
+        if not run.finished
+    ]
+
+
 def _described(runs: list[Run]) -> Arm:
     losses = {step: [run.held_out(step) for run in runs] for step in STEPS}
     loss_at = {
@@ -130,7 +144,7 @@ def _compared(
     own = {seed: reach(found[seed], run) for seed, run in runs.items()}
     pairs = [(own[seed], base[seed], targets[seed]) for seed in runs]
     estimates, reached = _estimates(pairs)
-    notes = [*arm.notes, *said]
+    notes = [*arm.notes, *said, *(note for seed in runs for note in _no_ends({seed: found[seed]}, runs[seed].budget))]
     for run, each in zip(runs.values(), reached, strict=True):
         if not run.finished:
             notes.append(f"{run.name}: unfinished, last evaluated at step {int(run.evals['step'][-1])} of {run.budget}")

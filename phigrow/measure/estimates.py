@@ -191,6 +191,12 @@ class Comparison:
                 return arm
         raise KeyError(name)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: speedups and losses as tables."""
+        from phigrow.measure.page import tables
+
+        return tables(self)
+
     def target(self, arm: Arm | None = None) -> float:
         """The mean target over the seeds of ``arm`` (of the baseline by default), nats a token."""
         return float(np.mean([self.targets[seed] for seed in (arm or self.baseline).seeds]))

@@ -23,22 +23,29 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.titlesize": 9.5,
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "axes.edgecolor": "#444444",
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "pdf.fonttype": 42,  # TrueType: publishers refuse matplotlib's default, Type 3
     "svg.hashsalt": "phigrow",
 }
 TITLES: dict[Accounting, str] = {
     "sunk": "source's training not counted (sunk)",
     "charged": "source's training counted (charged)",
 }
+WIDTH = 6.75
+"""Inches: the text of a paper in two columns, so that the font sizes above are those on its page."""
+
+LONGEST = 28
+"""Letters of an arm's name in a legend."""
+
 ZOOM = 0.08
 """The figure begins at the loss the baseline has after this share of its budget; what is above is cut off."""
 
@@ -60,14 +67,14 @@ def curves(comparison: Comparison, unit: Unit = "tokens") -> Figure:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.5), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        scale, label = _axis(comparison, unit)
+        scale, label = axis(comparison, unit)
         for axes, accounting in ((left, "sunk"), (right, "charged")):
             _panel(axes, comparison, unit, accounting, scale)  # type: ignore[arg-type]
             axes.set_xlabel(label)
         left.set_ylabel("held-out loss (nats per token)")
-        left.set_ylim(*_loss_range(comparison))
+        left.set_ylim(*loss_range(comparison))
     return figure
 
 
@@ -82,6 +89,16 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
+def colour_of(place: int) -> str:
+    """The colour of the arm at a place, the baseline being at 0."""
+    return BASELINE_COLOUR if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
+
+
+def marker_of(place: int) -> str:
+    """The marker of the arm at a place."""
+    return MARKERS[(place - 1) % len(MARKERS)]
+
+
 def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accounting, scale: float) -> None:
     base, target = comparison.baseline, comparison.target()
     axes.set_title(TITLES[accounting], loc="left")
@@ -90,7 +107,7 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
     axes.axhline(target, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
     for place, arm in enumerate((base, *comparison.arms)):
         is_base = arm is base
-        colour = BASELINE_COLOUR if is_base else COLOURS[(place - 1) % len(COLOURS)]
+        colour = colour_of(place)
         shifts = [0.0 if accounting == "sunk" else run.source_cost(unit) for run in arm.runs]
         if is_base:
             shifts = [0.0 if np.isnan(shift) else shift for shift in shifts]
@@ -102,7 +119,7 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
         # An empty line carries the legend entry, with the marker only where the target was met.
         mark: dict[str, Any] = {"color": colour, "markerfacecolor": "white"}
         if crossing is not None:
-            mark["marker"] = MARKERS[(place - 1) % len(MARKERS)]
+            mark["marker"] = marker_of(place)
             met = comparison.target(arm)
             axes.plot(
                 [crossing / scale],
@@ -132,18 +149,31 @@ def _lines(axes: Axes, arm: Arm, unit: Unit, scale: float, shifts: list[float], 
         axes.plot(costs / scale, np.mean([run.evals["loss"] for run in arm.runs], axis=0), color=colour, linewidth=1.6)
 
 
+def plain(name: str) -> str:
+    """A name that matplotlib draws as it is: no mathematics between dollars, no label that a first _ hides.
+
+    Long ones are cut, since they would leave no room for the curves.
+    """
+    name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def _label(arm: Arm, unit: Unit, accounting: Accounting, is_base: bool) -> tuple[str, float | None]:
+    name = plain(arm.name)
     if is_base:
-        return arm.name, None
+        return name, None
     estimate = arm.estimate(unit, accounting)
     if not np.isfinite(estimate.cost):
-        return f"{arm.name}, source unknown", None
+        return f"{name}, source unknown", None
     if estimate.censored:
-        return f"{arm.name}, not reached", None
-    return f"{arm.name}, {times(estimate.speedup)} speedup", estimate.cost
+        return f"{name}, not reached", None
+    if estimate.early:
+        return f"{name}, over {times(estimate.speedup)} speedup", estimate.cost
+    return f"{name}, {times(estimate.speedup)} speedup", estimate.cost
 
 
-def _axis(comparison: Comparison, unit: Unit) -> tuple[float, str]:
+def axis(comparison: Comparison, unit: Unit) -> tuple[float, str]:
     """What to divide costs by, and the label that says so."""
     most = max(float(run.evals[unit][-1]) for arm in (comparison.baseline, *comparison.arms) for run in arm.runs)
     if unit == "seconds":
@@ -156,7 +186,7 @@ def _axis(comparison: Comparison, unit: Unit) -> tuple[float, str]:
     return scale, f"training tokens{words.get(letter, '')}"
 
 
-def _loss_range(comparison: Comparison) -> tuple[float, float]:
+def loss_range(comparison: Comparison) -> tuple[float, float]:
     arms = (comparison.baseline, *comparison.arms)
     runs = [run for arm in arms for run in arm.runs]
     finite = [run.evals["loss"][np.isfinite(run.evals["loss"])] for run in runs]

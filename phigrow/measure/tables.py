@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Arm, Comparison, Estimate, Unit
-from phigrow.measure.wording import NAMES, cost_text, saving_text, speedup_text
+from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Arm, Basis, Comparison, Estimate, Unit
+from phigrow.measure.wording import NAMES, amount, cost_text, saving_text, speedup_text
 
 if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
 Rows = list[dict[str, str]]
+
+BASES: dict[Basis, str] = {"curve": "mid-schedule curves", "constant": "constant-rate curves", "ends": "decayed ends"}
 
 CELLS: tuple[tuple[str, Callable[[Estimate], str]], ...] = (
     ("cost", cost_text),
@@ -104,10 +106,47 @@ def caption(comparison: Comparison, unit: Unit) -> str:
         f"{NAMES[unit]} until the held-out loss is {comparison.target():.3f}, where {comparison.baseline.name} ends.",
         *(f"{', '.join(names)}: {note.replace(': ', ', ')}." for note, names in notes.items()),
     ]
+    if middle := [arm.name for arm in comparison.arms if arm.basis == "curve"]:
+        sentences.append(f"{', '.join(middle)}: read off the curve of a schedule that goes on.")
+    if between := [arm.name for arm in comparison.arms if arm.basis == "ends"]:
+        sentences.append(f"{', '.join(between)}: read between fully decayed ends.")
     if any(arm.censored_seeds for arm in comparison.arms):
         sentences.append("< and > are bounds: the target was not reached.")
+    if any(estimate.early for arm in comparison.arms for estimate in arm.estimates):
+        sentences.append("< and > of an arm that was below the target at its smallest budget are bounds too.")
     text = " ".join(sentences)
     return text[0].upper() + text[1:]
+
+
+def headline_rows(comparison: Comparison) -> Rows:
+    """One row an arm: the speedup in every unit and accounting, as text with intervals."""
+    return [
+        {"arm": arm.name}
+        | {
+            f"{NAMES[unit]}, {accounting}": speedup_text(arm.estimate(unit, accounting))
+            for unit in UNITS
+            for accounting in ACCOUNTINGS
+        }
+        for arm in comparison.arms
+    ]
+
+
+def budget_rows(comparison: Comparison, unit: Unit) -> Rows:
+    """One row an arm and budget of the baseline: speedup in one unit, sunk and charged, as text with intervals."""
+    return [
+        {
+            "arm": arm.name,
+            f"{comparison.baseline.name}'s budget, tokens": amount(point.budget, "tokens"),
+            "its held-out loss there": f"{point.target:.3f}",
+            **{
+                f"speedup, {NAMES[unit]}, {accounting}": speedup_text(point.estimate(unit, accounting))
+                for accounting in ACCOUNTINGS
+            },
+            "read off": BASES[point.basis],
+        }
+        for arm in comparison.arms
+        for point in arm.budgets
+    ]
 
 
 def markdown(comparison: Comparison) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from phigrow.measure.estimates import Arm, Comparison, Estimate, Interval, Unit
+from phigrow.measure.estimates import ACCOUNTINGS, Accounting, Arm, Comparison, Estimate, Unit
+from phigrow.measure.intervals import Interval
 
 SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 NAMES: dict[Unit, str] = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
@@ -45,18 +46,18 @@ def percent(saving: float) -> str:
 
 
 def speedup_text(estimate: Estimate) -> str:
-    """The speedup with its interval, ``< 0.90x`` where it is censored."""
+    """The speedup with its interval, ``< 0.90x`` where it is censored, ``> 2.00x`` where it is early."""
     return _with_interval(times(estimate.speedup), estimate, estimate.speedup_interval, times, "x")
 
 
 def saving_text(estimate: Estimate) -> str:
-    """The saving with its interval, ``< 12 %`` where it is censored."""
+    """The saving with its interval, ``< 12 %`` where it is censored, ``> 50 %`` where it is early."""
     return _with_interval(percent(estimate.saving), estimate, estimate.saving_interval, percent, " %")
 
 
 def cost_text(estimate: Estimate) -> str:
-    """The cost at the target, ``> 2.46M`` where it is censored."""
-    bound = "> " if estimate.censored and math.isfinite(estimate.cost) else ""
+    """The cost at the target, ``> 2.46M`` where it is censored, ``< 0.3M`` where it is early."""
+    bound = "" if not math.isfinite(estimate.cost) else "> " if estimate.censored else "< " if estimate.early else ""
     return bound + amount(estimate.cost, estimate.unit, like=estimate.baseline_cost)
 
 
@@ -80,6 +81,9 @@ def _finding(comparison: Comparison, arm: Arm) -> str:
         seeds = "" if many == 1 else f" in any of {many} seeds" if missed == many else f" in {missed} of {many} seeds"
         spent = amount(max(float(run.evals["tokens"][-1]) for run in arm.runs), "tokens")
         head = f"{arm.name} did not reach {goal}{seeds} within {spent} tokens (censored)"
+    elif sunk.early:
+        spent = amount(sunk.cost, "tokens", like=sunk.baseline_cost)
+        head = f"{arm.name} was below {goal} at its smallest budget, {spent} of {budget} tokens"
     elif sunk.cost == 0:
         head = f"{arm.name} was at {goal} before its first update, after 0 of {budget} tokens"
     else:
@@ -90,15 +94,30 @@ def _finding(comparison: Comparison, arm: Arm) -> str:
     for unit in ("flops", "seconds"):
         in_unit = [f"{_result(arm.estimate(unit, how))} ({NAMES[unit]}, {how})" for how in ("sunk", "charged")]
         parts.append("; ".join(in_unit))
+    parts += [text for accounting in ACCOUNTINGS if (text := vanishing_text(arm, accounting))]
     parts.append(f"It ended at {arm.final_loss:.2f} ({base}: {target:.2f})")
     return ". ".join([*parts, arm.interval_note[0].upper() + arm.interval_note[1:]]) + "."
+
+
+def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> str:
+    """Where the interval of the saving meets zero, in words; empty where there are no intervals."""
+    found = arm.vanishing(unit, accounting)
+    what = f"The interval of the saving ({NAMES[unit]}, {accounting})"
+    if found.state == "met" and found.budget is not None:
+        return f"{what} meets zero at a budget of {amount(found.budget, 'tokens')} tokens"
+    first, last = (amount(arm.budgets[place].budget, "tokens") for place in (0, -1)) if arm.budgets else ("", "")
+    if found.state == "never":
+        return f"{what} stays above zero up to the largest budget, {last} tokens"
+    if found.state == "always":
+        return f"{what} is above zero at no budget from {first} to {last} tokens"
+    return ""
 
 
 def _result(estimate: Estimate) -> str:
     if math.isnan(estimate.cost):
         return "unknown, since the source's cost was not recorded,"
     # A censored arm's speedup is a bound; whether it is slower than the baseline is then already said.
-    slower = ", slower" if estimate.speedup < 1 and not estimate.censored else ""
+    slower = ", slower" if estimate.speedup < 1 and not (estimate.censored or estimate.early) else ""
     return f"{speedup_text(estimate)} speedup, {saving_text(estimate)} saving{slower}"
 
 
@@ -113,8 +132,8 @@ def _with_interval(
 ) -> str:
     if text == "unknown":
         return text
-    if estimate.censored:
-        return f"< {text}"
+    if estimate.censored or estimate.early:
+        return f"{'<' if estimate.censored else '>'} {text}"
     if interval is None:
         return text
     return f"{text} [{', '.join(form(end).removesuffix(suffix) for end in interval)}]"

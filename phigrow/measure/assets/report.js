@@ -1,0 +1,281 @@
+"use strict";
+// Curves of a phigrow report. Everything from the data goes into text nodes and numbers, never into markup.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const form = document.getElementById("controls");
+  const hidden = new Set();
+  const SVG = "http://www.w3.org/2000/svg";
+  const UNITS = { tokens: "training tokens", flops: "training FLOPs", seconds: "training time" };
+  const arms = data.arms.map((arm, place) => ({ ...arm, place, runs: data.curves[place].runs }));
+  let serial = 0;
+
+  const make = (parent, name, attributes = {}, text = null) => {
+    const svg = parent.namespaceURI === SVG || name === "svg";
+    const node = svg ? document.createElementNS(SVG, name) : document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== null) node.textContent = text;
+    parent.append(node);
+    return node;
+  };
+  const paint = (node, place) => {
+    node.style.setProperty("--colour", `var(--arm${place === 0 ? 0 : 1 + ((place - 1) % 6)})`);
+    return node;
+  };
+  const known = (value) => typeof value === "number" && Number.isFinite(value);
+  const figures = (value, count = 3) => String(Number(value.toPrecision(count)));
+
+  function tokens(value) {
+    const [scale, letter] = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]].find(([s]) => Math.abs(value) >= s) || [1, ""];
+    return figures(value / scale) + letter;
+  }
+  function formatter(unit, most) {
+    if (unit === "tokens") return tokens;
+    if (unit === "flops") return (value) => (value ? Number(value.toPrecision(3)).toExponential().replace("+", "") : "0");
+    const [scale, name] = most >= 7200 ? [3600, " h"] : most >= 300 ? [60, " min"] : [1, " s"];
+    return (value) => figures(value / scale) + name;
+  }
+
+  function ticks(low, high, log, most) {
+    if (log) {
+      for (const mantissas of [[1, 1.5, 2, 3, 4, 5, 6, 8], [1, 2, 3, 5], [1, 2, 5], [1, 3], [1]]) {
+        const found = [];
+        for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1)
+          for (const times of mantissas) found.push(times * 10 ** power);
+        const inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+        if (inside.length <= most + 2 && inside.length > 1) return inside;
+      }
+    }
+    const rough = (high - low) / most;
+    const unit = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].find((times) => times * unit >= rough) * unit;
+    const linear = [];
+    for (let k = Math.ceil(low / step); k * step <= high + 1e-9 * step; k += 1) linear.push(k * step);
+    return linear;
+  }
+
+  // spec: lines [{name, place, points [[x, y, text]], seed, dashed, band [[x, low, high]], marks [{x, y, shape, solid}]}],
+  // xlog, ylog, x and y (formatters), xlabel, title, yrange, goal.
+  function chart(host, spec) {
+    host.replaceChildren();
+    const width = Math.max(host.clientWidth, 240), height = spec.height || Math.round(Math.min(430, Math.max(270, width * 0.45)));
+    const all = spec.lines.flatMap((line) => line.points).filter(([x, y]) => known(x) && known(y) && (!spec.xlog || x > 0));
+    if (!all.length) return make(host, "p", { class: "small" }, "Nothing to show here.");
+    const xs = all.map(([x]) => x), ys = all.map(([, y]) => y);
+    const xrange = [spec.xlog ? Math.min(...xs) : Math.min(0, ...xs), Math.max(...xs)];
+    const yrange = spec.yrange || [Math.min(...ys), Math.max(...ys)];
+    if (xrange[0] === xrange[1]) xrange[spec.xlog ? 0 : 1] *= spec.xlog ? 0.5 : 2;
+    if (yrange[0] === yrange[1]) { yrange[0] *= 0.99; yrange[1] = yrange[1] * 1.01 || 1; }
+    const warp = (log) => (log ? Math.log : (value) => value);
+    const wx = warp(spec.xlog), wy = warp(spec.ylog);
+    const room = { left: 52, right: 16, top: 26, bottom: 40 };
+    const right = width - room.right, bottom = height - room.bottom;
+    const px = (x) => room.left + ((wx(x) - wx(xrange[0])) / (wx(xrange[1]) - wx(xrange[0]))) * (right - room.left);
+    const py = (y) => bottom - ((wy(y) - wy(yrange[0])) / (wy(yrange[1]) - wy(yrange[0]))) * (bottom - room.top);
+
+    const svg = make(host, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": spec.title });
+    make(svg, "text", { x: 0, y: 13, class: "title" }, spec.title);
+    for (const y of ticks(...yrange, spec.ylog, Math.max(3, Math.floor((bottom - room.top) / 55)))) {
+      make(svg, "line", { x1: room.left, x2: right, y1: py(y), y2: py(y), class: "rule" });
+      make(svg, "text", { x: room.left - 7, y: py(y) + 4, "text-anchor": "end" }, spec.y(y));
+    }
+    let free = -Infinity;
+    for (const x of ticks(...xrange, spec.xlog, Math.max(2, Math.floor((right - room.left) / 80)))) {
+      if (px(x) - free < 44) continue;
+      free = px(x);
+      make(svg, "line", { x1: px(x), x2: px(x), y1: bottom, y2: bottom + 4, class: "frame" });
+      make(svg, "text", { x: px(x), y: bottom + 17, "text-anchor": "middle" }, spec.x(x));
+    }
+    make(svg, "line", { x1: room.left, x2: right, y1: bottom, y2: bottom, class: "frame" });
+    make(svg, "text", { x: (room.left + right) / 2, y: height - 5, "text-anchor": "middle" }, spec.xlabel);
+    const clip = `clip${(serial += 1)}`;
+    make(make(svg, "clipPath", { id: clip }), "rect", { x: room.left, y: room.top - 4, width: right - room.left + 4, height: bottom - room.top + 8 });
+    const inside = make(svg, "g", { "clip-path": `url(#${clip})` });
+    if (known(spec.goal)) make(inside, "line", { x1: room.left, x2: right, y1: py(spec.goal), y2: py(spec.goal), class: "goal" });
+    for (const line of spec.lines) {
+      const spot = ([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`;
+      if (line.band && line.band.length > 1) {
+        const upper = line.band.map(([x, , high]) => spot([x, Math.min(high, yrange[1])]));
+        const lower = line.band.map(([x, low]) => spot([x, Math.max(low, yrange[0])])).reverse();
+        paint(make(inside, "polygon", { points: [...upper, ...lower].join(" "), class: "band" }), line.place);
+      }
+      // A loss that is not a number interrupts its curve.
+      let piece = [];
+      const draw = () => {
+        if (piece.length > 1)
+          paint(make(inside, "polyline", { points: piece.map(spot).join(" "), class: `curve${line.seed ? " seed" : ""}${line.dashed ? " dashed" : ""}` }), line.place);
+        piece = [];
+      };
+      for (const point of line.points) {
+        if (known(point[0]) && known(point[1]) && (!spec.xlog || point[0] > 0) && (!spec.ylog || point[1] > 0)) piece.push(point);
+        else draw();
+      }
+      draw();
+    }
+    for (const line of spec.lines)
+      for (const { x, y, shape, solid } of line.marks || []) {
+        if (!known(x) || !known(y) || (spec.xlog && x <= 0) || y < yrange[0] * 0.999 || y > yrange[1] * 1.001) continue;
+        const [a, b] = [px(x), py(y)];
+        const turn = shape === "down" ? 1 : -1;
+        const node = shape
+          ? make(svg, "polygon", { points: `${a - 5},${b - 4 * turn} ${a + 5},${b - 4 * turn} ${a},${b + 5 * turn}`, class: "mark" })
+          : make(svg, "circle", { cx: a, cy: b, r: solid ? 3.5 : 5, class: solid ? "mark solid" : "mark" });
+        paint(node, line.place);
+      }
+    hover(host, svg, spec, { px, width, top: room.top, bottom, left: room.left, right });
+    return svg;
+  }
+
+  function hover(host, svg, spec, at) {
+    const cursor = make(svg, "line", { y1: at.top, y2: at.bottom, class: "cursor", visibility: "hidden" });
+    const tip = make(host, "div", { class: "tip", hidden: "" });
+    const hide = () => { tip.hidden = true; cursor.setAttribute("visibility", "hidden"); };
+    const show = (event) => {
+      const box = svg.getBoundingClientRect();
+      const x = ((event.clientX - box.left) / box.width) * at.width;
+      if (x < at.left - 8 || x > at.right + 8) return hide();
+      const near = spec.lines.filter((line) => !line.seed).map((line) => {
+        const there = line.points.filter((point) => known(point[0]) && known(point[1]) && (!spec.xlog || point[0] > 0));
+        const best = there.reduce((a, b) => (a && Math.abs(at.px(a[0]) - x) <= Math.abs(at.px(b[0]) - x) ? a : b), null);
+        return { line, best };
+      }).filter(({ best }) => best);
+      if (!near.length) return hide();
+      const first = near.reduce((a, b) => (Math.abs(at.px(a.best[0]) - x) <= Math.abs(at.px(b.best[0]) - x) ? a : b)).best[0];
+      const place = at.px(first);
+      for (const [key, value] of [["x1", place], ["x2", place], ["visibility", "visible"]]) cursor.setAttribute(key, value);
+      tip.replaceChildren();
+      make(tip, "b", {}, spec.x(first));
+      for (const { line, best } of near.sort((a, b) => a.best[1] - b.best[1]))
+        if (Math.abs(at.px(best[0]) - place) < 30) paint(make(tip, "span", {}, `${line.name}: ${best[2] || spec.y(best[1], true)}`), line.place);
+      tip.hidden = false;
+      const scale = box.width / at.width;
+      const left = place * scale + (place * scale > box.width / 2 ? -tip.offsetWidth - 12 : 12);
+      tip.style.left = `${Math.max(0, Math.min(left, box.width - tip.offsetWidth))}px`;
+      return undefined;
+    };
+    svg.addEventListener("pointermove", show);
+    svg.addEventListener("pointerdown", show);
+    svg.addEventListener("pointerleave", hide);
+  }
+
+  const chosen = () => {
+    const form_ = new FormData(form);
+    return Object.fromEntries(["unit", "accounting", "xlog", "ylog", "whole", "loss"].map((key) => [key, form_.get(key)]));
+  };
+  const visible = () => arms.filter((arm) => !hidden.has(arm.place));
+  const find = (estimates, { unit, accounting }) => estimates.find((e) => e.unit === unit && e.accounting === accounting);
+
+  function series(run, { unit, accounting, loss }) {
+    const from = loss === "train" ? run.train : run.evals;
+    const losses = loss && loss !== "train" ? run.sources[loss.slice(2)] || [] : from.loss;
+    const before = accounting === "charged" ? run.source[unit] : 0;
+    if (before === null) return [];
+    return from[unit].map((cost, index) => [cost + before + run.expansion[unit], losses[index] ?? null]);
+  }
+  const mean = (values) => (values.every(known) ? values.reduce((a, b) => a + b, 0) / values.length : null);
+
+  function armLines(arm, curves, more = {}) {
+    const full = curves.filter((points) => points.length);
+    if (!full.length) return [];
+    const line = { name: arm.name, place: arm.place, ...more };
+    if (full.length === 1) return [{ ...line, points: full[0] }];
+    const seeds = full.map((points) => ({ name: arm.name, place: arm.place, seed: true, points }));
+    if (full.some((points) => points.length !== full[0].length)) return [...seeds, { ...line, points: full[0], seed: true }];
+    const middle = full[0].map((_, index) => [0, 1].map((axis) => mean(full.map((points) => points[index][axis]))));
+    return [...seeds, { ...line, points: middle }];
+  }
+
+  function drawLoss(options) {
+    const lines = visible().flatMap((arm) => {
+      const estimate = find(arm.estimates, options);
+      const met = !options.loss && estimate && !estimate.censored && !estimate.early && known(estimate.cost);
+      return armLines(arm, arm.runs.map((run) => series(run, options)), { marks: met ? [{ x: estimate.cost, y: data.target }] : [] });
+    });
+    const most = Math.max(0, ...lines.flatMap((line) => line.points.map(([x]) => x || 0)));
+    const losses = lines.flatMap((line) => line.points).filter(([x, y]) => known(y) && (options.whole || x >= 0.08 * most)).map(([, y]) => y);
+    const free = options.whole || options.loss;
+    chart(document.getElementById("loss"), {
+      lines, xlog: options.xlog, ylog: options.ylog, x: formatter(options.unit, most), xlabel: UNITS[options.unit] + (options.accounting === "charged" ? ", source's included" : ""),
+      y: (value, fine) => value.toFixed(fine ? 3 : value < 10 ? 2 : 1), goal: options.loss ? null : data.target,
+      yrange: free && losses.length ? [Math.min(...losses), Math.max(...losses)] : free ? null : [...data.range],
+      title: options.loss === "train" ? "Training loss, nats a token" : `Held-out loss${options.loss ? `, ${options.loss.slice(2)}` : ""}, nats a token`,
+    });
+    document.getElementById("loss-caption").textContent = options.loss ? "" :
+      "Dashed: the loss that " + data.baseline + " ends at, the target. Rings: what an arm has spent when a fit of its curve gets there. Thin lines: single seeds.";
+  }
+
+  function drawBudgets(options) {
+    const lines = visible().filter((arm) => arm.budgets.length).map((arm) => {
+      const points = arm.budgets.map((point) => ({ point, e: find(point.estimates, options) })).filter(({ e }) => known(e.speedup) && e.speedup > 0);
+      const sign = (e) => (e.censored ? "< " : e.early ? "> " : "");
+      const ends = (e) => (e.speedup_interval && e.speedup_interval.every(known) ? ` [${e.speedup_interval.map((end) => end.toFixed(2)).join(", ")}]` : "");
+      // Bounds stand alone: a line between a bound and a value would be neither.
+      const joined = points.flatMap(({ point, e }) => {
+        const spot = [point.budget, e.speedup, `${sign(e)}${e.speedup.toFixed(2)}x${ends(e)}`];
+        return sign(e) ? [[null, null], spot, [null, null]] : [spot];
+      });
+      return {
+        name: arm.name, place: arm.place, dashed: arm.budgets.some(({ basis }) => basis === "curve"),
+        points: joined,
+        band: points.filter(({ e }) => e.speedup_interval).map(({ point, e }) => [point.budget, e.speedup_interval[0] ?? Infinity, e.speedup_interval[1] ?? Infinity]),
+        marks: points.map(({ point, e }) => ({ x: point.budget, y: e.speedup, solid: point.basis !== "curve", shape: e.censored ? "down" : e.early ? "up" : null })),
+      };
+    });
+    const figure = document.getElementById("budget-figure");
+    figure.hidden = !arms.some((arm) => arm.budgets.length);
+    if (figure.hidden) return;
+    const values = lines.flatMap((line) => line.points.map(([, y]) => y)).filter(known);
+    const lows = lines.flatMap((line) => line.band.map(([, low]) => low)), highs = lines.flatMap((line) => line.band.map(([, , high]) => high));
+    const top = Math.max(1, ...values), low = Math.min(1, ...values);
+    chart(document.getElementById("budget"), {
+      lines, xlog: true, ylog: true, goal: 1, x: tokens, y: (value) => `${figures(value)}x`, xlabel: `${data.baseline}'s budget, tokens`,
+      yrange: [0.9 * Math.max(low / 2, Math.min(low, ...lows)), 1.1 * Math.min(2 * top, Math.max(top, ...highs))],
+      title: `Speedup against budget (${options.unit === "flops" ? "FLOPs" : options.unit}, ${options.accounting})`,
+    });
+    const middle = lines.some((line) => line.dashed);
+    document.getElementById("budget-caption").textContent = (middle
+      ? "Dashed: every point but the last is read off curves in the middle of their schedule, which flatters the faster starter. "
+      : "Read between fully decayed ends. ") + "Bands: 95 % intervals over paired seeds. Triangles: bounds. No point: below the target from the start.";
+  }
+
+  function drawDiagnostics() {
+    const host = document.getElementById("diagnostics");
+    host.replaceChildren();
+    const wanted = [];
+    for (const [key, title] of Object.entries(data.words)) {
+      const lines = visible().flatMap((arm) => armLines(arm, arm.runs.filter((run) => run.diagnostics[key]).map((run) => run.diagnostics.step.map((step, index) => [step, run.diagnostics[key][index]]))));
+      if (!lines.length) continue;
+      wanted.push([make(make(host, "figure"), "div", { class: "chart" }), lines, title[0].toUpperCase() + title.slice(1)]);
+    }
+    // Drawn when all are there, since each takes its width from the grid.
+    for (const [box, lines, title] of wanted) chart(box, { lines, x: String, y: (value) => figures(value, 4), xlabel: "step", title, height: 240 });
+  }
+
+  function draw() {
+    const options = chosen();
+    drawLoss(options);
+    drawBudgets(options);
+    drawDiagnostics();
+  }
+
+  const legend = document.getElementById("legend");
+  for (const arm of arms) {
+    arm.name = arm.arm;
+    const button = paint(make(legend, "button", { type: "button", "aria-pressed": "true" }, arm.name), arm.place);
+    button.addEventListener("click", () => {
+      if (!hidden.delete(arm.place)) hidden.add(arm.place);
+      button.setAttribute("aria-pressed", String(!hidden.has(arm.place)));
+      draw();
+    });
+  }
+  const names = new Set(arms.flatMap((arm) => arm.runs.flatMap((run) => Object.keys(run.sources))));
+  for (const name of names) make(form.elements.loss, "option", { value: `s:${name}` }, `held-out, ${name}`);
+  form.hidden = false;
+  form.addEventListener("change", draw);
+  let width = 0;
+  new ResizeObserver(() => {
+    const now = document.getElementById("loss").clientWidth;
+    if (now !== width) { width = now; draw(); }
+  }).observe(document.getElementById("charts"));
+  draw();
+  document.documentElement.dataset.ready = "yes";
+})();

@@ -1,0 +1,140 @@
+"""A comparison as JSON-ready data: its numbers at full precision, and the curves for the page."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Arm, BudgetPoint, Comparison, Estimate
+from phigrow.measure.intervals import CONFIDENCE
+from phigrow.measure.provenance import all_runs
+from phigrow.measure.records import COSTS, DIAGNOSTICS, Columns, Run
+from phigrow.measure.wording import findings
+
+MOST_POINTS = 400
+"""Points of a curve on the page. Of training losses each is the mean of the steps it stands for, of evaluations some
+are picked, the first and the last among them, so that what is read off is what was recorded."""
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as JSON-ready data, at full precision; null where a number is unknown or infinite."""
+    return {
+        "format": 2,
+        "baseline": comparison.baseline.name,
+        "targets": {str(seed): target for seed, target in comparison.targets.items()},
+        "confidence": CONFIDENCE,
+        "findings": findings(comparison),
+        "notes": list(comparison.notes),
+        "arms": [_arm(arm) for arm in (comparison.baseline, *comparison.arms)],
+        "runs": [_plain(run.meta) for run in all_runs(comparison)],
+    }
+
+
+def curves_data(comparison: Comparison) -> list[dict[str, Any]]:
+    """The curves of every compared run, arm by arm: evaluations, training losses, diagnostics, what came before."""
+    return [
+        {"arm": arm.name, "runs": [_curves(run, own=arm is comparison.baseline) for run in arm.runs]}
+        for arm in (comparison.baseline, *comparison.arms)
+    ]
+
+
+def _arm(arm: Arm) -> dict[str, Any]:
+    return {
+        "arm": arm.name,
+        "seeds": list(arm.seeds),
+        "final_loss": _finite(arm.final_loss),
+        "final_loss_by_seed": {str(run.seed): _finite(float(run.evals["loss"][-1])) for run in arm.runs},
+        "loss_at_step": {str(step): _finite(loss) for step, loss in arm.loss_at.items()},
+        "censored_seeds": list(arm.censored_seeds),
+        "diverged_at_step": {str(run.seed): run.diverged_at for run in arm.runs if run.diverged_at is not None},
+        "basis": arm.basis,
+        "estimates": [_estimate(estimate) for estimate in arm.estimates],
+        "budgets": [_point(point) for point in arm.budgets],
+        "vanishing": [
+            {"unit": unit, "accounting": accounting, "state": found.state, "budget": found.budget}
+            for unit in UNITS
+            for accounting in ACCOUNTINGS
+            if (found := arm.vanishing(unit, accounting)) and arm.budgets
+        ],
+        "notes": list(arm.notes),
+    }
+
+
+def _point(point: BudgetPoint) -> dict[str, Any]:
+    return {
+        "budget": point.budget,
+        "target": point.target,
+        "basis": point.basis,
+        "seeds": list(point.seeds),
+        "estimates": [_estimate(estimate) for estimate in point.estimates],
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "unit": estimate.unit,
+        "accounting": estimate.accounting,
+        "cost": _finite(estimate.cost),
+        "baseline_cost": _finite(estimate.baseline_cost),
+        "speedup": _finite(estimate.speedup),
+        "speedup_interval": [_finite(end) for end in estimate.speedup_interval or ()] or None,
+        "saving": _finite(estimate.saving),
+        "saving_interval": [_finite(end) for end in estimate.saving_interval or ()] or None,
+        "censored": estimate.censored,
+        "early": estimate.early,
+        "at_target_from_the_start": estimate.cost == 0,
+    }
+
+
+def _curves(run: Run, *, own: bool) -> dict[str, Any]:
+    before = {unit: run.source_cost(unit) for unit in COSTS}
+    if own and not run.meta.get("growth"):
+        before = {unit: 0.0 if math.isnan(cost) else cost for unit, cost in before.items()}
+    columns = ("step", *COSTS)
+    return {
+        "seed": run.seed,
+        "source": {unit: _finite(cost) for unit, cost in before.items()},
+        "expansion": {unit: run.expand_cost(unit) for unit in COSTS},
+        "evals": {key: _list(_picked(run.evals[key])) for key in (*columns, "loss")},
+        "sources": {name: _list(_picked(losses)) for name, losses in run.sources.items()},
+        "train": {key: _list(values) for key, values in _thinned(run.steps, (*columns, "loss")).items()},
+        "diagnostics": {
+            key: _list(_picked(run.diagnostics[key])) for key in ("step", *DIAGNOSTICS) if key in run.diagnostics
+        },
+    }
+
+
+def _picked(values: NDArray[Any]) -> NDArray[Any]:
+    if len(values) <= MOST_POINTS:
+        return values
+    return values[np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).astype(int))]
+
+
+def _thinned(columns: Columns, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    count = len(columns["step"])
+    if count <= MOST_POINTS:
+        return {key: columns[key] for key in keys}
+    starts = np.linspace(0, count, MOST_POINTS, endpoint=False).astype(int)
+    sizes = np.diff([*starts, count])
+    return {key: np.add.reduceat(columns[key].astype(float), starts) / sizes for key in keys}
+
+
+def _list(values: NDArray[Any]) -> list[float | None]:
+    """Six figures: more than a screen shows, and half the bytes."""
+    return [_finite(float(f"{value:.6g}")) for value in values]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """Data from a record with null for what JSON has no number for (its reader accepts NaN, the standard does not)."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _finite(value) if isinstance(value, float) else value

@@ -1,0 +1,132 @@
+"""The report as one HTML page: findings, interactive curves, tables, provenance; no network, nothing to install.
+
+Names and settings come from records that somebody else may have written. All text is escaped, the script writes text
+only, and a content security policy allows this page's own script and style and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib.resources import files
+
+from phigrow.measure.data import as_json, curves_data
+from phigrow.measure.estimates import UNITS, Comparison
+from phigrow.measure.figures import loss_range
+from phigrow.measure.provenance import all_runs, difference_rows, run_rows, version_lines
+from phigrow.measure.tables import Rows, budget_rows, caption, cost_rows, headline_rows, loss_rows
+from phigrow.measure.trends import WORDS
+from phigrow.measure.wording import NAMES, findings
+
+
+def page(comparison: Comparison, definitions: str) -> str:
+    """Return the page; ``definitions`` says in Markdown's bold and plain words what is measured.
+
+    >>> Path("report.html").write_text(page(compare(load_runs("runs")), ""))  # doctest: +SKIP
+    """
+    base = comparison.baseline.name
+    arms = (comparison.baseline, *comparison.arms)
+    low, high = loss_range(comparison)
+    data = as_json(comparison)
+    for arm in data["arms"]:
+        del arm["notes"]
+    shown = {key: data[key] for key in ("baseline", "arms")}
+    shown |= {"target": comparison.target(), "range": [low, high], "words": WORDS, "curves": curves_data(comparison)}
+    notes = dict.fromkeys(note for arm in arms for note in arm.notes)
+    style, script = (_asset(f"report.{ending}") for ending in ("css", "js"))
+    slots = {
+        "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:",
+        "style": style,
+        "script": script,
+        "data": _embedded(shown),
+        "title": html.escape(f"Growth against {base}"),
+        "summary": html.escape(_summary(comparison)),
+        "findings": _list(findings(comparison)) or "<p>There is nothing to compare.</p>",
+        "headline": _table(headline_rows(comparison)),
+        "definitions": re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(definitions)),
+        "losses": _table(loss_rows(comparison)),
+        "costs": "".join(
+            f"<h3>{NAMES[unit]}</h3><p>{html.escape(caption(comparison, unit))}</p>"
+            + _table(cost_rows(comparison, unit))
+            for unit in UNITS
+        ),
+        "budgets": _table(budget_rows(comparison, "tokens")),
+        "notes": _section("Notes", _list([*comparison.notes, *notes])) if notes or comparison.notes else "",
+        "runs": _table(run_rows(comparison)) + _list(version_lines(comparison)),
+        "differences": _table(difference_rows(comparison), wrap=True) or "<p>None.</p>",
+        "records": "".join(
+            _record(run.name + (f", {run.budget} steps" if run.budget else ""), run.meta)
+            for run in all_runs(comparison)
+        ),
+    }
+    # In one pass, so that nothing in a slot can be taken for another slot.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: slots[found[1]], _asset("report.html"))
+
+
+def tables(comparison: Comparison) -> str:
+    """Speedups and losses as HTML tables, escaped: what a notebook shows of a comparison."""
+    found = [(_summary(comparison), headline_rows(comparison)), ("Held-out loss, nats a token", loss_rows(comparison))]
+    return "".join(f"<p>{html.escape(words)}</p>{_table(rows)}" for words, rows in found if rows)
+
+
+def _asset(name: str) -> str:
+    return (files("phigrow.measure") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _embedded(data: object) -> str:
+    """JSON that an HTML parser cannot leave: no ``<`` ends the script element, no ``&`` begins an entity."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _summary(comparison: Comparison) -> str:
+    arms, seeds = len(comparison.arms), len(comparison.baseline.seeds)
+    several = len({point.budget for arm in comparison.arms for point in arm.budgets if point.basis == "ends"})
+    parts = [f"{arms} {'arm' if arms == 1 else 'arms'} against {comparison.baseline.name}"]
+    parts.append(f"{seeds} {'seed' if seeds == 1 else 'seeds'}")
+    if several > 1:
+        parts.append(f"{several} budgets")
+    return ", ".join(parts) + f". Target: a held-out loss of {comparison.target():.3f} nats a token."
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _list(lines: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _table(rows: Rows, *, wrap: bool = False) -> str:
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in rows[0])
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row">{html.escape(cell)}</th>' if place == 0 else f"<td>{_value(cell)}</td>"
+            for place, cell in enumerate(row.values())
+        )
+        + "</tr>"
+        for row in rows
+    )
+    kind = ' class="wrap"' if wrap else ""
+    table = f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def _value(cell: str) -> str:
+    """A cell with its interval, if it ends in one, on a line of its own."""
+    return re.sub(r" (\[[^\[\]]*\])$", r" <small>\1</small>", html.escape(cell))
+
+
+def _record(name: str, meta: object) -> str:
+    text = json.dumps(meta, indent=1, ensure_ascii=False)
+    return f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(text)}</pre></details>"

@@ -1,0 +1,107 @@
+"""Where the numbers of a report come from: runs, versions, and what differs between the runs' settings."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from phigrow.measure.estimates import Comparison
+from phigrow.measure.records import Run
+from phigrow.measure.tables import Rows
+from phigrow.measure.wording import amount
+
+EXPECTED = ("config.arm", "config.seed", "config.out")
+"""Settings that always differ and say nothing."""
+
+
+def all_runs(comparison: Comparison) -> list[Run]:
+    """The runs that are compared, and those at other budgets, each once, arm by arm."""
+    found: dict[tuple[str, int, int | None], Run] = {}
+    for arm in (comparison.baseline, *comparison.arms):
+        for run in (*arm.runs, *comparison.ends.get(arm.name, ())):
+            found.setdefault((run.arm, run.seed, run.budget), run)
+    return list(found.values())
+
+
+def run_rows(comparison: Comparison) -> Rows:
+    """One row a run: what it was, what it spent, what came before it."""
+    return [_facts(run) for run in all_runs(comparison)]
+
+
+def version_lines(comparison: Comparison) -> list[str]:
+    """The versions that the runs were made with, one line for every different set."""
+    groups: dict[str, list[str]] = {}
+    for run in all_runs(comparison):
+        versions = run.meta.get("versions")
+        if isinstance(versions, dict) and versions:
+            text = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+            groups.setdefault(text, []).append(f"{run.arm} seed {run.seed}")
+    if len(groups) == 1:
+        return [f"All runs: {text}." for text in groups]
+    return [f"{', '.join(names)}: {text}." for text, names in groups.items()]
+
+
+def difference_rows(comparison: Comparison) -> Rows:
+    """One row a setting that is not the same in all runs: its values, and the runs that have each."""
+    runs = all_runs(comparison)
+    flat = [_flat(run.meta) for run in runs]
+    expected = {*EXPECTED, *(["config.steps"] if comparison.ends else [])}
+    rows: Rows = []
+    for key in dict.fromkeys(key for settings in flat for key in settings):
+        groups: dict[str, list[Run]] = {}
+        for run, settings in zip(runs, flat, strict=True):
+            groups.setdefault(settings.get(key, "not recorded"), []).append(run)
+        if len(groups) > 1 and key not in expected:
+            said = [f"{value}: {_named(members, runs)}" for value, members in groups.items()]
+            rows.append({"setting": key, "values": "; ".join(said)})
+    return rows
+
+
+def _flat(meta: dict[str, Any]) -> dict[str, str]:
+    """Settings of the run's own configuration, its model, its growth and the machine, as text."""
+    found = {}
+    for part in ("config", "model", "growth", "versions"):
+        values = meta.get(part)
+        for key, value in values.items() if isinstance(values, dict) else ():
+            found[f"{part}.{key}"] = _text(value)
+    for key in ("seq_len", "world_size", "device", "commit", "data_fingerprint"):
+        if key in meta:
+            found[key] = _text(meta[key])
+    return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _named(members: list[Run], runs: list[Run]) -> str:
+    """The runs in words: by arm alone where all runs of the arm are among them."""
+    names = []
+    for arm in dict.fromkeys(run.arm for run in members):
+        mine = [run for run in members if run.arm == arm]
+        whole = len(mine) == sum(run.arm == arm for run in runs)
+        names.append(arm if whole else f"{arm} ({', '.join(_short(run) for run in mine)})")
+    return ", ".join(names)
+
+
+def _short(run: Run) -> str:
+    return f"seed {run.seed}" + (f" at {run.budget}" if run.budget is not None else "")
+
+
+def _facts(run: Run) -> dict[str, str]:
+    meta, evals = run.meta, run.evals
+    source, expand = meta.get("source_tokens"), meta.get("expand_seconds")
+    count = meta.get("parameters")
+    return {
+        "arm": run.arm,
+        "seed": str(run.seed),
+        "parameters": f"{count:,}" if isinstance(count, int) else "unknown",
+        "steps": str(evals["step"][-1]),
+        "tokens": amount(float(evals["tokens"][-1]), "tokens"),
+        "FLOPs": amount(float(evals["flops"][-1]), "flops"),
+        "seconds": amount(float(evals["seconds"][-1]), "seconds"),
+        "source's tokens": amount(float(source), "tokens") if isinstance(source, int | float) else "not recorded",
+        "expansion, seconds": amount(float(expand), "seconds") if isinstance(expand, int | float) else "",
+        "evaluations": str(len(evals["step"])),
+        "commit": str(meta.get("commit") or "unknown")[:12],
+    }

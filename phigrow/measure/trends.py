@@ -1,0 +1,130 @@
+"""Figures of what changes with the budget and during training: speedup against budget, symmetry diagnostics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison, Unit
+from phigrow.measure.figures import STYLE, TITLES, WIDTH, colour_of, marker_of, plain
+from phigrow.measure.records import DIAGNOSTICS
+from phigrow.measure.wording import NAMES, amount
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WORDS = {
+    "copy_cosine": "cosine between copies",
+    "effective_rank": "effective rank of the stream",
+    "fresh_update_share": "fresh share of the update",
+}
+"""What is drawn of ``DIAGNOSTICS``, and how it is called."""
+
+
+def budget_figure(comparison: Comparison, unit: Unit = "tokens") -> Figure | None:
+    """Draw speedup against the baseline's budget: left with the source's training sunk, right with it charged.
+
+    Bands are the intervals. Lines through decayed ends are solid; dashed ones join points of curves whose schedule
+    goes on. Censored points are open and point down, they are upper bounds. None where there is no arm.
+
+    Args:
+        comparison: from ``compare``.
+        unit: what the speedup is measured in; the budget is in tokens.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not any(arm.budgets for arm in comparison.arms):
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
+        for axes, accounting in zip(figure.subplots(1, 2, sharex=True, sharey=True), ACCOUNTINGS, strict=True):
+            axes.set_title(TITLES[accounting], loc="left")
+            axes.axhline(1.0, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            for place, arm in enumerate(comparison.arms, start=1):
+                _trend(axes, arm, place, unit, accounting)
+            _plain_ticks(axes, comparison)
+            axes.set_xlabel(f"{plain(comparison.baseline.name)}'s budget (tokens)")
+        figure.axes[0].set_ylabel(f"speedup in {NAMES[unit]}")
+        _legend(figure)
+    return figure
+
+
+def diagnostics_figure(comparison: Comparison) -> Figure | None:
+    """Draw the symmetry diagnostics against the step, one panel each; None where no run recorded any."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    arms = (comparison.baseline, *comparison.arms)
+    there = [key for key in DIAGNOSTICS if key in WORDS and any(key in r.diagnostics for a in arms for r in a.runs)]
+    if not there:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(there)))
+        for axes, key in zip(panels, there, strict=True):
+            axes.set_title(WORDS[key], loc="left")
+            axes.set_xlabel("step")
+            axes.grid(axis="y", color="#E4E4E4", linewidth=0.6)
+            for place, arm in enumerate(arms):
+                shown = [run for run in arm.runs if key in run.diagnostics]
+                for number, run in enumerate(shown):
+                    label = plain(arm.name) if number == 0 else None
+                    wide = 1.6 if len(shown) == 1 else 0.9
+                    at, values = run.diagnostics["step"], run.diagnostics[key]
+                    axes.plot(at, values, color=colour_of(place), linewidth=wide, label=label)
+        _legend(figure)
+    return figure
+
+
+def _legend(figure: Figure) -> None:
+    """One legend below all panels, where it hides nothing."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(
+        list(found.values()), list(found), loc="outside lower center", ncols=min(len(found), 5), frameon=False
+    )
+
+
+def _trend(axes: Axes, arm: Arm, place: int, unit: Unit, accounting: Any) -> None:
+    points = [(point, point.estimate(unit, accounting)) for point in arm.budgets]
+    known = [(point, each) for point, each in points if np.isfinite(each.speedup) and each.speedup > 0]
+    if not known:
+        return
+    colour, marker = colour_of(place), marker_of(place)
+    dashed = any(point.basis == "curve" for point, _ in known)
+    budgets, speedups = [point.budget for point, _ in known], [each.speedup for _, each in known]
+    style: Any = (0, (3, 1.5)) if dashed else "-"
+    # Bounds stand alone: a line between a bound and a value would be neither.
+    joined = [np.nan if each.censored or each.early else each.speedup for _, each in known]
+    axes.plot(budgets, joined, color=colour, linewidth=1.4, linestyle=style, label=plain(arm.name))
+    for point, each in known:
+        mark = "v" if each.censored else "^" if each.early else marker
+        bound = each.censored or each.early
+        face = "white" if bound or point.basis == "curve" else colour
+        axes.plot(point.budget, each.speedup, mark, color=colour, markerfacecolor=face, markersize=4)
+    whole: list[tuple[BudgetPoint, Any]] = [(p, e.speedup_interval) for p, e in known if e.speedup_interval]
+    if len(whole) > 1:
+        low, high = (np.array([interval[end] for _, interval in whole]) for end in (0, 1))
+        top = max(2 * max(speedups), 1.0)
+        axes.fill_between([p.budget for p, _ in whole], low, np.minimum(high, top), color=colour, alpha=0.15, lw=0)
+
+
+def _plain_ticks(axes: Axes, comparison: Comparison) -> None:
+    """Ticks as 100k and 2x, few enough to read, where matplotlib would write powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value, "tokens")))
+    low, high = axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    for each in (axes.xaxis, axes.yaxis):
+        each.set_minor_locator(NullLocator())
