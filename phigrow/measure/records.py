@@ -89,9 +89,12 @@ class Run:
 
     @property
     def diverged_at(self) -> int | None:
-        """The first step whose training or held-out loss is not finite; None when there is none."""
-        broken = [int(c["step"][~np.isfinite(c["loss"])][0]) for c in (self.steps, self.evals) if _broken(c)]
-        return min(broken, default=None)
+        """The first step whose training or held-out loss is not finite; None when there is none.
+
+        A step that was skipped does not count: it changed nothing.
+        """
+        broken = [c["step"][~np.isfinite(c["loss"]) & (c.get("skipped", 0.0) == 0)] for c in (self.steps, self.evals)]
+        return min((int(steps[0]) for steps in broken if len(steps)), default=None)
 
     def held_out(self, step: int) -> float | None:
         """The held-out loss recorded after exactly ``step`` updates (0: before the first one), or None."""
@@ -215,10 +218,6 @@ def load_runs(folders: str | Path | Iterable[str | Path]) -> list[Run]:
         for folder in here:
             found.setdefault(folder.resolve(), folder)
     return [load_run(folder) for folder in found.values()]
-
-
-def _broken(columns: Columns) -> bool:
-    return not bool(np.isfinite(columns["loss"]).all())
 
 
 def _checked_meta(record: dict[str, Any], where: str) -> dict[str, Any]:

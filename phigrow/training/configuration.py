@@ -133,7 +133,12 @@ class RunConfig:
     eval_blocks: int = _key(64, "held-out blocks an evaluation reads, the same in every run; 0 reads all")
     save_every: int = _key(500, "steps between checkpoints; also at the end; 0 saves none")
     keep: int = _key(2, "checkpoints kept; 0 keeps all")
-    log_every: int = _key(10, "steps between lines of progress")
+    log_every: int = _key(
+        10, "steps between lines of progress; losses are read from the device, and requests to stop seen, then"
+    )
+    nonfinite_limit: int = _key(
+        10, "steps skipped because the loss or a gradient was not finite, after which a launch ends; 0 never ends it"
+    )
     resume: str = _key("auto", "auto continues from the last complete checkpoint in out", choices=("auto", "never"))
     export: str | None = _key("export", "final Hugging Face folder, inside out unless absolute; none writes none")
     export_dtype: str | None = _key(
@@ -154,7 +159,9 @@ class RunConfig:
             "vocab_size": 1,
             "log_every": 1,
         }
-        at_least |= dict.fromkeys(("warmup", "decay", "eval_every", "eval_blocks", "save_every", "keep"), 0)
+        at_least |= dict.fromkeys(
+            ("nonfinite_limit", "warmup", "decay", "eval_every", "eval_blocks", "save_every", "keep"), 0
+        )
         at_least |= dict.fromkeys(("lr", "min_lr", "weight_decay", "eps", "grad_clip", "beta1", "beta2", "seed"), 0)
         for key, least in at_least.items():
             if (value := getattr(self, key)) is not None and value < least:

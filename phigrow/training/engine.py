@@ -69,6 +69,8 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
         _agree(config, f"{key}.enabled", section.get("enabled", "auto"), config.dtype == dtype)
         if key in out or config.dtype == dtype:
             out[key] = section | {"enabled": config.dtype == dtype}
+    if config.dtype == "bf16":
+        _agree(config, "bf16.check_grad_overflow", out["bf16"].get("check_grad_overflow", "auto"), True)
     out["zero_optimization"] = {**out.get("zero_optimization", {}), "stage": stage}
     if config.dtype == "bf16" and stage > 0:
         out.setdefault("data_types", {"grad_accum_dtype": "fp32"})

@@ -18,10 +18,11 @@ from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.process import StopRequest, World, on_rank_zero, start
 from phigrow.training.progress import Reporter
-from phigrow.training.records import RecordWriter
+from phigrow.training.records import RecordWriter, recorded_losses
+from phigrow.training.watch import NonFinite, Spikes
 
 if TYPE_CHECKING:
-    from phigrow.training.step import Reading
+    from phigrow.training.step import Reading, Stepper
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,28 @@ class _Run:
         self.heldout_loss: float | None = None
         self.heldout_by_source: dict[str, float] = {}
         self.records: RecordWriter | None = None
+        self.nonfinite = NonFinite(config.nonfinite_limit, config.dtype)
+        self.spikes = Spikes()
         if world.first:
             self.records = RecordWriter(out, resume_step=self.at.step if found else None)
-            if not found:
+            if found:
+                self.spikes = Spikes(recorded_losses(self.records.path))
+            else:
                 self.records.write("run", **run_record(config, source, self.model_dict, world, blocks, self.feed))
 
     def train(self) -> Summary:
+        reporter = self._reporter()
+        try:
+            return self._train(reporter)
+        finally:
+            reporter.close()
+            if self.records:
+                self.records.close()
+
+    def _train(self, reporter: Reporter) -> Summary:
         from phigrow.training.step import Stepper
 
-        config, reporter = self.config, self._reporter()
+        config = self.config
         saved_at = self.at.step if self.at.step else None
         if self.at.step:
             reporter.say(f"resuming at step {self.at.step}")
@@ -127,7 +141,7 @@ class _Run:
                 evaluates = last or (config.eval_every and done % config.eval_every == 0)
                 saves = config.save_every and (last or done % config.save_every == 0)
                 if evaluates or saves or stepper.due(done):
-                    stopped = self._account_for(stepper.read(), reporter)
+                    stopped = self._account_for(stepper, reporter)
                 if evaluates:
                     self._evaluate(reporter)
                 if saves or (stopped and config.save_every):
@@ -135,38 +149,49 @@ class _Run:
                     checkpoints.save(self.engine, self.out, self.at, self.world, keep=config.keep)
                     saved_at = done
         if stopped and self.at.step < config.steps:
-            reporter.close()
-            if self.records:
-                self.records.close()
-            if self.world.first:
-                kept = f"the checkpoint of step {saved_at}" if saved_at else "nothing, because save_every is 0"
-                print(f"stopped at step {self.at.step}, as asked; the same command resumes from {kept}", flush=True)
+            kept = f"the checkpoint of step {saved_at}" if saved_at else "nothing, because save_every is 0"
+            reporter.say(f"stopped at step {self.at.step}, as asked; the same command resumes from {kept}")
             return Summary(self.out, self.at.step, False, self.loss, self.heldout_loss)
         if self.heldout_loss is None:  # resumed from the last step, to write the export
             self.heldout_loss = self._heldout_loss()
         folder = self._export(reporter)
-        reporter.close()
-        if self.records:
-            self.records.close()
         return Summary(self.out, self.at.step, True, self.loss, self.heldout_loss, folder)
 
     def _reporter(self) -> Reporter:
         config = self.config
         return Reporter(speaks=self.world.first, steps=config.steps, done=self.at.step, every=config.log_every)
 
-    def _account_for(self, readings: list[Reading], reporter: Reporter) -> bool:
-        """Count, record and report the steps that were read; returns whether any rank was asked to stop."""
+    def _account_for(self, stepper: Stepper, reporter: Reporter) -> bool:
+        """Count, record and report the steps since the last reading; returns whether any rank was asked to stop."""
+        readings = stepper.read()
         for reading in readings:
             self.at = Progress(reading.step, self.at.tokens + self.step_tokens, self.at.seconds + reading.seconds)
             self.loss = reading.loss
             speed = self.step_tokens / reading.seconds
+            flags = self._flags(reading, reporter)
             if self.records:
                 values = {"loss": reading.loss, "lr": reading.lr, "grad_norm": reading.grad_norm}
                 rates = {"tokens_per_second": round(speed, 1), "data_wait": round(reading.waited / reading.seconds, 4)}
-                self.records.write("step", **self._account(), **values, **rates)
+                self.records.write("step", **self._account(), **values, **rates, **flags)
             left = (self.config.steps - reading.step) * self.at.seconds / reading.step
             reporter.step(reading.step, reading.loss, reading.lr, speed, left)
+            if reading.skipped:
+                self.nonfinite.check(reading, self.feed.rows(reading.step - 1).tolist())
         return any(reading.asked_to_stop for reading in readings)
+
+    def _flags(self, reading: Reading, reporter: Reporter) -> dict[str, Any]:
+        """What was unusual in a step, for its record, said at once."""
+        if self.nonfinite.is_overflow(reading):
+            return {"overflow": True}
+        if reading.skipped:
+            blocks = list(reading.broken) or self.feed.rows(reading.step - 1).tolist()
+            what = "loss" if reading.broken else "gradient"
+            reporter.say(f"step {reading.step}: a {what} is not finite; no update (blocks in the records)")
+            return {"skipped": True, "blocks": blocks}
+        if self.spikes.is_spike(reading.loss):
+            reporter.say(f"step {reading.step}: the loss jumped to {reading.loss:.4f}")
+            return {"spike": True}
+        return {}
 
     def _account(self) -> dict[str, Any]:
         at = self.at

@@ -12,6 +12,8 @@ from torch import nn
 
 from phigrow.config import Config, load_config, normalised
 from phigrow.errors import GrowthError
+from phigrow.training.activation import fuse_gelu
+from phigrow.training.attention import without_mask
 from phigrow.training.configuration import DEMO, DEMO_MODEL, SCRATCH, RunConfig
 from phigrow.training.loss import attach_loss
 from phigrow.training.weights import fill_from_checkpoint, fill_from_scratch
@@ -135,6 +137,8 @@ def build_model(
         raise GrowthError(f"transformers has no causal language model {kind!r}", where="model_type")
     # Imports the model's module now: under zero.Init, which replaces torch.tensor, torch's own modules fail to import.
     MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
+    if config.documents == "plain":
+        attention = without_mask(attention)
     partitioned = config.stage == 3
     with contextlib.ExitStack() as stack:
         if partitioned:
@@ -152,6 +156,7 @@ def build_model(
     if config.activation_checkpointing:
         # Reentrant under ZeRO-3: the other kind compares shapes with those of weights that are gathered no more.
         model.gradient_checkpointing_enable({"use_reentrant": partitioned})
+    fuse_gelu(model)
     attach_loss(model, config.loss, within=eos_token_id if config.documents == "within" else None)
     model.train()
     return model

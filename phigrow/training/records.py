@@ -51,3 +51,9 @@ def truncated(path: Path, step: int) -> list[str]:
         if isinstance(record, dict) and record.get("step", 0) <= step:
             kept.append(line)
     return kept
+
+
+def recorded_losses(path: Path) -> list[float]:
+    """The losses of the recorded steps, in order, those of skipped steps left out."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [record["loss"] for record in records if record["type"] == "step" and not record.get("skipped")]

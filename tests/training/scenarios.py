@@ -1,15 +1,20 @@
 """Train tiny models under the real DeepSpeed: a script for its launcher, which gives it a JSON list of run settings.
 
 Several runs share one launch, because starting DeepSpeed takes seconds. ``stop_at`` sends SIGTERM to one rank while
-it reads the batch of that step.
+it reads the batch of that step. ``poison`` makes losses or gradients NaN, as ``{"rank": 1, "calls": [2], "what":
+"loss"}``. ``count_reads`` counts what is read from tensors during the steps, by the file that reads, into
+``reads.json``. A `GrowthError` is written to ``error-RANK.txt``, and the next scenario begins.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,10 +104,83 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def poisoned(poison: dict[str, Any], rank: int) -> Any:
+    """`attach_loss`, with some training passes of one rank made NaN."""
+    from phigrow.training.loss import attach_loss
+
+    def attach(model: Any, mode: str, **more: Any) -> None:
+        attach_loss(model, mode, **more)
+        clean, calls = model.forward, 0
+
+        def forward(blocks: Any, by_row: bool = False) -> Any:
+            nonlocal calls
+            loss = clean(blocks, by_row)
+            if model.training:
+                if calls in poison["calls"] and rank == poison["rank"]:
+                    if poison["what"] == "loss":
+                        loss = loss * float("nan")
+                    else:
+                        loss = loss * 1.0
+                        loss.register_hook(lambda gradient: gradient * float("nan"))
+                calls += 1
+            return loss
+
+        model.forward = forward
+
+    return attach
+
+
+READING = ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__")
+
+
+@contextlib.contextmanager
+def counted_reads(found: Counter[str]) -> Iterator[None]:
+    """Count what Python reads from tensors while a step is taken or read, by package and file."""
+    import torch
+
+    from phigrow.training.step import Stepper
+
+    inside, former = [False], {name: getattr(torch.Tensor, name) for name in READING}
+    steps = {name: getattr(Stepper, name) for name in ("__call__", "read")}
+
+    def noticed(name: str) -> Any:
+        def read(self: Any, *words: Any, **more: Any) -> Any:
+            path = Path(sys._getframe(1).f_code.co_filename)
+            if inside[0] and "torch" not in path.parts:
+                found["deepspeed" if "deepspeed" in path.parts else path.name] += 1
+            return former[name](self, *words, **more)
+
+        return read
+
+    def stepping(name: str) -> Any:
+        def step(self: Any, *words: Any) -> Any:
+            inside[0] = True
+            try:
+                return steps[name](self, *words)
+            finally:
+                inside[0] = False
+
+        return step
+
+    try:
+        for name in READING:
+            setattr(torch.Tensor, name, noticed(name))
+        for name in steps:
+            setattr(Stepper, name, stepping(name))
+        yield
+    finally:
+        for name, method in former.items():
+            setattr(torch.Tensor, name, method)
+        for name, method in steps.items():
+            setattr(Stepper, name, method)
+
+
 def main() -> int:
-    from phigrow.training import RunConfig, train
+    from phigrow.errors import GrowthError
+    from phigrow.training import RunConfig, model, train
     from phigrow.training.process import own_rank
 
+    attach_loss = model.attach_loss
     (path,) = [word for word in sys.argv[1:] if not word.startswith("--")]
     for scenario in json.loads(Path(path).read_text()):
         settings = dict(scenario)
@@ -110,7 +188,17 @@ def main() -> int:
         blocks = FakeBlocks(mixture=MIXTURE) if settings.pop("mixed", False) else FakeBlocks()
         if stop_at is not None and own_rank() == 0:
             blocks.train.stop_at = stop_at
-        print(settings["out"], train(RunConfig(**SETTINGS | settings), blocks), flush=True)
+        poison, counts = settings.pop("poison", None), settings.pop("count_reads", False)
+        model.attach_loss = poisoned(poison, own_rank()) if poison else attach_loss
+        found: Counter[str] = Counter()
+        out = Path(settings["out"])
+        try:
+            with counted_reads(found) if counts else contextlib.nullcontext():
+                print(out, train(RunConfig(**SETTINGS | settings), blocks), flush=True)
+        except GrowthError as error:
+            (out / f"error-{own_rank()}.txt").write_text(str(error))
+        if counts and own_rank() == 0:
+            (out / "reads.json").write_text(json.dumps(found))
     return 0
 
 

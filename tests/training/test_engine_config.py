@@ -181,6 +181,34 @@ def test_attention_is_chosen_by_what_is_there(monkeypatch):
     assert choose_attention(RunConfig(attention="eager"), torch.device("cpu"))[0] == "eager"
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_model_computes_what_transformers_own_does(attention, monkeypatch):
+    """Without its masks, and with GELU as one kernel."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    built = build_model(RunConfig(zero=0, dtype="fp32"), TINY, CPU, attention, {})
+    sizes = {key: value for key, value in TINY.items() if key not in ("architectures", "model_type")}
+    plain = PhiForCausalLM(PhiConfig(**sizes))
+    plain.load_state_dict(built.state_dict())
+    blocks = torch.randint(0, 96, (3, 17), generator=torch.Generator().manual_seed(0))
+    labels = torch.cat([torch.full((3, 1), -100), blocks[:, 1:]], dim=1)
+    found, wanted = built(blocks), plain(input_ids=blocks, labels=labels).loss
+    found.backward()
+    wanted.backward()
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
+    for (name, one), other in zip(built.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-7, msg=name)
+    assert sum(type(module).__name__ == "NewGELUActivation" for module in built.modules()) == 0
+    if attention == "sdpa":  # negative control: the comparison sees a model that looks ahead
+        real = torch.nn.functional.scaled_dot_product_attention
+
+        def ahead(*tensors: Any, is_causal: bool, **more: Any) -> Any:
+            return real(*tensors, is_causal=False, **more)
+
+        monkeypatch.setattr("phigrow.training.attention.F.scaled_dot_product_attention", ahead)
+        assert float(built(blocks).detach()) != pytest.approx(float(wanted.detach()), rel=1e-6)
+
+
 def test_dropout_is_noticed():
     assert has_dropout({"resid_pdrop": 0.1})
     assert not has_dropout(TINY)

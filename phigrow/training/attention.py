@@ -1,0 +1,65 @@
+"""Causal attention over whole blocks, without a mask, for transformers' models.
+
+Left to itself transformers looks through the positions of every batch for packed sequences. That reads from the device
+at every forward pass; and where it must not read, under torch.compile, it builds a mask instead, with which PyTorch's
+attention cannot take its flash kernel. Blocks have no padding, so a function that needs no mask is registered under a
+name of its own, which makes transformers leave masks out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def without_mask(attention: str) -> str:
+    """Return the name under which an attention is registered that needs no mask; ``eager`` needs one and stays.
+
+    >>> without_mask("sdpa"), without_mask("eager")
+    ('phigrow_sdpa', 'eager')
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if attention not in _FUNCTIONS:
+        return attention
+    name = f"phigrow_{attention}"
+    ALL_ATTENTION_FUNCTIONS.register(name, _FUNCTIONS[attention])
+    return name
+
+
+def _sdpa(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: None,
+    dropout: float = 0.0,
+    scaling: Any = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Heads first, ``[n, heads, tokens, head_dim]``; the result has tokens first, as transformers wants it."""
+    out = F.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _flash_attention_2(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: None,
+    dropout: float = 0.0,
+    scaling: Any = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    from flash_attn import flash_attn_func
+
+    tokens_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return flash_attn_func(*tokens_first, dropout_p=dropout, softmax_scale=scaling, causal=True), None
+
+
+_FUNCTIONS = {"sdpa": _sdpa, "flash_attention_2": _flash_attention_2}

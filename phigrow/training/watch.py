@@ -1,0 +1,87 @@
+"""What a run watches in its own steps: losses that jump, and losses or gradients that are not finite."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from phigrow.errors import GrowthError
+
+if TYPE_CHECKING:
+    from phigrow.training.step import Reading
+
+SPIKE_WINDOW, SPIKE_FEWEST = 100, 20
+SPIKE_SIGMAS = 6.0
+_MAD_TO_SIGMA = 1.4826  # of a normal distribution
+
+
+class Spikes:
+    """Flags a loss that lies 6 standard deviations above the median of the last 100, once there are 20.
+
+    The deviation is 1.4826 times the median absolute deviation, so that neither a spike nor the steep beginning of a
+    curve hides the next one. Where a loss stays high, its new level is the median after 50 steps, and the flags end.
+
+    >>> spikes = Spikes(2.0 + 0.01 * (i % 7) for i in range(100))
+    >>> [spikes.is_spike(loss) for loss in (2.05, 2.5, 2.04)]
+    [False, True, False]
+    """
+
+    def __init__(self, losses: Iterable[float] = ()) -> None:
+        self._last = deque((loss for loss in losses if math.isfinite(loss)), maxlen=SPIKE_WINDOW)
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether this loss is one; it joins the window whatever it is, unless it is not finite."""
+        if not math.isfinite(loss):
+            return False
+        found = False
+        if len(self._last) >= SPIKE_FEWEST:
+            middle = statistics.median(self._last)
+            spread = _MAD_TO_SIGMA * statistics.median(abs(value - middle) for value in self._last)
+            found = loss > middle + SPIKE_SIGMAS * spread
+        self._last.append(loss)
+        return found
+
+
+class NonFinite:
+    """Counts the steps that were skipped because a loss or a gradient was not finite, on every rank alike."""
+
+    def __init__(self, limit: int, dtype: str) -> None:
+        self.limit, self.dtype, self.count = limit, dtype, 0
+
+    def is_overflow(self, reading: Reading) -> bool:
+        """Whether a step was skipped by fp16's loss scaler, which looks for its scale by overflowing: no fault."""
+        return self.dtype == "fp16" and reading.skipped and not reading.broken
+
+    def check(self, reading: Reading, rows: Iterable[int]) -> None:
+        """Count a step, and end the run at the limit.
+
+        Args:
+            reading: what the step said.
+            rows: the blocks of its global batch.
+
+        Raises:
+            GrowthError: as many steps of this launch as the limit allows were skipped; on every rank at once.
+        """
+        if not reading.skipped or self.is_overflow(reading):
+            return
+        self.count += 1
+        if not self.limit or self.count < self.limit:
+            return
+        what = f"the loss is not finite in blocks {_listed(reading.broken)}"
+        if not reading.broken:
+            what = f"the loss is {reading.loss:.4g} and a gradient is not finite, over blocks {_listed(rows)}"
+        raise GrowthError(
+            f"{self.count} steps of this launch were skipped, the last one step {reading.step}",
+            where="nonfinite_limit",
+            why=what,
+            fix="look at these blocks and at the records before them; lower lr or grad_clip, train in bf16 or fp32"
+            " instead of fp16, or raise nonfinite_limit. The same command resumes from the last checkpoint",
+        )
+
+
+def _listed(rows: Iterable[int], most: int = 32) -> str:
+    words = [str(row) for row in rows]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
