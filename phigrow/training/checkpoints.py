@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.errors import GrowthError
+from phigrow.training import universal
+from phigrow.training.integrity import (
+    MARKER,
+    damage,
+    digests,
+    gathered,
+    read_marker,
+    restricted_pickles,
+    write_json,
+    write_marker,
+)
+from phigrow.training.process import on_rank_zero
 
 if TYPE_CHECKING:
     from phigrow.training.process import World
 
 FOLDER = "checkpoints"
-MARKER = "complete.json"
+UNIVERSAL = "universal"
 RUN_FILE = "run.json"
+_DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True)
@@ -31,27 +44,79 @@ class Progress:
 
 @dataclass(frozen=True)
 class Found:
-    """A complete checkpoint: its folder, its progress, and the number of ranks that wrote it."""
+    """A checkpoint with its marker: folder, progress, the ranks and the ZeRO stage that wrote it."""
 
     folder: Path
     progress: Progress
     world_size: int
+    stage: int
+    marker: dict[str, Any]
 
 
-def complete_checkpoints(out: Path) -> list[Found]:
-    """Return the complete checkpoints of a run, oldest first; one without its marker is passed over."""
-    found = []
-    for marker in (out / FOLDER).glob(f"step-*/{MARKER}"):
+@dataclass(frozen=True)
+class Damaged:
+    """A checkpoint that was complete once and is not what was written: which, and why."""
+
+    folder: Path
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.folder.name}: {self.why}"
+
+
+def marked_checkpoints(out: Path) -> tuple[list[Found], list[Damaged]]:
+    """Return the checkpoints of a run that have a marker, oldest first, and those whose marker is damaged.
+
+    A checkpoint without a marker was never complete, and is passed over. The files are not read: see `newest_whole`.
+    """
+    found, damaged = [], []
+    for path in (out / FOLDER).glob(f"step-*/{MARKER}"):
         try:
-            content = json.loads(marker.read_text(encoding="utf-8"))
-            found.append(Found(marker.parent, Progress(**content["progress"]), content["world_size"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return sorted(found, key=lambda item: item.progress.step)
+            content = read_marker(path.parent)
+            progress = Progress(**content["progress"])
+            found.append(Found(path.parent, progress, content["world_size"], content["stage"], content))
+        except (ValueError, KeyError, TypeError) as error:
+            damaged.append(Damaged(path.parent, str(error)))
+    return sorted(found, key=lambda item: item.progress.step), damaged
 
 
-def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> Found | None:
-    """Make a folder this run's, and return the checkpoint to continue from, if any.
+def newest_whole(out: Path, world: World) -> tuple[Found | None, list[Damaged]]:
+    """Return the newest checkpoint whose every file is as it was written, and the newer ones that are not.
+
+    All ranks read, each the files that bear its number. Damaged checkpoints are set aside under another name once a
+    whole one is found, so that they neither count among those that are kept nor are tried again.
+
+    Raises:
+        GrowthError: there are checkpoints, and none is whole; nothing is started over, nothing is set aside.
+    """
+    found, damaged = on_rank_zero(world, lambda: marked_checkpoints(out))
+    for item in reversed(found):
+        wrong = gathered(world, damage(item.folder, item.marker["files"], world.rank, world.size))
+        if not (wrong := [text for part in wrong for text in part]):
+            on_rank_zero(world, lambda: _set_aside(damaged))
+            return item, damaged
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        damaged.append(Damaged(item.folder, wrong[0] + more))
+    if damaged:
+        raise GrowthError(
+            "no checkpoint of this run is whole",
+            where=str(out / FOLDER),
+            why="; ".join(str(item) for item in damaged),
+            fix="put the files back (is the folder on a disk that all hosts share?), or delete the run's folder to "
+            "start over",
+        )
+    return None, []
+
+
+def _set_aside(damaged: list[Damaged]) -> None:
+    for item in damaged:
+        aside = item.folder.with_name(_DAMAGED + item.folder.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        item.folder.rename(aside)
+
+
+def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
+    """Make a folder this run's, and return whether an earlier run is continued.
 
     Args:
         out: the folder of the run.
@@ -63,7 +128,7 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> Found | None:
     """
     path = out / RUN_FILE
     curve = json.loads(json.dumps(curve))
-    if path.is_file():
+    if continued := path.is_file():
         former = json.loads(path.read_text(encoding="utf-8"))
         if not resume:
             raise GrowthError(
@@ -79,12 +144,31 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> Found | None:
             )
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, curve)
-    found = complete_checkpoints(out)
-    return found[-1] if found else None
+    return continued
 
 
-def save(engine: Any, out: Path, progress: Progress, world: World, *, keep: int) -> Path:
-    """Save model, optimizer and schedule on all ranks; the marker is written last, by rank 0.
+def resumable(out: Path, curve: dict[str, Any], world: World, *, resume: bool) -> Found | None:
+    """Claim a folder and return the checkpoint to continue from, None to start; rank 0 says what was passed over.
+
+    Raises:
+        GrowthError: as `claim` and `newest_whole`.
+    """
+    continued = on_rank_zero(world, lambda: claim(out, curve, resume=resume))
+    found, damaged = newest_whole(out, world)
+    if not world.first:
+        return found
+    for item in damaged:
+        where = f"it is now {_DAMAGED}{item.folder.name}"
+        print(f"warning: a damaged checkpoint, {item}; {where}", file=sys.stderr, flush=True)
+    if damaged and found:
+        print(f"falling back to the checkpoint of step {found.progress.step}, which is whole", flush=True)
+    if continued and found is None:
+        print(f"{out} has no complete checkpoint yet: starting at step 0", flush=True)
+    return found
+
+
+def save(engine: Any, out: Path, progress: Progress, world: World, *, keep: int, stage: int) -> Path:
+    """Save model, optimizer and schedule on all ranks; every rank hashes what it wrote, and rank 0 marks it complete.
 
     Returns:
         The folder of the checkpoint, ``out/checkpoints/step-N``.
@@ -93,40 +177,94 @@ def save(engine: Any, out: Path, progress: Progress, world: World, *, keep: int)
 
     root, tag = out / FOLDER, f"step-{progress.step}"
     if world.first:
-        shutil.rmtree(root / tag, ignore_errors=True)  # what a killed run may have left
+        (root / tag / MARKER).unlink(missing_ok=True)  # before the files: what is half deleted is not complete
+        shutil.rmtree(root / tag, ignore_errors=True)
     dist.barrier()
-    engine.save_checkpoint(str(root), tag=tag, client_state={"phigrow": asdict(progress)})
+    client = {"phigrow": asdict(progress) | {"groups": _group_names(engine)}}
+    engine.save_checkpoint(str(root), tag=tag, client_state=client, save_latest=False)
     dist.barrier()
+    parts = gathered(world, digests(root / tag, world.rank, world.size))
     if world.first:
-        write_json(root / tag / MARKER, {"progress": asdict(progress), "world_size": world.size})
-        for old in complete_checkpoints(out)[: -keep or None] if keep else []:
-            (old.folder / MARKER).unlink()
-            shutil.rmtree(old.folder)
+        files = {name: digest for part in parts for name, digest in part.items()}
+        content = {"progress": asdict(progress), "world_size": world.size, "stage": stage}
+        write_marker(root / tag, content, files)
+        _prune(out, keep)
     dist.barrier()
     return root / tag
 
 
-def load(engine: Any, found: Found, world: World) -> Progress:
-    """Load a complete checkpoint into an engine, on all ranks.
+def _prune(out: Path, keep: int) -> None:
+    """Delete all but the last ``keep`` checkpoints, and universal folders whose checkpoint is gone."""
+    for old in marked_checkpoints(out)[0][: -keep or None] if keep else []:
+        (old.folder / MARKER).unlink()
+        shutil.rmtree(old.folder)
+    for converted in (out / UNIVERSAL).glob("*"):
+        if not (out / FOLDER / converted.name / MARKER).is_file():
+            (converted / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(converted)
+
+
+def _group_names(engine: Any) -> list[list[str]]:
+    """The names of the parameters in the optimizer's groups; at ZeRO 0 the checkpoint has them in this order."""
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    groups = getattr(engine.optimizer, "fp16_groups", None)
+    if groups is None:
+        groups = [group["params"] for group in engine.basic_optimizer.param_groups]
+    return [[names[id(p)] for p in group if id(p) in names] for group in groups]
+
+
+def check_fits(found: Found, world: World, stage: int, *, convert: bool) -> None:
+    """Refuse a checkpoint of other ranks or another stage, unless it may be converted.
 
     Raises:
-        GrowthError: another number of ranks wrote it (its optimizer state is cut for them), or DeepSpeed finds nothing.
+        GrowthError: naming both, and the option.
     """
-    if found.world_size != world.size:
-        raise GrowthError(
-            f"the checkpoint was written by {found.world_size} ranks, this run has {world.size}",
-            where=str(found.folder),
-            why="ZeRO cuts the optimizer's state by rank",
-            fix=f"run with {found.world_size} ranks",
-        )
-    path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
-    if path is None:
-        raise GrowthError("DeepSpeed found no checkpoint", where=str(found.folder), fix="delete this folder")
+    if convert or (found.world_size, found.stage) == (world.size, stage):
+        return
+    raise GrowthError(
+        f"the checkpoint was written by {ranks(found.world_size)} at ZeRO {found.stage}, this run has "
+        f"{ranks(world.size)} at ZeRO {stage}",
+        where=str(found.folder),
+        why="ZeRO cuts the optimizer's state by rank, each stage in its way",
+        fix="add --universal, which converts the checkpoint, or run as it was written",
+    )
+
+
+def load(engine: Any, found: Found, world: World, *, stage: int) -> Progress:
+    """Load a checkpoint whose files have been checked into an engine, on all ranks.
+
+    With the ranks and the ZeRO stage that wrote it the run continues to the bit. With others it is converted to
+    DeepSpeed's universal format first, into ``out/universal``, and continues to rounding.
+
+    Raises:
+        GrowthError: DeepSpeed finds nothing, or the checkpoint cannot be converted.
+    """
+    if (found.world_size, found.stage) == (world.size, stage):
+        with restricted_pickles():
+            path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
+        if path is None:
+            raise GrowthError("DeepSpeed found no checkpoint", where=str(found.folder), fix="delete this folder")
+        return found.progress
+    folder = found.folder.parent.parent / UNIVERSAL / found.folder.name
+    if world.first:
+        was = f"{ranks(found.world_size)} at ZeRO {found.stage}"
+        print(f"converting the checkpoint of {was} for {ranks(world.size)} at ZeRO {stage}: {folder}", flush=True)
+    on_rank_zero(world, lambda: universal.convert(found.folder, folder, found.marker), patient=True)
+    universal.load(engine, folder)
     return found.progress
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+def ranks(count: int) -> str:
+    """A number of ranks, in words."""
+    return f"{count} rank" + "s" * (count != 1)
+
+
+def how_to_continue(out: Path) -> str:
+    """One sentence for a run that broke off: which checkpoint there is, and what to do."""
+    found = marked_checkpoints(out)[0]
+    if not found:
+        return f"There is no complete checkpoint in {out}: the same command starts at step 0."
+    return (
+        f"The same command continues from the checkpoint of step {found[-1].progress.step} in {out}; "
+        "on fewer ranks, or more, add --universal."
+    )

@@ -113,7 +113,7 @@ class RunConfig:
     dtype: str = _key(
         "bf16", "of weights and activations; masters are fp32", curve=True, choices=("bf16", "fp16", "fp32")
     )
-    zero: int | None = _key(None, "DeepSpeed ZeRO stage, 0 to 3 (default: the JSON file's, else 1)", curve=True)
+    zero: int | None = _key(None, "DeepSpeed ZeRO stage, 0 to 3 (default: the JSON file's, else 1)")
     deepspeed: str | None = _key(None, "DeepSpeed JSON file to start from; the keys above are put into it")
     activation_checkpointing: bool = _key(
         False, "recompute each layer in the backward pass: less memory, a third slower"
@@ -140,6 +140,10 @@ class RunConfig:
         10, "steps skipped because the loss or a gradient was not finite, after which a launch ends; 0 never ends it"
     )
     resume: str = _key("auto", "auto continues from the last complete checkpoint in out", choices=("auto", "never"))
+    universal: bool = _key(
+        False,
+        "continue a checkpoint of other ranks or another ZeRO stage: it is converted to DeepSpeed's universal format",
+    )
     export: str | None = _key("export", "final Hugging Face folder, inside out unless absolute; none writes none")
     export_dtype: str | None = _key(
         None, "dtype of the export (default: dtype); fp32 writes the masters", choices=("bf16", "fp16", "fp32")
@@ -251,5 +255,4 @@ class RunConfig:
 
     def curve(self) -> dict[str, Any]:
         """The keys that the loss curve depends on, as a resumed run must have them."""
-        keys = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["curve"]}
-        return keys | {"zero": self.stage}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["curve"]}

@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the script's name; None takes them from the command line.
 
     Returns:
-        0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains on stderr.
+        0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains on stderr. A rank that loses
+        another one ends with code 1, after a message.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
@@ -48,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             time.sleep(3)  # the launcher kills every rank as soon as it sees one fail: let rank 0 speak first
         return 2
+    except RuntimeError as error:
+        from phigrow.training.process import LostRank
+
+        if not isinstance(error, LostRank):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank: the lost one may be rank 0
+        sys.stdout.flush()
+        os._exit(1)  # leaving the process group would wait for the lost rank
     finally:
         _leave()
     return 0

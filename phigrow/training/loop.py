@@ -16,13 +16,15 @@ from phigrow.training.configuration import SCRATCH, RunConfig
 from phigrow.training.data import data_curve, load_data, make_feed
 from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
-from phigrow.training.process import StopRequest, World, on_rank_zero, start
+from phigrow.training.process import StopRequest, World, lost_rank_named, start
 from phigrow.training.progress import Reporter
 from phigrow.training.records import RecordWriter, recorded_losses
 from phigrow.training.watch import NonFinite, Spikes
 
 if TYPE_CHECKING:
     from phigrow.training.step import Reading, Stepper
+
+STOP_FILE = "stop"
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,17 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     if blocks is None:
         blocks = load_data(config, out, world)
     curve = config.curve() | data_curve(blocks)
-    found: Found | None = on_rank_zero(world, lambda: checkpoints.claim(out, curve, resume=config.resume == "auto"))
+    found = checkpoints.resumable(out, curve, world, resume=config.resume == "auto")
     export = None if config.export is None else out / config.export
     if found is not None and found.progress.step == config.steps and (export is None or export.is_dir()):
         if world.first:
             print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)
         return Summary(out, config.steps, True, export=export)
-    return _Run(config, source, out, world, blocks, found).train()
+    if found is not None:
+        checkpoints.check_fits(found, world, config.stage, convert=config.universal)
+    run = _Run(config, source, out, world, blocks, found)
+    with lost_rank_named(world, lambda: checkpoints.how_to_continue(out)):
+        return run.train()
 
 
 class _Run:
@@ -93,7 +99,7 @@ class _Run:
         self.engine = make_engine(model, config, engine_dict)
         if found is None and config.init != SCRATCH:
             masters_from_checkpoint(self.engine, Path(config.init))
-        self.at = checkpoints.load(self.engine, found, world) if found else Progress()
+        self.at = checkpoints.load(self.engine, found, world, stage=config.stage) if found else Progress()
         self.flops_per_token = count(self.model_dict, blocks.seq_len).training_flops
         self.step_tokens = config.batch * blocks.seq_len
         self.heldout = held_out(blocks, config.eval_blocks)
@@ -103,10 +109,15 @@ class _Run:
         self.records: RecordWriter | None = None
         self.nonfinite = NonFinite(config.nonfinite_limit, config.dtype)
         self.spikes = Spikes()
+        self._stop_file = out / STOP_FILE if world.first else None
         if world.first:
             self.records = RecordWriter(out, resume_step=self.at.step if found else None)
             if found:
                 self.spikes = Spikes(recorded_losses(self.records.path))
+                now = {"world_size": world.size, "zero": config.stage}
+                self.records.write(
+                    "resume", step=self.at.step, **now, was={"world_size": found.world_size, "zero": found.stage}
+                )
             else:
                 self.records.write("run", **run_record(config, source, self.model_dict, world, blocks, self.feed))
 
@@ -130,7 +141,7 @@ class _Run:
             self._evaluate(reporter)
         stopped, done = False, self.at.step
         ahead = Prefetcher(self.feed, done, config.steps, self.world.rank, self.world.size, self.at.data)
-        with contextlib.closing(ahead), StopRequest() as stop:
+        with contextlib.closing(ahead), StopRequest(self._stop_file) as stop:
             stepper = Stepper(
                 self.engine, config, self.world, self.feed, ahead, self.micro, dropout=self.dropout, stop=stop
             )
@@ -146,7 +157,7 @@ class _Run:
                     self._evaluate(reporter)
                 if saves or (stopped and config.save_every):
                     self.at = dataclasses.replace(self.at, data=stepper.position)
-                    checkpoints.save(self.engine, self.out, self.at, self.world, keep=config.keep)
+                    checkpoints.save(self.engine, self.out, self.at, self.world, keep=config.keep, stage=config.stage)
                     saved_at = done
         if stopped and self.at.step < config.steps:
             kept = f"the checkpoint of step {saved_at}" if saved_at else "nothing, because save_every is 0"

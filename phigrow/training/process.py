@@ -9,6 +9,8 @@ import shutil
 import signal
 import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,16 +104,39 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def on_rank_zero(world: World, work: Callable[[], T]) -> T:
-    """Run ``work`` on rank 0 and give its (picklable) result to all; a GrowthError there is raised on every rank."""
+def on_rank_zero(world: World, work: Callable[[], T], *, patient: bool = False) -> T:
+    """Run ``work`` on rank 0 and give its (picklable) result to all; a GrowthError there is raised on every rank.
+
+    With ``patient`` the work may take longer than collectives may (`DEEPSPEED_TIMEOUT`, 10 minutes): rank 0 does it in
+    a thread and says every second that it is at it.
+    """
     import torch.distributed as dist
 
     answer: list[Any] = [None, None]
-    if world.first:
+    thread: threading.Thread | None = None
+    failure: list[BaseException] = []
+
+    def run() -> None:
         try:
             answer[0] = work()
         except GrowthError as error:
             answer[1] = (error.what, error.where, error.why, error.fix)
+        except BaseException as error:
+            failure.append(error)
+
+    if world.first:
+        if patient and world.size > 1:
+            thread = threading.Thread(target=run)
+            thread.start()
+        else:
+            run()
+    while patient and world.size > 1:
+        busy = [thread is not None and not _joined(thread)]
+        dist.broadcast_object_list(busy, src=0)
+        if not busy[0]:
+            break
+    if failure:
+        raise failure[0]
     if world.size > 1:
         dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
@@ -121,20 +146,62 @@ def on_rank_zero(world: World, work: Callable[[], T]) -> T:
     return result
 
 
+def _joined(thread: threading.Thread) -> bool:
+    thread.join(1.0)
+    return not thread.is_alive()
+
+
+class LostRank(RuntimeError):
+    """Another rank is gone, or does not answer; the text says what is left and how to go on."""
+
+
+_LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "peer", "socket")
+
+
+@contextlib.contextmanager
+def lost_rank_named(world: World, advice: Callable[[], str]) -> Iterator[None]:
+    """Turn the error of a collective whose other end is gone into a `LostRank` with advice; others pass through."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        if world.size == 1 or not any(word in first.lower() for word in _LOST):
+            raise
+        raise LostRank(f"rank {world.rank} lost another rank ({first[:200]}). {advice()}") from error
+
+
 class StopRequest:
-    """Set by SIGTERM or SIGINT: the loop ends at its next reading, saves, and exits with code 0.
+    """Set by SIGTERM, SIGUSR1 or SIGINT, or by a file: the loop ends at its next reading, saves, and exits with code 0.
 
     Readings come every ``log_every`` steps, or every 10 seconds where that is sooner; at least one step lies between
-    them. A second signal ends the process at once.
+    them. Launchers repeat signals: DeepSpeed's sends a rank SIGTERM twice within a second. So only SIGINT, and only
+    some seconds after the first signal, ends the process at once.
+
+    Args:
+        file: where it is there, it asks too, and is deleted: the way through a launcher that does not pass signals on.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    PATIENCE = 5.0
+    """Seconds after the first signal in which no other counts."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._asked_at: float | None = None
         self._former: dict[int, Any] = {}
 
+    @property
+    def asked(self) -> bool:
+        """Whether the run was asked to stop."""
+        if self._asked_at is None and self._file is not None and self._file.exists():
+            self._file.unlink(missing_ok=True)
+            self._asked_at = time.monotonic()
+        return self._asked_at is not None
+
     def __enter__(self) -> StopRequest:
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)  # it asked a run before this one
         with contextlib.suppress(ValueError):  # not in the main thread: no signals to handle
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._former[number] = signal.signal(number, self._ask)
         return self
 
@@ -143,5 +210,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
-        signal.signal(number, self._former[number])
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+        elif number == signal.SIGINT and now - self._asked_at > self.PATIENCE:
+            signal.signal(number, self._former[number])
+            os.kill(os.getpid(), number)

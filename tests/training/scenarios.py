@@ -1,9 +1,10 @@
 """Train tiny models under the real DeepSpeed: a script for its launcher, which gives it a JSON list of run settings.
 
 Several runs share one launch, because starting DeepSpeed takes seconds. ``stop_at`` sends SIGTERM to one rank while
-it reads the batch of that step. ``poison`` makes losses or gradients NaN, as ``{"rank": 1, "calls": [2], "what":
-"loss"}``. ``count_reads`` counts what is read from tensors during the steps, by the file that reads, into
-``reads.json``. A `GrowthError` is written to ``error-RANK.txt``, and the next scenario begins.
+it reads the batch of that step; ``copy_of`` continues a copy of another run from the checkpoint before its last.
+``poison`` makes losses or gradients NaN, as ``{"rank": 1, "calls": [2], "what": "loss"}``. ``count_reads`` counts what
+is read from tensors during the steps, by the file that reads, into ``reads.json``. A `GrowthError` is written to
+``error-RANK.txt``, and the next scenario begins.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -186,6 +188,8 @@ def main() -> int:
         settings = dict(scenario)
         stop_at = settings.pop("stop_at", None)
         blocks = FakeBlocks(mixture=MIXTURE) if settings.pop("mixed", False) else FakeBlocks()
+        if (former := settings.pop("copy_of", None)) and own_rank() == 0:
+            shutil.copytree(former, settings["out"], ignore=shutil.ignore_patterns(f"step-{SETTINGS['steps']}"))
         if stop_at is not None and own_rank() == 0:
             blocks.train.stop_at = stop_at
         poison, counts = settings.pop("poison", None), settings.pop("count_reads", False)

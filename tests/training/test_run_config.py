@@ -130,8 +130,8 @@ def test_the_stage_comes_from_one_place(tmp_path):
         RunConfig(deepspeed=str(file), zero=2).stage  # noqa: B018
     with pytest.raises(GrowthError, match="cannot be read"):
         RunConfig(deepspeed=str(tmp_path / "none.json")).stage  # noqa: B018
-    # Keys of the curve hold the stage in force, so that a file that changes is noticed at resume.
-    assert RunConfig(deepspeed=str(file)).curve()["zero"] == 3
+    # The checkpoint knows the stage that wrote it: the curve is the same to rounding at every stage.
+    assert "zero" not in RunConfig(deepspeed=str(file)).curve()
 
 
 def test_curve_keys_leave_out_what_only_rounds_or_reports():

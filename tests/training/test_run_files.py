@@ -12,7 +12,7 @@ from phigrow.errors import GrowthError
 from phigrow.measure import load_run
 from phigrow.training import RunConfig
 from phigrow.training.accounts import Cost, source_of
-from phigrow.training.checkpoints import FOLDER, MARKER, Progress, claim, complete_checkpoints, write_json
+from phigrow.training.checkpoints import claim
 from phigrow.training.records import RecordWriter
 
 
@@ -123,32 +123,11 @@ def test_a_broken_account_is_refused(tmp_path):
         source_of(config)
 
 
-def marked(out: Path, step: int, *, complete: bool = True) -> Path:
-    folder = out / FOLDER / f"step-{step}"
-    folder.mkdir(parents=True)
-    if complete:
-        content = {"progress": {"step": step, "tokens": 10 * step, "seconds": 1.0}, "world_size": 2}
-        write_json(folder / MARKER, content)
-    return folder
-
-
-def test_only_complete_checkpoints_count_and_the_latest_is_last(tmp_path):
-    for n in (9, 10, 100):
-        marked(tmp_path, n)
-    marked(tmp_path, 200, complete=False)
-    (marked(tmp_path, 300, complete=False) / MARKER).write_text("{")
-    found = complete_checkpoints(tmp_path)
-    assert [item.progress.step for item in found] == [9, 10, 100]
-    assert found[-1].progress == Progress(100, 1000, 1.0)
-
-
 def test_a_folder_is_claimed_for_one_configuration(tmp_path):
     curve = RunConfig(steps=30).curve()
-    assert claim(tmp_path, curve, resume=True) is None
-    marked(tmp_path, 10)
-    found = claim(tmp_path, curve, resume=True)
-    assert found is not None
-    assert found.progress.step == 10
+    assert not claim(tmp_path, curve, resume=True)
+    assert claim(tmp_path, curve, resume=True)
+    assert claim(tmp_path, RunConfig(steps=30, zero=3).curve(), resume=True)  # the checkpoint knows its stage
     with pytest.raises(GrowthError) as error:
         claim(tmp_path, RunConfig(steps=31, lr=0.5).curve(), resume=True)
     assert "steps (30, now 31)" in str(error.value)
@@ -160,8 +139,8 @@ def test_a_folder_is_claimed_for_one_configuration(tmp_path):
 
 def test_a_configuration_with_a_model_in_it_survives_the_round_trip(tmp_path):
     curve = RunConfig(model={"hidden_size": 8, "list": [1, 2]}).curve()
-    assert claim(tmp_path, curve, resume=True) is None
-    assert claim(tmp_path, curve, resume=True) is None  # the same run again, with no checkpoint yet
+    assert not claim(tmp_path, curve, resume=True)
+    assert claim(tmp_path, curve, resume=True)  # the same run again, with no checkpoint yet
     # Negative control: a change inside the model is another run.
     with pytest.raises(GrowthError, match="these keys differ: model"):
         claim(tmp_path, RunConfig(model={"hidden_size": 8, "list": [1, 3]}).curve(), resume=True)
