@@ -131,6 +131,9 @@ class RunConfig:
     compile: bool = _key(False, "torch.compile the model (ZeRO 0 to 2; PyTorch 2.13 fails to compile bf16 for CPUs)")
     eval_every: int = _key(50, "steps between evaluations on held-out blocks; also at step 0 and at the end")
     eval_blocks: int = _key(64, "held-out blocks an evaluation reads, the same in every run; 0 reads all")
+    diagnostics_every: int = _key(
+        0, "steps between diagnostics of symmetry in a grown start: copies, stream, what moves; 0 makes none"
+    )
     save_every: int = _key(500, "steps between checkpoints; also at the end; 0 saves none")
     keep: int = _key(2, "checkpoints kept; 0 keeps all")
     log_every: int = _key(
@@ -164,7 +167,17 @@ class RunConfig:
             "log_every": 1,
         }
         at_least |= dict.fromkeys(
-            ("nonfinite_limit", "warmup", "decay", "eval_every", "eval_blocks", "save_every", "keep"), 0
+            (
+                "nonfinite_limit",
+                "warmup",
+                "decay",
+                "eval_every",
+                "eval_blocks",
+                "diagnostics_every",
+                "save_every",
+                "keep",
+            ),
+            0,
         )
         at_least |= dict.fromkeys(("lr", "min_lr", "weight_decay", "eps", "grad_clip", "beta1", "beta2", "seed"), 0)
         for key, least in at_least.items():

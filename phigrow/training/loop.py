@@ -139,6 +139,7 @@ class _Run:
             reporter.say(f"resuming at step {self.at.step}")
         else:
             self._evaluate(reporter)
+            self._diagnose(0)
         stopped, done = False, self.at.step
         ahead = Prefetcher(self.feed, done, config.steps, self.world.rank, self.world.size, self.at.data)
         with contextlib.closing(ahead), StopRequest(self._stop_file) as stop:
@@ -155,6 +156,8 @@ class _Run:
                     stopped = self._account_for(stepper, reporter)
                 if evaluates:
                     self._evaluate(reporter)
+                if config.diagnostics_every and (last or done % config.diagnostics_every == 0):
+                    self._diagnose(done)
                 if saves or (stopped and config.save_every):
                     self.at = dataclasses.replace(self.at, data=stepper.position)
                     checkpoints.save(self.engine, self.out, self.at, self.world, keep=config.keep, stage=config.stage)
@@ -226,6 +229,16 @@ class _Run:
         reporter.say(f"step {self.at.step}/{self.config.steps}  held-out loss {self.heldout_loss:.4f}")
         if self.records:
             self.records.write("eval", **self._account(), loss=self.heldout_loss, **self._by_source())
+
+    def _diagnose(self, step: int) -> None:
+        if not self.config.diagnostics_every:
+            return
+        from phigrow.training.diagnostics import Diagnostics
+
+        rows = self.heldout.rows
+        found = Diagnostics(self.config, self.world).measure(self.engine, self.blocks.heldout, rows, self.micro)
+        if self.records:
+            self.records.write("diagnostics", step=step, **found)
 
     def _by_source(self) -> dict[str, Any]:
         """Where there are several sources: the held-out loss of each, and the train tokens read of each."""
