@@ -2,10 +2,14 @@
 
     python benchmarks/expand.py --folder /dev/shm/expand --rounds 5 --out benchmarks/results/DATE-DEVICE-expand
 
-Every round copies the output with `cp -r` and then expands by every method, each in a process of its own, so that the
-ratios compare neighbours in time: on a shared machine absolute times drift. The first round warms up and is not
-counted. `in memory` is the plain way, both models in memory: load, tile, `save_pretrained`. Peak memory is what the
-kernel reports of the finished process, mapped pages included.
+Every round copies the output with `cp -r` and expands by every method, each in a process of its own, so that the
+ratios compare neighbours in time: on a shared machine absolute times drift. The order changes from round to round. The
+first round warms up and is not counted. Peak memory is what the kernel reports of the finished process, mapped pages
+included. On a disk, add --sync: `cp` is then followed by a `sync` of what it wrote, as `phigrow expand` ends with one.
+
+    python benchmarks/expand.py --folder /dev/shm/expand --in-memory --out benchmarks/results/DATE-DEVICE-in-memory
+
+compares tile with the plain way instead, both models in memory: load, tile, `save_pretrained`.
 
     python benchmarks/expand.py --folder /dev/shm/expand --memory --out benchmarks/results/DATE-DEVICE-expand
 
@@ -75,6 +79,7 @@ def make_source(folder: Path, config: dict[str, Any]) -> None:
 def _write_source(folder: Path, config: dict[str, Any]) -> None:
     import torch
 
+    from phigrow.bits import bits_of
     from phigrow.families import family_of
     from phigrow.shards import CheckpointWriter
 
@@ -85,7 +90,7 @@ def _write_source(folder: Path, config: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, shape in shapes.items():
         values = torch.empty(shape).normal_(0, 0.02, generator=generator)
-        writer.write(name, 0, (values + 1 if "layernorm.weight" in name else values).bfloat16())
+        writer.write(name, 0, bits_of((values + 1 if "layernorm.weight" in name else values).bfloat16()))
     writer.close(sync=False)
     (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
 
@@ -109,22 +114,26 @@ def expand(method: str) -> list[str]:
     return [sys.executable, "-c", "from phigrow.cli import main; main()", *words]
 
 
-def timings(folder: Path, rounds: int, with_in_memory: bool) -> list[dict[str, Any]]:
+def timings(folder: Path, rounds: int, *, in_memory: bool, sync: bool) -> list[dict[str, Any]]:
     """Records of every process of every counted round."""
     from phigrow.config import load_config
 
     make_source(folder / "src", load_config("phi-1_5.json"))
     (folder / "dst.json").write_text(json.dumps(load_config("phi2.json")))
     shutil.rmtree(folder / "out", ignore_errors=True)
-    run(expand("tile"), folder)
-    (folder / "out").rename(folder / "reference")
-    commands = {"cp -r": ["cp", "-r", "reference", "out"], **{method: expand(method) for method in METHODS}}
-    if with_in_memory:
-        commands["in memory"] = [sys.executable, "-c", IN_MEMORY]
+    if in_memory:
+        commands = {"in memory": [sys.executable, "-c", IN_MEMORY], "tile": expand("tile")}
+    else:
+        run(expand("tile"), folder)
+        (folder / "out").rename(folder / "reference")
+        commands = {"cp -r": ["cp", "-r", "reference", "out"], **{method: expand(method) for method in METHODS}}
+    if sync:
+        commands["cp -r, sync"] = ["sh", "-c", "cp -r reference out && sync out/*"]
     records = []
     for number in range(rounds + 1):
-        for name, command in commands.items():
-            record = {"round": number, "what": name, **run(command, folder)}
+        names = list(commands)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            record = {"round": number, "what": name, **run(commands[name], folder)}
             shutil.rmtree(folder / "out")
             print(record, flush=True)
             if number:
@@ -132,11 +141,11 @@ def timings(folder: Path, rounds: int, with_in_memory: bool) -> list[dict[str, A
     return records
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """Medians, and the ratio to `cp -r` of the same round: median (lowest to highest)."""
-    copies = {r["round"]: r["seconds"] for r in records if r["what"] == "cp -r"}
-    lines = ["| | seconds | CPU seconds | peak MB | seconds, as a ratio to `cp -r` |", "|---|--:|--:|--:|--:|"]
-    for what in dict.fromkeys(r["what"] for r in records):
+def table(records: list[dict[str, Any]], base: str) -> str:
+    """Medians, and the ratio to ``base`` in the same round: median (lowest to highest)."""
+    copies = {r["round"]: r["seconds"] for r in records if r["what"] == base}
+    lines = [f"| | seconds | CPU seconds | peak MB | seconds, as a ratio to `{base}` |", "|---|--:|--:|--:|--:|"]
+    for what in sorted({r["what"] for r in records}):
         own = [r for r in records if r["what"] == what]
         ratios = sorted(r["seconds"] / copies[r["round"]] for r in own)
         medians = [statistics.median(r[key] for r in own) for key in ("seconds", "cpu_seconds", "peak_mb")]
@@ -172,7 +181,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="a folder of this benchmark's own; 14 GB free")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="peak memory from 0.1B to 3B instead of timings")
-    parser.add_argument("--in-memory", action="store_true", help="also time the plain way")
+    parser.add_argument("--in-memory", action="store_true", help="tile against the plain way, instead of `cp -r`")
+    parser.add_argument("--sync", action="store_true", help="also time `cp -r` and a sync of what it wrote (on a disk)")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -180,8 +190,8 @@ def main() -> None:
         records = memory(arguments.folder)
         text = memory_table(records)
     else:
-        records = timings(arguments.folder, arguments.rounds, arguments.in_memory)
-        text = table(records)
+        records = timings(arguments.folder, arguments.rounds, in_memory=arguments.in_memory, sync=arguments.sync)
+        text = table(records, "in memory" if arguments.in_memory else "cp -r")
     shutil.rmtree(arguments.folder)
     print(text)
     if arguments.out:

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from phigrow.checkpoint import ITEM_BYTES, CheckpointReader, StoredTensor, bytes_of
+from phigrow.bits import as_bytes
+from phigrow.checkpoint import ITEM_BYTES, CheckpointReader, StoredTensor
 from phigrow.errors import GrowthError
 from phigrow.hub import display_name, locate
 from phigrow.verify import Certificate
@@ -30,7 +31,7 @@ def _hash(tensor: StoredTensor) -> str:
     rows = tensor.shape[0] if tensor.shape else 0
     step = max(1, BLOCK_BYTES // max(1, math.prod(tensor.shape[1:]) * ITEM_BYTES[tensor.dtype_name]))
     for start in range(0, rows, step):
-        digest.update(bytes_of(tensor.rows(start, min(start + step, rows))))
+        digest.update(as_bytes(tensor.bits(start, min(start + step, rows))))
     return digest.hexdigest()
 
 

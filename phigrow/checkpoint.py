@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from phigrow.bits import STORED, Bits, as_bytes, tensor_of
 from phigrow.errors import GrowthError
 from phigrow.untrusted import MOST_JSON_BYTES, contained, parse_object, read_object
 
@@ -48,25 +51,26 @@ class StoredTensor:
         return dtype
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start .. stop``, [stop - start, ...], in the stored dtype.
+        """Rows ``start .. stop``, [stop - start, ...], in the stored dtype; errors as `bits`."""
+        return tensor_of(self.bits(start, stop), self.dtype_name)
+
+    def values(self, start: int, stop: int) -> torch.Tensor:
+        """Values ``start .. stop`` of the flattened tensor, [stop - start], in the stored dtype; errors as `bits`."""
+        return tensor_of(self._read(start, stop), self.dtype_name)
+
+    def bits(self, start: int, stop: int) -> Bits:
+        """Rows ``start .. stop`` as stored, [stop - start, ...], unsigned integers of the dtype's width.
 
         Raises:
             GrowthError: the file ended early.
         """
         row = math.prod(self.shape[1:])
-        return self.values(start * row, stop * row).view(stop - start, *self.shape[1:])
+        return self._read(start * row, stop * row).reshape(stop - start, *self.shape[1:])
 
-    def values(self, start: int, stop: int) -> torch.Tensor:
-        """Values ``start .. stop`` of the flattened tensor, [stop - start], in the stored dtype.
-
-        Raises:
-            GrowthError: the file ended early.
-        """
-        import torch
-
-        out = torch.empty(stop - start, dtype=self.dtype)
-        view = bytes_of(out)
-        position = self.offset + start * ITEM_BYTES[self.dtype_name]
+    def _read(self, start: int, stop: int) -> Bits:
+        out = np.empty(stop - start, dtype=STORED[self.dtype_name])
+        view = as_bytes(out)
+        position = self.offset + start * out.itemsize
         done = 0
         while done < len(view):
             got = os.preadv(self.file, [view[done:]], position + done)
@@ -268,10 +272,3 @@ def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int,
             fix="the file is truncated or damaged: fetch it again",
         )
     return StoredTensor(name, path, descriptor, data_start + begin, tuple(shape), DTYPES[dtype])
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor; numpy has no bfloat16, so it is taken as bytes."""
-    import torch
-
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]

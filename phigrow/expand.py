@@ -14,7 +14,7 @@ from phigrow.config import Config, load_config
 from phigrow.errors import GrowthError
 from phigrow.hub import TOKENIZER_FILES, display_name, locate
 from phigrow.journal import PartialFolder
-from phigrow.lift import InMemory, Lift
+from phigrow.lift import InMemory, lift
 from phigrow.pickles import open_checkpoint
 from phigrow.plan import Plan
 from phigrow.provenance import command_line, installed_version, model_card, provenance, sha256_of
@@ -163,7 +163,7 @@ def expand_model(
         config, {name: tuple(t.shape) for name, t in state.items() if name not in tied}, where="the live model"
     )
     torch_dtype = getattr(torch, check_dtype(dtype)) if dtype else model.dtype
-    grown = {g.name: Lift(g, InMemory(state[g.source]), plan, torch_dtype).all() for g in plan.tensors()}
+    grown = {g.name: lift(g, InMemory(state[g.source]), plan, torch_dtype) for g in plan.tensors()}
     settings = {k: v for k, v in plan.dst_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
     new_config = AutoConfig.for_model(**settings)
     with init_empty_weights(include_buffers=False):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phigrow.bits import Bits, bits_of
 from phigrow.checkpoint import DTYPES, INDEX, SINGLE, CheckpointReader, StoredTensor, check_index, read_weight_map
 from phigrow.errors import GrowthError
 from phigrow.untrusted import contained
@@ -47,8 +48,8 @@ class PickledTensor(StoredTensor):
 
     value: torch.Tensor
 
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        return self.value[start:stop]
+    def bits(self, start: int, stop: int) -> Bits:
+        return bits_of(self.value[start:stop])
 
 
 class PickleReader(CheckpointReader):

@@ -9,14 +9,12 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
-from phigrow.checkpoint import DTYPES, INDEX, ITEM_BYTES, SINGLE, bytes_of
-
-if TYPE_CHECKING:
-    import torch
+from phigrow.bits import Bits, as_bytes
+from phigrow.checkpoint import DTYPES, INDEX, ITEM_BYTES, SINGLE
 
 
 class CheckpointWriter:
@@ -70,13 +68,13 @@ class CheckpointWriter:
             index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    def write(self, name: str, first_row: int, values: torch.Tensor) -> str:
-        """Write consecutive rows of a tensor, in the checkpoint's dtype, and return their checksum.
+    def write(self, name: str, first_row: int, bits: Bits) -> str:
+        """Write consecutive rows of a tensor, as stored bits of the checkpoint's dtype, and return their checksum.
 
         Thread-safe for rows that do not overlap.
         """
         descriptor, begin, row_bytes = self._places[name]
-        data = bytes_of(values.contiguous())
+        data = as_bytes(bits)
         with self._turns[descriptor]:
             _write_at(descriptor, data, begin + first_row * row_bytes)
         return xxhash.xxh3_64_hexdigest(data)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import Any
 
+from phigrow.bits import LARGEST, is_finite
 from phigrow.checkpoint import CheckpointReader
 from phigrow.errors import GrowthError
 from phigrow.journal import PartialFolder
-from phigrow.lift import Lift, span_rows
+from phigrow.lift import Lift
 from phigrow.plan import Plan
 from phigrow.shards import CheckpointWriter
 
-if TYPE_CHECKING:
-    import torch
+BLOCK_VALUES = 1 << 20
+"""Values of a block, the unit of work, of checksums and of resuming."""
 
 
 def stream(
@@ -47,7 +49,6 @@ def stream(
         GrowthError: values that are not finite, a source file that ends early, or a failed write.
     """
     with ThreadPoolExecutor(1) as hashing:
-        # Started before torch is imported, which takes as long on one core as hashing gigabytes does on the other.
         hashes = {file.name: hashing.submit(beside, file) for file in reader.files}
         try:
             _write_all(plan, reader, writer, partial, dtype, allow_nonfinite, progress)
@@ -65,34 +66,43 @@ def _write_all(
     allow_nonfinite: bool,
     progress: bool,
 ) -> None:
-    import torch
+    lifts = {g.name: Lift(g, reader.tensors[g.source], plan, dtype) for g in plan.tensors()}
+    blocks = {
+        name: [(start, stop) for start, stop in block_rows(lift.growth.shape)]
+        for name, lift in lifts.items()
+        if partial.resumed or not lift.growth.zero  # a new file reads as zeros where nothing was written
+    }
+    lanes = [deque((lifts[n], *block) for n in names for block in blocks.get(n, ())) for names in writer.shards]
+    ended = Event()
 
-    lifts = {g.name: Lift(g, reader.tensors[g.source], plan, getattr(torch, dtype)) for g in plan.tensors()}
-    # The shards in turn, because only one thread at a time can write to a file.
-    in_turn = [lifts[name] for names in itertools.zip_longest(*writer.shards) for name in names if name is not None]
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    def work(own: int) -> None:
+        # A thread keeps to a shard of its own while there is one: only one at a time can write to a file.
+        lane = lanes[own % len(lanes)]
+        while not ended.is_set():
+            try:
+                lift, start, stop = lane.popleft()
+            except IndexError:
+                lane = max(lanes, key=len)
+                if not lane:
+                    return
+                continue
+            _block(writer, partial, lift, start, stop, allow_nonfinite)
+            advance(None)
+
+    label = f"{plan.method}: {'resuming' if partial.done else 'writing'} {writer.total_bytes / 1e9:.2f} GB"
+    workers = os.cpu_count() or 1
+    with progress_bar(label, sum(map(len, lanes)), progress) as advance, ThreadPoolExecutor(workers) as pool:
         try:
-            jobs: list[Future[None]] = [
-                pool.submit(_block, writer, partial, lift, start, stop, allow_nonfinite)
-                for lift in in_turn
-                if partial.resumed or not lift.growth.zero  # a new file reads as zeros where nothing was written
-                for start, stop in block_rows(lift.growth.shape)
-            ]
-            label = f"{plan.method}: {'resuming' if partial.done else 'writing'} {writer.total_bytes / 1e9:.2f} GB"
-            with progress_bar(label, len(jobs), progress) as bar:
-                for job in jobs:
-                    job.add_done_callback(bar)
-                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
-                    job.result()
+            jobs = [pool.submit(work, own) for own in range(workers)]
+            for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                job.result()
         finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
+            ended.set()
 
 
 def block_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """(first, last) row of the blocks of a tensor: vectors whole, matrices by the spans that random values share."""
-    step = shape[0] if len(shape) == 1 else span_rows(shape)
+    """(first, last) row of the blocks in which a tensor is written; vectors are written whole."""
+    step = shape[0] if len(shape) == 1 else max(1, BLOCK_VALUES // shape[1])
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 
@@ -104,28 +114,17 @@ def _block(
     known = partial.done.get((name, start))
     if known is not None and writer.checksum(name, start, stop) == known:
         return
-    lift.prepare()
-    values = lift.rows(start, stop)
-    if not allow_nonfinite and not _is_finite(values):
+    bits = lift.rows(start, stop)
+    if not allow_nonfinite and not is_finite(bits, lift.dtype):
         _refuse_nonfinite(lift)
-    checksum = writer.write(name, start, values)
+    checksum = writer.write(name, start, bits)
     partial.record(name, start, checksum)
 
 
-def _is_finite(values: torch.Tensor) -> bool:
-    """Whether all values are finite. A finite sum proves it in one pass; only a sum that is not needs a closer look."""
-    import torch
-
-    total = values.sum(dtype=torch.float32 if values.dtype.itemsize < 4 else values.dtype)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(values).all())
-
-
 def _refuse_nonfinite(lift: Lift) -> None:
-    import torch
-
-    rows = lift.growth.source_shape[0]
+    rows, dtype = lift.growth.source_shape[0], lift.source.dtype_name
     source_is_finite = all(
-        _is_finite(lift.source.rows(start, min(start + 4096, rows))) for start in range(0, rows, 4096)
+        is_finite(lift.source.bits(start, min(start + 4096, rows)), dtype) for start in range(0, rows, 4096)
     )
     if not source_is_finite:
         raise GrowthError(
@@ -135,9 +134,9 @@ def _refuse_nonfinite(lift: Lift) -> None:
             fix="repair the checkpoint, or let them through with --allow-nonfinite",
         )
     raise GrowthError(
-        f"values that do not fit {str(lift.dtype).removeprefix('torch.')}",
+        f"values that do not fit {lift.dtype}",
         where=lift.growth.name,
-        why=f"its largest finite value is {torch.finfo(lift.dtype).max:g}",
+        why=f"its largest finite value is {LARGEST[lift.dtype]:g}",
         fix="use --dtype bfloat16 or float32",
     )
 

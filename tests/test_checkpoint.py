@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from phigrow.bits import bits_of
 from phigrow.checkpoint import CheckpointReader
 from phigrow.errors import GrowthError
 from phigrow.shards import CheckpointWriter
@@ -38,9 +39,9 @@ def test_reads_what_safetensors_wrote_and_writes_what_it_reads(tmp_path):
         out.mkdir()
         writer = CheckpointWriter(out, {n: tuple(t.shape) for n, t in tensors.items()}, str(dtype)[6:], 40)
         for name in ("row", "vector"):
-            writer.write(name, 0, tensors[name])
-        writer.write("matrix", 4, tensors["matrix"][4:])  # rows in any order
-        writer.write("matrix", 0, tensors["matrix"][:4])
+            writer.write(name, 0, bits_of(tensors[name]))
+        writer.write("matrix", 4, bits_of(tensors["matrix"][4:]))  # rows in any order
+        writer.write("matrix", 0, bits_of(tensors["matrix"][:4]))
         writer.close(sync=False)
         again = {k: v for file in out.glob("*.safetensors") for k, v in load_file(file).items()}
         assert all(torch.equal(again[name], tensors[name]) for name in tensors)

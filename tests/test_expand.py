@@ -51,19 +51,17 @@ def test_streamed_through_files_is_bit_equal_to_in_memory(method, dtype, save_mo
 
 
 def test_blocks_of_any_size_give_the_same_bytes(save_model, tmp_path, monkeypatch):
-    """Rows are lifted in blocks and drawn in spans: neither the blocks nor the threads may show in the result."""
-    import phigrow.lift
-
-    monkeypatch.setattr(phigrow.lift, "SPAN_VALUES", 300)  # many spans a tensor, as in a large model
+    """Rows are lifted in blocks: neither the blocks nor the threads may show in the result."""
     folder = save_model(phi_model(SRC, torch.float32))
     for method, options in (("wr", {}), ("lossless", {}), ("tile", {"noise": 0.2, "scale": "rms"})):
-        out = phigrow.expand(folder, DST, tmp_path / method, method=method, **options)
         whole = phigrow.expand_model(phi_model(SRC, torch.float32), DST, method=method, **options).state_dict()
-        assert same(stored(out), dict(whole))
-    # Negative control: what a span is belongs to the seed, so another span size draws other values.
-    monkeypatch.setattr(phigrow.lift, "SPAN_VALUES", 301 * 5)
-    again = phigrow.expand(folder, DST, tmp_path / "other", method="wr")
-    assert not same(stored(again), stored(tmp_path / "wr"))
+        for size in (1, 300, 301 * 5):
+            monkeypatch.setattr("phigrow.stream.BLOCK_VALUES", size)
+            out = phigrow.expand(folder, DST, tmp_path / f"{method}-{size}", method=method, **options)
+            assert same(stored(out), dict(whole))
+    # Negative control: another seed draws other values.
+    again = phigrow.expand(folder, DST, tmp_path / "other", method="wr", seed=1)
+    assert not same(stored(again), stored(tmp_path / "wr-300"))
 
 
 def test_shard_sizes_and_names_are_those_of_transformers(save_model, tmp_path):

@@ -11,6 +11,7 @@ from models import phi_config, phi_model, random_growth
 import phigrow
 from phigrow.axes import axis_map, wrap
 from phigrow.config import load_config
+from phigrow.draws import LEVELS
 from phigrow.errors import GrowthError
 from phigrow.inspection import (
     Kind,
@@ -54,7 +55,8 @@ def disagreements(found, source, grown):
     wrong += int((grown != gains)[kinds == Kind.CONSTANT].sum())
     fresh = grown[kinds == Kind.FRESH]
     wrong += int(np.isin(fresh, source).sum()) + int((fresh == 0).sum())
-    wrong += len(np.unique(fresh)) < 0.98 * len(fresh)  # draws are float32: a few of thousands coincide
+    independent = LEVELS * (1 - (1 - 1 / LEVELS) ** len(fresh))  # values that so many independent draws give
+    wrong += len(np.unique(fresh)) < 0.97 * independent
     for place, side in enumerate(found.sides):
         means = np.flatnonzero(side.whole.kinds == Kind.MEAN)
         others = [h if k != place else slice(None) for k, h in enumerate(held)]

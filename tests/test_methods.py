@@ -126,7 +126,8 @@ def test_wr_copies_one_block_and_draws_the_rest(anchor):
             else:
                 here.append(values[~copied])
         drawn.append(np.concatenate(here))
-        assert len(np.unique(drawn[-1])) > 0.98 * len(drawn[-1])  # no two tensors draw the same values
+        starts = {part[:8].tobytes() for part in here if len(part) >= 8}
+        assert len(starts) == sum(len(part) >= 8 for part in here) > 10  # no two tensors draw the same values
     fresh = np.concatenate(drawn)
     assert len(fresh) > 50_000
     assert abs(fresh.mean()) < 4 * 0.02 / len(fresh) ** 0.5

@@ -25,14 +25,14 @@ SRC, DST = phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 3, 4)
 # Blocks of 300 values and a pause at every write, so that a tiny expansion lasts long enough to be killed anywhere.
 SLOW = """
 import sys, time
-import phigrow.lift, phigrow.shards
-phigrow.lift.SPAN_VALUES = 300
+import phigrow.stream, phigrow.shards
+phigrow.stream.BLOCK_VALUES = 300
 write = phigrow.shards.CheckpointWriter.write
 def slow(self, *arguments):
-    time.sleep(0.002)
+    time.sleep(0.004)
     return write(self, *arguments)
 phigrow.shards.CheckpointWriter.write = slow
-import json, torch, phigrow  # torch first: its import takes longer than the expansion
+import json, phigrow
 print("ready", flush=True)
 phigrow.expand("src", json.load(open("dst.json")), "out", method=sys.argv[1], shard_size="60KB")
 """
@@ -47,7 +47,7 @@ def workplace(tmp_path, save_model, monkeypatch):
     save_model(phi_model(SRC, torch.float32))
     (tmp_path / "dst.json").write_text(json.dumps(DST))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("phigrow.lift.SPAN_VALUES", 300)
+    monkeypatch.setattr("phigrow.stream.BLOCK_VALUES", 300)
     return tmp_path
 
 
