@@ -3,7 +3,7 @@
     python benchmarks/expand.py --folder /dev/shm/expand --rounds 5 --out benchmarks/results/DATE-DEVICE-expand
 
 Every round copies the output with `cp -r` and expands by every method, each in a process of its own, so that the
-ratios compare neighbours in time: on a shared machine absolute times drift. The order changes from round to round. The
+ratios compare neighbours in time: on a shared machine absolute times drift. The order is shuffled in every round. The
 first round warms up and is not counted. Peak memory is what the kernel reports of the finished process, mapped pages
 included. On a disk, add --sync: `cp` is then followed by a `sync` of what it wrote, as `phigrow expand` ends with one.
 
@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import shutil
 import statistics
 import subprocess
@@ -131,8 +132,8 @@ def timings(folder: Path, rounds: int, *, in_memory: bool, sync: bool) -> list[d
         commands["cp -r, sync"] = ["sh", "-c", "cp -r reference out && sync out/*"]
     records = []
     for number in range(rounds + 1):
-        names = list(commands)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        for name in random.Random(number).sample(list(commands), len(commands)):
+            os.sync()  # nobody starts with another's pages still to be written
             record = {"round": number, "what": name, **run(commands[name], folder)}
             shutil.rmtree(folder / "out")
             print(record, flush=True)
