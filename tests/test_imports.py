@@ -1,6 +1,7 @@
 """The layers of the package, held by a walk over its imports."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -63,7 +64,7 @@ MAY_IMPORT = {
     "planfile": {"errors", "untrusted", "inspection", "plan"},
     "difference": {"axes", "plan"},
     "corpus": ANYONE | {"hub"},
-    "training": ANYONE | {"allocator", "corpus", "checkpoint", "shards"},
+    "training": ANYONE | {"allocator", "bits", "corpus", "checkpoint", "shards"},
     "measure": ANYONE,
     "demo": ANYONE | {"corpus", "training", "measure", "expand", "verify"},
 }
@@ -170,3 +171,16 @@ def test_files_stay_small_and_named_for_what_they_hold():
     for path in ROOT.rglob("*.py"):
         assert path.read_text(encoding="utf-8").count("\n") <= 400, path
         assert path.stem not in ("utils", "common", "helpers", "misc"), path
+
+
+def test_expanding_safetensors_needs_no_torch(save_model, tmp_path):
+    from models import phi_config, phi_model
+
+    folder = save_model(phi_model(phi_config(32, 4, 48, 2, 4)))
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(72, 6, 70, 3, 4)))
+    for method in ("tile", "lossless", "wr"):
+        words = ["expand", "--src", str(folder), "--dst-config", "dst.json", "--method", method, "--out", method]
+        script = "import sys\nfrom phigrow.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert (tmp_path / method / "model.safetensors").is_file(), done.stderr
+        assert done.stdout.splitlines()[-1] == "False"

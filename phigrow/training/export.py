@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phigrow.bits import bits_of
 from phigrow.shards import CheckpointWriter
 from phigrow.training.accounts import TRAINING_FILE
 from phigrow.training.model import DTYPES
@@ -61,7 +62,7 @@ def export_model(
     for name, parameter in parameters:
         value = full_value(parameter, engine.optimizer, master=dtype == "fp32")
         if writer is not None and value is not None:
-            writer.write(name, 0, value.to(DTYPES[dtype]))
+            writer.write(name, 0, bits_of(value.to(DTYPES[dtype])))
     if writer is not None:
         writer.close(sync=True)
         _write_configuration(model, partial, dtype)
