@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.config import Config
+from phigrow.inspection import Part, anatomy
 from phigrow.plan import Plan
 from phigrow.untrusted import read_object
 
@@ -54,11 +55,42 @@ def provenance(
         "format": 1,
         "plan": {"hash": plan.hash, **plan.to_json()},
         "source": entry,
+        "copied": copied_values(plan),
         "dtype": dtype,
         "command": command,
         "seconds": round(seconds, 3),
         "versions": {name: installed_version(name) for name in ("phigrow", "torch", "numpy")},
     }
+
+
+def copied_values(plan: Plan) -> dict[str, Any]:
+    """Which grown values are copies of a source's, for a training that gives them a learning rate of their own.
+
+    ``spans`` has, for every line of the family table, the half-open ranges of coordinates of each stored axis that are
+    copies, scaled or not; a value is one where all its coordinates are. ``fresh`` names the tensors that hold none (the
+    writers of identity layers).
+    """
+    spans: dict[str, list[list[list[int]]]] = {}
+    fresh = []
+    for growth in plan.tensors():
+        if growth.zero:
+            fresh.append(growth.name)
+        elif growth.parameter.name not in spans:
+            sides = anatomy(growth, plan.axes).sides
+            spans[growth.parameter.name] = [_copied_ranges(side.whole) for side in sides]
+    return {"spans": spans, "fresh": fresh}
+
+
+def _copied_ranges(part: Part) -> list[list[int]]:
+    ranges: list[list[int]] = []
+    for span in part.spans:
+        if not span.kind.is_copy:
+            continue
+        if ranges and ranges[-1][1] == span.start:
+            ranges[-1][1] = span.stop
+        else:
+            ranges.append([span.start, span.stop])
+    return ranges
 
 
 def _training_of(folder: Path) -> Any:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "pickles": {"errors", "bits", "checkpoint", "untrusted"},
     "hub": {"errors", "config", "untrusted"},
     "resolve": {"errors", "config", "hub", "families", "method", "methods", "plan"},
-    "provenance": {"config", "plan", "untrusted"},
+    "provenance": {"config", "inspection", "plan", "untrusted"},
     "shards": {"bits", "checkpoint"},
     "journal": {"errors"},
     "stream": {"errors", "bits", "checkpoint", "shards", "journal", "lift", "plan"},

@@ -110,6 +110,13 @@ class RunConfig:
     beta2: float = _key(0.95, "AdamW's second moment", curve=True)
     eps: float = _key(1e-8, "AdamW's epsilon", curve=True)
     grad_clip: float = _key(1.0, "largest global gradient norm; 0 does not clip", curve=True)
+    fresh_lr: float = _key(
+        1.0, "of a grown checkpoint: learning rate of the values that are no copies, as a multiple of lr", curve=True
+    )
+    fresh_warmup: int = _key(0, "of a grown checkpoint: steps over which that multiple rises from 0", curve=True)
+    copied_lr: float = _key(
+        1.0, "of a grown checkpoint: learning rate of the values that are copies, as a multiple of lr", curve=True
+    )
     dtype: str = _key(
         "bf16", "of weights and activations; masters are fp32", curve=True, choices=("bf16", "fp16", "fp32")
     )
@@ -141,6 +148,9 @@ class RunConfig:
     )
     nonfinite_limit: int = _key(
         10, "steps skipped because the loss or a gradient was not finite, after which a launch ends; 0 never ends it"
+    )
+    monitor: str | None = _key(
+        None, "besides the records: csv, tensorboard, wandb or comet, several separated by commas; against tokens"
     )
     resume: str = _key("auto", "auto continues from the last complete checkpoint in out", choices=("auto", "never"))
     universal: bool = _key(

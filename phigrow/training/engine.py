@@ -41,7 +41,10 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
     Raises:
         GrowthError: the file says otherwise than the run, or has an optimizer or a scheduler.
     """
-    out = dict(config.deepspeed_file())
+    from phigrow.training.monitors import SECTIONS
+
+    # The engine would write its own values to monitors; the loop writes the run's.
+    out = {key: value for key, value in config.deepspeed_file().items() if key not in SECTIONS.values()}
     for key in ("optimizer", "scheduler"):
         if key in out:
             raise GrowthError(

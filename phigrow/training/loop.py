@@ -16,6 +16,8 @@ from phigrow.training.configuration import SCRATCH, RunConfig
 from phigrow.training.data import data_curve, load_data, make_feed
 from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
+from phigrow.training.monitors import Monitors, monitor_sections
+from phigrow.training.pace import copied_values, is_paced, make_pace
 from phigrow.training.process import StopRequest, World, lost_rank_named, start
 from phigrow.training.progress import Reporter
 from phigrow.training.records import RecordWriter, recorded_losses
@@ -54,6 +56,9 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     config.stage  # noqa: B018  # an unreadable DeepSpeed file is reported before anything is loaded
     source = source_of(config)
     out = Path(config.out or f"runs/{config.model_name}-{source.arm}-seed{config.seed}")
+    monitors = monitor_sections(config, out)
+    if is_paced(config):
+        copied_values(config)
     world = start(config.threads)
     if blocks is None:
         blocks = load_data(config, out, world)
@@ -66,7 +71,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
         return Summary(out, config.steps, True, export=export)
     if found is not None:
         checkpoints.check_fits(found, world, config.stage, convert=config.universal)
-    run = _Run(config, source, out, world, blocks, found)
+    run = _Run(config, source, out, world, blocks, found, monitors)
     with lost_rank_named(world, lambda: checkpoints.how_to_continue(out)):
         return run.train()
 
@@ -75,7 +80,14 @@ class _Run:
     """One run on one rank."""
 
     def __init__(
-        self, config: RunConfig, source: Source, out: Path, world: World, blocks: Any, found: Found | None
+        self,
+        config: RunConfig,
+        source: Source,
+        out: Path,
+        world: World,
+        blocks: Any,
+        found: Found | None,
+        monitors: dict[str, dict[str, Any]],
     ) -> None:
         from phigrow.training.engine import engine_config, make_engine, micro_batch
         from phigrow.training.evaluation import held_out
@@ -100,6 +112,7 @@ class _Run:
         if found is None and config.init != SCRATCH:
             masters_from_checkpoint(self.engine, Path(config.init))
         self.at = checkpoints.load(self.engine, found, world, stage=config.stage) if found else Progress()
+        self.pace = make_pace(self.engine, config)
         self.flops_per_token = count(self.model_dict, blocks.seq_len).training_flops
         self.step_tokens = config.batch * blocks.seq_len
         self.heldout = held_out(blocks, config.eval_blocks)
@@ -107,6 +120,7 @@ class _Run:
         self.heldout_loss: float | None = None
         self.heldout_by_source: dict[str, float] = {}
         self.records: RecordWriter | None = None
+        self.monitors = Monitors(monitors if world.first else {}, out, tokens=self.at.tokens)
         self.nonfinite = NonFinite(config.nonfinite_limit, config.dtype)
         self.spikes = Spikes()
         self._stop_file = out / STOP_FILE if world.first else None
@@ -127,6 +141,7 @@ class _Run:
             return self._train(reporter)
         finally:
             reporter.close()
+            self.monitors.close()
             if self.records:
                 self.records.close()
 
@@ -144,7 +159,15 @@ class _Run:
         ahead = Prefetcher(self.feed, done, config.steps, self.world.rank, self.world.size, self.at.data)
         with contextlib.closing(ahead), StopRequest(self._stop_file) as stop:
             stepper = Stepper(
-                self.engine, config, self.world, self.feed, ahead, self.micro, dropout=self.dropout, stop=stop
+                self.engine,
+                config,
+                self.world,
+                self.feed,
+                ahead,
+                self.micro,
+                dropout=self.dropout,
+                stop=stop,
+                pace=self.pace,
             )
             while done < config.steps and not stopped:
                 stepper(done)
@@ -187,6 +210,7 @@ class _Run:
                 values = {"loss": reading.loss, "lr": reading.lr, "grad_norm": reading.grad_norm}
                 rates = {"tokens_per_second": round(speed, 1), "data_wait": round(reading.waited / reading.seconds, 4)}
                 self.records.write("step", **self._account(), **values, **rates, **flags)
+                self.monitors.step(self.at.tokens, values | rates)
             left = (self.config.steps - reading.step) * self.at.seconds / reading.step
             reporter.step(reading.step, reading.loss, reading.lr, speed, left)
             if reading.skipped:
@@ -228,7 +252,9 @@ class _Run:
             return
         reporter.say(f"step {self.at.step}/{self.config.steps}  held-out loss {self.heldout_loss:.4f}")
         if self.records:
-            self.records.write("eval", **self._account(), loss=self.heldout_loss, **self._by_source())
+            by_source = self._by_source()
+            self.records.write("eval", **self._account(), loss=self.heldout_loss, **by_source)
+            self.monitors.eval(self.at.tokens, self.heldout_loss, by_source.get("sources", {}))
 
     def _diagnose(self, step: int) -> None:
         if not self.config.diagnostics_every:

@@ -173,6 +173,8 @@ def _coerced(key: str, value: Any, where: str) -> Any:
                 return number
     if dict in kinds and text is not None and text.startswith("{"):
         value = _mapping(key, text, where)
+    if key == "monitor" and isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return ",".join(value)
     if str in kinds and isinstance(value, str):
         return value
     if dict in kinds and isinstance(value, dict):

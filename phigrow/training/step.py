@@ -19,6 +19,7 @@ from phigrow.training.configuration import RunConfig
 
 if TYPE_CHECKING:
     from phigrow.training.feed import Feed, Position, Prefetcher
+    from phigrow.training.pace import Pace
     from phigrow.training.process import StopRequest, World
 
 READ_SECONDS = 10.0
@@ -74,9 +75,10 @@ class Stepper:
         *,
         dropout: bool,
         stop: StopRequest,
+        pace: Pace | None = None,
     ) -> None:
         self.engine, self.config, self.world, self.micro = engine, config, world, micro
-        self.feed, self.ahead, self.dropout, self.stop = feed, ahead, dropout, stop
+        self.feed, self.ahead, self.dropout, self.stop, self.pace = feed, ahead, dropout, stop, pace
         self.position: Position | None = None  # in the data, after the last step taken
         self.passes = config.batch // (world.size * micro)
         self.every = min(config.log_every, LARGEST_WINDOW)
@@ -90,6 +92,8 @@ class Stepper:
         engine, world = self.engine, self.world
         if self.dropout:  # a function of the step, so that a resumed run draws what an uninterrupted one does
             torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + world.rank)
+        if self.pace:
+            self.pace.step = step
         lr = float(engine.get_lr()[0])
         place = len(self._waiting)
         sums = self._sums[place].zero_()

@@ -109,7 +109,7 @@ def masters_from_checkpoint(engine: Any, folder: Path) -> None:
                 if (mapping := parameter._hp_mapping) is not None:  # None: all of it belongs to other ranks
                     part = mapping.lp_fragment_address
                     mapping.hp_fragment.copy_(tensor.values(part.start, part.start + part.numel))
-            elif (master := _unfused_master(parameter, optimizer)) is not None:
+            elif (master := unfused_master(parameter, optimizer)) is not None:
                 master.copy_(tensor.rows(0, tensor.shape[0]))
             else:
                 raise GrowthError(
@@ -169,7 +169,7 @@ def full_value(parameter: nn.Parameter, optimizer: Any, *, master: bool) -> Tens
     Every rank must call this for the same parameters in the same order.
     """
     if master:
-        if (value := _unfused_master(parameter, optimizer)) is not None:
+        if (value := unfused_master(parameter, optimizer)) is not None:
             return value.detach().cpu()
         if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer"):
             from deepspeed.utils import safe_get_full_fp32_param
@@ -181,7 +181,7 @@ def full_value(parameter: nn.Parameter, optimizer: Any, *, master: bool) -> Tens
         return parameter.detach().cpu().clone() if torch.distributed.get_rank() == 0 else None
 
 
-def _unfused_master(parameter: nn.Parameter, optimizer: Any) -> Tensor | None:
+def unfused_master(parameter: nn.Parameter, optimizer: Any) -> Tensor | None:
     """The master of a parameter where DeepSpeed runs bf16 without ZeRO."""
     groups = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=False)
     for low, masters in groups:

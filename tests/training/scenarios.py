@@ -3,8 +3,8 @@
 Several runs share one launch, because starting DeepSpeed takes seconds. ``stop_at`` sends SIGTERM to one rank while
 it reads the batch of that step; ``copy_of`` continues a copy of another run from the checkpoint before its last.
 ``poison`` makes losses or gradients NaN, as ``{"rank": 1, "calls": [2], "what": "loss"}``. ``count_reads`` counts what
-is read from tensors during the steps, by the file that reads, into ``reads.json``. A `GrowthError` is written to
-``error-RANK.txt``, and the next scenario begins.
+is read from tensors during the steps, by the file that reads, into ``reads.json``. ``path`` goes to the front of
+`sys.path`. A `GrowthError` is written to ``error-RANK.txt``, and the next scenario begins.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def main() -> int:
     from phigrow.training.process import own_rank
 
     attach_loss = model.attach_loss
-    (path,) = [word for word in sys.argv[1:] if not word.startswith("--")]
-    for scenario in json.loads(Path(path).read_text()):
+    (listed,) = [word for word in sys.argv[1:] if not word.startswith("--")]
+    for scenario in json.loads(Path(listed).read_text()):
         settings = dict(scenario)
         stop_at = settings.pop("stop_at", None)
         blocks = FakeBlocks(mixture=MIXTURE) if settings.pop("mixed", False) else FakeBlocks()
@@ -193,6 +193,8 @@ def main() -> int:
         if stop_at is not None and own_rank() == 0:
             blocks.train.stop_at = stop_at
         poison, counts = settings.pop("poison", None), settings.pop("count_reads", False)
+        if path := settings.pop("path", None):
+            sys.path.insert(0, path)
         model.attach_loss = poisoned(poison, own_rank()) if poison else attach_loss
         found: Counter[str] = Counter()
         out = Path(settings["out"])

@@ -1,0 +1,116 @@
+"""TensorBoard, Weights & Biases and CSV, through DeepSpeed's monitors; the records are written whatever is chosen.
+
+DeepSpeed's engine would write its own values against samples. These are the run's: loss, learning rate, gradient norm,
+tokens a second and held-out losses, against tokens, which is what runs are compared by.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.errors import GrowthError
+
+if TYPE_CHECKING:
+    from phigrow.training.configuration import RunConfig
+
+SECTIONS = {"csv": "csv_monitor", "tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet"}
+"""Name in a recipe -> section of DeepSpeed's configuration."""
+
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
+
+
+def monitor_sections(config: RunConfig, out: Path) -> dict[str, dict[str, Any]]:
+    """Return DeepSpeed's sections of the monitors that the recipe names or its DeepSpeed file enables.
+
+    Args:
+        config: of the run; ``monitor`` names monitors, separated by commas.
+        out: the folder of the run, below which files go unless the section says otherwise.
+
+    Raises:
+        GrowthError: an unknown name, or a monitor whose package is not installed.
+    """
+    asked = [name.strip() for name in (config.monitor or "").split(",") if name.strip()]
+    file, found = config.deepspeed_file(), {}
+    for name in asked:
+        if name not in SECTIONS:
+            raise GrowthError(f"no monitor {name!r}", where="monitor", fix=f"some of {', '.join(SECTIONS)}")
+    for name, section in SECTIONS.items():
+        given = file.get(section, {})
+        if name not in asked and given.get("enabled") is not True:
+            continue
+        package = _PACKAGES.get(name)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise GrowthError(
+                f"the monitor {name} needs a package that is not installed",
+                where="monitor" if name in asked else f"{section} in {config.deepspeed}",
+                fix=f"pip install {package}, or leave {name} out",
+            )
+        places = {"output_path": str(out), "job_name": name} if name in ("csv", "tensorboard") else {}
+        found[section] = places | ({"project": "phigrow"} if name == "wandb" else {}) | given | {"enabled": True}
+    return found
+
+
+class Monitors:
+    """Writes what happens to the monitors of a run; rank 0 has the only one.
+
+    A run that resumes goes on in its CSV files, without the rows past its checkpoint, as its records do.
+    """
+
+    def __init__(self, sections: dict[str, dict[str, Any]], out: Path, *, tokens: int) -> None:
+        self._master: Any = None
+        if not sections:
+            return
+        from deepspeed.monitor.config import get_monitor_config
+        from deepspeed.monitor.monitor import MonitorMaster
+
+        if "wandb" in sections:  # whose section has no name
+            os.environ.setdefault("WANDB_NAME", out.name)
+            os.environ.setdefault("WANDB_DIR", str(out))
+        self._master = MonitorMaster(get_monitor_config(sections))
+        if (files := self._master.csv_monitor) is not None:
+            for path in sorted(Path(files.log_dir).glob("*.csv")):
+                _cut(path, tokens)
+                files.filenames.append(path.stem)  # DeepSpeed writes the heading of a file that it does not know
+
+    def step(self, tokens: int, values: dict[str, float]) -> None:
+        """Write what a step said, against the tokens read so far."""
+        self._write("train", tokens, values)
+
+    def eval(self, tokens: int, loss: float, sources: dict[str, float]) -> None:
+        """Write held-out losses, in all and of each source."""
+        self._write("heldout", tokens, {"loss": loss} | sources)
+
+    def _write(self, group: str, tokens: int, values: dict[str, float]) -> None:
+        if self._master is not None:
+            self._master.write_events([(f"{group}/{name}", value, tokens) for name, value in values.items()])
+
+    def close(self) -> None:
+        """Let the monitors finish their files."""
+        if self._master is None:
+            return
+        if self._master.tb_monitor is not None:
+            self._master.tb_monitor.summary_writer.close()
+        if self._master.wandb_monitor is not None:
+            import wandb
+
+            wandb.finish()
+
+
+def _cut(path: Path, tokens: int) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        heading, *rows = list(csv.reader(file)) or [[]]
+    kept = [row for row in rows if len(row) == 2 and _number(row[0]) <= tokens]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([heading, *kept])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # the row that was being written when the run was killed
+        return math.inf

@@ -1,0 +1,112 @@
+"""Copied and fresh values of a grown checkpoint at learning rates of their own, value by value, at every stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import losses, run_scenarios
+from safetensors.torch import load_file
+from scenarios import TINY
+
+import phigrow
+from phigrow.errors import GrowthError
+from phigrow.inspection import Kind, matching
+from phigrow.training import RunConfig, train
+from phigrow.training.pace import copied_mask, copied_values
+
+STAGES = [("fp32", 0), ("fp32", 2), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 100}
+COPIED, FRESH = 0.5, 0.25
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A grown model, one and two steps of it at every stage, plain and paced, on two ranks."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    folder = tmp_path_factory.mktemp("pace")
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in TINY.items() if key not in ("architectures", "model_type")}
+    model = PhiForCausalLM(PhiConfig(**sizes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.1)
+    model.save_pretrained(folder / "source")
+    (folder / "dst.json").write_text(json.dumps(TINY | SIZES | {"num_hidden_layers": 3}))
+    for name, depth in (("wr", "interpose"), ("identity", "identity")):
+        phigrow.expand(
+            folder / "source", folder / "dst.json", method="wr", depth=depth, out=folder / name, dtype="float32"
+        )
+    base = {"init": str(folder / "wr"), "model": None, "schedule": "constant", "warmup": 0, "steps": 1}
+    base |= {"export": "export", "export_dtype": "fp32", "eval_every": 0, "log_every": 1}
+    runs: list[dict[str, Any]] = []
+    for dtype, stage in STAGES:
+        own = base | {"dtype": dtype, "zero": stage}
+        runs += [
+            {**own, "out": f"{dtype}-{stage}"},
+            {**own, "out": f"{dtype}-{stage}-paced", "copied_lr": COPIED, "fresh_lr": FRESH},
+            {**own, "out": f"{dtype}-{stage}-warm", "fresh_warmup": 4},
+        ]
+    long = base | {"dtype": "bf16", "zero": 2, "steps": 4, "fresh_warmup": 3, "save_every": 2}
+    runs += [
+        {**long, "out": "whole"},
+        {**long, "out": "cut", "stop_at": 3},
+        {**long, "out": "cut"},
+    ]
+    run_scenarios(2, folder, runs)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(("dtype", "stage"), STAGES)
+def test_every_value_moves_at_its_own_rate(folder, dtype, stage):
+    plan = phigrow.plan(folder / "source", folder / "dst.json", "wr")
+    masks = {found.growth.name: torch.from_numpy(found.kinds() <= Kind.TILED_SCALED) for found in matching(plan, "*")}
+    before = weights(folder / "wr")
+    plain, paced, warm = (weights(folder / f"{dtype}-{stage}{end}" / "export") for end in ("", "-paced", "-warm"))
+    for name, start in before.items():
+        mask, moved = masks[name], plain[name] - start
+        factor = torch.where(mask, COPIED, FRESH)
+        torch.testing.assert_close(paced[name] - start, factor * moved, rtol=1e-3, atol=2e-7, msg=name)
+        assert torch.equal(warm[name], torch.where(mask, plain[name], start)), name  # to the bit
+    # Negative control: the masks say something, and the other way round they do not fit.
+    name = "model.layers.1.mlp.fc1.weight"
+    assert 0.3 < masks[name].float().mean() < 0.5
+    moved = plain[name] - before[name]
+    assert (paced[name] - before[name] - torch.where(masks[name], FRESH, COPIED) * moved).abs().max() > 1e-3
+
+
+def test_a_resumed_run_goes_on_at_its_pace(folder):
+    assert losses(folder / "cut") == losses(folder / "whole")
+    one, other = weights(folder / "cut" / "export"), weights(folder / "whole" / "export")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_a_grown_folder_says_is_what_inspection_says(folder):
+    for kind in ("wr", "identity"):
+        found = copied_values(RunConfig(init=str(folder / kind)))
+        depth = "identity" if kind == "identity" else "interpose"
+        plan = phigrow.plan(folder / "source", folder / "dst.json", "wr", depth=depth)
+        for each in matching(plan, "*"):
+            mask = copied_mask(found, each.growth.name, each.growth.shape)
+            assert torch.equal(mask, torch.from_numpy(each.kinds() <= Kind.TILED_SCALED)), each.growth.name
+    assert found["fresh"]  # the inserted layer's writers
+
+
+def test_a_checkpoint_that_was_not_grown_has_no_fresh_values(folder, tmp_path):
+    with pytest.raises(GrowthError, match="of a checkpoint that was not grown") as error:
+        train(RunConfig(fresh_warmup=10))
+    assert "the run starts from noise" in str(error.value)
+    with pytest.raises(GrowthError, match=r"there is no phigrow\.json"):
+        train(RunConfig(init=str(folder / "source"), copied_lr=0.5))
+    (tmp_path / "phigrow.json").write_text("{}")
+    with pytest.raises(GrowthError, match="does not say which values are copies"):
+        copied_values(RunConfig(init=str(tmp_path), fresh_lr=2.0))
+    with pytest.raises(GrowthError, match=r"the growth does not know[\s\S]*other\.weight"):
+        copied_mask({"spans": {}, "fresh": []}, "other.weight", (2, 2))
