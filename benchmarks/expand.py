@@ -13,7 +13,11 @@ compares tile with the plain way instead, both models in memory: load, tile, `sa
 
     python benchmarks/expand.py --folder /dev/shm/expand --memory --out benchmarks/results/DATE-DEVICE-expand
 
-measures peak memory from 0.1B to 3B parameters instead.
+measures peak memory from 0.1B to 3B parameters instead, and
+
+    python benchmarks/expand.py --folder /dev/shm/expand --blocks --out benchmarks/results/DATE-DEVICE-expand-blocks
+
+times tile and wr by the size of a block, and tile by the number of threads: how both were chosen.
 """
 
 from __future__ import annotations
@@ -115,14 +119,30 @@ def expand(method: str) -> list[str]:
     return [sys.executable, "-c", "from phigrow.cli import main; main()", *words]
 
 
-def timings(folder: Path, rounds: int, *, in_memory: bool, sync: bool) -> list[dict[str, Any]]:
+def tuned(method: str, values: int, threads: int) -> list[str]:
+    """`phigrow expand` with another block size and number of threads."""
+    script = f"import os, phigrow.stream; phigrow.stream.BLOCK_VALUES = {values}; os.cpu_count = lambda: {threads}"
+    command = expand(method)
+    return [*command[:2], f"{script}; {command[2]}", *command[3:]]
+
+
+def blocks() -> dict[str, list[str]]:
+    """What is timed to choose block size and threads."""
+    cores = os.cpu_count() or 1
+    sizes = {f"{m}, blocks of 2^{k} values": tuned(m, 1 << k, cores) for m in ("tile", "wr") for k in (16, 18, 20, 22)}
+    return sizes | {f"tile, {n} threads": tuned("tile", 1 << 20, n) for n in (1, 2, 4)}
+
+
+def timings(folder: Path, rounds: int, *, in_memory: bool, sync: bool, tune: bool) -> list[dict[str, Any]]:
     """Records of every process of every counted round."""
     from phigrow.config import load_config
 
     make_source(folder / "src", load_config("phi-1_5.json"))
     (folder / "dst.json").write_text(json.dumps(load_config("phi2.json")))
     shutil.rmtree(folder / "out", ignore_errors=True)
-    if in_memory:
+    if tune:
+        commands = blocks() | {"tile": expand("tile")}
+    elif in_memory:
         commands = {"in memory": [sys.executable, "-c", IN_MEMORY], "tile": expand("tile")}
     else:
         run(expand("tile"), folder)
@@ -183,6 +203,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="peak memory from 0.1B to 3B instead of timings")
     parser.add_argument("--in-memory", action="store_true", help="tile against the plain way, instead of `cp -r`")
+    parser.add_argument("--blocks", action="store_true", help="tile and wr by size of blocks and number of threads")
     parser.add_argument("--sync", action="store_true", help="also time `cp -r` and a sync of what it wrote (on a disk)")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     arguments = parser.parse_args()
@@ -191,8 +212,14 @@ def main() -> None:
         records = memory(arguments.folder)
         text = memory_table(records)
     else:
-        records = timings(arguments.folder, arguments.rounds, in_memory=arguments.in_memory, sync=arguments.sync)
-        text = table(records, "in memory" if arguments.in_memory else "cp -r")
+        records = timings(
+            arguments.folder,
+            arguments.rounds,
+            in_memory=arguments.in_memory,
+            sync=arguments.sync,
+            tune=arguments.blocks,
+        )
+        text = table(records, "tile" if arguments.blocks else "in memory" if arguments.in_memory else "cp -r")
     shutil.rmtree(arguments.folder)
     print(text)
     if arguments.out:

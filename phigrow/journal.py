@@ -8,6 +8,7 @@ anything else starts afresh. The folder gets its real name when everything is th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -46,6 +47,7 @@ class PartialFolder:
         self.path = out.parent / f".{out.name}.partial"
         self.done: dict[Block, str] = {}
         self._writing = Lock()
+        self._made = [folder for folder in self.path.parents if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._file = (self.path / JOURNAL).open("a+b")
@@ -112,8 +114,11 @@ class PartialFolder:
         remove(former)
 
     def discard(self) -> None:
-        """Remove the unfinished folder."""
+        """Remove the unfinished folder, and the folders above it that were made for it."""
         shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # something else has come to lie in it
+                folder.rmdir()
 
     def close(self) -> None:
         """Let go of the lock."""

@@ -172,7 +172,7 @@ def test_a_failure_leaves_nothing_behind(save_model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(phigrow.shards.CheckpointWriter, "write", break_late)
     with pytest.raises(GrowthError, match="the output cannot be written") as caught:
-        phigrow.expand(folder, DST, tmp_path / "out", method="wr")
+        phigrow.expand(folder, DST, tmp_path / "new" / "folders" / "out", method="wr")
     assert "No space left on device" in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == before
     monkeypatch.undo()
