@@ -17,7 +17,7 @@ FROZEN = {
     "expand": "--src --dst-config --method --out --depth --rounding --anchor --scale --noise --seed --dtype --revision "
     "--shard-size --dry-run --overwrite --allow-nonfinite",
     "plan": "--src --dst-config --method --depth --rounding --anchor --scale --noise --seed --revision --seq-len "
-    "--diff --json",
+    "--diff --gpus --tokens --mfu --gpu --price --batch --micro-batch --checkpointing --json",
     "inspect": "folder --tensor --plot --json",
     "verify": "src dst --dtype --text --tokens --seed --revision --save --certificate --json",
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
@@ -125,6 +125,36 @@ def test_plan_prints_axes_layers_and_cost():
     assert data["cost"]["destination"]["parameters"] == 2_779_683_840
 
 
+def test_plan_says_what_fits_and_how_long_it_takes():
+    words = (
+        "plan",
+        "--dst-config",
+        "phi2.json",
+        "--gpus",
+        "96x80",
+        "--tokens",
+        "1.4T",
+        "--mfu",
+        "0.69",
+        "--price",
+        "2",
+    )
+    done = phigrow(*words)
+    assert done.returncode == 0, done.stderr
+    for text in ("3 + offload all", "chosen", "1.4e+12 tokens, 503.7 a parameter", "14 days", "cost "):
+        assert text in done.stdout
+    found = json.loads(phigrow(*words, "--json").stdout)
+    assert found["chosen"]["stage"] == 1
+    assert found["seconds"] / 86400 == pytest.approx(14.03, abs=0.01)
+    assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
+    both = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--gpus", "8x80")
+    assert "identity" not in both.stdout
+    assert "further copies" in both.stdout
+    assert "GiB a GPU" in both.stdout
+    none = phigrow("plan", "--dst-config", "phi2.json", "--gpus", "1x8")
+    assert "nothing fits: more GPUs, more memory, or with --checkpointing" in none.stdout
+
+
 def test_plan_diff_says_what_differs_and_exits_as_diff_does(tmp_path):
     plans = {"a": (), "b": ("--scale", "preserve", "--seed", "3")}
     for name, words in plans.items():
@@ -149,6 +179,8 @@ def test_plan_diff_says_what_differs_and_exits_as_diff_does(tmp_path):
         (("plan", "--dst-config", "phi2.json"), "--src: it is required"),
         (("plan", "--src", "phi-1"), "--dst-config: it is required"),
         (("plan", "--diff", "a.json"), "'--diff' requires 2 arguments"),
+        (("plan", "--src", "phi-1", "--dst-config", "phi2", "--mfu", "0.3"), "--mfu: it means nothing without --gpus"),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--seed", "3"), "--seed: it means nothing without --src"),
         (("verify", "a", "b", "--certificate", "c.json", "--tokens", "9"), "--tokens: it means nothing with --certi"),
     ],
 )
@@ -235,6 +267,11 @@ def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
         (("plan", "--src", "phi-1_5", "--dst-config", "phi9.json"), ("no configuration 'phi9.json'",)),
         (("plan", "--src", "phi2.json", "--dst-config", "phi-1.json"), ("is smaller: hidden 2560 -> 2048",)),
         (("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "best"), ("unknown method 'best'",)),
+        (("plan", "--dst-config", "phi2", "--gpus", "8by80"), ("GPUs '8by80'", "such as 8x80")),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--tokens", "many"), ("an amount of 'many'", "100B")),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--batch", "9"), ("shared by 8 GPUs", "multiple of 8")),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--gpu", "tpu"), ("no GPU 'tpu'", "a100, h100, h200")),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--mfu", "40"), ("an MFU of 40", "at most 1")),
         (("verify", "nowhere", "nothing"), ("cannot reach the hub for 'nowhere'",)),
         (("plan", "--diff", "nowhere", "nothing"), ("no plan 'nowhere'", "there is no such file or folder")),
         (("inspect", "nowhere"), ("no plan 'nowhere'", "give a folder that phigrow expand wrote")),

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "untrusted": {"errors"},
     "config": {"errors", "untrusted"},
     "flops": {"config"},
+    "capacity": {"errors", "config", "flops"},
     "axes": {"errors"},
     "family": {"errors", "config"},
     "families": {"errors", "config", "family"},
@@ -149,6 +150,15 @@ def test_planning_needs_no_torch():
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "True False"
+
+
+def test_capacity_needs_no_torch():
+    script = (
+        "import sys; from phigrow.capacity import capacity; found = capacity('phi2', '8x80', tokens=1e11); "
+        "print(found.chosen.stage, 'torch' in sys.modules, 'deepspeed' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1 False False"
 
 
 def test_inspecting_needs_no_torch():

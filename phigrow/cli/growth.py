@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,22 +12,32 @@ from phigrow.cli.options import (
     SRC_HELP,
     AnchorName,
     Arithmetic,
+    Batch,
+    Checkpointing,
     DepthName,
     DstConfig,
     Dtype,
+    GpuName,
+    Gpus,
     MethodName,
+    Mfu,
+    MicroBatch,
     Noise,
+    Price,
     Revision,
     Rounding,
     RoundingName,
     ScaleName,
     Seed,
     Src,
+    Tokens,
     refuse_others,
+    refuse_without,
     required,
     shape_of,
 )  # fmt: skip
 from phigrow.cli.printing import (
+    print_capacity,
     print_certificate,
     print_check,
     print_differences,
@@ -36,6 +46,9 @@ from phigrow.cli.printing import (
     print_plan,
     print_tensors,
 )
+
+if TYPE_CHECKING:
+    from phigrow.capacity import Capacity
 
 
 def expand(
@@ -91,7 +104,7 @@ def expand(
 
 def plan(
     context: typer.Context,
-    src: Annotated[str | None, typer.Option(help=SRC_HELP + " Required, but for --diff.")] = None,
+    src: Annotated[str | None, typer.Option(help=SRC_HELP + " Required, but for --diff and --gpus.")] = None,
     dst_config: Annotated[str | None, typer.Option(help=DST_CONFIG_HELP + " Required, but for --diff.")] = None,
     method: MethodName = "tile",
     depth: DepthName = None,
@@ -112,13 +125,24 @@ def plan(
             "printed. Exit code 0 if they are the same, 1 if not.",
         ),
     ] = None,
+    gpus: Gpus = None,
+    tokens: Tokens = None,
+    mfu: Mfu = 0.4,
+    gpu: GpuName = "a100",
+    price: Price = None,
+    batch: Batch = None,
+    micro_batch: MicroBatch = None,
+    checkpointing: Checkpointing = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan, or what differs, as JSON.")] = False,
 ) -> None:
-    """Print what expand would do, axis by axis and layer by layer, from the configurations alone.
+    """Print what expand would do, axis by axis and layer by layer, from the configurations alone; or what it would
+    take to train the destination.
 
     phigrow plan --src phi-1_5 --dst-config phi2.json --method lossless
 
     phigrow plan --diff grown-by-tile grown-by-wr
+
+    phigrow plan --dst-config phi2.json --gpus 8x80 --tokens 100B
     """
     import phigrow
     from phigrow.explain import summary
@@ -128,14 +152,32 @@ def plan(
         if _print_differences(*diff, as_json):
             raise typer.Exit(1)
         return
+    found: Capacity | None = None
+    if gpus is None:
+        refuse_without(context, "gpus", "tokens", "mfu", "gpu", "price", "batch", "micro_batch", "checkpointing")
+    else:
+        from phigrow.capacity import capacity, parse_amount
+
+        if src is None:
+            growth_only = ("method", "depth", "rounding", "anchor", "scale", "noise", "seed", "revision")
+            refuse_without(context, "src", *growth_only)
+        found = capacity(
+            required(dst_config, "--dst-config"), gpus, tokens=parse_amount(tokens) if tokens else None, mfu=mfu,
+            peak=gpu, price=price, batch=batch, micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing,
+        )  # fmt: skip
+    if found is not None and src is None:
+        print_json(found.to_json()) if as_json else print_capacity(found)
+        return
     made = phigrow.plan(
         required(src, "--src"), required(dst_config, "--dst-config"), method,
         **shape_of(depth, rounding, noise, seed, revision, anchor, scale),
     )  # fmt: skip
     if as_json:
-        print_json(summary(made, seq_len))
-    else:
-        print_plan(made, seq_len)
+        print_json(summary(made, seq_len) | ({"capacity": found.to_json()} if found else {}))
+        return
+    print_plan(made, seq_len)
+    if found is not None:
+        print_capacity(found)
 
 
 def _print_differences(first: Path, second: Path, as_json: bool) -> bool:

@@ -82,6 +82,26 @@ Noise = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of all new random values.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the source on the hub.")]
 
+Gpus = Annotated[
+    str | None,
+    typer.Option(help="Instead, or with --src besides: what fits on these GPUs, number x GiB (8x80), and the time."),
+]
+Tokens = Annotated[str | None, typer.Option(help="With --gpus: of the whole run (100B, 1.4T), for time and cost.")]
+Mfu = Annotated[float, typer.Option(help="With --gpus: share of the GPU's peak that the model's FLOPs reach.")]
+GpuName = Annotated[str, typer.Option("--gpu", help="With --gpus: whose peak: a100, h100 or h200.")]
+Price = Annotated[float | None, typer.Option(help="With --gpus: of one GPU for one hour.", min=0.0)]
+Batch = Annotated[
+    int | None,
+    typer.Option(help="With --gpus: sequences a step over all GPUs.  \\[default: about 2^20 tokens]", min=1),
+]
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(help="With --gpus: sequences a GPU holds at once.  \\[default: the most that fit]", min=1),
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="With --gpus: recompute every layer in the backward pass.")
+]
+
 
 def shape_of(
     depth: Depth | None,
@@ -108,6 +128,14 @@ def required(value: str | None, option: str) -> str:
     if value is None:
         raise typer.BadParameter("it is required", param_hint=option)
     return value
+
+
+def refuse_without(context: typer.Context, option: str, *names: str) -> None:
+    """Refuse what was typed although it means something only with another option."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"it means nothing without --{option}", param_hint=parameter.opts[-1])
 
 
 def refuse_others(context: typer.Context, option: str, *beside: str) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from phigrow.capacity import Capacity
     from phigrow.difference import Difference
     from phigrow.inspection import Anatomy, Kind
     from phigrow.plan import Plan
@@ -35,6 +36,51 @@ def print_plan(plan: Plan, seq_len: int | None = None) -> None:
     console.print(escaped(claim(plan)))
     for note in plan.notes:
         console.print(escaped(f"note: {note}"))
+
+
+def print_capacity(found: Capacity) -> None:
+    """Which layouts fit, GiB of each part, the largest micro-batch, and days and cost."""
+    from phigrow.capacity import RESERVED
+
+    console = _console()
+    gib = 2**30
+    console.print(
+        f"{found.parameters / 1e9:.3f}B parameters on {found.gpus} GPUs of {found.gpu_bytes / gib:g} GiB, sequences of "
+        f"{found.seq_len} tokens, {found.batch} a step, bf16, loss {found.loss}"
+        + (", layers recomputed" if found.checkpointing else "")
+    )
+    rows = []
+    for fit in found.fits:
+        s = fit.states
+        parts = (s.weights, s.gradients, s.optimizer, s.buffers, max(fit.activations.peak, s.step), fit.total, s.host)
+        numbers = [f"{part / gib:.1f}" for part in parts]
+        chosen = "chosen" if fit.layout == found.chosen else "yes" if fit.fits else "no"
+        rows.append(
+            (
+                fit.layout.name.removeprefix("ZeRO "),
+                *numbers[:5],
+                fit.micro_batch,
+                numbers[5],
+                chosen,
+                fit.largest or "-",
+                numbers[6],
+            )
+        )
+    columns = "ZeRO|weights|gradients|optimizer|buffers|activations|micro|in all|fits|at most|host"
+    _table("GiB a GPU, and of the host for each", columns.split("|"), rows, right=True)
+    if found.chosen is None:
+        where = "with fewer tokens a sequence" if found.checkpointing else "with --checkpointing"
+        console.print(f"nothing fits: more GPUs, more memory, or {where}")
+    console.print(
+        f"fits: in all at most {1 - RESERVED:.0%} of a GPU; activations: or the optimizer's step, if that is more"
+    )
+    if found.tokens is None or found.flops is None or found.seconds is None:
+        return
+    console.print(
+        f"{found.tokens:.4g} tokens, {found.tokens / found.parameters:.1f} a parameter, {found.flops:.3g} FLOPs: "
+        f"[bold]{found.seconds / 86400:.3g} days[/] at {found.mfu:.0%} of {found.peak_flops / 1e12:.0f} TFLOP/s, "
+        f"{found.gpu_hours:,.0f} GPU hours" + ("" if found.cost is None else f", cost {found.cost:,.0f}")
+    )
 
 
 _LAYER_BLOCKS = 3

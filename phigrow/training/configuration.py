@@ -122,6 +122,15 @@ class RunConfig:
     )
     zero: int | None = _key(None, "DeepSpeed ZeRO stage, 0 to 3 (default: the JSON file's, else 1)")
     deepspeed: str | None = _key(None, "DeepSpeed JSON file to start from; the keys above are put into it")
+    offload_optimizer: str | None = _key(
+        None,
+        "where the optimizer's state lies: cpu (ZeRO 1 to 3) or nvme (ZeRO 3) (default: the JSON file's, else the GPU)",
+        choices=("cpu", "nvme"),
+    )
+    offload_param: str | None = _key(
+        None, "where the parameters lie: cpu or nvme (ZeRO 3) (default: the JSON file's)", choices=("cpu", "nvme")
+    )
+    offload_dir: str | None = _key(None, "folder on the disk for nvme")
     activation_checkpointing: bool = _key(
         False, "recompute each layer in the backward pass: less memory, a third slower"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
+from phigrow.training.offload import check_disk, host_adamw, offload_sections, offloads_optimizer
 from phigrow.training.order import micro_batch_rows
 
 
@@ -74,7 +75,7 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
             out[key] = section | {"enabled": config.dtype == dtype}
     if config.dtype == "bf16":
         _agree(config, "bf16.check_grad_overflow", out["bf16"].get("check_grad_overflow", "auto"), True)
-    out["zero_optimization"] = {**out.get("zero_optimization", {}), "stage": stage}
+    out["zero_optimization"] = offload_sections(config, {**out.get("zero_optimization", {}), "stage": stage})
     if config.dtype == "bf16" and stage > 0:
         out.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     out.setdefault("zero_allow_untested_optimizer", True)
@@ -92,7 +93,11 @@ def _agree(config: RunConfig, key: str, theirs: Any, value: Any) -> None:
 
 
 def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> Any:
-    """Give a model to DeepSpeed with AdamW and the schedule of the run."""
+    """Give a model to DeepSpeed with AdamW and the schedule of the run.
+
+    Raises:
+        GrowthError: the optimizer or the parameters lie on a disk that DeepSpeed cannot use here.
+    """
     import deepspeed
     import torch
 
@@ -100,14 +105,20 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
     from phigrow.training.process import quiet
     from phigrow.training.schedule import learning_rate_schedule
 
+    check_disk(engine_dict)
     # DeepSpeed takes one step with zero gradients at some stages, to allocate the moments. At lr 0 that step cannot
     # decay the weights; the schedule, made afterwards, sets the real lr.
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=0.0,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True if _can_fuse() else None,
+    groups = parameter_groups(model, config.weight_decay)
+    optimizer = (
+        host_adamw(groups, config)
+        if offloads_optimizer(engine_dict)
+        else torch.optim.AdamW(
+            groups,
+            lr=0.0,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True if _can_fuse() else None,
+        )
     )
     with quiet():
         engine, *_ = deepspeed.initialize(

@@ -31,7 +31,7 @@ def launch(
         env=environment() | environ,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=cwd,
     )
 

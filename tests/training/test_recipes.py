@@ -52,8 +52,32 @@ def test_phi_1_recipes_have_the_published_hyperparameters(name):
     assert load_config(str(config.model)) == load_config(f"{name}.json")
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed_files_are_of_their_stage(stage):
-    path = RECIPES / "deepspeed" / f"zero{stage}.json"
-    assert RunConfig(deepspeed=str(path)).stage == stage
-    assert "auto" not in json.dumps(engine_config(RunConfig(deepspeed=str(path)), 8, 2))
+FILES = {
+    "zero1": 1, "zero2": 2, "zero3": 3, "zero2-offload": 2, "zero3-offload": 3, "zero3-96": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_deepspeed_files_are_of_their_stage_and_mean_what_they_say_to_deepspeed(name):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    path = RECIPES / "deepspeed" / f"{name}.json"
+    config = RunConfig(deepspeed=str(path))
+    assert config.stage == FILES[name]
+    out = engine_config(config, 8, 2)
+    assert "auto" not in json.dumps(out)
+    read = DeepSpeedZeroConfig(**out["zero_optimization"])
+    for key, value in json.loads(path.read_text())["zero_optimization"].items():
+        found = getattr(read, key.removeprefix("stage3_"))  # DeepSpeed ignores a key that it does not know
+        if isinstance(value, dict):
+            assert {part: getattr(found, part) for part in value} == value
+        else:
+            assert found == value
+    assert (read.offload_optimizer is not None) == ("offload" in name)
+    assert (read.offload_param is not None) == (name == "zero3-offload")
+
+
+def test_every_deepspeed_file_is_explained_and_tested():
+    explained = (RECIPES / "deepspeed" / "README.md").read_text()
+    assert {path.stem for path in (RECIPES / "deepspeed").glob("*.json")} == set(FILES)
+    assert all(f"`{name}.json`" in explained for name in FILES)

@@ -1,0 +1,82 @@
+"""What a run keeps in the memory or on the disk of the host, and the AdamW that works there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.training.configuration import RunConfig
+
+DEVICES = ("cpu", "nvme")
+_SECTIONS = ("offload_optimizer", "offload_param")
+
+
+def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, Any]:
+    """Return DeepSpeed's ``zero_optimization`` with the run's offload keys in it.
+
+    Raises:
+        GrowthError: the file says otherwise, the stage cannot, or a disk without a folder.
+    """
+    out = dict(section)
+    for key in _SECTIONS:
+        device, theirs = getattr(config, key), dict(out.get(key) or {})
+        if device is not None and theirs.get("device", device) != device:
+            raise GrowthError(
+                f"{key} is {device}, but the DeepSpeed file says {theirs['device']}",
+                where=str(config.deepspeed),
+                fix="drop one",
+            )
+        device = device or theirs.get("device")
+        if device in (None, "none"):
+            continue
+        if device not in DEVICES:
+            raise GrowthError(f"{key} is {device!r}", where=key, fix=f"one of {', '.join(DEVICES)}")
+        least = 3 if key == "offload_param" or device == "nvme" else 1
+        if config.stage < least:
+            raise GrowthError(
+                f"{key} to {device} at ZeRO stage {config.stage}",
+                where=key,
+                why="DeepSpeed moves " + ("whole parameters" if key == "offload_param" else "them") + " only where "
+                "every rank has its own part",
+                fix=f"zero {least}" if least == 3 else "zero 1, 2 or 3",
+            )
+        path = config.offload_dir or theirs.get("nvme_path")
+        if device == "nvme" and not path:
+            raise GrowthError(f"{key} to nvme without a folder", where="offload_dir", fix="give a folder on that disk")
+        out[key] = theirs | {"device": device} | ({"nvme_path": str(path)} if device == "nvme" else {})
+    return out
+
+
+def offloads_optimizer(engine_dict: dict[str, Any]) -> bool:
+    """Whether the optimizer's state lies on the host."""
+    section = engine_dict.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return section.get("device") in DEVICES
+
+
+def check_disk(engine_dict: dict[str, Any]) -> None:
+    """Refuse the disk where DeepSpeed cannot read and write it.
+
+    Raises:
+        GrowthError: DeepSpeed cannot build its asynchronous reads and writes.
+    """
+    zero = engine_dict.get("zero_optimization", {})
+    if not any((zero.get(key) or {}).get("device") == "nvme" for key in _SECTIONS):
+        return
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise GrowthError(
+            "DeepSpeed cannot offload to a disk here",
+            where="offload_optimizer, offload_param",
+            why="its async_io needs libaio",
+            fix="install libaio with its headers (libaio-dev), or offload to cpu",
+        )
+
+
+def host_adamw(groups: list[dict[str, Any]], config: RunConfig) -> Any:
+    """Return DeepSpeed's AdamW for states on the host: vectorised, compiled at its first use."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(
+        groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0, adamw_mode=True
+    )

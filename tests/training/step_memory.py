@@ -1,0 +1,125 @@
+"""Measure the memory of training steps, tensor by tensor: a script for DeepSpeed's launcher.
+
+It takes a JSON file: a list of run settings, each with ``name`` and ``out``. PyTorch's profiler counts every byte that
+a CPU tensor is given or gives back, so that peaks are those of tensors, free of allocators, libraries and Python; what
+a rank holds at a moment is the sum. Every rank writes ``<out>/<name>-rank<K>.json``, in bytes:
+
+- ``states``: after a step, with the model, its gradients and the optimizer's state;
+- ``activations``: what the forward pass kept for the backward pass of the last step;
+- ``step_peak``: the most at any moment of that step.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Ledger:
+    """Bytes of live tensors over time, from when the profiler started."""
+
+    def __init__(self) -> None:
+        from torch.profiler import ProfilerActivity, profile, record_function
+
+        self._mark = record_function
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+
+    def __enter__(self) -> Ledger:
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._profile.__exit__(*error)  # type: ignore[arg-type]
+
+    def mark(self, name: str) -> None:
+        gc.collect()
+        with self._mark(name):
+            pass
+
+    def read(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+        """Live bytes at every mark, and a function of the highest between two."""
+        events = self._profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        timeline = sorted((e.start_ns(), e.name(), e.nbytes()) for e in events if wanted(e.name()))
+        live, at, peaks, since = 0, {}, {}, ("", 0)
+        for _, name, size in timeline:
+            if name == "[memory]":
+                live += size
+                since = (since[0], max(since[1], live))
+            else:
+                peaks[since[0], name] = since[1]
+                at[name], since = live, (name, live)
+        return at, peaks
+
+
+def wanted(name: str) -> bool:
+    return name == "[memory]" or name.startswith("mark-")
+
+
+def measure(settings: dict[str, Any]) -> dict[str, int]:
+    import torch
+
+    from phigrow.training import RunConfig
+    from phigrow.training.engine import engine_config, make_engine, micro_batch
+    from phigrow.training.model import build_model
+    from phigrow.training.process import start
+
+    world = start(1)
+    seq_len = settings.pop("seq_len")
+    model_dict = settings["model"]
+    config = RunConfig(steps=4, warmup=1, **settings)
+    micro = micro_batch(config, world.size, seq_len)
+    engine_dict = engine_config(config, world.size, micro)
+    torch.manual_seed(0)
+    blocks = torch.randint(0, model_dict["vocab_size"], (micro, seq_len + 1))
+    with Ledger() as ledger:
+        ledger.mark("mark-start")
+        model = build_model(config, model_dict, world, "sdpa", engine_dict)
+        engine = make_engine(model, config, engine_dict)
+        ledger.mark("mark-made")
+        for step in range(2):
+            for piece in range(config.batch // (micro * world.size)):
+                ledger.mark(f"mark-forward-{step}-{piece}")
+                loss = engine(blocks)
+                ledger.mark(f"mark-backward-{step}-{piece}")
+                engine.backward(loss)
+                loss = None
+                ledger.mark(f"mark-step-{step}-{piece}")
+                engine.step()
+        ledger.mark("mark-end")
+    at, peaks = ledger.read()
+    engine.destroy()
+    engine = model = None
+    gc.collect()
+    start_bytes = at["mark-start"]
+    within = [peak for (first, _), peak in peaks.items() if "-1-" in first]
+    found = {
+        "made": at["mark-made"] - start_bytes,
+        "states": at["mark-end"] - start_bytes,
+        "activations": at["mark-backward-1-0"] - at["mark-forward-1-0"],
+        "before_step": at[max(k for k in at if k.startswith("mark-step-1"))] - start_bytes,
+        "step_peak": max(within) - start_bytes,
+        "forward_peak": peaks["mark-forward-1-0", "mark-backward-1-0"] - start_bytes,
+        "backward_peak": peaks["mark-backward-1-0", "mark-step-1-0"] - start_bytes,
+    }
+    return found
+
+
+def main() -> int:
+    from phigrow.training.process import own_rank
+
+    (path,) = [word for word in sys.argv[1:] if not word.startswith("--")]
+    for scenario in json.loads(Path(path).read_text()):
+        settings = dict(scenario)
+        name, out = settings.pop("name"), Path(settings.pop("out"))
+        found = measure(settings)
+        (out / f"{name}-rank{own_rank()}.json").write_text(json.dumps(found))
+        if own_rank() == 0:
+            print(name, found, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
