@@ -148,9 +148,8 @@ def model_states(
     - gradients ``w P`` at stage 0; at stage 1 a whole ``4 P`` in fp32 beside bf16's own ``2 P`` (in fp32 runs
       ``4 P / N``); at stages 2 and 3 ``4 P / N``;
     - masters ``4 P / N`` (none in an fp32 run at stage 0) and moments ``8 P / N``, whole at stage 0;
-    - a bucket of gradients on their way, two where communication overlaps; at stage 1 in bf16 on several ranks another
-      ``2 P``;
-    - for a moment in the optimizer's step, as measured: ``4 P``, ``6 P``, ``2 P`` and ``4 P / N`` at stages 0 to 3
+    - a bucket of gradients on their way, two where communication overlaps (none at stages 0 and 1 in bf16);
+    - for a moment in the optimizer's step, as measured: ``4 P``, ``6 P``, ``P`` and ``4 P / N`` at stages 0 to 3
       (in fp32 ``4 P``).
 
     >>> round(model_states(2_779_683_840, 8, Layout(2)).held / GIB, 1)
@@ -167,13 +166,10 @@ def model_states(
         2: 4 * share,
         3: 4 * share,
     }[stage]
-    passing = {0: 4 * parameters, 1: 6 * parameters, 2: 2 * parameters, 3: 4 * share}
+    passing = {0: 4 * parameters, 1: 6 * parameters, 2: parameters, 3: 4 * share}
     step = passing[stage] if dtype == "bf16" else 4 * parameters
-    buffers: float
-    if stage == 1 and dtype == "bf16":
-        buffers = width * parameters if ranks > 1 else 0
-    else:
-        buffers = (stage > 0) * width * min(bucket, parameters) * (2 if overlap and stage < 3 else 1)
+    bucketed = stage >= 2 or (stage == 1 and dtype == "fp32")
+    buffers = float(bucketed * width * min(bucket, parameters) * (2 if overlap and stage < 3 else 1))
     if stage == 3:
         buffers += width * min(parameters, live) if ranks > 1 or layout.offload_param else 0
     host = 0.0
