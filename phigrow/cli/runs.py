@@ -37,7 +37,12 @@ def data(
     workers: Annotated[int, typer.Option(help="Processes that tokenise.", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
 ) -> None:
-    """Turn text into packed blocks of tokens for pretraining, with documents held out for evaluation."""
+    """Turn text into packed blocks of tokens for pretraining, with documents held out for evaluation.
+
+    The documents of a source (the column "source", or else the file or folder) are packed together, so that a run can
+    mix and measure sources. Pack each set into a folder of its own, with one --tokenizer, and give the folders weights
+    in the recipe: "data: {textbooks: 0.8, code: 0.2}". What does not fit on disk is streamed instead: docs/data.md.
+    """
     from phigrow.corpus import prepare
 
     info = prepare(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from phigrow.corpus.facts import DataInfo, SplitInfo
     from phigrow.corpus.mixture import mix_folders, mix_sources
     from phigrow.corpus.sources import load_documents
+    from phigrow.corpus.streaming import open_stream, stream_settings
     from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
 
 __all__ = [
@@ -32,7 +33,9 @@ __all__ = [
     "load_tokenizer",
     "mix_folders",
     "mix_sources",
+    "open_stream",
     "prepare",
+    "stream_settings",
     "train_tokenizer",
 ]
 
@@ -49,7 +52,9 @@ _HOME = {
     "load_tokenizer": "tokenizer",
     "mix_folders": "mixture",
     "mix_sources": "mixture",
+    "open_stream": "streaming",
     "prepare": "build",
+    "stream_settings": "streaming",
     "train_tokenizer": "tokenizer",
 }
 

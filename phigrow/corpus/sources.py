@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from phigrow.corpus.embedded import embedded_documents
 from phigrow.errors import GrowthError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, IterableDataset
 
 EMBEDDED = "embedded"
 TEXT_SUFFIXES = (".txt", ".md")
@@ -133,7 +133,7 @@ def _from_table(file: Path, text_column: str, cache_dir: str | Path | None) -> D
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-    builder = "parquet" if file.name.endswith(PARQUET_SUFFIXES) else "json"
+    builder = _builder(file)
     escaped = glob.escape(str(file))  # datasets takes the path for a pattern
     try:
         found = load_dataset(
@@ -145,12 +145,75 @@ def _from_table(file: Path, text_column: str, cache_dir: str | Path | None) -> D
     return _three_columns(found, str(file), file.name, text_column)
 
 
+def stream_documents(
+    ref: str | Path,
+    *,
+    text_column: str = "text",
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+) -> IterableDataset:
+    """Return the documents of a corpus one after the other, with the string column text, without a copy on disk.
+
+    Args:
+        ref, text_column, split, config, revision: as in `load_documents`. Local files are of one kind.
+
+    Returns:
+        A dataset whose ``state_dict`` is its position.
+
+    Raises:
+        GrowthError: as `load_documents`.
+    """
+    from datasets import IterableDataset, load_dataset
+
+    if str(ref) == EMBEDDED:
+        return IterableDataset.from_generator(embedded_rows, features=_features()).select_columns(["text"])
+    if (files := local_files(ref)) is None:
+        found = _on_hub(str(ref), split, config, revision, streaming=True)
+    else:
+        kinds = {_builder(file) for file in files}
+        if len(kinds) > 1:
+            raise GrowthError(
+                f"files of {len(kinds)} kinds in one stream",
+                where=str(ref),
+                why=f"there are {', '.join(sorted(kinds))} files",
+                fix="name one kind (a glob pattern), or give each kind as a source of its own",
+            )
+        if kinds == {"text"}:
+            arguments = {"files": files, "sources": [file.name for file in files]}
+            made = IterableDataset.from_generator(text_rows, gen_kwargs=arguments, features=_features())
+            return made.select_columns(["text"])
+        paths = [glob.escape(str(file)) for file in files]
+        found = load_dataset(kinds.pop(), data_files=paths, split="train", streaming=True)
+    names = found.column_names or list(next(iter(found.take(1)), {}))
+    if text_column not in names:
+        _no_column(text_column, str(ref), names)
+    found = found.select_columns([text_column])
+    return found if text_column == "text" else found.rename_column(text_column, "text")
+
+
+def _builder(file: Path) -> str:
+    """The name that datasets has for a kind of file."""
+    if file.name.endswith(TEXT_SUFFIXES):
+        return "text"
+    return "parquet" if file.name.endswith(PARQUET_SUFFIXES) else "json"
+
+
 def _from_hub(name: str, text_column: str, split: str, config: str | None, revision: str | None) -> Dataset:
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
+
+    found = _on_hub(name, split, config, revision, streaming=False)
+    if not isinstance(found, Dataset):  # a split expression that names several
+        raise GrowthError(f"{split!r} is not one split of {name!r}", fix="give one split, such as train")
+    return _three_columns(found, name, name, text_column)
+
+
+def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, streaming: bool) -> Any:
+    from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        found = load_dataset(name, name=config, split=split, revision=revision)
+        return load_dataset(name, name=config, split=split, revision=revision, streaming=streaming)
     except ConnectionError as error:
         raise GrowthError(
             f"no network to load the dataset {name!r}",
@@ -169,9 +232,6 @@ def _from_hub(name: str, text_column: str, split: str, config: str | None, revis
         raise GrowthError(
             f"the dataset {name!r} cannot be loaded", why=str(error), fix="see --config, --split"
         ) from error
-    if not isinstance(found, Dataset):  # a split expression that names several
-        raise GrowthError(f"{split!r} is not one split of {name!r}", fix="give one split, such as train")
-    return _three_columns(found, name, name, text_column)
 
 
 def _three_columns(found: Dataset, where: str, source: str, text_column: str) -> Dataset:
@@ -180,12 +240,7 @@ def _three_columns(found: Dataset, where: str, source: str, text_column: str) ->
 
     names = found.column_names
     if text_column not in names:
-        raise GrowthError(
-            f"no column {text_column!r}",
-            where=where,
-            why=f"the columns are {', '.join(map(repr, names))}",
-            fix="name the one with the text: --text-column",
-        )
+        _no_column(text_column, where, names)
     if getattr(found.features[text_column], "dtype", None) not in ("string", "large_string"):
         kind = found.features[text_column]
         raise GrowthError(f"column {text_column!r} is not text", where=where, why=f"it is {kind}", fix="--text-column")
@@ -199,6 +254,15 @@ def _three_columns(found: Dataset, where: str, source: str, text_column: str) ->
             table = table.add_column(name, pa.array([value], pa.string()).take(pa.array([0] * len(table), pa.int32())))
     table = table.select_columns(["text", "source", "title"])
     return table if table.features == _features() else table.cast(_features())  # a cast rewrites the text
+
+
+def _no_column(text_column: str, where: str, names: list[str]) -> NoReturn:
+    raise GrowthError(
+        f"no column {text_column!r}",
+        where=where,
+        why=f"the columns are {', '.join(map(repr, names))}",
+        fix="name the one with the text: --text-column, or text_column of a stream",
+    )
 
 
 def _features() -> Features:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
-from phigrow.training.feed import BlockFeed, Feed
+from phigrow.training.feed import BlockFeed, Feed, StreamFeed
 from phigrow.training.process import World, on_rank_zero
 
 
@@ -19,6 +20,9 @@ def load_data(config: RunConfig, out: Path, world: World) -> Any:
     """
     from phigrow import corpus
 
+    if config.stream is not None:
+        opened = corpus.open_stream(corpus.stream_settings(config.stream), config.seq_len)
+        return dataclasses.replace(opened, tokenizer_dir=out / "tokenizer")
     if isinstance(config.data, dict):
         return corpus.mix_folders(config.data)
     folder = Path(config.data) if config.data else out.parent / f"data-embedded-{config.seq_len}"
@@ -36,9 +40,17 @@ def make_feed(config: RunConfig, blocks: Any) -> Feed:
     Raises:
         GrowthError: there is nothing to train on.
     """
+    if blocks.train is None:
+        return StreamFeed(blocks, config.seed, config.batch)
     if len(blocks.train) == 0:
         raise GrowthError("no blocks to train on", where=str(config.data), fix="prepare more text")
     return BlockFeed(blocks, config.seed, config.batch)
+
+
+def keep_tokenizer(blocks: Any) -> None:
+    """Save the tokenizer of a stream in the folder of its run, for the export; packed folders have theirs."""
+    if blocks.train is None:
+        blocks.tokenizer.save_pretrained(blocks.tokenizer_dir)
 
 
 def data_curve(blocks: Any) -> dict[str, Any]:
@@ -57,7 +69,7 @@ def data_facts(blocks: Any, feed: Feed) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {
         "data_fingerprint": blocks.fingerprint,
-        "train_blocks": len(blocks.train),
+        "train_blocks": None if blocks.train is None else len(blocks.train),
         "heldout_blocks": len(blocks.heldout),
     }
     train = blocks.info.get("train")
@@ -72,7 +84,10 @@ def data_facts(blocks: Any, feed: Feed) -> dict[str, Any]:
     if blocks.mixture:
         total = sum(source.weight for source in blocks.mixture)
         facts["sources"] = {
-            source.name: {"weight": source.weight / total, "tokens": len(source.train) * blocks.seq_len}
+            source.name: {
+                "weight": source.weight / total,
+                "tokens": None if blocks.train is None else len(source.train) * blocks.seq_len,
+            }
             for source in blocks.mixture
         }
     elif train and len(train.get("sources", {})) > 1:
@@ -82,11 +97,15 @@ def data_facts(blocks: Any, feed: Feed) -> dict[str, Any]:
 
 def data_line(config: RunConfig, blocks: Any, feed: Feed) -> str:
     """Return the words with which a run's opening describes its data."""
-    text = f"data: {len(blocks.train):,} blocks of {blocks.seq_len} tokens, {len(blocks.heldout):,} held out"
+    many = "a stream of blocks" if blocks.train is None else f"{len(blocks.train):,} blocks"
+    text = f"data: {many} of {blocks.seq_len} tokens, {len(blocks.heldout):,} held out"
     if blocks.mixture:
         total = sum(source.weight for source in blocks.mixture)
         epochs = feed.epochs(config.steps) or {}
-        parts = [f"{s.weight / total:.1%} {s.name} ({epochs.get(s.name, 0):.2f} epochs)" for s in blocks.mixture]
+        parts = [
+            f"{s.weight / total:.1%} {s.name}" + (f" ({epochs[s.name]:.2f} epochs)" if s.name in epochs else "")
+            for s in blocks.mixture
+        ]
         text += f"; mixed: {', '.join(parts)}"
         if empty := [source.name for source in blocks.mixture if not len(source.heldout)]:
             text += f"; nothing held out of {', '.join(empty)}"

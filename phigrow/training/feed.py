@@ -47,6 +47,10 @@ class Feed(Protocol):
         """How often each source was read in the first ``step`` steps; None where its size is not known."""
         ...
 
+    def close(self) -> None:
+        """Let go of what is open."""
+        ...
+
 
 class BlockFeed:
     """Steps from packed blocks on disk: one set, or a mixture by weight."""
@@ -95,8 +99,67 @@ class BlockFeed:
         counts = self.blocks_read(step)
         return {source.name: n / len(source.train) for source, n in zip(self.mixture, counts, strict=True)}
 
+    def close(self) -> None:
+        """See `Feed`."""
+
     def _count(self, rows: Indices) -> Indices:
         return np.bincount(self.train.source_of(rows), minlength=len(self.sources)).astype(np.int64)
+
+
+class StreamFeed:
+    """Steps from streams: every rank reads all of them and keeps its share, so that any number of ranks reads the same.
+
+    Which streams a step reads is `apportion`'s, as for blocks on disk.
+    """
+
+    def __init__(self, blocks: Any, seed: int, batch: int) -> None:
+        from phigrow.corpus.streaming import ShuffledStream
+
+        sources, size = blocks.settings.sources, blocks.settings.shuffle
+        self.seed, self.batch = seed, batch
+        self.weights = shares([source.weight for source in sources])
+        self.sources = [source.name for source in sources]
+        self.streams = [ShuffledStream(stream, size, (seed, key)) for key, stream in enumerate(blocks.streams)]
+        self._step = 0
+
+    def rows(self, step: int) -> Indices:
+        """See `Feed`: a stream's blocks have no numbers but those of the rows of the run."""
+        return np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
+
+    def seek(self, step: int, position: Position | None) -> None:
+        """See `Feed`. Without a position the steps before are read and dropped, which takes as long as it took."""
+        self._step = 0
+        if position is not None:
+            for stream, place in zip(self.streams, position["streams"], strict=True):
+                stream.seek(place)
+            self._step = step
+        while self._step < step:
+            self.read(self._step, 0, 1)
+
+    def read(self, step: int, rank: int, world: int) -> tuple[npt.NDArray[np.int64], Position]:
+        """See `Feed`; steps are read in order."""
+        assert step == self._step, f"step {step} asked of a stream at {self._step}"
+        counts = np.diff(
+            [apportion(self.weights, rows) for rows in (step * self.batch, (step + 1) * self.batch)], axis=0
+        )
+        taken = [stream.take(int(count)) for stream, count in zip(self.streams, counts[0], strict=True)]
+        self._step += 1
+        whole = np.concatenate(taken)[np.random.default_rng([self.seed, step, 2**32 - 1]).permutation(self.batch)]
+        (mine,) = rank_rows(np.arange(self.batch), rank, world, self.batch // world)
+        return whole[mine].astype(np.int64), {"streams": [stream.position() for stream in self.streams]}
+
+    def blocks_read(self, step: int) -> list[int]:
+        """See `Feed`."""
+        return apportion(self.weights, step * self.batch)
+
+    def epochs(self, step: int) -> None:
+        """See `Feed`: how long a stream is, is not known."""
+        return None
+
+    def close(self) -> None:
+        """See `Feed`."""
+        for stream in self.streams:
+            stream.stream.close()
 
 
 @dataclass(frozen=True)
@@ -120,6 +183,7 @@ class Prefetcher:
     ) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
         self._closed = threading.Event()
+        self._feed = feed
         self._thread = threading.Thread(
             target=self._work, args=(feed, first, last, rank, world, position), name="phigrow-feed", daemon=True
         )
@@ -144,6 +208,7 @@ class Prefetcher:
                 self._queue.get(timeout=0.05)
             except queue.Empty:
                 continue
+        self._feed.close()
 
     def _work(self, feed: Feed, first: int, last: int, rank: int, world: int, position: Position | None) -> None:
         for step in range(first, last):

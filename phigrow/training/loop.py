@@ -13,7 +13,7 @@ from phigrow.training import checkpoints
 from phigrow.training.accounts import Cost, Source, source_of
 from phigrow.training.checkpoints import Found, Progress
 from phigrow.training.configuration import SCRATCH, RunConfig
-from phigrow.training.data import data_curve, load_data, make_feed
+from phigrow.training.data import data_curve, keep_tokenizer, load_data, make_feed
 from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.monitors import Monitors, monitor_sections
@@ -103,6 +103,7 @@ class _Run:
         engine_dict = engine_config(config, world.size, self.micro)
         attention, said = choose_attention(config, world.device)
         if world.first:
+            keep_tokenizer(blocks)
             feed, micro = self.feed, self.micro
             text = opening(config, self.model_dict, world, blocks, feed, micro, engine_dict, said, out, source)
             print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
@@ -274,8 +275,8 @@ class _Run:
         read = self.feed.blocks_read(step)
         tokens = {name: n * self.blocks.seq_len for name, n in zip(names, read, strict=True)}
         found: dict[str, Any] = {"sources": self.heldout_by_source, "tokens_by_source": tokens}
-        if self.blocks.mixture:
-            found["epochs_by_source"] = self.feed.epochs(step)
+        if self.blocks.mixture and (epochs := self.feed.epochs(step)):
+            found["epochs_by_source"] = epochs
         return found
 
     def _export(self, reporter: Reporter) -> Path | None:

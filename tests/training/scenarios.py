@@ -177,6 +177,25 @@ def counted_reads(found: Counter[str]) -> Iterator[None]:
             setattr(Stepper, name, method)
 
 
+@contextlib.contextmanager
+def stopping_stream(stop_at: int | None) -> Iterator[None]:
+    """Send SIGTERM when the stream is read for a step."""
+    from phigrow.training.feed import StreamFeed
+
+    real = StreamFeed.read
+
+    def read(self: StreamFeed, step: int, rank: int, world: int) -> Any:
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, step, rank, world)
+
+    StreamFeed.read = read  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        StreamFeed.read = real  # type: ignore[method-assign]
+
+
 def main() -> int:
     from phigrow.errors import GrowthError
     from phigrow.training import RunConfig, model, train
@@ -190,6 +209,10 @@ def main() -> int:
         blocks = FakeBlocks(mixture=MIXTURE) if settings.pop("mixed", False) else FakeBlocks()
         if (former := settings.pop("copy_of", None)) and own_rank() == 0:
             shutil.copytree(former, settings["out"], ignore=shutil.ignore_patterns(f"step-{SETTINGS['steps']}"))
+        if "stream" in settings:
+            with stopping_stream(stop_at if own_rank() == 0 else None):
+                print(settings["out"], train(RunConfig(**SETTINGS | settings)), flush=True)
+            continue
         if stop_at is not None and own_rank() == 0:
             blocks.train.stop_at = stop_at
         poison, counts = settings.pop("poison", None), settings.pop("count_reads", False)

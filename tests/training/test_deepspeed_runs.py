@@ -13,6 +13,7 @@ from launching import launch, losses, records, run_scenarios
 from safetensors.torch import load_file
 from scenarios import SEQ_LEN, TINY, FakeBlocks
 
+from phigrow.corpus import train_tokenizer
 from phigrow.flops import count
 from phigrow.measure import load_run
 
@@ -27,6 +28,16 @@ def scenario(name: str, **settings: Any) -> dict[str, Any]:
     return {"out": name, **settings}
 
 
+def streamed(folder: Path, name: str, **settings: Any) -> dict[str, Any]:
+    """A run that streams a file of made-up words, which it writes first."""
+    train_tokenizer(["text"], 257).save_pretrained(folder / "bytes")
+    rng = np.random.default_rng(0)
+    rows = [{"text": " ".join(rng.choice(["ab", "cde", "fghi"], 12))} for _ in range(90)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = {"ref": str(folder / "text.jsonl"), "tokenizer": str(folder / "bytes"), "heldout": 9, "shuffle": 16}
+    return scenario(name, stream=stream, seq_len=SEQ_LEN, vocab_size=257, export="export", **settings)
+
+
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one")
@@ -37,6 +48,7 @@ def one_rank(tmp_path_factory) -> Path:
             scenario("fp32", zero=0, export="export"),
             scenario("accumulated", zero=0, micro_batch=2),
             scenario("mixed", zero=1, mixed=True),
+            streamed(folder, "streamed", zero=0),
             scenario("bf16", zero=1, dtype="bf16", export="export", export_dtype="fp32", save_every=3),
             scenario("other-seed", zero=0, seed=1),
             scenario("dropout", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
@@ -62,6 +74,9 @@ def one_rank(tmp_path_factory) -> Path:
 def two_ranks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     runs = [scenario("mixed", zero=2, mixed=True)]
+    runs.append(streamed(folder, "streamed", zero=1, save_every=2))
+    runs.append(streamed(folder, "streamed-cut", zero=1, save_every=2, stop_at=3))
+    runs.append(streamed(folder, "streamed-cut", zero=1, save_every=2))
     for dtype, stage in RUNS:
         settings = {"zero": stage, "dtype": dtype, "save_every": 2, "keep": 1, "export": "export"}
         runs.append(scenario(f"{dtype}-zero{stage}", **settings))
@@ -116,6 +131,18 @@ def test_a_mixture_is_the_same_on_any_number_of_ranks_and_measured_by_source(one
     np.testing.assert_array_equal(load_run(two).sources["rest"], [r["sources"]["rest"] for r in records(two, "eval")])
     assert not load_run(one_rank / "fp32").sources
     assert np.abs(np.subtract(losses(one), losses(one_rank / "fp32"))).max() > 1e-3
+
+
+def test_a_stream_is_the_same_on_any_number_of_ranks_and_continues_exactly(one_rank, two_ranks):
+    one, two, cut = one_rank / "streamed", two_ranks / "streamed", two_ranks / "streamed-cut"
+    for kind in ("step", "eval"):
+        np.testing.assert_allclose(losses(two, kind), losses(one, kind), rtol=TOLERANCE["fp32"])
+        assert losses(cut, kind) == losses(two, kind)
+    steps = {json.loads(p.read_text())["progress"]["data"]["streams"][0]["used"] for p in two.rglob("complete.json")}
+    assert steps == {4 * 8 % 16, 6 * 8 % 16}  # of a group of 16 blocks; the last two checkpoints are kept
+    (meta,) = records(two, "run")
+    assert (meta["train_blocks"], meta["heldout_blocks"] > 0) == (None, True)
+    assert (two / "export" / "tokenizer.json").is_file()
 
 
 def test_a_step_hardly_waits_for_its_data(two_ranks):

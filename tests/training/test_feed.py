@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from scenarios import MIXTURE, FakeBlocks, FakeSplit
 
+from phigrow.corpus import open_stream, stream_settings, train_tokenizer
 from phigrow.training.evaluation import held_out
-from phigrow.training.feed import AHEAD, BlockFeed, Prefetcher, repeated
+from phigrow.training.feed import AHEAD, BlockFeed, Prefetcher, StreamFeed, repeated
 
 
 class TwoSources(FakeSplit):
@@ -129,3 +132,40 @@ def test_what_goes_wrong_in_the_thread_is_raised_in_the_loop():
     with pytest.raises(OSError, match="the disk is gone"):
         ahead.take(0)
     ahead.close()
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], StreamFeed]:
+    root = tmp_path_factory.mktemp("streamed")
+    train_tokenizer(["text"], 257).save_pretrained(root / "bytes")
+    rng = np.random.default_rng(0)
+    for name, letters in (("a", "abc"), ("b", "xyz")):
+        rows = [{"text": "".join(rng.choice(list(letters), 50))} for _ in range(60)]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {name: {"ref": str(root / f"{name}.jsonl"), "weight": weight} for name, weight in (("a", 3), ("b", 1))}
+    values = {"tokenizer": str(root / "bytes"), "heldout": 5, "shuffle": 8, "sources": sources}
+    return lambda: StreamFeed(open_stream(stream_settings(values), 16), 3, 12)
+
+
+def test_ranks_share_the_batch_of_a_stream_and_continue_it_exactly(streamed):
+    whole, shares_of = streamed(), [streamed() for _ in range(3)]
+    batches, positions = [], []
+    for step in range(9):
+        batch, position = whole.read(step, 0, 1)
+        parts = [feed.read(step, rank, 3) for rank, feed in enumerate(shares_of)]
+        np.testing.assert_array_equal(np.concatenate([part for part, _ in parts]), batch)
+        assert all(found == position for _, found in parts)
+        batches.append(batch)
+        positions.append(json.loads(json.dumps(position)))
+    assert whole.blocks_read(9) == [81, 27]
+    for start, position in ((4, positions[3]), (4, None), (9, positions[8])):
+        resumed = streamed()
+        resumed.seek(start, position)
+        for step in range(start, 9):
+            np.testing.assert_array_equal(resumed.read(step, 0, 1)[0], batches[step])
+        resumed.close()
+    wrong = streamed()  # negative control: the position matters
+    wrong.seek(4, positions[2])
+    assert not np.array_equal(wrong.read(4, 0, 1)[0], batches[4])
+    for feed in (whole, wrong, *shares_of):
+        feed.close()

@@ -14,7 +14,14 @@ from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import model_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-MILLIONS = {"demo": (6, 8), "phi-1-small": (300, 400), "phi-1": (1300, 1500), "phi-2": (2700, 2900)}
+MILLIONS = {
+    "demo": (6, 8),
+    "phi-1-small": (300, 400),
+    "phi-1": (1300, 1500),
+    "phi-1_5": (1300, 1500),
+    "phi-1_5-web": (1300, 1500),
+    "phi-2": (2700, 2900),
+}
 
 
 @pytest.mark.parametrize("name", MILLIONS)
@@ -50,6 +57,19 @@ def test_phi_1_recipes_have_the_published_hyperparameters(name):
     assert (config.lr, config.warmup, config.weight_decay, config.batch) == (1e-3, 750, 0.1, 1024)
     assert config.steps == 36000
     assert load_config(str(config.model)) == load_config(f"{name}.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("phi-1_5", {"textbooks": 0.8, "code": 0.2}), ("phi-1_5-web", {"textbooks": 0.4, "web": 0.4, "code": 0.2})],
+)
+def test_phi_1_5_recipes_have_the_published_hyperparameters_and_mixture(name, weights):
+    config = load_run_config(RECIPES / f"{name}.yaml")
+    assert config.data == weights
+    assert (config.lr, config.schedule, config.warmup, config.weight_decay) == (2e-4, "constant", 0, 0.1)
+    assert (config.beta1, config.beta2, config.eps, config.batch, config.stage) == (0.9, 0.98, 1e-7, 2048, 2)
+    assert config.steps * config.batch * 2048 == pytest.approx(150e9, rel=0.01)
+    assert load_config(str(config.model)) == load_config("phi-1_5.json")
 
 
 FILES = {

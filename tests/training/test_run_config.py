@@ -150,3 +150,25 @@ def test_importing_training_loads_nothing_heavy():
     heavy = "{'torch', 'transformers', 'deepspeed', 'yaml'}"
     code = f"import sys, phigrow.training as t; t.load_run_config; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_mixture_is_a_mapping_in_the_file_and_on_the_command_line(tmp_path):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("data: {textbooks: 0.8, code: 0.2}\n")
+    assert load_run_config(recipe).data == {"textbooks": 0.8, "code": 0.2}
+    assert load_run_config(options=["--data", "{textbooks: 0.8, code: 0.2}"]).data == {"textbooks": 0.8, "code": 0.2}
+    assert load_run_config(options=["--data", "books"]).data == "books"
+    with pytest.raises(GrowthError, match=r"mixture is .*\n  where: mixture in the command line\n  why: "):
+        load_run_config(options=["--data", "books", "--mixture", "{a: 1"])
+    with pytest.raises(GrowthError, match="mixture is 'a'"):
+        load_run_config(options=["--data", "books", "--mixture", "a"])
+
+
+def test_data_comes_from_one_place():
+    with pytest.raises(GrowthError, match=r"stream and data\n  where: stream"):
+        RunConfig(data="books", stream={"ref": "x", "tokenizer": "y"})
+    for data in (None, {"books": 1}):
+        with pytest.raises(GrowthError, match=r"mixture without one folder of data\n  where: mixture"):
+            RunConfig(data=data, mixture={"a": 1})
+    with pytest.raises(GrowthError, match=r"documents is 'inside'\n.*\n.*one of plain, within"):
+        RunConfig(documents="inside")

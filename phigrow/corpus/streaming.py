@@ -1,0 +1,328 @@
+"""Text that does not fit on disk: read, tokenised and packed on the way, from a position that can be saved."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phigrow.corpus.blocks import MixedSource
+from phigrow.corpus.mixture import checked_weights
+from phigrow.corpus.sources import local_files, stream_documents
+from phigrow.corpus.tokenizer import load_tokenizer
+from phigrow.errors import GrowthError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+DOCUMENTS = 64
+"""Documents tokenised at once."""
+
+Tokens = npt.NDArray[np.uint32]
+Position = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """One source of a stream: what to read, see `load_documents`, and its weight."""
+
+    name: str
+    ref: str
+    weight: float = 1.0
+    text_column: str = "text"
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """A stream: its sources, its tokenizer, how many first documents are held out, and how many blocks are shuffled."""
+
+    sources: tuple[StreamSource, ...]
+    tokenizer: str
+    heldout: int = 200
+    shuffle: int = 2048
+
+
+def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
+    """Read the ``stream`` key of a recipe: one source's keys, or ``sources``, a mapping of names to them.
+
+    Raises:
+        GrowthError: a key that is unknown or missing, or a value out of range.
+
+    >>> stream_settings({"ref": "books.jsonl", "tokenizer": "phi-1_5"}).sources[0].name
+    'books.jsonl'
+    """
+    given = dict(values)
+    shared = {key: given.pop(key) for key in ("tokenizer", "heldout", "shuffle") if key in given}
+    if "sources" in given:
+        sources = given.pop("sources")
+        if given or not isinstance(sources, dict) or not all(isinstance(each, dict) for each in sources.values()):
+            raise GrowthError(
+                "a stream of sources that cannot be read",
+                where="stream.sources",
+                why=f"beside it stands {', '.join(given)}" if given else "it is not {name: {ref: ..., weight: ...}}",
+                fix="stream: {tokenizer: ..., sources: {web: {ref: ..., weight: 0.8}, code: {ref: ..., weight: 0.2}}}",
+            )
+        parts = {str(name): dict(each) for name, each in sources.items()}
+    else:
+        parts = {Path(str(given.get("ref", ""))).name: given}
+    known = [each.name for each in fields(StreamSource) if each.name != "name"]
+    for name, part in parts.items():
+        if unknown := [key for key in part if key not in known]:
+            fix = f"the keys are {', '.join([*known, 'tokenizer', 'heldout', 'shuffle'])}"
+            raise GrowthError(f"no key {unknown[0]!r}", where=f"stream, {name}", fix=fix)
+        if not part.get("ref"):
+            raise GrowthError("a stream of nothing", where=f"stream, {name}", fix="ref: a file, a folder or a dataset")
+    if not shared.get("tokenizer"):
+        raise GrowthError("a stream without a tokenizer", where="stream", fix="tokenizer: a folder, a file or a name")
+    weights = checked_weights({name: part.get("weight", 1.0) for name, part in parts.items()}, "stream")
+    for key, least in (("heldout", 0), ("shuffle", 1)):
+        if key in shared and (not isinstance(shared[key], int) or shared[key] < least):
+            raise GrowthError(f"{key} is {shared[key]!r}", where=f"stream.{key}", fix=f"a whole number from {least} on")
+    found = [StreamSource(**{**parts[name], "name": name, "weight": weights[name]}) for name in sorted(parts)]
+    return StreamSettings(tuple(found), **shared)
+
+
+class TokenStream:
+    """The packed blocks of one source, epoch after epoch, from any position."""
+
+    def __init__(self, source: StreamSource, tokenizer: Tokenizer, eos: int, seq_len: int, skip: int) -> None:
+        self.source, self.tokenizer, self.eos, self.seq_len, self.skip = source, tokenizer, eos, seq_len, skip
+        self._documents: Iterator[tuple[Position, Tokens]] | None = None
+        self._pieces: list[tuple[Position, Tokens]] = []
+        self._offset = 0
+        self.seek({"epoch": 0, "dataset": None, "offset": 0})
+
+    def seek(self, position: Position) -> None:
+        """Go to a position; nothing is read before it is asked for."""
+        self.close()
+        self._pieces, self._offset = [], int(position["offset"])
+        self._documents = self._tokenised(position["epoch"], position["dataset"])
+
+    def position(self) -> Position:
+        """Where the next block begins: what is read from there on does not depend on what was read before."""
+        if not self._pieces:
+            self._read()
+        return {**self._pieces[0][0], "offset": self._offset}
+
+    def take(self, blocks: int) -> Tokens:
+        """Return the next blocks, uint32 ``[blocks, seq_len + 1]``; each shares one token with the next."""
+        needed = self._offset + blocks * self.seq_len + 1
+        while sum(len(ids) for _, ids in self._pieces) < needed:
+            self._read()
+        tokens = np.concatenate([ids for _, ids in self._pieces])[self._offset : needed]
+        self._offset += blocks * self.seq_len
+        while self._offset >= len(self._pieces[0][1]):
+            self._offset -= len(self._pieces.pop(0)[1])
+        starts = np.arange(blocks)[:, None] * self.seq_len
+        return tokens[starts + np.arange(self.seq_len + 1)]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._documents is not None:
+            self._documents.close()  # type: ignore[attr-defined]
+        self._documents = None
+
+    def first(self) -> Tokens:
+        """The tokens of the documents that are held out: the first of the stream."""
+        head = _texts(stream_documents(**_load(self.source)).take(self.skip))
+        parts = [self._encode(texts) for texts in iter(lambda: list(itertools.islice(head, DOCUMENTS)), [])]
+        return np.concatenate([np.empty(0, np.uint32), *parts])
+
+    def _read(self) -> None:
+        assert self._documents is not None
+        self._pieces.append(next(self._documents))
+
+    def _tokenised(self, epoch: int, state: Any) -> Iterator[tuple[Position, Tokens]]:
+        """Tokens of some documents at a time, each with the position at which they begin."""
+        while True:
+            documents = stream_documents(**_load(self.source))
+            documents = documents.skip(self.skip) if self.skip else documents
+            if state is not None:
+                documents.load_state_dict(state)
+            seen, before = 0, state
+            rows = iter(documents)
+            try:
+                while texts := list(itertools.islice(rows, DOCUMENTS)):
+                    ids = self._encode([row["text"] for row in texts])
+                    if len(ids):
+                        yield {"epoch": epoch, "dataset": before}, ids
+                    seen += len(ids)
+                    before = documents.state_dict()
+            finally:
+                rows.close()
+            if not seen and state is None:
+                raise GrowthError(
+                    "no text to stream",
+                    where=self.source.ref,
+                    why=f"after the first {self.skip} documents, which are held out, there is none",
+                    fix="hold out fewer: stream.heldout",
+                )
+            epoch, state = epoch + 1, None
+
+    def _encode(self, texts: list[str | None]) -> Tokens:
+        kept = [text for text in texts if text and text.strip()]
+        encoded = self.tokenizer.encode_batch_fast(kept, add_special_tokens=False)
+        return np.array([token for each in encoded for token in (*each.ids, self.eos)], np.uint32)
+
+
+class ShuffledStream:
+    """A token stream whose blocks are shuffled in groups; while one group is given, as much of the next is read."""
+
+    def __init__(self, stream: TokenStream, size: int, seed: tuple[int, ...]) -> None:
+        self.stream, self.size, self.seed = stream, size, seed
+        self._current: Tokens | None = None
+        self._next: list[Tokens] = []
+        self._group = self._used = 0
+
+    def seek(self, position: Position | None) -> None:
+        """Go to a position, or to the beginning; reads the group again that was being given."""
+        if position is not None:
+            self.stream.seek(position["start"])
+        self._start = self.stream.position()
+        self._group, self._used = (0, 0) if position is None else (position["group"], position["used"])
+        self._current = self._shuffled(self.stream.take(self.size))
+        self._after = self.stream.position()
+        self._next = [self.stream.take(self._used)] if self._used else []
+
+    def position(self) -> Position:
+        """Where the next block is given from."""
+        return {"group": self._group, "used": self._used, "start": self._start}
+
+    def take(self, blocks: int) -> Tokens:
+        """Return the next blocks, uint32 ``[blocks, seq_len + 1]``."""
+        if self._current is None:
+            self.seek(None)
+        assert self._current is not None
+        parts = [self._current[:0]]
+        while blocks:
+            count = min(blocks, self.size - self._used)
+            parts.append(self._current[self._used : self._used + count])
+            self._next.append(self.stream.take(count))
+            self._used += count
+            blocks -= count
+            if self._used == self.size:
+                self._group, self._used = self._group + 1, 0
+                self._start, self._after = self._after, self.stream.position()
+                self._current, self._next = self._shuffled(np.concatenate(self._next)), []
+        return np.concatenate(parts)
+
+    def _shuffled(self, blocks: Tokens) -> Tokens:
+        return blocks[np.random.default_rng([*self.seed, self._group]).permutation(len(blocks))]
+
+
+class HeldBlocks:
+    """Held-out blocks in memory, with the source of each."""
+
+    def __init__(self, parts: list[Tokens], names: list[str]) -> None:
+        self.sources = names
+        self._blocks = np.concatenate(parts)
+        self._labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def batch(self, indices: Any) -> npt.NDArray[np.int64]:
+        """Blocks as int64 ``[len(indices), seq_len + 1]``."""
+        return self._blocks[np.asarray(indices, np.int64)].astype(np.int64)
+
+    def source_of(self, indices: Any) -> npt.NDArray[np.int64]:
+        """The index into `sources` of each block."""
+        found: npt.NDArray[np.int64] = self._labels[np.asarray(indices, np.int64)]
+        return found
+
+
+@dataclass(frozen=True)
+class StreamBlocks:
+    """What training needs of a stream: the held-out blocks, the tokenizer's facts, and the streams themselves.
+
+    ``train`` is None: a stream has no numbered blocks. ``mixture`` has the sources where there are several.
+    """
+
+    settings: StreamSettings
+    heldout: HeldBlocks = field(repr=False)
+    seq_len: int
+    vocab_size: int
+    eos_token_id: int
+    fingerprint: str
+    streams: tuple[TokenStream, ...] = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    tokenizer_dir: Path | None = None
+    mixture: tuple[MixedSource, ...] = ()
+    train: None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
+    """Open a stream and read the documents it holds out, the first of every source; no epoch trains on them.
+
+    Raises:
+        GrowthError: no such text, column or tokenizer, or too few held-out documents for one block.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = load_tokenizer(settings.tokenizer)
+    eos = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    rust = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    rust.no_padding()
+    rust.no_truncation()
+    rust.encode_special_tokens = True  # spelled out in a text it is text
+    streams = tuple(TokenStream(source, rust, eos, seq_len, settings.heldout) for source in settings.sources)
+    parts = []
+    for stream in streams:
+        tokens = stream.first()
+        count = max(0, (len(tokens) - 1) // seq_len)
+        if settings.heldout and not count:
+            raise GrowthError(
+                "too little held-out text for one block",
+                where=stream.source.ref,
+                why=f"{len(tokens)} tokens in the first {settings.heldout} documents; a block takes {seq_len + 1}",
+                fix="hold out more documents (stream.heldout), or none: 0",
+            )
+        starts = np.arange(count)[:, None] * seq_len
+        parts.append(tokens[starts + np.arange(seq_len + 1)] if count else np.empty((0, seq_len + 1), np.uint32))
+    borders = np.cumsum([0, *map(len, parts)]).tolist()
+    mixture = tuple(
+        MixedSource(source.name, source.weight, range(0), range(borders[k], borders[k + 1]))
+        for k, source in enumerate(settings.sources)
+    )
+    digest = hashlib.sha256(json.dumps([_identity(source) for source in settings.sources]).encode())
+    digest.update(json.dumps([seq_len, settings.heldout, settings.shuffle, rust.to_str()]).encode())
+    for part in parts:
+        digest.update(part.tobytes())
+    return StreamBlocks(
+        settings=settings,
+        heldout=HeldBlocks(parts, [source.name for source in settings.sources]),
+        seq_len=seq_len,
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        eos_token_id=eos,
+        fingerprint=digest.hexdigest(),
+        streams=streams,
+        tokenizer=tokenizer,
+        mixture=mixture if len(mixture) > 1 else (),
+    )
+
+
+def _identity(source: StreamSource) -> dict[str, Any]:
+    """What a fingerprint says of a source: of local files their names and sizes, wherever they lie."""
+    found = asdict(source)
+    if (files := local_files(source.ref)) is not None:
+        found["ref"] = [[file.name, file.stat().st_size] for file in files]
+    return found
+
+
+def _load(source: StreamSource) -> dict[str, Any]:
+    return {key: value for key, value in asdict(source).items() if key not in ("name", "weight")}
+
+
+def _texts(documents: Any) -> Iterator[str | None]:
+    return (row["text"] for row in documents)
