@@ -3,9 +3,9 @@
 Model states follow Rajbhandari et al., "ZeRO" (1910.02054), as DeepSpeed 0.19 lays them out for the runs of
 `phigrow.training` (bf16 or fp32 weights, fp32 gradients and masters, AdamW), and agree with DeepSpeed's
 ``estimate_zero2_model_states_mem_needs`` and ``estimate_zero3_model_states_mem_needs``. Activations are counted as in
-Korthikanti et al., "Reducing Activation Recomputation" (2205.05198), for transformers' Phi block: one LayerNorm feeds
-attention and mlp, attention keeps no scores, and the unfused ``gelu_new`` keeps five tensors of the mlp's width where
-the paper's keeps two. docs/capacity.md holds all of it against measured memory.
+Korthikanti et al., "Reducing Activation Recomputation" (2205.05198), for transformers' Phi block as phigrow trains it:
+one LayerNorm feeds attention and mlp, attention keeps no scores, the fused GELU keeps its input and its output.
+docs/capacity.md holds all of it against measured memory.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def activations(
 
     A token takes, with values of w bytes, hidden size h, mlp m, heads a and vocabulary V:
 
-    - a layer ``w (7 h + 5 m) + 4 a + 8``, and ``2 w h`` more with dropout;
+    - a layer ``w (7 h + 2 m) + 4 a + 8``, and ``2 w h`` more with dropout;
     - the final LayerNorm and the input of lm_head ``2 w h + 8``;
     - the loss ``4 V`` where it holds all logits, and ``8 V`` more for a moment;
     - ``w (2 h + 2 m)`` for the gradients on their way through a layer.
@@ -196,12 +196,12 @@ def activations(
 
     >>> from phigrow.config import load_config
     >>> round(activations(load_config("phi2.json"), 1, 2048).kept / GIB, 1)
-    9.5
+    5.3
     """
     width = 2 if dtype == "bf16" else 4
     hidden, mlp, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     vocab, heads, tokens = config["vocab_size"], config["num_attention_heads"], rows * seq_len
-    layer = width * (7 * hidden + 5 * mlp) + 4 * heads + 8
+    layer = width * (7 * hidden + 2 * mlp) + 4 * heads + 8
     if float(config.get("resid_pdrop") or 0) > 0:
         layer += 2 * width * hidden
     body = 2 * width * hidden + 8 + (width * hidden if checkpointing else layer) * layers
