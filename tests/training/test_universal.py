@@ -185,12 +185,12 @@ def test_every_stage_and_number_of_ranks_continues_as_every_other(tmp_path, dtyp
     compared = 0
     for ranks in (1, 2):
         sources = [s["out"] for group in writers.values() for s in group if s not in wholes]
-        # Half of the pairs in bf16, which take as long and go through the same code but for the masters.
+        # A quarter of the pairs in bf16, which go through the same code but for the masters.
         targets = [(s, stage) for s in sources for stage in range(4) if s != f"{dtype}-r{ranks}-z{stage}"]
-        targets = targets[:: 1 if dtype == "fp32" else 2]
+        targets = targets[:: 1 if dtype == "fp32" else 4]
         run_scenarios(ranks, tmp_path, [reader(tmp_path, s, ranks, stage, save_every=0) for s, stage in targets])
         for source, stage in targets:
             run = losses(tmp_path / f"{source}-to-r{ranks}-z{stage}")
             np.testing.assert_allclose(run, losses(tmp_path / f"whole-z{source[-1]}"), rtol=TOLERANCE[dtype])
             compared += 1
-    assert compared >= (70 if dtype == "fp32" else 34)
+    assert compared >= (70 if dtype == "fp32" else 17)
