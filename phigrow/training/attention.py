@@ -3,7 +3,7 @@
 Left to itself transformers looks through the positions of every batch for packed sequences. That reads from the device
 at every forward pass; and where it must not read, under torch.compile, it builds a mask instead, with which PyTorch's
 attention cannot take its flash kernel. Blocks have no padding, so a function that needs no mask is registered under a
-name of its own, which makes transformers leave masks out.
+name of its own: transformers then leaves masks out.
 """
 
 from __future__ import annotations

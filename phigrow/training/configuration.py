@@ -144,7 +144,7 @@ class RunConfig:
         "chunked never holds all logits; full is faster where they fit; auto takes chunked above 2^26 logits",
         choices=("auto", "chunked", "full"),
     )
-    compile: bool = _key(False, "torch.compile the model (ZeRO 0 to 2; PyTorch 2.13 fails to compile bf16 for CPUs)")
+    compile: bool = _key(False, "torch.compile the model (ZeRO 0 to 2)")
     eval_every: int = _key(50, "steps between evaluations on held-out blocks; also at step 0 and at the end")
     eval_blocks: int = _key(64, "held-out blocks an evaluation reads, the same in every run; 0 reads all")
     diagnostics_every: int = _key(

@@ -129,6 +129,12 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
         )
     forget_empty_step(engine)
     if config.compile:
+        if engine.device.type == "cpu" and config.dtype == "bf16":
+            # PyTorch 2.13 writes two sums of bf16 gradients that it fused into one kernel under one name, and g++
+            # refuses ("conflicting declaration").
+            from torch._inductor import config as inductor
+
+            inductor.cpp.max_horizontal_fusion_size = 1
         engine.compile()
     return engine
 

@@ -151,3 +151,14 @@ def test_a_new_level_is_a_spike_only_until_it_is_the_median():
     assert 40 <= len(found) <= 60
     assert not Spikes().is_spike(1e9)  # nothing is known yet
     assert not Spikes([2.0] * 100).is_spike(float("nan"))  # that is another matter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "stage", "tolerance"), [("fp32", 0, 2e-6), ("bf16", 1, 1e-3)])
+def test_a_compiled_model_loses_as_the_model_does(tmp_path, dtype, stage, tolerance):
+    base = {"zero": stage, "dtype": dtype, "steps": 4}
+    run_scenarios(1, tmp_path, [{**base, "out": "plain"}, {**base, "out": "compiled", "compile": True}])
+    for kind in ("step", "eval"):
+        plain, compiled = losses(tmp_path / "plain", kind), losses(tmp_path / "compiled", kind)
+        np.testing.assert_allclose(compiled, plain, rtol=tolerance)
+    assert compiled != plain  # something was compiled: not one bit would differ otherwise
