@@ -13,7 +13,7 @@ Where a leg does not come from the source it is either zero or *random*: filled 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -247,6 +247,26 @@ def concatenate(parts: Sequence[tuple[int, Ints]]) -> Ints:
     return np.concatenate(joined)
 
 
+def stacked(maps: Sequence[AxisMap]) -> AxisMap:
+    """The map of axes that lie one after the other, such as ``q|k|v``; each grows in its own place."""
+    if len(maps) == 1:
+        return maps[0]
+    assert all(each.fresh_bias == 0 for each in maps), "stacked axes have plain biases"
+    return AxisMap(
+        src_size=sum(each.src_size for each in maps),
+        source=concatenate([(each.src_size, each.source) for each in maps]),
+        write=np.concatenate([each.write for each in maps]),
+        read=np.concatenate([each.read for each in maps]),
+        write_random=np.concatenate([each.write_random for each in maps]),
+        read_random=np.concatenate([each.read_random for each in maps]),
+    )
+
+
+def part_map(axes: Mapping[str, AxisMap], part: str) -> AxisMap:
+    """The map of one place of a composite axis: an axis, or several stacked ones (``q|k|v``)."""
+    return stacked([axes[name] for name in part.split("|")])
+
+
 def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
     """The map of a composite axis such as ``(kv group q)``, first name slowest: E and R are Kronecker products.
 
@@ -260,7 +280,8 @@ def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
         return maps[0]
     assert not any((part.source == MEAN).any() for part in maps), "a composite axis has no MEAN coordinates"
     assert all(part.fresh_bias == 0 for part in maps), "a composite axis has plain biases"
-    flatten = f"{' '.join(names)} -> ({' '.join(names)})"
+    places = " ".join(f"p{k}" for k in range(len(names)))
+    flatten = f"{places} -> ({places})"
 
     def grid(arrays: list[np.ndarray], combine: np.ufunc) -> np.ndarray:
         return rearrange(reduce(combine.outer, arrays), flatten)

@@ -56,6 +56,8 @@ def shipped_name(ref: str | Path) -> str | None:
 def normalised(config: Config) -> Config:
     """Return a copy with one spelling: ``rope_theta``, ``partial_rotary_factor``, ``rope_type`` and ``dtype`` on top.
 
+    ``rope_settings`` holds what else a rotary scaling says (``factor`` and the like).
+
     transformers 4 writes ``rope_theta``, ``partial_rotary_factor``, ``rope_scaling`` and ``torch_dtype``;
     transformers 5 writes ``rope_parameters`` and ``dtype``. Where both are there, version 5's wins, as it does there.
 
@@ -64,11 +66,16 @@ def normalised(config: Config) -> Config:
     """
     out = dict(config)
     rope: Config = {}
+    for ours, theirs in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        if theirs in out:  # GPT-NeoX has names of its own
+            out.setdefault(ours, out.pop(theirs))
     for key in ("rope_scaling", "rope_parameters"):
         settings = out.pop(key, None) or {}
         if not isinstance(settings, dict):
             raise GrowthError(f"{key} is {settings!r}, not an object", where="a configuration")
         rope |= settings
+    named = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+    out["rope_settings"] = {key: value for key, value in sorted(rope.items()) if key not in named}
     out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", out.get("rope_theta", 10000.0))
     if not is_number(theta) or theta <= 0:

@@ -156,9 +156,10 @@ def expand_model(
 
     config = model.config.to_dict()
     plan = make_plan(config, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, **options)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    present = set(plan.table.state_shapes(config))
-    tied = {"lm_head.weight"} - present
+    live = model.state_dict()
+    stored = {ours: theirs for theirs, ours in plan.table.live_names.items() if ours in live}
+    state = {stored.get(name, name): tensor.detach().cpu() for name, tensor in live.items()}
+    tied = plan.table.tied_tensors(config)
     plan.table.check_tensors(
         config, {name: tuple(t.shape) for name, t in state.items() if name not in tied}, where="the live model"
     )
@@ -170,6 +171,8 @@ def expand_model(
         new = AutoModelForCausalLM.from_config(
             new_config, dtype=torch_dtype, attn_implementation=model.config._attn_implementation
         )
+    names = {theirs: ours for ours, theirs in stored.items()}
+    grown = {names.get(name, name): tensor for name, tensor in grown.items()}
     new.load_state_dict(grown, strict=not tied, assign=True)
     new.tie_weights()
     return new.eval()
@@ -261,9 +264,8 @@ def check_source(plan: Plan, reader: CheckpointReader) -> None:
     Raises:
         GrowthError: missing or extra tensors, or a shape that is not the configuration's.
     """
-    shapes = reader.shapes
-    if plan.src_config.get("tie_word_embeddings"):
-        shapes.pop("lm_head.weight", None)  # some writers store the tied tensor under both names
+    tied = plan.table.tied_tensors(plan.src_config)
+    shapes = {name: shape for name, shape in reader.shapes.items() if name not in tied}
     plan.table.check_tensors(plan.src_config, shapes, where=str(reader.folder))
 
 

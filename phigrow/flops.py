@@ -1,10 +1,12 @@
-"""Parameters and floating-point operations of a Phi, counted from its configuration alone."""
+"""Parameters and floating-point operations of a model, counted from its configuration and its family's table."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from phigrow.config import Config
+from phigrow.families import family_of
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,11 @@ class Cost:
 
 
 def count(config: Config, seq_len: int | None = None) -> Cost:
-    """Count parameters and FLOPs per token of a Phi at a context of ``seq_len`` tokens.
+    """Count parameters and FLOPs per token at a context of ``seq_len`` tokens.
 
     Forward, per token: ``2 * (weights of all linear layers, lm_head included)`` plus attention's two products with
     the whole context, ``2 * 2 * layers * heads * head_dim * seq_len`` (not halved for causality, as in PaLM,
-    appendix B, and as ``torch.utils.flop_counter`` counts). The embedding look-up, biases, LayerNorm, softmax and
+    appendix B, and as ``torch.utils.flop_counter`` counts). The embedding look-up, biases, normalisations, softmax and
     activations are left out. Training is three times forward: the backward pass makes two products for each one.
 
     Args:
@@ -30,28 +32,33 @@ def count(config: Config, seq_len: int | None = None) -> Cost:
         seq_len: tokens in context; by default ``max_position_embeddings``.
 
     Returns:
-        The cost; ``non_embedding_parameters`` leaves out ``embed_tokens`` and ``lm_head``.
+        The cost; ``non_embedding_parameters`` leaves out everything on the vocabulary axis.
+
+    Raises:
+        GrowthError: a model type that phigrow has no table for, or impossible sizes.
 
     >>> from phigrow.config import load_config
     >>> count(load_config("phi2.json")).parameters
     2779683840
     """
-    hidden, mlp, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    vocab, heads = config["vocab_size"], config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = hidden // heads
+    family = family_of(config, "a configuration")
+    sizes = family.sizes_of(config)
     seq_len = seq_len or config.get("max_position_embeddings", 2048)
-    attention, kv = heads * head_dim, kv_heads * head_dim
-    layer_matrices = hidden * attention * 2 + hidden * kv * 2 + hidden * mlp * 2
-    layer_vectors = 2 * hidden + attention + 2 * kv + hidden + mlp + hidden
-    if config.get("qk_layernorm"):
-        layer_vectors += 4 * head_dim
-    body = layers * (layer_matrices + layer_vectors) + 2 * hidden
-    tied = bool(config.get("tie_word_embeddings"))
-    forward = 2.0 * (layers * layer_matrices + vocab * hidden) + 4.0 * layers * attention * seq_len
+    layers, heads = sizes["layer"], math.prod(sizes[axis] for axis in family.heads)
+    parameters = embedding = forward = 0
+    for parameter in family.parameters:
+        size = math.prod(parameter.shape(sizes)) * (layers if parameter.in_layer else 1)
+        is_embedding = (family.vocab,) in parameter.axes and len(parameter.axes) == 2
+        if parameter.present(config):
+            parameters += size
+            embedding += size if (family.vocab,) in parameter.axes else 0
+        # A head that is tied is none of the parameters, and multiplies all the same.
+        if parameter.kind == "matrix" and not (is_embedding and parameter.written != (family.vocab,)):
+            forward += 2 * size
+    forward += 2 * layers * heads * (sizes[family.query] + sizes[family.value]) * seq_len
     return Cost(
-        parameters=body + vocab * hidden * (1 if tied else 2) + vocab,
-        non_embedding_parameters=body,
-        forward_flops=forward,
-        training_flops=3 * forward,
+        parameters=parameters,
+        non_embedding_parameters=parameters - embedding,
+        forward_flops=float(forward),
+        training_flops=3.0 * forward,
     )

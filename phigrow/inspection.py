@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from phigrow.axes import MEAN, AxisMap, Bools, Floats, Ints
+from phigrow.axes import MEAN, AxisMap, Bools, Floats, Ints, part_map
 from phigrow.errors import GrowthError
 from phigrow.family import Axis
 from phigrow.plan import Plan, TensorGrowth
@@ -219,7 +219,7 @@ def anatomy(growth: TensorGrowth, axes: Mapping[str, AxisMap], noise: float = 0.
 
 def _side(growth: TensorGrowth, stored: int, axes: Mapping[str, AxisMap]) -> Side:
     names = growth.parameter.axes[stored]
-    maps = [axes[name] for name in names]
+    maps = [part_map(axes, name) for name in names]
     firsts = [first_copies(each) for each in maps]
     first = reduce(np.logical_and.outer, firsts).reshape(-1)
     whole = _part(growth, stored, spelled(names), growth.maps[stored], first)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from phigrow.axes import AxisMap, kronecker
+from phigrow.axes import AxisMap, kronecker, part_map
 from phigrow.config import Config, normalised
 from phigrow.errors import GrowthError
 from phigrow.families import all_families
@@ -112,7 +112,7 @@ class Plan:
     @cached_property
     def _composites(self) -> dict[Axis, AxisMap]:
         axes = {axis for p in self.table.parameters for axis in (*p.axes, p.read or p.written)}
-        return {axis: kronecker(axis, [self.axes[name] for name in axis]) for axis in axes}
+        return {axis: kronecker(axis, [part_map(self.axes, part) for part in axis]) for axis in axes}
 
     def tensors(self) -> Iterator[TensorGrowth]:
         """Every destination tensor, in the order of the family table."""
@@ -220,12 +220,5 @@ class Plan:
 def function_changes(family: Family, src: Config, dst: Config) -> list[str]:
     """Configuration keys that differ and change the function, as ``key: source -> destination``."""
     old, new = normalised(src), normalised(dst)
-    differing = [key for key in family.function_keys if _value(old, key) != _value(new, key)]
-    return [f"{key}: {_value(old, key)} -> {_value(new, key)}" for key in differing]
-
-
-_DEFAULTS = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "qk_layernorm": False, "tie_word_embeddings": False}
-
-
-def _value(config: Config, key: str) -> Any:
-    return config.get(key, _DEFAULTS.get(key))
+    values = ((key, old.get(key, default), new.get(key, default)) for key, default in family.function_keys.items())
+    return [f"{key}: {before} -> {after}" for key, before, after in values if before != after]

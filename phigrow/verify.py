@@ -205,11 +205,25 @@ def _logits(folder: Path, ids: torch.Tensor, dtype: str) -> tuple[torch.Tensor, 
         trust_remote_code=False,
         use_safetensors=not pickled,  # transformers, too, reads pickles with weights_only=True
     ).eval()
+    if dtype == "float64":
+        widen_norms(model)
     with torch.inference_mode():
         logits = torch.cat([model(row[None], use_cache=False).logits for row in ids])
     del model
     gc.collect()
     return logits, stored
+
+
+def widen_norms(model: torch.nn.Module) -> None:
+    """Let every RMSNorm compute in its weights' dtype; transformers' compute in float32, whatever the model's."""
+    import torch
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__.endswith("RMSNorm") and isinstance(child.weight, torch.nn.Parameter):
+                wide = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)  # type: ignore[arg-type]
+                wide.weight = child.weight
+                setattr(module, name, wide)
 
 
 def _compare(old: torch.Tensor, new: torch.Tensor, ids: torch.Tensor) -> dict[str, float]:

@@ -284,8 +284,8 @@ BROKEN = {
     "a key twice": (config_bytes(b'{"hidden_size": 1, "hidden_size": 2}'), "'hidden_size' stands there twice"),
     "no configuration": (lambda src: (src / "config.json").unlink(), "no configuration 'src'"),
     "a configuration that is a folder": (config_is_a_folder, "no configuration 'src'"),
-    "another architecture": (config(model_type="llama"), "not a Phi: model_type is 'llama'"),
-    "an architecture that is a list": (config(model_type=["phi"]), "not a Phi: model_type is ['phi']"),
+    "another architecture": (config(model_type="gpt9"), "no family of model_type 'gpt9'"),
+    "an architecture that is a list": (config(model_type=["phi"]), "no family of model_type ['phi']"),
     "remote code for an unknown model": (
         config(model_type="mine", auto_map={"AutoModelForCausalLM": "evil.Mine"}),
         "code that comes with a checkpoint (auto_map) is never run",

@@ -1,12 +1,16 @@
+import math
+import random
+
 import pytest
 import torch
 from einops import parse_shape
-from models import phi_config
+from models import phi_config, random_pair
 
 from phigrow.config import load_config
 from phigrow.errors import GrowthError
 from phigrow.families import all_families, family_of
-from phigrow.family import parse_table
+from phigrow.family import parse_table, stacked_names
+from phigrow.flops import count
 
 
 def skeleton(config):
@@ -33,6 +37,41 @@ def test_the_table_is_the_state_dict_of_the_real_model(name):
     assert family_of(config, name).state_shapes(config) == shapes
 
 
+@pytest.mark.parametrize("name", all_families())
+def test_the_table_is_the_state_dict_of_real_models_of_random_sizes(name):
+    family, rng = all_families()[name], random.Random(4)
+    for flags in ({}, {"tie_word_embeddings": True}, {"attention_bias": True}, {"attention_bias": False}):
+        for config in random_pair(family, rng, **flags):
+            model = skeleton(config)
+            stored = {live: name for name, live in family.live_names.items()}
+            live = {stored.get(key, key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+            shapes = {key: shape for key, shape in live.items() if key not in family.tied_tensors(config)}
+            assert family.state_shapes(config) == shapes
+            assert count(config).parameters == sum(math.prod(shape) for shape in shapes.values())
+            # What to_dict spells is read as well.
+            assert family.sizes_of(model.config.to_dict()) == family.sizes_of(config)
+
+
+@pytest.mark.parametrize("name", all_families())
+def test_a_configuration_of_sizes_has_those_sizes(name):
+    family, rng = all_families()[name], random.Random(6)
+    for config in (c for _ in range(200) for c in random_pair(family, rng)):
+        sizes = family.sizes_of(config)
+        assert family.sizes_of(family.config_of(sizes)) == sizes
+
+
+def test_a_fused_axis_lies_one_after_the_other():
+    (fused, bias) = parse_table("qkv.weight|bias  (kv q|k|v) <- normed")
+    assert (fused.axes, bias.axes) == ((("kv", "q|k|v"), ("normed",)), (("kv", "q|k|v"),))
+    assert fused.shape({"kv": 3, "q": 4, "k": 4, "v": 5, "normed": 7}) == (39, 7)
+
+
+def test_sliding_windows_are_refused():
+    config = random_pair(all_families()["qwen2"], random.Random(0))[0] | {"use_sliding_window": True}
+    with pytest.raises(GrowthError, match="sliding windows"):
+        all_families()["qwen2"].sizes_of(config)
+
+
 def test_a_wrong_table_is_noticed():
     # Negative control of the comparison above: another configuration of the same family differs.
     config, other = phi_config(mlp=48), phi_config(mlp=49)
@@ -53,7 +92,7 @@ def test_tied_embeddings_have_no_head_of_their_own():
 @pytest.mark.parametrize("name", all_families())
 def test_axes_are_named_in_the_notation_of_einops(name):
     for parameter in all_families()[name].parameters:
-        names = " ".join(axis for axes in parameter.axes for axis in axes)
+        names = " ".join(name for axes in parameter.axes for part in axes for name in stacked_names(part))
         assert list(parse_shape(torch.zeros([1] * len(names.split())), names)) == names.split()
 
 
@@ -93,9 +132,9 @@ def test_impossible_sizes_are_refused(change, message):
         family_of(config, "test").sizes_of(config)
 
 
-def test_not_a_phi():
-    with pytest.raises(GrowthError, match="not a Phi: model_type is 'llama'"):
-        family_of({"model_type": "llama"}, "somewhere")
+def test_an_unknown_family():
+    with pytest.raises(GrowthError, match="no family of model_type 'gpt9'"):
+        family_of({"model_type": "gpt9"}, "somewhere")
 
 
 def test_both_spellings_of_a_configuration_give_the_same_sizes():

@@ -15,7 +15,7 @@ ROOT = Path(phigrow.__file__).parent
 
 ANYONE = {"errors", "config", "flops"}
 GROWTH = {
-    "axes", "family", "families", "method", "methods", "plan", "lift", "resolve", "expand", "verify", "explain",
+    "axes", "method", "methods", "plan", "lift", "resolve", "expand", "verify", "explain",
     "inspection", "blocks", "pictures", "planfile", "difference",
 }  # fmt: skip
 MAY_IMPORT = {
@@ -23,11 +23,12 @@ MAY_IMPORT = {
     "allocator": set(),
     "untrusted": {"errors"},
     "config": {"errors", "untrusted"},
-    "flops": {"config"},
+    "bounds": {"errors", "config"},
+    "family": {"errors", "config"},
+    "families": {"errors", "config", "bounds", "family"},
+    "flops": {"config", "families"},
     "capacity": {"errors", "config", "flops"},
     "axes": {"errors"},
-    "family": {"errors", "config"},
-    "families": {"errors", "config", "family"},
     "plan": {"errors", "config", "flops", "axes", "family", "families"},
     "bits": set(),
     "draws": {"bits"},

@@ -211,7 +211,7 @@ def test_spans_in_words():
     ]
     assert dict(shares(fc2.counts)) == {"scaled": "64.0 %", "mean": "16.0 %", "zero": "20.0 %"}
     (norm,) = matching(lossless, "model.final_layernorm.weight")
-    assert span_lines(norm) == ["values normed 0..2047 <- 0..2047 x0.8944", "values normed 2048..2559 constant 1"]
+    assert span_lines(norm) == ["values final 0..2047 <- 0..2047 x0.8944", "values final 2048..2559 constant 1"]
 
 
 def test_json_says_the_same():

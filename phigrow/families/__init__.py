@@ -38,7 +38,7 @@ def family_of(config: Config, where: str) -> Family:
             )
     known = ", ".join(sorted(family.model_type for family in all_families().values()))
     raise GrowthError(
-        f"not a Phi: model_type is {model_type!r}",
+        f"no family of model_type {model_type!r}",
         where=where,
         why=f"phigrow has tables for these model types: {known}",
         fix="use a checkpoint of one of them; code that comes with a checkpoint (auto_map) is never run",

@@ -40,6 +40,9 @@ def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
             # A query is read by the product with its key, so the read gain of both sits on the query.
             write = read * (np.sqrt(growth.dst[axis] / growth.src[axis]) if scale == "preserve" else 1.0)
             read = 1 / (write * counts)
+        if axis == family.final and growth.dst_config.get("tie_word_embeddings"):
+            # The head is the embedding, which is written with gain 1: what it reads is scaled instead.
+            write, read = read, np.ones_like(counts)
         maps[axis] = axis_map(growth.src[axis], source, write=write, read=read)
     return maps
 
@@ -58,13 +61,14 @@ def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
     reasons = []
     src, dst = growth.sizes(family.residual)
     if dst % src:
-        reasons.append(f"hidden {src} -> {dst} is no whole factor: LayerNorm sees another mean and variance")
+        seen = "LayerNorm sees another mean and variance" if family.centred else "RMSNorm sees another mean square"
+        reasons.append(f"hidden {src} -> {dst} is no whole factor: {seen}")
+    if growth.grows("rotary"):
+        reasons.append("the rotary part of heads grows: its coordinates turn at other frequencies")
     if growth.grows(family.vocab):
         reasons.append("copies of tokens share their probability")
     if growth.grows(family.query) and growth.dst_config.get("qk_layernorm"):
         reasons.append("LayerNorm inside heads sees another mean and variance")
-    if growth.grows(family.residual) and growth.dst_config.get("tie_word_embeddings"):
-        reasons.append("tied embeddings cannot be scaled for reading alone")
     return reasons
 
 

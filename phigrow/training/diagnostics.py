@@ -39,7 +39,7 @@ AXES: dict[str, tuple[Axis, ...]] = {
     "mlp.fc1.weight": (("mlp",), ("normed",)),
     "mlp.fc2.weight": (("hidden",), ("mlp",)),
     "model.final_layernorm.weight": (("hidden",),),
-    "lm_head.weight": (("vocab",), ("normed",)),
+    "lm_head.weight": (("vocab",), ("final",)),
 }
 """Which axes of the plan each parameter of a Phi is stored by, without what differs from layer to layer; biases carry
 the first axis of their weight. A test holds this against the table that growth itself uses."""
