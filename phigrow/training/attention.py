@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,10 +41,36 @@ def _sdpa(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Heads first, ``[n, heads, tokens, head_dim]``; the result has tokens first, as transformers wants it."""
+    if by_products_is_faster(query, key, dropout):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return _by_products(query, key, value, scale).transpose(1, 2).contiguous(), None
     out = F.scaled_dot_product_attention(
         query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def by_products_is_faster(query: Tensor, key: Tensor, dropout: float) -> bool:
+    """Whether plain matrix products beat PyTorch's attention, which they do on CPUs in bf16 for short blocks.
+
+    Forward and backward of 4,096 tokens in heads of 64 on two cores of an EPYC, torch 2.13: 8 against 23 ms in blocks of
+    256, 25 against 54 ms in blocks of 512, 64 against 48 ms in blocks of 1,024; in fp32 the products lose everywhere.
+    """
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and query.shape[2] <= 512
+        and query.shape[:3] == key.shape[:3]
+        and not dropout
+    )
+
+
+def _by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    n, heads, tokens, _ = query.shape
+    query, key, value = (each.reshape(n * heads, tokens, -1) for each in (query, key, value))
+    future = torch.full((tokens, tokens), float("-inf"), dtype=query.dtype).triu(1).expand(n * heads, -1, -1)
+    scores = torch.baddbmm(future, query, key.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), value).view(n, heads, tokens, -1)
 
 
 def _flash_attention_2(

@@ -105,6 +105,8 @@ def choose_attention(config: RunConfig, device: torch.device) -> tuple[str, str]
         )
         if on
     ]
+    if device.type == "cpu" and config.dtype == "bf16":
+        kernels.append("in blocks of up to 512 tokens matrix products")
     why = "flash-attn is not installed" if usable else f"device {device.type}, {config.dtype}"
     return "sdpa", f"attention: PyTorch SDPA, kernels {', '.join(kernels)} ({why})"
 

@@ -209,6 +209,31 @@ def test_the_model_computes_what_transformers_own_does(attention, monkeypatch):
         assert float(built(blocks).detach()) != pytest.approx(float(wanted.detach()), rel=1e-6)
 
 
+def test_attention_by_products_is_the_same_attention():
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from phigrow.training.attention import _by_products, by_products_is_faster
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 3, 17, 8)
+    made = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3)]
+    ours, theirs = _by_products(*made, 0.3), scaled_dot_product_attention(*made, is_causal=True, scale=0.3)
+    weights = torch.randn(shape, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(ours, made, weights), torch.autograd.grad(theirs, made, weights), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+    assert not torch.allclose(ours, scaled_dot_product_attention(*made, is_causal=False, scale=0.3))
+    half = [each.detach().bfloat16() for each in made]
+    off = (_by_products(*half, 0.3).double() - theirs).abs().max()
+    assert off < 3 * (scaled_dot_product_attention(*half, is_causal=True, scale=0.3).double() - theirs).abs().max()
+    assert by_products_is_faster(half[0], half[1], 0.0)
+    assert not by_products_is_faster(made[0], made[1], 0.0)  # fp64
+    assert not by_products_is_faster(half[0], half[1][:, :1], 0.0)  # shared key/value heads
+    assert not by_products_is_faster(half[0], half[1], 0.1)
+
+
 def test_dropout_is_noticed():
     assert has_dropout({"resid_pdrop": 0.1})
     assert not has_dropout(TINY)
