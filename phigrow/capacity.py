@@ -148,7 +148,7 @@ def model_states(
     - gradients ``w P`` at stage 0; at stage 1 a whole ``4 P`` in fp32 beside bf16's own ``2 P`` (in fp32 runs
       ``4 P / N``); at stages 2 and 3 ``4 P / N``;
     - masters ``4 P / N`` (none in an fp32 run at stage 0) and moments ``8 P / N``, whole at stage 0;
-    - a bucket of gradients on their way, two where communication overlaps (none at stages 0 and 1 in bf16);
+    - a bucket of gradients on their way, two where communication overlaps (none at stage 1 in bf16);
     - for a moment in the optimizer's step, as measured: ``4 P``, ``6 P``, ``P`` and ``4 P / N`` at stages 0 to 3
       (in fp32 ``4 P``).
 
@@ -170,6 +170,8 @@ def model_states(
     step = passing[stage] if dtype == "bf16" else 4 * parameters
     bucketed = stage >= 2 or (stage == 1 and dtype == "fp32")
     buffers = float(bucketed * width * min(bucket, parameters) * (2 if overlap and stage < 3 else 1))
+    if stage == 0:  # all gradients are copied into buckets of DeepSpeed's own size
+        buffers = float(width * min(REDUCE_BUCKET, parameters))
     if stage == 3:
         buffers += width * min(parameters, live) if ranks > 1 or layout.offload_param else 0
     host = 0.0
@@ -245,10 +247,17 @@ def capacity(
         checkpointing: recompute every layer in the backward pass.
 
     Raises:
-        GrowthError: GPUs, shares or batches that make no sense, naming the option.
+        GrowthError: a model that is no Phi; GPUs, shares or batches that make no sense, naming the option.
     """
     number, memory = parse_gpus(gpus)
     model = load_config(config)
+    if model.get("model_type") != "phi":
+        raise GrowthError(
+            f"no memory formula for model type {model.get('model_type')!r}",
+            where="--gpus",
+            why="what a layer keeps for the backward pass was counted and measured for Phi only",
+            fix="give the configuration of a Phi",
+        )
     seq_len = seq_len or int(model.get("max_position_embeddings", 2048))
     if peak not in PEAK_FLOPS:
         raise GrowthError(f"no GPU {peak!r}", where="--gpu", fix=f"one of {', '.join(PEAK_FLOPS)}")

@@ -111,6 +111,11 @@ def test_time_and_cost_are_arithmetic():
     assert capacity("phi2", "8x80").seconds is None
 
 
+def test_other_models_are_refused_rather_than_guessed():
+    with pytest.raises(GrowthError, match="no memory formula for model type 'llama'"):
+        capacity(load_config("phi2") | {"model_type": "llama"}, "8x80")
+
+
 def test_amounts_and_gpus_are_read_strictly():
     assert [parse_amount(text) for text in ("100B", "1.4T", "5e9", "250_000", "3M")] == [1e11, 1.4e12, 5e9, 2.5e5, 3e6]
     assert parse_gpus("8x80GB") == parse_gpus("8x80GiB") == (8, 80 * GIB)

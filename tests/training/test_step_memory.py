@@ -73,17 +73,18 @@ def read(folder: Path, name: str, rank: int = 0) -> dict[str, int]:
 @pytest.mark.parametrize(("ranks", "dtype", "stage"), [(n, *case) for n, cases in STATES.items() for case in cases])
 def test_model_states_are_what_a_rank_holds(measured, ranks, dtype, stage):
     states = model_states(P, ranks, Layout(stage), dtype=dtype, bucket=BUCKET, overlap=False)
-    for rank in range(ranks):
-        found = read(measured, f"{ranks}-{dtype}-{stage}", rank)
+    every = [read(measured, f"{ranks}-{dtype}-{stage}", rank) for rank in range(ranks)]
+    for found in every:
         held = (states.held + states.buffers) / found["before_step"]
         most = (states.held + states.buffers + states.step) / found["step_peak"]
-        print(
-            f"{ranks} {dtype} zero{stage} rank {rank}: held {held - 1:+.1%}, step {most - 1:+.1%}",
-            {k: round(v / P, 2) for k, v in found.items()},
-        )
-        # Of two ranks at stage 0, one may still hold the bucket of gradients that gloo has just summed: 2 bytes more.
-        assert held == pytest.approx(1, abs=0.10 if (ranks, stage) != (2, 0) else 0.12)
-        assert most == pytest.approx(1, abs=0.15)
+        sizes = {key: round(value / P, 2) for key, value in found.items()}
+        print(f"{ranks} {dtype} zero{stage}: held {held - 1:+.1%}, step {most - 1:+.1%}", sizes)
+        if stage == 0:  # gloo keeps the bucket of gradients that it summed last, or has given it back: chance decides
+            assert states.held * 0.99 < found["before_step"] < (states.held + states.buffers) * 1.01
+            assert (states.held + states.step) * 0.99 < found["step_peak"] < most * found["step_peak"] * 1.01
+        else:
+            assert held == pytest.approx(1, abs=0.10)
+            assert most == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.slow
