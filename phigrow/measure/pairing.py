@@ -122,7 +122,8 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
     """Refuse a run that differs from the baseline's run of its seed in anything but the model's beginning.
 
     Raises:
-        GrowthError: no such baseline run, or one of ``SAME_META`` and ``SAME_CONFIG`` differs.
+        GrowthError: no such baseline run, or one of ``SAME_META`` and ``SAME_CONFIG`` differs. Learning rates may,
+            where the same sweep chose both.
     """
     if base is None:
         raise GrowthError(
@@ -131,6 +132,8 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
             fix=f"run {baseline} with seed {run.seed} too, or leave this run out",
         )
     mine, theirs = run.meta.get("config") or {}, base.meta.get("config") or {}
+    if (sweep := mine.get("lr_chosen_by")) and sweep == theirs.get("lr_chosen_by"):
+        mine = {key: value for key, value in mine.items() if key != "lr"}
     for label, keys, one, other in (("", SAME_META, run.meta, base.meta), ("config.", SAME_CONFIG, mine, theirs)):
         for key in keys:
             if key in one and key in other and one[key] != other[key]:

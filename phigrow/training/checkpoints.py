@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,8 +168,19 @@ def resumable(out: Path, curve: dict[str, Any], world: World, *, resume: bool) -
     return found
 
 
-def save(engine: Any, out: Path, progress: Progress, world: World, *, keep: int, stage: int) -> Path:
+def save(
+    engine: Any,
+    out: Path,
+    progress: Progress,
+    world: World,
+    *,
+    keep: int,
+    stage: int,
+    stay: Collection[int] = (),
+) -> Path:
     """Save model, optimizer and schedule on all ranks; every rank hashes what it wrote, and rank 0 marks it complete.
+
+    Of the older checkpoints the last ``keep`` are kept, and those of the steps in ``stay``.
 
     Returns:
         The folder of the checkpoint, ``out/checkpoints/step-N``.
@@ -188,14 +200,15 @@ def save(engine: Any, out: Path, progress: Progress, world: World, *, keep: int,
         files = {name: digest for part in parts for name, digest in part.items()}
         content = {"progress": asdict(progress), "world_size": world.size, "stage": stage}
         write_marker(root / tag, content, files)
-        _prune(out, keep)
+        _prune(out, keep, stay)
     dist.barrier()
     return root / tag
 
 
-def _prune(out: Path, keep: int) -> None:
-    """Delete all but the last ``keep`` checkpoints, and universal folders whose checkpoint is gone."""
-    for old in marked_checkpoints(out)[0][: -keep or None] if keep else []:
+def _prune(out: Path, keep: int, stay: Collection[int]) -> None:
+    """Delete all but the last ``keep`` checkpoints and those that stay, and universal folders of deleted ones."""
+    passing = [found for found in marked_checkpoints(out)[0] if found.progress.step not in stay]
+    for old in passing[: -keep or None] if keep else []:
         (old.folder / MARKER).unlink()
         shutil.rmtree(old.folder)
     for converted in (out / UNIVERSAL).glob("*"):

@@ -146,12 +146,23 @@ class RunConfig:
     )
     compile: bool = _key(False, "torch.compile the model (ZeRO 0 to 2)")
     eval_every: int = _key(50, "steps between evaluations on held-out blocks; also at step 0 and at the end")
+    eval_at: list[int] | None = _key(None, "further steps after which to evaluate, such as 1,10,100")
     eval_blocks: int = _key(64, "held-out blocks an evaluation reads, the same in every run; 0 reads all")
     diagnostics_every: int = _key(
         0, "steps between diagnostics of symmetry in a grown start: copies, stream, what moves; 0 makes none"
     )
     save_every: int = _key(500, "steps between checkpoints; also at the end; 0 saves none")
     keep: int = _key(2, "checkpoints kept; 0 keeps all")
+    save_at: list[int] | None = _key(
+        None, "further steps after which to save; their checkpoints stay, whatever keep says"
+    )
+    trunk: str | None = _key(
+        None, "name that a trunk and its branches share in the records; with wsd and decay 0 the run is the trunk"
+    )
+    branch_from: str | None = _key(
+        None, "folder of a run to go on from, at steps - decay, instead of training up to there: wsd alone"
+    )
+    lr_chosen_by: dict[str, Any] | None = _key(None, "for the records: the sweep that chose lr, the same for every arm")
     log_every: int = _key(
         10, "steps between lines of progress; losses are read from the device, and requests to stop seen, then"
     )
@@ -211,6 +222,16 @@ class RunConfig:
                 raise GrowthError(f"{field.name} is {value!r}", where=field.name, fix=f"one of {', '.join(choices)}")
         if self.zero is not None and self.zero not in range(4):
             raise GrowthError(f"ZeRO stage {self.zero}", where="zero", fix="0, 1, 2 or 3")
+        for key in ("eval_at", "save_at"):
+            if wrong := [step for step in getattr(self, key) or [] if not isinstance(step, int) or step < 1]:
+                raise GrowthError(f"{key} has {wrong[0]!r}", where=key, fix="give steps, 1 or more")
+        if self.branch_from is not None and (self.schedule != "wsd" or not self.decay_steps):
+            raise GrowthError(
+                f"branch_from with schedule {self.schedule} and decay {self.decay_steps}",
+                where="branch_from",
+                why="a branch starts where the learning rate is still constant",
+                fix="give schedule: wsd and a decay",
+            )
         if self.warmup + (self.decay_steps if self.schedule == "wsd" else 0) > self.steps:
             raise GrowthError(
                 f"warmup {self.warmup} and decay {self.decay_steps} do not fit into {self.steps} steps"
@@ -232,6 +253,11 @@ class RunConfig:
     def decay_steps(self) -> int:
         """Steps over which wsd decays."""
         return self.steps // 5 if self.decay is None else self.decay
+
+    @property
+    def is_trunk(self) -> bool:
+        """Whether this run never decays and others branch off it."""
+        return self.trunk is not None and self.schedule == "wsd" and not self.decay_steps
 
     @property
     def model_name(self) -> str:
@@ -286,5 +312,6 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def curve(self) -> dict[str, Any]:
-        """The keys that the loss curve depends on, as a resumed run must have them."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["curve"]}
+        """The keys that the loss curve depends on, as a resumed run must have them; a trunk may be made longer."""
+        keys = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["curve"]}
+        return keys | {"steps": None} if self.is_trunk else keys

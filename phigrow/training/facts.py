@@ -29,6 +29,7 @@ def run_record(
         "arm": source.arm,
         "seed": config.seed,
         "config": config.as_dict() | {"zero": config.stage},
+        **({"trunk": config.trunk, "budget": None if config.is_trunk else config.steps} if config.trunk else {}),
         "model": model_dict,
         "parameters": cost.parameters,
         "non_embedding_parameters": cost.non_embedding_parameters,

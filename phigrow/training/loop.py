@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from phigrow.flops import count
 from phigrow.training import checkpoints
 from phigrow.training.accounts import Cost, Source, source_of
+from phigrow.training.branches import branch, starts_branch
 from phigrow.training.checkpoints import Found, Progress
 from phigrow.training.configuration import SCRATCH, RunConfig
 from phigrow.training.data import data_curve, keep_tokenizer, load_data, make_feed
@@ -18,9 +19,10 @@ from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.pace import copied_values, is_paced, make_pace
-from phigrow.training.process import StopRequest, World, lost_rank_named, start
+from phigrow.training.process import StopRequest, World, lost_rank_named, on_rank_zero, start
 from phigrow.training.progress import Reporter
 from phigrow.training.records import RecordWriter, recorded_losses
+from phigrow.training.schedule import rejoin
 from phigrow.training.watch import NonFinite, Spikes
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     if blocks is None:
         blocks = load_data(config, out, world)
     curve = config.curve() | data_curve(blocks)
+    on_rank_zero(world, lambda: branch(config, curve, out))
     found = checkpoints.resumable(out, curve, world, resume=config.resume == "auto")
     export = None if config.export is None else out / config.export
     if found is not None and found.progress.step == config.steps and (export is None or export.is_dir()):
@@ -113,6 +116,8 @@ class _Run:
         if found is None and config.init != SCRATCH:
             masters_from_checkpoint(self.engine, Path(config.init))
         self.at = checkpoints.load(self.engine, found, world, stage=config.stage) if found else Progress()
+        if found:
+            rejoin(self.engine.lr_scheduler)
         self.pace = make_pace(self.engine, config)
         self.flops_per_token = count(self.model_dict, blocks.seq_len).training_flops
         self.step_tokens = config.batch * blocks.seq_len
@@ -126,15 +131,16 @@ class _Run:
         self.spikes = Spikes()
         self._stop_file = out / STOP_FILE if world.first else None
         if world.first:
-            self.records = RecordWriter(out, resume_step=self.at.step if found else None)
+            trunk = starts_branch(config, out) if found else None
+            run = run_record(config, source, self.model_dict, world, blocks, self.feed) if trunk or not found else None
+            self.records = RecordWriter(out, resume_step=self.at.step if found else None, trunk=trunk, run=run)
             if found:
                 self.spikes = Spikes(recorded_losses(self.records.path))
+            if found and not trunk:
                 now = {"world_size": world.size, "zero": config.stage}
                 self.records.write(
                     "resume", step=self.at.step, **now, was={"world_size": found.world_size, "zero": found.stage}
                 )
-            else:
-                self.records.write("run", **run_record(config, source, self.model_dict, world, blocks, self.feed))
 
     def train(self) -> Summary:
         reporter = self._reporter()
@@ -150,6 +156,7 @@ class _Run:
         from phigrow.training.step import Stepper
 
         config = self.config
+        eval_at, save_at = set(config.eval_at or ()), set(config.save_at or ())
         saved_at = self.at.step if self.at.step else None
         if self.at.step:
             reporter.say(f"resuming at step {self.at.step}")
@@ -174,8 +181,8 @@ class _Run:
                 stepper(done)
                 done += 1
                 last = done == config.steps
-                evaluates = last or (config.eval_every and done % config.eval_every == 0)
-                saves = config.save_every and (last or done % config.save_every == 0)
+                evaluates = last or done in eval_at or (config.eval_every and done % config.eval_every == 0)
+                saves = done in save_at or (config.save_every and (last or done % config.save_every == 0))
                 if evaluates or saves or stepper.due(done):
                     stopped = self._account_for(stepper, reporter)
                 if evaluates:
@@ -184,7 +191,9 @@ class _Run:
                     self._diagnose(done)
                 if saves or (stopped and config.save_every):
                     self.at = dataclasses.replace(self.at, data=stepper.position)
-                    checkpoints.save(self.engine, self.out, self.at, self.world, keep=config.keep, stage=config.stage)
+                    checkpoints.save(
+                        self.engine, self.out, self.at, self.world, keep=config.keep, stage=config.stage, stay=save_at
+                    )
                     saved_at = done
         if stopped and self.at.step < config.steps:
             kept = f"the checkpoint of step {saved_at}" if saved_at else "nothing, because save_every is 0"

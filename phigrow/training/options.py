@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -23,7 +24,14 @@ Options override the YAML file; dashes and underscores are the same.
 
 _TYPES = typing.get_type_hints(RunConfig)
 _HELP = {field.name: field for field in dataclasses.fields(RunConfig)}
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a mapping",
+    list: "whole numbers",
+}
 _TRUE, _FALSE, _NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null", "")
 
 
@@ -43,11 +51,21 @@ def load_run_config(recipe: str | Path | None = None, options: Sequence[str] = (
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        values |= {key: _coerced(key, value, str(recipe)) for key, value in _read(Path(recipe)).items()}
+        values |= checked(_read(Path(recipe)), str(recipe))
         values |= _beside(Path(recipe), values)
     values |= {key: _coerced(key, value, "the command line") for key, value in _words(options).items()}
     values |= {_known(key, "overrides"): value for key, value in overrides.items()}
     return RunConfig(**values)
+
+
+def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Keys of `RunConfig` with values of their types: ``1e-3`` is text in YAML 1.1, and meant as a number.
+
+    Raises:
+        GrowthError: as `load_run_config`; ``where`` is named.
+    """
+    known = {_known(str(key), where): value for key, value in values.items()}
+    return {key: _coerced(key, value, where) for key, value in known.items()}
 
 
 def parse(words: Sequence[str]) -> RunConfig | None:
@@ -73,7 +91,10 @@ def usage() -> str:
         kind = (
             "|".join(choices)
             if choices
-            else str(field.type).replace(" | None", "").replace("dict[str, Any]", "mapping")
+            else str(field.type)
+            .replace(" | None", "")
+            .replace("dict[str, Any]", "mapping")
+            .replace("list[int]", "int,int,...")
         )
         default = (
             ""
@@ -99,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise GrowthError("a recipe that is not a mapping", where=str(path), fix="write 'key: value' lines")
-    return {_known(str(key), str(path)): value for key, value in content.items()}
+    return content
 
 
 def _beside(recipe: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +192,11 @@ def _coerced(key: str, value: Any, where: str) -> Any:
                 continue
             if isinstance(value, str) or number == value:
                 return number
+    if list in kinds:
+        items = text.split(",") if text is not None else value if isinstance(value, list) else [value]
+        with contextlib.suppress(TypeError, ValueError):
+            if all(not isinstance(item, bool) and int(item) == float(item) for item in items):
+                return [int(item) for item in items]
     if dict in kinds and text is not None and text.startswith("{"):
         value = _mapping(key, text, where)
     if key == "monitor" and isinstance(value, list) and all(isinstance(name, str) for name in value):

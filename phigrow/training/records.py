@@ -15,12 +15,28 @@ class RecordWriter:
 
     On a fresh start it replaces what is there; on resume it drops what lies past the checkpoint's step, so that no
     step appears twice, and keeps the ``run`` record, which is written once.
+
+    Args:
+        folder: of the run.
+        resume_step: the step of the checkpoint from which it goes on; None where it starts.
+        trunk: the run that it branches off at that step, whose records it goes on from.
+        run: the ``run`` record, of a run that has none yet.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None = None,
+        trunk: Path | None = None,
+        run: dict[str, Any] | None = None,
+    ) -> None:
         self.path = folder / FILE
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [] if resume_step is None else truncated(self.path, resume_step)
+        before = trunk / FILE if trunk else self.path
+        kept = [] if resume_step is None else truncated(before, resume_step)
+        if run is not None:
+            kept = [_line("run", run), *(line for line in kept if _type(line) not in ("run", "resume"))]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(partial, self.path)
@@ -28,7 +44,7 @@ class RecordWriter:
 
     def write(self, type: str, **values: Any) -> None:
         """Append one record; numbers that are not finite are written as JavaScript's NaN and Infinity."""
-        self._file.write(json.dumps({"type": type, **values}) + "\n")
+        self._file.write(_line(type, values) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -36,6 +52,14 @@ class RecordWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def _line(type: str, values: dict[str, Any]) -> str:
+    return json.dumps({"type": type, **values})
+
+
+def _type(line: str) -> Any:
+    return json.loads(line).get("type")
 
 
 def truncated(path: Path, step: int) -> list[str]:

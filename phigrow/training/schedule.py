@@ -30,3 +30,17 @@ def learning_rate_schedule(optimizer: Optimizer, config: RunConfig) -> LambdaLR:
     else:
         name = "constant_with_warmup"
     return get_scheduler(name, optimizer, config.warmup, config.steps, scheduler_specific_kwargs=options)
+
+
+def rejoin(scheduler: LambdaLR) -> None:
+    """Give the optimizer the learning rate of its next step by this run's schedule.
+
+    A checkpoint brings the rate that the run which wrote it would have gone on with. That is another one where a trunk
+    ended there, which is made longer now or branched off; everywhere else it is the same to the bit.
+    """
+    rates = [
+        base * rate(scheduler.last_epoch) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

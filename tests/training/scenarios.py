@@ -225,6 +225,7 @@ def main() -> int:
             with counted_reads(found) if counts else contextlib.nullcontext():
                 print(out, train(RunConfig(**SETTINGS | settings), blocks), flush=True)
         except GrowthError as error:
+            out.mkdir(parents=True, exist_ok=True)
             (out / f"error-{own_rank()}.txt").write_text(str(error))
         if counts and own_rank() == 0:
             (out / "reads.json").write_text(json.dumps(found))

@@ -1,0 +1,91 @@
+"""Branches of a trunk: a run that starts from another's checkpoint, where both have trained alike so far.
+
+Under warmup-stable-decay the learning rate is constant until the decay, so runs of several lengths share their
+beginning: it is trained once, as a trunk. A branch has the losses that it would have had alone, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.training.checkpoints import FOLDER, RUN_FILE, marked_checkpoints
+from phigrow.training.configuration import RunConfig
+from phigrow.training.records import FILE
+
+OWN = ("steps", "decay")
+"""Keys of the loss curve in which a branch may differ from its trunk."""
+
+
+def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
+    """Give a run that branches off another the checkpoint that it starts from; on rank 0, before it is looked for.
+
+    The files are linked, not copied, where the file system can. A folder that has begun is left as it is.
+
+    Args:
+        config: the run; nothing happens unless ``branch_from`` is given.
+        curve: what its loss curve depends on.
+        out: its folder.
+
+    Raises:
+        GrowthError: the other folder holds no run, one of other settings, one whose rate has begun to decay by then,
+            or no checkpoint of that step.
+    """
+    if config.branch_from is None or (out / RUN_FILE).is_file() or marked_checkpoints(out)[0]:
+        return
+    trunk, step = Path(config.branch_from), config.steps - config.decay_steps
+    _check(trunk, json.loads(json.dumps(curve)), step)
+    checkpoints = {found.progress.step: found.folder for found in marked_checkpoints(trunk)[0]}
+    if step not in checkpoints:
+        there = ", ".join(map(str, checkpoints)) or "none"
+        raise GrowthError(
+            f"no checkpoint of step {step} to branch from",
+            where=str(trunk / FOLDER),
+            why=f"steps that are there: {there}",
+            fix=f"train it with --save-at {step}, or leave branch_from out",
+        )
+    place = out / FOLDER / f"step-{step}"
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoints[step], partial, copy_function=_link)
+    os.replace(partial, place)
+
+
+def starts_branch(config: RunConfig, out: Path) -> Path | None:
+    """The trunk's folder, for a run that has its checkpoint and no records of its own yet; else None."""
+    return Path(config.branch_from) if config.branch_from and not (out / FILE).is_file() else None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
+    """Refuse a trunk that has not done what the branch would have done up to a step."""
+    path = trunk / RUN_FILE
+    if not path.is_file():
+        raise GrowthError("no run to branch from", where=str(path), fix="give the folder of a run")
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    different = [key for key in {**theirs, **curve} if key not in OWN and theirs.get(key) != curve.get(key)]
+    if different:
+        changes = ", ".join(f"{key} ({theirs.get(key)!r}, now {curve.get(key)!r})" for key in different)
+        raise GrowthError(
+            "a branch of a run with other settings",
+            where=str(trunk),
+            why=f"these keys differ: {changes}",
+            fix="give both the same; only steps and decay may differ",
+        )
+    steps, decay = theirs["steps"], theirs["decay"]
+    if steps is not None and step > (constant := steps - (steps // 5 if decay is None else decay)):
+        raise GrowthError(
+            f"a branch at step {step}, where the trunk's learning rate has decayed since step {constant}",
+            where=str(trunk),
+            fix="train the trunk with decay 0",
+        )
