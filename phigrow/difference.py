@@ -59,7 +59,7 @@ def differences(first: Plan, second: Plan) -> list[Difference]:
     ]
 
 
-_PLAIN = ("family", "method", "depth", "seed", "noise", "exact", "approximations", "notes")
+_PLAIN = ("family", "method", "depth", "seed", "noise", "noise_on", "exact", "approximations", "notes")
 
 
 def _plain(plan: Plan, key: str) -> Any:

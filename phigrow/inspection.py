@@ -200,20 +200,22 @@ def _outer(one: Ints, other: Ints) -> Ints:
     return np.where(highest <= Kind.TILED_SCALED, np.bitwise_or.outer(one, other), highest)
 
 
-def anatomy(growth: TensorGrowth, axes: Mapping[str, AxisMap], noise: float = 0.0) -> Anatomy:
+def anatomy(growth: TensorGrowth, axes: Mapping[str, AxisMap], noise: float = 0.0, noise_on: str = "copies") -> Anatomy:
     """Where every value of a tensor comes from.
 
     Args:
         growth: of `Plan.tensors`.
         axes: the plan's maps, by which the copies of a composite axis are told from further copies.
-        noise: the plan's.
+        noise, noise_on: the plan's.
 
     >>> plan = phigrow.plan("phi-1_5", "phi2.json", "wr")  # doctest: +SKIP
     >>> anatomy(next(plan.tensors()), plan.axes).counts[Kind.COPIED]  # doctest: +SKIP
     104857600
     """
     sides = tuple(_side(growth, stored, axes) for stored in range(len(growth.maps)))
-    noisy = not growth.zero and len(sides) == 2 and growth.written == 0 and int(growth.maps[1].counts.max()) > 1
+    noisy = not growth.zero and len(sides) == 2
+    if noise_on == "copies":
+        noisy = noisy and growth.written == 0 and int(growth.maps[1].counts.max()) > 1
     return Anatomy(growth, sides, noise if noisy else 0.0)
 
 
@@ -298,7 +300,7 @@ def matching(plan: Plan, pattern: str) -> list[Anatomy]:
     Raises:
         GrowthError: none does.
     """
-    found = [anatomy(g, plan.axes, plan.noise) for g in plan.tensors() if fnmatchcase(g.name, pattern)]
+    found = [anatomy(g, plan.axes, plan.noise, plan.noise_on) for g in plan.tensors() if fnmatchcase(g.name, pattern)]
     if not found:
         names = [g.name for g in plan.tensors()]
         raise GrowthError(

@@ -79,6 +79,7 @@ class Lift:
     def __init__(self, growth: TensorGrowth, source: SourceTensor, plan: Plan, dtype: str) -> None:
         self.growth, self.source, self.dtype = growth, source, dtype
         self.seed, self.noise, self.std = plan.seed, plan.noise, plan.initializer_range
+        self.noise_everywhere = plan.noise_on == "all"
         self.compute = np.float64 if "float64" in (source.dtype_name, dtype) else np.float32
         self._column_mean: Values | None = None
         self._rms: float | None = None
@@ -134,7 +135,7 @@ class Lift:
                 self._gather(rows if moved else widen(rows, stored, self.compute), piece.gain, target)
         self._fill_random(out, start, stop)
         if self._noise_applies:
-            self._add_noise(out, start, stop)
+            (self._perturb if self.noise_everywhere else self._add_noise)(out, start, stop)
         bits: Bits = out if moved else narrow(out, self.dtype)
         return bits
 
@@ -239,6 +240,8 @@ class Lift:
         growth = self.growth
         if self.noise == 0 or len(growth.maps) != 2:
             return False
+        if self.noise_everywhere:
+            return True
         read = growth.maps[1 - growth.written]
         # Tokens are looked up, not summed over: there is nothing for noise on the vocabulary axis to cancel in.
         return growth.written == 0 and int(read.counts.max()) > 1
@@ -259,6 +262,15 @@ class Lift:
         written = row_map.is_copy | (row_map.source == MEAN)
         noise[~written[start:stop]] = 0
         out[:, copies] += noise.astype(out.dtype)
+
+    def _perturb(self, out: Values, start: int, stop: int) -> None:
+        """Add values of an initialisation to what came from the source; what is new is drawn already."""
+        (row_gain, _), (column_gain, _) = self._leg(0), self._leg(1)
+        rows, columns = np.flatnonzero(row_gain[start:stop]), np.flatnonzero(column_gain)
+        if not len(rows) or not len(columns):
+            return
+        drawn = Stream(self.seed, "perturbation", self.growth.name, len(columns)).values(start, stop - start)
+        out[rows[:, None], columns] += (drawn[rows] * (self.noise * self.std)).astype(out.dtype)
 
 
 def lift(growth: TensorGrowth, source: SourceTensor, plan: Plan, dtype: torch.dtype) -> torch.Tensor:

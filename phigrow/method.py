@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from phigrow.axes import AxisMap
 from phigrow.config import Config
@@ -21,6 +21,16 @@ class Growth:
     dst_config: Config
     src: Sizes
     dst: Sizes
+    seed: int = 0
+
+    @property
+    def tied(self) -> bool:
+        """The head is the embedding."""
+        return bool(self.dst_config.get("tie_word_embeddings"))
+
+    @property
+    def grown_axes(self) -> list[str]:
+        return [axis for axis in self.family.axis_names if self.grows(axis)]
 
     def grows(self, axis: str) -> bool:
         return self.dst[axis] != self.src[axis]
@@ -69,6 +79,8 @@ class Method:
         approximations: growth and options -> why the function is not preserved; empty when it is.
         options: name -> option.
         takes_noise: whether symmetry-breaking noise means something for it.
+        own_noise: resolved options -> the symmetry-breaking noise that belongs to the method.
+        noise_on: ``copies``, where copies cancel it, or ``all`` values of every matrix.
         always_exact: it preserves the function or refuses, so configurations must compute the same function.
     """
 
@@ -79,6 +91,8 @@ class Method:
     approximations: Callable[[Growth, dict[str, Any]], list[str]]
     options: dict[str, Option] = field(default_factory=dict)
     takes_noise: bool = False
+    own_noise: Callable[[dict[str, Any]], float] | None = None
+    noise_on: Literal["copies", "all"] = "copies"
     always_exact: bool = False
 
     def resolve_options(self, given: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def default_tensors(plan: Plan) -> list[Anatomy]:
         and not {family.key, family.value} & set(growth.parameter.written)
         and growth.name == growth.parameter.name.format(layer=0)
     ]
-    return [anatomy(growth, plan.axes, plan.noise) for growth in matrices]
+    return [anatomy(growth, plan.axes, plan.noise, plan.noise_on) for growth in matrices]
 
 
 def picture(plan: Plan, tensors: Sequence[Anatomy]) -> Figure:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from phigrow.axes import AxisMap, kronecker, part_map
 from phigrow.config import Config, normalised
@@ -63,6 +63,7 @@ class Plan:
         identity_layers: destination layers that write nothing to the residual stream.
         seed: of all new random values.
         noise: symmetry-breaking noise, as a fraction of each source tensor's root mean square; 0 for none.
+        noise_on: ``copies``, which cancel it, or ``all`` values of matrices, as a fraction of ``initializer_range``.
         src_config, dst_config: the configurations as they were spelled.
         approximations: why the plan does not preserve the function; empty when it claims that it does.
         notes: what a user should know besides.
@@ -78,6 +79,7 @@ class Plan:
     identity_layers: frozenset[int]
     seed: int
     noise: float
+    noise_on: Literal["copies", "all"]
     src_config: Config
     dst_config: Config
     approximations: tuple[str, ...]
@@ -155,6 +157,7 @@ class Plan:
             },
             "seed": self.seed,
             "noise": self.noise,
+            "noise_on": self.noise_on,
             "exact": self.exact,
             "approximations": list(self.approximations),
             "notes": list(self.notes),
@@ -187,6 +190,7 @@ class Plan:
                 identity_layers=frozenset(depth["identity_layers"]),
                 seed=int(data["seed"]),
                 noise=float(data["noise"]),
+                noise_on=data["noise_on"],
                 src_config=dict(data["source"]),
                 dst_config=dict(data["destination"]),
                 approximations=tuple(data["approximations"]),
@@ -205,6 +209,8 @@ class Plan:
             axis = self.axes.get(name)
             if axis is None or (axis.src_size, axis.dst_size) != sizes:
                 raise GrowthError("a plan whose axis maps do not fit its configurations", where=f"axis {name}")
+        if self.noise_on not in ("copies", "all"):
+            raise GrowthError(f"a plan with noise on {self.noise_on!r}", fix="make it again with phigrow plan --json")
         if len(self.layers) != self.dst_sizes["layer"] or not all(
             0 <= k < self.src_sizes["layer"] for k in self.layers
         ):

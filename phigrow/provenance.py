@@ -109,14 +109,16 @@ def command_line(
 ) -> str:
     """The command that repeats an expansion, with every default written out."""
     target = "config.json" if isinstance(dst_config, dict) else str(dst_config)
-    words = ["phigrow", "expand", "--src", str(src), "--dst-config", target, "--method", plan.method]
-    for name, value in plan.options.items():
+    apart = {name: value for name, value in plan.options.items() if name in ("anchor", "scale")}
+    method = ":".join([plan.method, *(f"{name}={value}" for name, value in plan.options.items() if name not in apart)])
+    words = ["phigrow", "expand", "--src", str(src), "--dst-config", target, "--method", method]
+    for name, value in apart.items():
         words += [f"--{name}", str(value)]
     words += ["--depth", plan.depth]
     for name, value in plan.depth_options.items():
         words += [f"--{name}", str(value)]
     words += ["--seed", str(plan.seed)]
-    if plan.noise:
+    if plan.noise and plan.noise_on == "copies" and "snr" not in plan.options:
         words += ["--noise", repr(plan.noise)]
     if revision is not None:
         words += ["--revision", revision]

@@ -10,8 +10,8 @@ from phigrow.errors import GrowthError
 from phigrow.families import family_of
 from phigrow.hub import source_config
 from phigrow.method import Growth
-from phigrow.methods import find_method
 from phigrow.methods.depth import layer_map
+from phigrow.mixing import method_of
 from phigrow.plan import Plan, function_changes
 
 EXACT_LEGS = 1e-9
@@ -35,8 +35,9 @@ def plan(
     Args:
         src: the source: a folder, a hub name, a configuration file, the name of a shipped one, or a dictionary.
         dst_config: the destination's configuration, likewise (not a hub name).
-        method: width method, ``tile``, ``wr`` or ``lossless``.
-        depth: depth method, ``interpose``, ``stack`` or ``identity``; by default the width method's own.
+        method: width method, such as ``tile``, ``wr`` or ``lossless``; with options (``tile:scale=preserve``) or axis
+            by axis (``hidden=lossless,mlp=tile``), as `phigrow.mixing.method_of` reads it.
+        depth: depth method, such as ``interpose``, ``stack`` or ``identity``; by default the width method's own.
         rounding: of ``interpose``: ``half-even``, ``half-up`` or ``floor``.
         seed: of new random values.
         noise: symmetry-breaking noise for ``tile``, as a fraction of each tensor's root mean square.
@@ -57,16 +58,17 @@ def plan(
     family = family_of(old, "the source configuration")
     if family_of(new, "the destination configuration") is not family:
         raise GrowthError(f"the destination is no {family.model_type}", fix="growth stays inside one family")
-    growth = Growth(family, old, new, family.sizes_of(old), family.sizes_of(new))
+    growth = Growth(family, old, new, family.sizes_of(old), family.sizes_of(new), seed)
     _refuse_smaller(growth)
-    width = find_method(method)
-    resolved = width.resolve_options(options)
+    width, resolved = method_of(method, options)
     if noise < 0 or (noise > 0 and not width.takes_noise):
         raise GrowthError(
             f"noise {noise:g} with method {method}",
-            why="noise breaks the symmetry of copies, and only tile makes copies" if noise > 0 else "it is negative",
+            why="noise that copies cancel is an option of tile alone" if noise > 0 else "it is negative",
             fix="leave --noise out, or use --method tile",
         )
+    if width.own_noise is not None:
+        noise = width.own_noise(resolved)
     if old.get("tie_word_embeddings", False) != new.get("tie_word_embeddings", False):
         raise GrowthError(
             "source and destination differ in tie_word_embeddings",
@@ -87,7 +89,7 @@ def plan(
     claims = width.approximations(growth, resolved)
     return Plan(
         family=family.name,
-        method=method,
+        method=width.name,
         options=resolved,
         depth=depth,
         depth_options={"rounding": rounding} if depth == "interpose" else {},
@@ -96,6 +98,7 @@ def plan(
         identity_layers=identity_layers,
         seed=seed,
         noise=float(noise),
+        noise_on=width.noise_on,
         src_config=old,
         dst_config=new,
         approximations=(

@@ -59,6 +59,7 @@ def test_no_part_of_a_plan_is_forgotten(field):
         "identity_layers": frozenset({1}),
         "seed": 9,
         "noise": 0.5,
+        "noise_on": "all",
         "src_config": plan.src_config | {"resid_pdrop": 0.3},
         "dst_config": plan.dst_config | {"resid_pdrop": 0.3},
         "approximations": (),

@@ -15,7 +15,8 @@ ROOT = Path(phigrow.__file__).parent
 
 ANYONE = {"errors", "config", "flops"}
 GROWTH = {
-    "axes", "method", "methods", "plan", "lift", "resolve", "expand", "verify", "explain",
+    "axes", "method", "methods", "copying", "extending", "mixing",
+    "plan", "lift", "resolve", "expand", "verify", "explain",
     "inspection", "blocks", "pictures", "planfile", "difference",
 }  # fmt: skip
 MAY_IMPORT = {
@@ -34,11 +35,14 @@ MAY_IMPORT = {
     "draws": {"bits"},
     "lift": {"axes", "bits", "draws", "plan"},
     "method": {"errors", "config", "axes", "family"},
-    "methods": {"errors", "config", "axes", "family", "method"},
+    "copying": {"axes", "method"},
+    "extending": {"axes", "method"},
+    "methods": {"errors", "config", "axes", "copying", "extending", "family", "method"},
+    "mixing": {"errors", "axes", "method", "methods"},
     "checkpoint": {"errors", "bits", "untrusted"},
     "pickles": {"errors", "bits", "checkpoint", "untrusted"},
     "hub": {"errors", "config", "untrusted"},
-    "resolve": {"errors", "config", "hub", "families", "method", "methods", "plan"},
+    "resolve": {"errors", "config", "hub", "families", "method", "methods", "mixing", "plan"},
     "provenance": {"config", "inspection", "plan", "untrusted"},
     "shards": {"bits", "checkpoint"},
     "journal": {"errors"},

@@ -119,11 +119,11 @@ REFUSALS = [
     ),
     (
         phi_config(), phi_config(48, 6), {"method": "wr", "noise": 0.1},
-        r"noise 0.1 with method wr\n  why: .*only tile makes copies",
+        r"noise 0.1 with method wr\n  why: .*an option of tile alone",
     ),
     (phi_config(), phi_config(48, 6), {"noise": -1.0}, r"noise -1 with method tile\n  why: it is negative"),
     (phi_config(), phi_config(48, 6), {"method": "copy"}, r"unknown method 'copy'"),
-    (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"unknown depth method 'deep'\n.*interpose, stack, identity"),
+    (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"unknown depth method 'deep'\n.*interpose, .*solar"),
     (phi_config(), phi_config(48, 6), {"rounding": "up"}, r"unknown rounding 'up'"),
     (phi_config(), phi_config(48, 6), {"method": "lossless", "scale": "rms"}, r"method lossless has no option 'scale'"),
     ({"model_type": "gpt9"}, phi_config(), {}, r"no family of model_type 'gpt9'\n  where: the source configuration"),

@@ -12,6 +12,9 @@ class Depth(StrEnum):
     interpose = "interpose"
     stack = "stack"
     identity = "identity"
+    solar = "solar"
+    llama_pro = "llama-pro"
+    midas = "midas"
 
 
 class Rounding(StrEnum):
@@ -55,7 +58,12 @@ DST_CONFIG_HELP = (
 Src = Annotated[str, typer.Option(help=SRC_HELP)]
 DstConfig = Annotated[str, typer.Option(help=DST_CONFIG_HELP)]
 MethodName = Annotated[
-    str, typer.Option("--method", help="Width method: tile, wr (weight reuse) or lossless (function-preserving).")
+    str,
+    typer.Option(
+        "--method",
+        help="Width method: tile, wr (weight reuse), lossless (function-preserving) or another of the README's table; "
+        "tile:scale=preserve gives an option, hidden=lossless,mlp=tile one method an axis.",
+    ),
 ]
 DepthName = Annotated[
     Depth | None, typer.Option("--depth", help="Depth method; by default interpose, and identity for lossless.")

@@ -5,9 +5,14 @@
 | interpose | min(L - 1, round(k L / L')); Gopher (2112.11446) and Phi, clamped because the formula overflows | no |
 | stack | k mod L; G_stack (2405.15319) | no |
 | identity | copies spread evenly, every inserted copy an identity layer | yes |
+| solar | one half from the bottom of the source, one from its top; SOLAR (2312.15166) | no |
+| llama-pro | groups of layers, each followed by an identity copy of its last; LLaMA-Pro (2401.02415) | yes |
+| midas | the middle block once more; MIDAS (2409.19044) | no |
 
 In an identity layer every parameter that writes the residual stream is zero, weights and biases. The LayerNorm is
-not: a zero there stops all gradients of the layer (what ails LLaMA-Pro's blocks).
+not: a zero there stops all gradients of the layer. LLaMA-Pro zeroes output projections alone, the identity only
+without biases; here biases that write the stream are zero too. SOLAR leaves m layers off each of two copies, so it at
+most doubles; MIDAS grows by one block at a time, so it at most doubles too, and was meant to be repeated in training.
 """
 
 from __future__ import annotations
@@ -42,10 +47,46 @@ def _identity(src: int, dst: int, rounding: str) -> LayerMap:
     return layers, frozenset(k for k in range(1, dst) if layers[k] == layers[k - 1])
 
 
+def _solar(src: int, dst: int, rounding: str) -> LayerMap:
+    _at_most_twice("solar", src, dst)
+    first = (dst + 1) // 2
+    return (*range(first), *range(src - (dst - first), src)), frozenset()
+
+
+def _llama_pro(src: int, dst: int, rounding: str) -> LayerMap:
+    layers: list[int] = []
+    inserted: set[int] = set()
+    for layer in range(src):
+        layers.append(layer)
+        for _ in range((layer + 1) * (dst - src) // src - layer * (dst - src) // src):
+            inserted.add(len(layers))
+            layers.append(layer)
+    return tuple(layers), frozenset(inserted)
+
+
+def _midas(src: int, dst: int, rounding: str) -> LayerMap:
+    _at_most_twice("midas", src, dst)
+    start = (src - (dst - src)) // 2
+    stop = start + dst - src
+    return (*range(stop), *range(start, src)), frozenset()
+
+
+def _at_most_twice(method: str, src: int, dst: int) -> None:
+    if dst > 2 * src:
+        raise GrowthError(
+            f"depth method {method} at most doubles the layers: {src} -> {dst}",
+            where="num_hidden_layers",
+            fix=f"set num_hidden_layers to at most {2 * src}, grow twice, or use --depth interpose or stack",
+        )
+
+
 DEPTHS: dict[str, Callable[[int, int, str], LayerMap]] = {
     "interpose": _interpose,
     "stack": _stack,
     "identity": _identity,
+    "solar": _solar,
+    "llama-pro": _llama_pro,
+    "midas": _midas,
 }
 
 

@@ -27,7 +27,7 @@ def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
 
 
 def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    grown = [axis for axis in growth.family.axis_names if growth.grows(axis)]
+    grown = growth.grown_axes
     return [f"wr reads new random coordinates of {', '.join(grown)}"] if grown else []
 
 
