@@ -7,7 +7,6 @@ with the same data order and schedule -> report. Every stage leaves a folder tha
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.study.launch import default_ranks, environment
 
 METHODS = ("wr", "tile", "lossless")
 SEQ_LEN = 128
@@ -81,7 +81,7 @@ def run(
 
     Args:
         out: folder of all results.
-        ranks: DeepSpeed ranks; by default `default_ranks`.
+        ranks: DeepSpeed ranks; by default chosen for this machine.
         steps: optimizer steps of every arm; by default `STEPS`.
         seed: of data order and new weights.
         say: receives what the demo says, line by line.
@@ -91,7 +91,7 @@ def run(
     """
     started = time.perf_counter()
     out = Path(out)
-    settings = _settle(out, Settings(steps or STEPS, seed, ranks or default_ranks()))
+    settings = _settle(out, Settings(steps or STEPS, seed, ranks or default_ranks(BATCH)))
     say(f"phigrow demo in {out}: {len(METHODS)} growth methods against training from scratch")
     data = out / "data"
     stages: list[tuple[str, Path, Callable[[], None]]] = [
@@ -127,21 +127,6 @@ def run(
     _report(out, say)
     minutes = (time.perf_counter() - started) / 60
     say(f"\n{minutes:.1f} minutes. Report: {out / 'report' / 'report.html'}  Picture: {out / 'report' / 'curves.png'}")
-
-
-def default_ranks() -> int:
-    """One DeepSpeed rank a GPU, or a core, up to eight and a power of two, so that they share `BATCH` evenly.
-
-    On two cores two ranks of one thread were faster than one of two, most of all when other work takes a core.
-    """
-    workers = _gpus() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return 1 << (min(workers, 8).bit_length() - 1)
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _settle(out: Path, settings: Settings) -> Settings:
@@ -221,11 +206,7 @@ def _train(
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(settings.ranks)]
     launcher += ["--log_level", "error", "--module", "phigrow.training"]
-    # The launcher and DeepSpeed's builds look for their tools on PATH, where an inactive environment is not.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    if not _gpus():
-        environment.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every process warns that it found no GPU
-    done = subprocess.run([*launcher, *words], env=environment, check=False)
+    done = subprocess.run([*launcher, *words], env=environment(), check=False)
     if done.returncode != 0:
         raise GrowthError(
             f"training {arm} ended with code {done.returncode}",

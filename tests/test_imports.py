@@ -72,7 +72,8 @@ MAY_IMPORT = {
     "corpus": ANYONE | {"hub"},
     "training": ANYONE | {"allocator", "bits", "corpus", "checkpoint", "shards"},
     "measure": ANYONE,
-    "demo": ANYONE | {"corpus", "training", "measure", "expand", "verify"},
+    "study": ANYONE | {"hub", "corpus", "training", "measure", "methods", "resolve", "expand"},
+    "demo": ANYONE | {"study", "corpus", "training", "measure", "expand", "verify"},
 }
 
 
@@ -140,7 +141,9 @@ def test_an_upward_import_is_noticed(tmp_path):
     assert imports_of(file) == {"lift", "training", "phigrow"}
 
 
-@pytest.mark.parametrize("module", ["phigrow", "phigrow.cli", "phigrow.training", "phigrow.corpus", "phigrow.measure"])
+@pytest.mark.parametrize(
+    "module", ["phigrow", "phigrow.cli", "phigrow.training", "phigrow.corpus", "phigrow.measure", "phigrow.study"]
+)
 def test_importing_is_light(module):
     heavy = ("torch", "transformers", "deepspeed", "datasets", "matplotlib", "pandas", "scipy", "accelerate")
     script = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""Commands for text and runs: data, demo, report."""
+"""Commands for text and runs: data, demo, compare, report."""
 
 from __future__ import annotations
 
@@ -67,6 +67,39 @@ def demo(
     from phigrow.demo import run
 
     run(out, ranks=ranks, steps=steps, seed=seed)
+
+
+def compare(
+    study: Annotated[Path, typer.Argument(help="YAML file of the study; recipes/studies has three.")],
+    only: Annotated[list[str] | None, typer.Option(help="Arm to run; give it several times for several.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Seed to run; give it several times for several.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="DeepSpeed ranks.  \\[default: the file's, else one a GPU or core]", min=1)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of everything.  \\[default: the file's]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, with tokens, FLOPs, time.")] = False,
+) -> None:
+    """Run a study: arms x seeds x budgets from one YAML file, trained under DeepSpeed and measured.
+
+    Runs what is missing and goes on where it stopped; a run that fails stops no other. Exit code 1: something failed.
+    """
+    from phigrow.study import jobs_of, load_study, run_study
+    from phigrow.study.runner import chosen
+    from phigrow.study.table import listing
+
+    loaded = load_study(study, out=out, ranks=ranks)
+    if dry_run:
+        for line in listing(loaded, chosen(loaded, jobs_of(loaded), only or (), seeds or ())):
+            typer.echo(line)
+        return
+    outcome = run_study(loaded, only=only or (), seeds=seeds or (), say=typer.echo)
+    typer.echo(f"report: {outcome.report / 'report.html'}" if outcome.report else outcome.why_no_report)
+    for name, error in outcome.failed.items():
+        typer.echo(f"failed: {name}: {error}", err=True)
+    if outcome.blocked:
+        typer.echo(f"not run, because they need these: {', '.join(outcome.blocked)}", err=True)
+    if outcome.failed:
+        raise typer.Exit(1)
 
 
 def report(

@@ -68,6 +68,7 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     described = _described([own.run for own in base.values()])
     notes = (
         *described.notes,
+        *_swept(described.runs),
         *_no_ends(seeds, at),
         *(note for seed, own in base.items() for note in _pooled_end(own, targets[seed])),
     )
@@ -103,6 +104,17 @@ def _target(own: Reach, run: Run) -> float:
             why="a run that diverged sets no target",
         )
     return own.end_loss(run)
+
+
+def _swept(runs: Sequence[Run]) -> list[str]:
+    """That learning rates were chosen by a sweep, and what that takes, which is in no cost."""
+    sweep = (runs[0].meta.get("config") or {}).get("lr_chosen_by")
+    if not isinstance(sweep, dict):
+        return []
+    return [
+        f"every arm's learning rate was chosen by a sweep of its own: {len(sweep['lr'])} rates, {sweep['steps']} steps "
+        f"each, with {len(sweep['seeds'])} of the seeds; that is in no arm's cost"
+    ]
 
 
 def _pooled_end(own: Reach, target: float) -> list[str]:

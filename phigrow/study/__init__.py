@@ -1,0 +1,12 @@
+"""Studies: several ways to start a model against training it from scratch, over seeds and budgets, from one YAML file.
+
+>>> from phigrow.study import load_study, run_study
+>>> run_study(load_study("recipes/studies/tiny.yaml"))  # doctest: +SKIP
+"""
+
+from phigrow.study.definition import load_study
+from phigrow.study.jobs import jobs_of
+from phigrow.study.runner import run_study
+from phigrow.study.settings import Arm, Source, Study, Sweep
+
+__all__ = ["Arm", "Source", "Study", "Sweep", "jobs_of", "load_study", "run_study"]

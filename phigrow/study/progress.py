@@ -1,0 +1,142 @@
+"""How far a study is: what is done, what it cost, and how long the rest will take."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phigrow.study.jobs import Job
+from phigrow.study.settings import Arm, Study
+
+DONE = "done.json"
+"""In the folder of a training run that has ended: its key, cost and last losses."""
+
+RECORDS = "records.jsonl"
+_TAIL = 1 << 14
+
+START = 25.0
+"""Seconds that a launch takes besides training, until runs have been timed: two ranks on two CPU cores."""
+
+
+def done(job: Job) -> dict[str, Any] | None:
+    """What a finished job left, None while it is not finished."""
+    if not job.trains:
+        return {} if job.folder.is_dir() else None
+    try:
+        found = json.loads((job.folder / DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    longer = found["step"] < job.steps  # a trunk, for a budget that the study did not have
+    return None if longer or found["key"] != job.key else dict(found)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast runs go here: FLOPs a second of training, and seconds that a launch takes besides."""
+
+    flops_per_second: float
+    start: float
+
+    def seconds(self, flops: float, launches: int) -> float:
+        """The time that training takes."""
+        return flops / self.flops_per_second + launches * self.start
+
+
+def finish(job: Job, wall: float, flops: float, before: float) -> dict[str, Any] | None:
+    """Mark a training run as done, if its records reach its end; what it leaves behind for a resume goes.
+
+    Args:
+        job: the run.
+        wall: seconds that this launch took, start and evaluations included.
+        flops: of the training in this launch.
+        before: seconds of training that were done before it.
+    """
+    last = last_record(job.folder, "eval")
+    if last is None or last["step"] < job.steps:
+        return None
+    step = last_record(job.folder, "step") or last
+    trained = step["seconds"] - before
+    ran = {
+        "wall": round(wall, 1),
+        "trained": round(trained, 3),
+        "flops": flops,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    content = {"key": job.key, "step": last["step"], "heldout_loss": last["loss"], "loss": step["loss"], **ran}
+    content |= {"lr": json.loads((job.folder / RECORDS).open(encoding="utf-8").readline())["config"]["lr"]}
+    partial = job.folder / f".{DONE}.partial"
+    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    partial.replace(job.folder / DONE)
+    if job.kind != "trunk":
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+    return content
+
+
+def last_record(folder: Path, kind: str, *, at_most: int | None = None) -> dict[str, Any] | None:
+    """The last record of a kind, step or eval, that a run has written, up to a step; None before the first."""
+    try:
+        with (folder / RECORDS).open("rb") as file:
+            if at_most is None:  # near the end: records are long, and this is asked often
+                file.seek(0, 2)
+                file.seek(max(0, file.tell() - _TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("type") == kind and (not at_most or record["step"] <= at_most):
+            return record
+    return None
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of a run's complete checkpoints, rising."""
+    from phigrow.training.checkpoints import marked_checkpoints
+
+    return [found.progress.step for found in marked_checkpoints(folder)[0]]
+
+
+def chosen_rates(study: Study, jobs: list[Job], arm: Arm) -> dict[float, float] | None:
+    """Held-out loss of every rate that an arm tried, the mean over the sweep's seeds; None while one is missing."""
+    losses: dict[float, list[float]] = {}
+    for job in jobs:
+        if job.kind == "sweep" and job.arm == arm:
+            if (found := done(job)) is None:
+                return None
+            loss = found["heldout_loss"]
+            losses.setdefault(job.keys["lr"], []).append(math.inf if loss is None or math.isnan(loss) else loss)
+    return {rate: sum(found) / len(found) for rate, found in losses.items()} or None
+
+
+def pace(jobs: list[Job], flops_per_second: float | None) -> Pace | None:
+    """How fast the runs that are done went; before the first what the study says, with `START`; None if it does not."""
+    found = [content for job in jobs if job.trains and (content := done(job)) and content["trained"] > 0]
+    if not found:
+        return None if flops_per_second is None else Pace(flops_per_second, START)
+    wall, trained, flops = (sum(content[key] for content in found) for key in ("wall", "trained", "flops"))
+    return Pace(flops / trained, (wall - trained) / len(found))
+
+
+def time_left(study: Study, everything: list[Job], jobs: list[Job]) -> float | None:
+    """Seconds that missing jobs will take; None where nothing says how fast runs go."""
+    if (speed := pace(everything, study.flops_per_second)) is None:
+        return None
+    missing = [job for job in jobs if job.trains and done(job) is None]
+    return speed.seconds(sum(map(remaining, missing)), len(missing))
+
+
+def remaining(job: Job) -> float:
+    """FLOPs that a job has yet to do."""
+    if not job.trains or done(job) is not None:
+        return 0.0
+    last = last_record(job.folder, "step")
+    at = job.first if last is None else min(max(last["step"], job.first), job.steps)
+    return job.flops * (job.steps - at) / (job.steps - job.first)

@@ -1,0 +1,84 @@
+"""What a study leaves: the report over its decayed ends, and what the sweeps of the learning rate found."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.study import progress
+from phigrow.study.jobs import Job
+from phigrow.study.settings import Study
+
+
+def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> Path:
+    """Compare the decayed ends that are done, write the report, and say its findings.
+
+    Returns:
+        The folder of the report.
+
+    Raises:
+        GrowthError: the baseline has no end yet, or the runs cannot be compared.
+    """
+    from phigrow.measure import findings, report
+
+    sweeps = sweep_results(study, jobs)
+    if sweeps is not None:
+        _write(study.out / "sweep.json", json.dumps(sweeps, indent=1) + "\n")
+        for line in sweep_lines(sweeps):
+            say(line)
+    ends = [job for job in jobs if job.kind == "end" and progress.done(job) is not None]
+    based = {(job.seed, job.budget) for job in ends if job.arm is not None and job.arm.name == study.baseline}
+    # An end that the baseline does not have yet could not be compared, and would be refused.
+    seeds = {seed for seed, _ in based}
+    folders = [job.folder for job in ends if job.seed in seeds]
+    if not folders:
+        raise GrowthError(
+            f"no report yet: {study.baseline} has not ended", where=str(study.out), fix="run the study, or its baseline"
+        )
+    comparison = report(folders, study.out / "report", study.baseline)
+    for line in findings(comparison):
+        say(line)
+    return study.out / "report"
+
+
+def sweep_results(study: Study, jobs: list[Job]) -> dict[str, Any] | None:
+    """What every arm's sweep found and cost; None for a study without one."""
+    if study.sweep is None:
+        return None
+    arms: dict[str, Any] = {}
+    for arm in study.arms:
+        if (rates := progress.chosen_rates(study, jobs, arm)) is None:
+            continue
+        best = min(rates, key=lambda rate: rates[rate])
+        spent = [job for job in jobs if job.kind == "sweep" and job.arm == arm]
+        arms[arm.name] = {
+            "lr": best,
+            "heldout_loss": {f"{rate:g}": loss for rate, loss in rates.items()},
+            "at_edge": len(rates) > 1 and best in (min(rates), max(rates)),
+            "tokens": sum(job.tokens for job in spent),
+            "flops": sum(job.flops for job in spent),
+        }
+    return {**study.sweep.record(), "arms": arms}
+
+
+def sweep_lines(sweeps: dict[str, Any]) -> list[str]:
+    """The sweeps in sentences."""
+    lines = []
+    for name, found in sweeps["arms"].items():
+        losses = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in found["heldout_loss"].items())
+        edge = "; it is the end of the list: the best rate may lie beyond" if found["at_edge"] else ""
+        lines.append(
+            f"{name}: learning rate {found['lr']:g} of a sweep ({losses}){edge}; "
+            f"the sweep's {found['tokens'] / 1e6:.3g}M tokens are in no cost"
+        )
+    return lines
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

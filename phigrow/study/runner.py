@@ -1,0 +1,207 @@
+"""Run what is missing of a study: one job after another, each complete or not there, then the report."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.study import progress
+from phigrow.study.jobs import Job, jobs_of
+from phigrow.study.launch import default_ranks, launch, still_running
+from phigrow.study.results import write_results
+from phigrow.study.settings import Study
+from phigrow.study.table import Display
+
+LOCK = ".lock"
+PATIENCE = 60.0
+"""Seconds to wait for the processes of a former command that was killed."""
+
+
+@dataclass
+class Outcome:
+    """How a study ended: what failed and why, what waits for that, and the folder of the report, if there is one."""
+
+    failed: dict[str, GrowthError] = field(default_factory=dict)
+    blocked: list[str] = field(default_factory=list)
+    report: Path | None = None
+    why_no_report: str = ""
+
+
+def run_study(
+    study: Study,
+    *,
+    only: Collection[str] = (),
+    seeds: Collection[int] = (),
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Run what is missing of a study, and write the report of what there is.
+
+    A job that fails stops the jobs that need it, and no other. Run again, or after a kill, it goes on where it stopped.
+
+    Args:
+        study: from `load_study`.
+        only: names of arms; empty: all.
+        seeds: of the study's; empty: all.
+        say: receives what is said outside of the live table.
+
+    Raises:
+        GrowthError: an unknown arm or seed; another command runs this study.
+    """
+    everything = jobs_of(study)
+    jobs = chosen(study, everything, only, seeds)
+    ranks = study.ranks or default_ranks(study.train["batch"])
+    study.out.mkdir(parents=True, exist_ok=True)
+    with _alone(study.out):
+        outcome = Outcome()
+        with Display(study, everything, jobs, say) as display:
+            for job in jobs:
+                if not wanted(job, jobs):
+                    continue
+                if any(name in outcome.failed or name in outcome.blocked for name in job.needs):
+                    outcome.blocked.append(job.name)
+                    continue
+                display.start(job)
+                try:
+                    _work(study, jobs, job, ranks, display.refresh)
+                except GrowthError as error:
+                    outcome.failed[job.name] = error
+                    display.fail(job, error)
+                else:
+                    display.finish(job)
+                    _prune(jobs, job)
+        try:
+            outcome.report = write_results(study, everything, say)
+        except GrowthError as error:
+            outcome.why_no_report = str(error)
+    return outcome
+
+
+def chosen(study: Study, jobs: list[Job], only: Collection[str], seeds: Collection[int]) -> list[Job]:
+    """The jobs of some arms and seeds, and what these need.
+
+    Raises:
+        GrowthError: an arm or a seed that the study does not have.
+    """
+    for name in only:
+        if name not in (names := [arm.name for arm in study.arms]):
+            raise GrowthError(f"no arm {name!r}", where=f"study {study.name}", fix=f"one of {', '.join(names)}")
+    for seed in seeds:
+        if seed not in study.seeds:
+            raise GrowthError(f"no seed {seed}", where=f"study {study.name}", fix=f"one of {list(study.seeds)}")
+    ends = {
+        job.name
+        for job in jobs
+        if job.kind == "end"
+        and job.arm is not None
+        and (not only or job.arm.name in only)
+        and (not seeds or job.seed in seeds)
+    }
+    for job in reversed(jobs):
+        if job.name in ends:
+            ends |= set(job.needs)
+    return [job for job in jobs if job.name in ends]
+
+
+def wanted(job: Job, jobs: list[Job]) -> bool:
+    """Whether a job is missing, and something that is missing needs it, or it is an end itself."""
+    if progress.done(job) is not None:
+        return False
+    return job.kind == "end" or any(job.name in other.needs and wanted(other, jobs) for other in jobs)
+
+
+def _work(study: Study, jobs: list[Job], job: Job, ranks: int, watch: Callable[[], None]) -> None:
+    if job.kind == "data":
+        from phigrow.corpus import prepare
+
+        assert isinstance(study.data, dict)
+        prepare(**{"ref": "embedded", **study.data, "out": job.folder, "progress": False})
+        return
+    if job.kind == "expand":
+        from phigrow.expand import expand
+
+        assert job.arm is not None
+        source = study.source.path or next(other for other in jobs if other.kind == "source").folder / "export"
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        options = {"dtype": "float32", **job.arm.growth}
+        expand(source, study.dst, job.folder, method=job.arm.method, seed=job.seed, **options)
+        return
+    _wait_for_former(job.folder)
+    keys = _settled(study, jobs, job)
+    flops, began, former = progress.remaining(job), time.monotonic(), _former_seconds(job, keys)
+    launch(keys, ranks, watch)
+    if progress.finish(job, time.monotonic() - began, flops, former) is None:
+        last = progress.last_record(job.folder, "step") or {"step": 0}
+        raise GrowthError(
+            f"training stopped at step {last['step']} of {job.steps}",
+            where=str(job.folder),
+            fix="run the same command again: it resumes",
+        )
+
+
+def _settled(study: Study, jobs: list[Job], job: Job) -> dict[str, Any]:
+    """The keys of a training run, with those that are known only when it starts."""
+    keys = dict(job.keys, universal=True)
+    if study.sweep and job.kind in ("trunk", "end") and job.arm is not None:
+        rates = progress.chosen_rates(study, jobs, job.arm)
+        assert rates is not None, "its sweep comes before it"
+        keys["lr"] = best_rate(rates, job.arm.name)
+    if "branch_from" in keys and job.first not in progress.saved_steps(Path(keys["branch_from"])):
+        # A trunk that was longer before this budget was asked for. Alone the run has the same losses, at more cost.
+        del keys["branch_from"]
+    return keys
+
+
+def _former_seconds(job: Job, keys: dict[str, Any]) -> float:
+    """Seconds of training that a run has in its records, or in those of its trunk at the step where it branches."""
+    if (last := progress.last_record(job.folder, "step")) is None and "branch_from" in keys:
+        last = progress.last_record(Path(keys["branch_from"]), "step", at_most=job.first)
+    return float(last["seconds"]) if last else 0.0
+
+
+def best_rate(rates: dict[float, float], arm: str) -> float:
+    """The learning rate with the lowest held-out loss.
+
+    Raises:
+        GrowthError: all of them diverged.
+    """
+    if not any(map(math.isfinite, rates.values())):
+        raise GrowthError(f"every learning rate of the sweep diverged for {arm}", fix="add smaller ones")
+    return min(rates, key=lambda rate: rates[rate])
+
+
+def _prune(jobs: list[Job], job: Job) -> None:
+    """Once all ends of a trunk are done, delete its checkpoints but the last, from which it could be made longer."""
+    for trunk in [other for other in jobs if other.kind == "trunk" and other.name in job.needs]:
+        if all(progress.done(other) is not None for other in jobs if trunk.name in other.needs):
+            for step in progress.saved_steps(trunk.folder)[:-1]:
+                shutil.rmtree(trunk.folder / "checkpoints" / f"step-{step}")
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    with (out / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise GrowthError(
+                "another command runs this study", where=str(out), fix="wait for it, or give another --out"
+            ) from error
+        yield
+
+
+def _wait_for_former(folder: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while still_running(folder):
+        if time.monotonic() > until:
+            raise GrowthError(
+                "processes of an earlier command still train this run", where=str(folder), fix="end them, or wait"
+            )
+        time.sleep(0.5)

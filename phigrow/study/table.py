@@ -1,0 +1,175 @@
+"""What a study shows while it runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from phigrow.errors import GrowthError
+from phigrow.study import progress
+from phigrow.study.jobs import Job
+from phigrow.study.settings import Arm, Study
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LINE_SECONDS = 60.0
+"""Between plain lines about one run."""
+
+
+class Display:
+    """Says what is done, what runs, and what is left; a context."""
+
+    def __init__(self, study: Study, everything: list[Job], jobs: list[Job], say: Callable[[str], None]) -> None:
+        self.study, self.everything, self.jobs, self.say = study, everything, jobs, say
+        self.failed: set[str] = set()
+        self.running: Job | None = None
+        self._began = self._said = time.monotonic()
+        self._live: Any = None
+
+    def __enter__(self) -> Display:
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(self.table(), refresh_per_second=2)
+            self._live.start()
+        else:
+            missing = sum(progress.done(job) is None for job in self.jobs)
+            self.say(
+                f"study {self.study.name} in {self.study.out}: {missing} of {len(self.jobs)} jobs to do, {self.left()}"
+            )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.running = None
+        if self._live:
+            self._live.update(self.table())
+            self._live.stop()
+
+    def start(self, job: Job) -> None:
+        """A job begins."""
+        self.running, self._began = job, time.monotonic()
+        self._said = self._began
+        if self._live:
+            self.refresh()
+        else:
+            self.say(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {described(job)}")
+
+    def refresh(self) -> None:
+        """Show where the running job is."""
+        if self._live:
+            self._live.update(self.table())
+        elif self.running and time.monotonic() - self._said > LINE_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"    {position(self.running)}; {self.left()}")
+
+    def finish(self, job: Job) -> None:
+        """A job is done."""
+        took = clock(time.monotonic() - self._began)
+        if self._live:
+            self.refresh()
+            return
+        loss = (progress.done(job) or {}).get("heldout_loss")
+        end = f", held-out loss {loss:.4f}" if isinstance(loss, float) else ""
+        self.say(f"    done in {took}{end}; {self.left()}")
+
+    def fail(self, job: Job, error: GrowthError) -> None:
+        """A job failed; what does not need it goes on."""
+        self.failed.add(job.name)
+        text = f"{job.name} failed: {error}"
+        self._live.console.print(text, markup=False) if self._live else self.say(text)
+
+    def left(self) -> str:
+        """The time that is left, in words."""
+        seconds = progress.time_left(self.study, self.everything, self.jobs)
+        return "time left unknown before the first run" if seconds is None else f"about {clock(seconds)} left"
+
+    def table(self) -> Table:
+        """One row an arm: its learning rate, and the held-out loss at every budget, seed by seed."""
+        from rich.table import Table
+
+        table = Table(title=f"study {self.study.name}", caption=self._caption())
+        table.add_column("arm")
+        if self.study.sweep:
+            table.add_column("lr", justify="right")
+        for seed in self.study.seeds:
+            for budget in self.study.budgets:
+                table.add_column(f"seed {seed}\n{budget}", justify="right")
+        for arm in self.study.arms:
+            rate = [self._rate(arm)] if self.study.sweep else []
+            ends = [job for job in self.everything if job.kind == "end" and job.arm == arm]
+            table.add_row(arm.name, *rate, *map(self._cell, ends))
+        return table
+
+    def _rate(self, arm: Arm) -> str:
+        if rates := progress.chosen_rates(self.study, self.everything, arm):
+            return f"{min(rates, key=lambda rate: rates[rate]):g}"
+        tried = [job for job in self.everything if job.kind == "sweep" and job.arm == arm]
+        return f"{sum(progress.done(job) is not None for job in tried)}/{len(tried)}"
+
+    def _cell(self, job: Job) -> str:
+        if (found := progress.done(job)) is not None:
+            return f"{found['heldout_loss']:.3f}"
+        if job.name in self.failed or any(name in self.failed for name in job.needs):
+            return "[red]failed[/]"
+        if self.running is not None and self.running.name in (job.name, *job.needs):
+            last = progress.last_record(self.running.folder, "step") or {"step": 0}
+            return f"[bold]step {last['step']}[/]"
+        return "" if job in self.jobs else "-"
+
+    def _caption(self) -> str:
+        done = sum(progress.done(job) is not None for job in self.jobs)
+        where = f"{self.running.name}, {position(self.running)}; " if self.running else ""
+        return f"{where}{done} of {len(self.jobs)} jobs done, {self.left()}"
+
+
+def described(job: Job) -> str:
+    """A job in words: what it is, how long, how much."""
+    if job.kind == "data":
+        return f"data: packed blocks in {job.folder}"
+    if not job.trains:
+        return f"{job.name}: expand by {job.arm.method if job.arm else '?'}"
+    part = f"steps {job.first} to {job.steps}" if job.first else f"{job.steps} steps"
+    return f"{job.name}: {part}, {job.tokens / 1e6:.3g}M tokens, {job.flops:.2e} FLOPs"
+
+
+def position(job: Job) -> str:
+    """Where a running job is, in words."""
+    if not job.trains:
+        return "at work"
+    if (last := progress.last_record(job.folder, "step")) is None:
+        return "starting"
+    loss = last["loss"] if isinstance(last["loss"], int | float) else math.nan
+    return f"step {last['step']}/{job.steps}, loss {loss:.4f}"
+
+
+def listing(study: Study, jobs: list[Job]) -> list[str]:
+    """What a study would run, a line a job, with totals and, where a speed is known, hours and minutes."""
+    pace, seconds = progress.pace(jobs, study.flops_per_second), progress.time_left(study, jobs, jobs)
+    lines = []
+    for job in jobs:
+        finished = progress.done(job) is not None
+        took = f", {clock(pace.seconds(job.flops, 1))}" if pace and job.trains else ""
+        lines.append(f"{'done ' if finished else '     '}{described(job)}{'' if finished else took}")
+    training = [job for job in jobs if job.trains]
+    flops = sum(progress.remaining(job) for job in jobs)
+    tokens, total = sum(job.tokens for job in training), sum(job.flops for job in training)
+    lines.append(f"{len(jobs)} jobs, {tokens / 1e6:,.3g}M tokens and {total:.2e} FLOPs in all, {flops:.2e} FLOPs to do")
+    if study.sweep:
+        lines.append(f"of these the sweeps: {sum(j.tokens for j in training if j.kind == 'sweep') / 1e6:,.3g}M tokens")
+    if pace is None or seconds is None:
+        lines.append("time: unknown, as no run has been timed here yet and flops_per_second is not given")
+    else:
+        how = f"at {pace.flops_per_second:.2e} FLOPs a second and {pace.start:.0f} s a launch besides"
+        lines.append(f"time: {clock(seconds)}, {how}")
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``h:mm:ss``, or ``m:ss`` below an hour."""
+    from phigrow.training.progress import clock
+
+    return clock(seconds)

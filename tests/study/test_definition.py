@@ -1,0 +1,115 @@
+"""A study file says what it means, or is refused by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from studies import RECIPES, content, loaded, written
+
+from phigrow.cli import app
+from phigrow.errors import GrowthError
+from phigrow.study import jobs_of, load_study
+
+ARM_NAMES = {
+    "scratch", "continued", "wr", "tile", "tile-center", "tile-preserve", "tile-preserve-noise", "tile-rms",
+    "tile-noise", "lossless",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_load_and_name_their_command(path):
+    study = load_study(path)
+    assert f"phigrow compare recipes/studies/{path.name} --dry-run" in path.read_text()
+    if study.name != "tiny":
+        assert {arm.name for arm in study.arms} == ARM_NAMES
+        assert (len(study.seeds), len(study.budgets)) == (3, 3)
+        source, dst = study.source.config, study.dst
+        heads = [config["hidden_size"] // config["num_attention_heads"] for config in (source, dst)]
+        rotary = [
+            int(head * config["partial_rotary_factor"]) for head, config in zip(heads, (source, dst), strict=True)
+        ]
+        ratio = dst["num_hidden_layers"] / source["num_hidden_layers"], dst["hidden_size"] / source["hidden_size"]
+        assert rotary == [16, 16]
+        assert ratio == ((6 / 5, 2) if "phi-1-small" in study.name else (4 / 3, 1.25))
+
+
+def test_values_are_read_with_their_defaults(tmp_path):
+    study = loaded(tmp_path, budgets={"tokens": ["2e4", 50_000]}, sweep=None)
+    assert study.budgets == (20, 49)  # 1,024 tokens a step, rounded up
+    assert study.decay_steps(49) == 10
+    assert study.train["lr"] == 5e-3
+    assert study.train["eval_at"] == [1, 10, 100]
+    assert (study.baseline, study.seeds, study.ranks) == ("scratch", (0,), None)
+    tile = content()["arms"] | {"noisy": {"method": "tile", "noise": 0.1, "train": {"warmup": 2}}}
+    noisy = loaded(tmp_path, arms=tile).arms[-1]
+    assert (noisy.method, noisy.growth, noisy.train) == ("tile", {"noise": 0.1}, {"warmup": 2})
+
+
+def arms(**more):
+    return {"arms": {"scratch": None, **more}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgest": [3]}, r"no key 'budgest'\n  where: .*study.yaml\n  what to do: did you mean budgets"),
+        ({"dst": None}, r"a study without 'dst'"),
+        ({"budgets": []}, r"budgets is \[\]"),
+        ({"budgets": [20, 20]}, r"budgets names a value twice"),
+        ({"budgets": [1.5]}, r"budgets is \[1.5\]\n.*\n  what to do: give whole numbers, 2 or more"),
+        ({"budgets": {"steps": [3]}}, r"no key 'steps'\n  where: budgets in"),
+        ({"budgets": [4]}, r"warmup 4 and decay 1 do not fit into 4 steps\n  where: warmup, for scratch/seed0/4"),
+        ({"seeds": [-1]}, r"seeds is \[-1\]"),
+        ({"decay": 1}, r"decay is 1\n.*\n  what to do: give a fraction of each budget"),
+        ({"decay": "much"}, r"decay is 'much'"),
+        ({"baseline": "scrach"}, r"no arm 'scrach'\n.*\n  what to do: did you mean scratch"),
+        ({"data": {"ref": "embedded", "seqlen": 5}}, r"no key 'seqlen'\n  where: data in .*\n.*did you mean seq_len"),
+        ({"data": "nowhere"}, r"no such folder of packed blocks"),
+        ({"source": {"model": "phi-1"}}, r"a source without 'steps'"),
+        ({"train": {"batch": 16, "lr": 1e-3, "steps": 5}}, r"steps is no key of this place\n  where: train in"),
+        ({"train": {"batch": 16, "lrr": 1e-3}}, r"no key 'lrr'\n  where: train in .*\n  what to do: did you mean lr"),
+        ({"train": {"batch": "many"}}, r"batch is 'many'\n  where: batch in train in"),
+        ({"sweep": {"lr": [1e-3], "steps": 9}}, r"lr and a sweep of lr"),
+        ({"sweep": {"lr": [1e-3]}}, r"a sweep without 'steps'"),
+        (arms(tilee={}), r"no method 'tilee'\n  where: arm tilee in .*\n  what to do: did you mean tile"),
+        (arms(tile={"scal": "rms"}), r"no key 'scal'\n  where: arm tile in .*\n  what to do: did you mean scale"),
+        (arms(tile={"scale": "half"}), r"scale 'half' is unknown\n  where: arm tile in"),
+        (arms(tile={"train": {"lr": 1}}), r"lr is no key of this place\n.*\n  why: it is the same for every arm"),
+        ({"arms": {"scratch": {"noise": 1}}}, r"no key 'noise'\n  where: arm scratch"),
+        ({"arms": {"../tile": {"method": "tile"}}}, r"an arm called '../tile'"),
+        ({"arms": ["tile"]}, r"\['tile'\] is no mapping\n  where: arms in"),
+    ],
+)
+def test_what_is_wrong_is_said_by_key(tmp_path, changes, message):
+    with pytest.raises(GrowthError, match=message):
+        load_study(written(tmp_path, **changes) if "dst" not in changes else written(tmp_path, dst=None))
+
+
+def test_an_arm_that_cannot_be_grown_is_refused_before_anything_runs(tmp_path):
+    smaller = content()["dst"] | {"hidden_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    with pytest.raises(GrowthError, match=r"the destination is smaller: hidden 32 -> 16\n  where: arm tile in"):
+        load_study(written(tmp_path, dst=smaller))
+    with pytest.raises(GrowthError, match="no such study"):
+        load_study(tmp_path / "none.yaml")
+
+
+def test_the_dry_run_lists_jobs_and_writes_nothing(tmp_path):
+    from typer.testing import CliRunner
+
+    path = written(tmp_path, flops_per_second="1e9")
+    done = CliRunner().invoke(
+        app, ["compare", str(path), "--dry-run", "--only", "tile", "--out", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0
+    lines = done.output.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[:-2]] == [
+        "data", "source", "tile/seed0/start", "tile/seed0/trunk", "tile/seed0/20", "tile/seed0/40",
+    ]  # fmt: skip
+    assert lines[3].strip().startswith("tile/seed0/trunk: 32 steps, 0.0328M tokens, 2.48e+10 FLOPs")
+    total = sum(job.flops for job in jobs_of(load_study(path)) if job.arm is None or job.arm.name == "tile")
+    assert lines[-2].startswith(f"6 jobs, 0.0860M tokens and {total:.2e} FLOPs in all".replace("0.0860", "0.086"))
+    assert "at 1.00e+09 FLOPs a second" in lines[-1]
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["study.yaml"]
+    unknown = CliRunner().invoke(app, ["compare", str(path), "--dry-run", "--only", "tle"])
+    assert str(unknown.exception) == "no arm 'tle'\n  where: study study\n  what to do: one of scratch, tile, lossless"

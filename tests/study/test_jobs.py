@@ -1,0 +1,190 @@
+"""The jobs of a study: their order, what they need, and what a change makes anew."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from studies import content, loaded
+
+from phigrow.measure import compare
+from phigrow.measure.pairing import check_pair
+from phigrow.measure.records import load_run
+from phigrow.study import Study, jobs_of, progress
+from phigrow.study.jobs import Job
+from phigrow.study.results import sweep_results
+from phigrow.study.runner import _prune, _settled, best_rate, wanted
+
+SWEPT: dict[str, Any] = {
+    "train": {"batch": 16, "warmup": 4},
+    "sweep": {"lr": [1e-3, 4e-3], "steps": 10, "seeds": [0]},
+    "seeds": [0, 1],
+}
+
+
+def by_name(study: Study) -> dict[str, Job]:
+    return {job.name: job for job in jobs_of(study)}
+
+
+def finish(job: Job, loss: float = 4.0, step: int | None = None) -> None:
+    """Leave what a run leaves that has ended."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if not job.trains:
+        return
+    made = {"key": job.key, "step": step or job.steps, "heldout_loss": loss, "wall": 3.0, "trained": 1.0, "flops": 5e9}
+    (job.folder / progress.DONE).write_text(json.dumps(made))
+
+
+def test_every_job_comes_after_what_it_needs(tmp_path):
+    jobs = jobs_of(loaded(tmp_path, **SWEPT))
+    place = {job.name: number for number, job in enumerate(jobs)}
+    assert len(place) == len(jobs) == 2 + 3 * 2 + 2 * 2 + 2 * 3 * 3
+    assert all(place[name] < place[job.name] for job in jobs for name in job.needs)
+    assert len({job.folder for job in jobs}) == len(jobs)
+    assert {"tile/sweep/lr0.001/seed0", "tile/sweep/lr0.004/seed0", "tile/seed1/start"} < set(
+        by_name(loaded(tmp_path, **SWEPT))["tile/seed1/trunk"].needs
+    )
+
+
+def test_ends_share_their_trunk_and_only_its_cost(tmp_path):
+    jobs = by_name(loaded(tmp_path))
+    trunk, short, long = (jobs[f"tile/seed0/{name}"] for name in ("trunk", "20", "40"))
+    assert (trunk.keys["steps"], trunk.keys["decay"], trunk.keys["save_at"]) == (32, 0, [16, 32])
+    assert (short.first, short.steps, long.first, long.steps) == (16, 20, 32, 40)
+    assert long.keys["branch_from"] == str(trunk.folder)
+    assert trunk.keys["trunk"] == short.keys["trunk"] == long.keys["trunk"]
+    assert trunk.tokens + short.tokens + long.tokens == (32 + 4 + 8) * 16 * 64
+    assert [job.kind for job in jobs_of(loaded(tmp_path, budgets=[40])) if job.arm and job.arm.name == "tile"] == [
+        "expand", "end",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "anew"),
+    [
+        ({"arms": {"scratch": None, "tile": {"scale": "rms"}, "lossless": None}}, {"tile"}),
+        ({"arms": {"scratch": None, "tile": {"train": {"warmup": 2}}, "lossless": None}}, {"tile"}),
+        ({"train": content()["train"] | {"log_every": 3, "micro_batch": 2}}, set()),
+        ({"train": content()["train"] | {"lr": 1e-3}}, {"source", "scratch", "tile", "lossless"}),
+        ({"source": content()["source"] | {"seed": 1}}, {"source", "tile", "lossless"}),
+        ({"data": content()["data"] | {"seed": 1}}, {"data", "source", "scratch", "tile", "lossless"}),
+    ],
+)
+def test_a_change_makes_anew_what_depends_on_it_and_nothing_else(tmp_path, changes, anew):
+    before, after = by_name(loaded(tmp_path)), by_name(loaded(tmp_path, **changes))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name].folder != after[name].folder}
+    assert {name.split("/")[0] for name in changed} == anew
+    whole = {name for name in before if name.split("/")[0] in anew}
+    starts = {name for name in whole - changed if name.endswith("/start")}  # training keys leave the starts alone
+    assert whole - changed <= starts
+    assert all(before[name].key != after[name].key for name in changed)
+
+
+def test_a_larger_budget_leaves_what_is_done_and_makes_the_trunk_longer(tmp_path):
+    before, after = by_name(loaded(tmp_path)), by_name(loaded(tmp_path, budgets=[20, 40, 80]))
+    assert all(after[name].folder == job.folder and after[name].key == job.key for name, job in before.items())
+    for job in before.values():
+        finish(job)
+    missing = [job.name for job in after.values() if wanted(job, list(after.values()))]
+    assert missing == [f"{arm}/seed0/{what}" for arm in ("scratch", "tile", "lossless") for what in ("trunk", "80")]
+
+
+def test_only_what_is_missing_and_asked_for_is_wanted(tmp_path):
+    jobs = jobs_of(loaded(tmp_path))
+    assert all(wanted(job, jobs) for job in jobs)
+    for job in jobs:
+        if job.kind == "end":
+            finish(job)
+    assert not any(wanted(job, jobs) for job in jobs)  # trunks and starts serve nothing now
+
+
+def test_the_sweep_chooses_by_held_out_loss_and_costs_every_arm_the_same(tmp_path):
+    study = loaded(tmp_path, **SWEPT)
+    jobs = jobs_of(study)
+    tile = next(arm for arm in study.arms if arm.name == "tile")
+    assert progress.chosen_rates(study, jobs, tile) is None
+    for job in jobs:
+        if job.kind == "sweep" and job.arm:
+            loss = {"scratch": [4.0, 3.5], "tile": [3.0, float("nan")], "lossless": [3.1, 3.0]}[job.arm.name]
+            finish(job, loss[job.keys["lr"] == 4e-3])
+    trunk = next(job for job in jobs if job.name == "tile/seed1/trunk")
+    assert _settled(study, jobs, trunk)["lr"] == 1e-3
+    found = sweep_results(study, jobs)
+    assert found is not None
+    assert {name: arm["lr"] for name, arm in found["arms"].items()} == {"scratch": 4e-3, "tile": 1e-3, "lossless": 4e-3}
+    assert {(arm["tokens"], arm["flops"]) for arm in found["arms"].values()} == {
+        (2 * 10 * 16 * 64, found["arms"]["tile"]["flops"])
+    }
+    with pytest.raises(ValueError, match="every learning rate of the sweep diverged for tile"):
+        best_rate({1e-3: float("inf")}, "tile")
+
+
+def test_rates_may_differ_within_a_pair_only_where_one_sweep_chose_both(tmp_path):
+    runs = {}
+    sweep = {"lr": [1e-3, 2e-3], "steps": 9, "seeds": [0]}
+    for name, config in {
+        "base": {"lr": 1e-3, "lr_chosen_by": sweep}, "swept": {"lr": 2e-3, "lr_chosen_by": sweep},
+        "other": {"lr": 2e-3, "lr_chosen_by": sweep | {"steps": 90}}, "given": {"lr": 2e-3},
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        lines = [{"type": "run", "arm": name, "seed": 0, "config": config}]
+        lines += [
+            {"type": "eval", "step": step, "tokens": step, "flops": step, "seconds": step, "loss": 3.0 - step}
+            for step in range(3)
+        ]
+        (tmp_path / name / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs[name] = load_run(tmp_path / name)
+    check_pair(runs["swept"], runs["base"], "base")
+    comparison = compare([runs["base"], runs["swept"]], "base")
+    assert comparison["swept"].estimate("tokens", "sunk").speedup == 1.0
+    said = "every arm's learning rate was chosen by a sweep of its own: 2 rates, 9 steps each, with 1 of the seeds; "
+    assert said + "that is in no arm's cost" in comparison.baseline.notes
+    assert not compare([runs["given"]], "given").baseline.notes
+    for name in ("other", "given"):
+        with pytest.raises(ValueError, match=r"is not paired with base: config.lr is 0.002 against 0.001"):
+            check_pair(runs[name], runs["base"], "base")
+
+
+def test_a_trunk_keeps_its_checkpoints_while_an_end_needs_them(tmp_path):
+    study = loaded(tmp_path)
+    jobs = jobs_of(study)
+    named = by_name(study)
+    trunk, short, long = (named[f"tile/seed0/{name}"] for name in ("trunk", "20", "40"))
+    for step in (16, 32):
+        folder = trunk.folder / "checkpoints" / f"step-{step}"
+        folder.mkdir(parents=True)
+        marker = {"progress": {"step": step}, "world_size": 1, "stage": 1, "files": {}}
+        write_marker(folder, marker)
+    assert progress.saved_steps(trunk.folder) == [16, 32]
+    finish(short)
+    _prune(jobs, short)
+    assert progress.saved_steps(trunk.folder) == [16, 32]
+    finish(long)
+    _prune(jobs, long)
+    assert progress.saved_steps(trunk.folder) == [32]
+    assert "branch_from" in _settled(study, jobs, long)
+    assert "branch_from" not in _settled(study, jobs, short)  # it is trained alone
+
+
+def write_marker(folder, content):
+    from phigrow.training.integrity import write_marker
+
+    files = content.pop("files")
+    write_marker(folder, content, files)
+
+
+def test_time_is_told_from_runs_that_were_timed(tmp_path):
+    study = loaded(tmp_path)
+    jobs = jobs_of(study)
+    assert progress.time_left(study, jobs, jobs) is None
+    for job in jobs[:2]:
+        finish(job)
+    pace = progress.pace(jobs, None)
+    assert pace == progress.Pace(5e9, 2.0)
+    assert pace.seconds(1e10, 2) == 6.0
+    missing = [job for job in jobs[2:] if job.trains]
+    assert progress.time_left(study, jobs, jobs) == pytest.approx(
+        sum(j.flops for j in missing) / 5e9 + 2 * len(missing)
+    )
