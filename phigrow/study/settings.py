@@ -107,5 +107,5 @@ class Study:
         return int(self.train["batch"]) * self.seq_len
 
     def decay_steps(self, steps: int) -> int:
-        """Steps over which a run of this length decays: at least one."""
-        return max(1, round(self.decay * steps))
+        """Steps over which a run of this length decays: at least two, as the first is still at the full rate."""
+        return max(2, round(self.decay * steps))
