@@ -110,7 +110,7 @@ def test_missing_column_is_an_error_that_lists_those_there(tmp_path: Path) -> No
         load_documents(path, cache_dir=tmp_path / "cache")
     assert str(error.value) == (
         f"no column 'text'\n  where: {path}\n  why: the columns are 'body', 'n'\n"
-        "  what to do: name the one with the text: --text-column"
+        "  what to do: name the one with the text: --text-column, or text_column of a stream"
     )
 
 
@@ -149,7 +149,7 @@ def test_hub_is_asked_for_names_and_never_runs_code(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(datasets, "load_dataset", hub)
     options = {"text_column": "content", "split": "train[:1%]", "config": "en", "revision": "abc"}
     assert rows("someone/books", tmp_path / "cache", **options) == [("one", "someone/books", "")]
-    assert asked == [("someone/books", {"name": "en", "split": "train[:1%]", "revision": "abc"})]
+    assert asked == [("someone/books", {"name": "en", "split": "train[:1%]", "revision": "abc", "streaming": False})]
     # What is here wins over a name on the hub.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()
