@@ -251,10 +251,12 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
         raise GrowthError(f"an arm called {name!r}", where=where, why="it names a folder", fix="use letters, digits, -")
     found = _mapping(content or {}, where)
     method = str(found.pop("method", name))
+    mixture = bool(set(method) & set(",=:"))  # one method an axis: what it is made of is checked by its plan
     known = [SCRATCH, CONTINUED, *all_methods()]
-    if method not in known:
+    if method not in known and not mixture:
         raise _near(f"no method {method!r}", where, method, known)
     train = _run_keys(found.pop("train", None), (*MANAGED, *SAME), f"train of {where}", "it is the same for every arm")
-    options = () if method in (SCRATCH, CONTINUED) else (*GROWTH, *find_method(method).options)
-    _only(found, ("method", "train", *options) if found else (), where)
+    if not mixture:
+        grows = method not in (SCRATCH, CONTINUED)
+        _only(found, ("method", "train", *((*GROWTH, *find_method(method).options) if grows else ())), where)
     return Arm(name, method, found, train)

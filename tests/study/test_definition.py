@@ -46,6 +46,14 @@ def test_values_are_read_with_their_defaults(tmp_path):
     assert (noisy.method, noisy.growth, noisy.train) == ("tile", {"noise": 0.1}, {"warmup": 2})
 
 
+def test_an_arm_may_have_one_method_an_axis(tmp_path):
+    mixed = {"method": "lossless,mlp=tile", "scale": "rms"}
+    arm = loaded(tmp_path, **arms(mixed=mixed)).arms[-1]
+    assert (arm.method, arm.growth, arm.grows) == ("lossless,mlp=tile", {"scale": "rms"}, True)
+    with pytest.raises(GrowthError, match=r"unknown method 'tiel'\n  where: arm mixed in .*study.yaml"):
+        loaded(tmp_path, **arms(mixed={"method": "lossless,mlp=tiel"}))
+
+
 def arms(**more):
     return {"arms": {"scratch": None, **more}}
 
