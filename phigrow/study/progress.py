@@ -20,7 +20,7 @@ RECORDS = "records.jsonl"
 _TAIL = 1 << 14
 
 START = 25.0
-"""Seconds that a launch takes besides training, until runs have been timed: two ranks on two CPU cores."""
+"""Seconds that a launch takes besides training: an allowance, not a measurement, until runs have been timed here."""
 
 
 def done(job: Job) -> dict[str, Any] | None:
