@@ -115,6 +115,24 @@ def test_grouped_heads_that_become_fewer_a_group_are_refused_by_name():
         phigrow.plan(src, src | {"num_key_value_heads": 4}, "lossless")
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_every_family_is_grown_and_certified(family, tied, save_model, tmp_path):
+    src, dst = random_pair(FAMILIES[family], random.Random(11), whole=True, tie_word_embeddings=tied)
+    dst |= {"intermediate_size": src["intermediate_size"] + 7}
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**src), dtype=torch.float64)
+    folder = save_model(model)
+    out = phigrow.expand(folder, dst, tmp_path / "out", method="lossless")
+    certificate = phigrow.verify(folder, out, dtype="float64")
+    assert certificate.passed
+    assert certificate.max_abs_dlogit <= EXACT
+    # Negative control: the certificate of a method that claims nothing is apart.
+    other = phigrow.expand(folder, dst, tmp_path / "wr", method="wr")
+    assert phigrow.verify(folder, other, dtype="float64").max_abs_dlogit > 1e-6
+
+
 @pytest.mark.parametrize("flag", ["attention_bias", "mlp_bias"])
 def test_optional_biases_of_llama(flag):
     src, dst = random_pair(FAMILIES["llama"], random.Random(2), whole=True, **{flag: True})
