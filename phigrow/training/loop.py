@@ -164,8 +164,14 @@ class _Run:
             self._evaluate(reporter)
             self._diagnose(0)
         stopped, done = False, self.at.step
-        ahead = Prefetcher(self.feed, done, config.steps, self.world.rank, self.world.size, self.at.data)
-        with contextlib.closing(ahead), StopRequest(self._stop_file) as stop:
+        world = self.world
+        # First the requests to stop: one may come while the first batch is read, and then must not kill the rank.
+        with (
+            StopRequest(self._stop_file) as stop,
+            contextlib.closing(
+                Prefetcher(self.feed, done, config.steps, world.rank, world.size, self.at.data)
+            ) as ahead,
+        ):
             stepper = Stepper(
                 self.engine,
                 config,
