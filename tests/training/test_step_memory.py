@@ -20,7 +20,7 @@ SIZES = TINY | {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "vocab_size": 1024,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 1024,
 }
 P = count(SIZES).parameters
 BUCKET = 300_000
@@ -28,7 +28,7 @@ BUCKET = 300_000
 
 STATES = {1: [(dtype, stage) for dtype in ("bf16", "fp32") for stage in range(4)], 2: [("bf16", k) for k in range(4)]}
 PASSES = [(dtype, again, loss) for dtype in ("bf16", "fp32") for again in (False, True) for loss in ("full", "chunked")]
-ROWS, SEQ_LEN = 8, 256
+ROWS, SEQ_LEN = 3, 1024  # longer than what phigrow attends to by matrix products on CPUs, which keep scores
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,11 @@ def test_model_states_are_what_a_rank_holds(measured, ranks, dtype, stage):
         most = (states.held + states.buffers + states.step) / found["step_peak"]
         sizes = {key: round(value / P, 2) for key, value in found.items()}
         print(f"{ranks} {dtype} zero{stage}: held {held - 1:+.1%}, step {most - 1:+.1%}", sizes)
-        if stage == 0:  # gloo keeps the bucket of gradients that it summed last, or has given it back: chance decides
-            assert states.held * 0.99 < found["before_step"] < (states.held + states.buffers) * 1.01
-            assert (states.held + states.step) * 0.99 < found["step_peak"] < most * found["step_peak"] * 1.01
+        if stage == 0 or (stage, dtype) == (1, "bf16"):
+            # gloo keeps the bucket of gradients that it summed last, or has given it back: chance decides.
+            kept = 2 * P if dtype == "bf16" else 4 * P
+            assert states.held * 0.99 < found["before_step"] < (states.held + kept) * 1.01
+            assert (states.held + states.step) * 0.99 < found["step_peak"] < (states.held + kept + states.step) * 1.01
         else:
             assert held == pytest.approx(1, abs=0.10)
             assert most == pytest.approx(1, abs=0.15)
