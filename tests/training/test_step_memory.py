@@ -100,7 +100,7 @@ def test_activations_are_what_the_forward_pass_keeps(measured, dtype, again, los
     print(f"{dtype} {'recomputed' if again else 'kept'} {loss}: kept {kept - 1:+.1%}, in all {most - 1:+.1%}")
     assert kept == pytest.approx(1, abs=0.05)
     # Gradients are counted from the start of the backward pass: what is said is rather too much than too little.
-    assert -0.05 < most - 1 < (0.15 if dtype == "bf16" else 0.30)
+    assert -0.05 < most - 1 < (0.20 if dtype == "bf16" else 0.35)
 
 
 @pytest.mark.slow
