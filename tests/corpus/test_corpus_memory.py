@@ -51,7 +51,7 @@ def peak(folder: Path, name: str, hold: str = "") -> float:
     return int(done.stdout.split()[-1]) / 1024
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from Linux's /proc")
 def test_memory_does_not_grow_with_the_text(tmp_path):
     rng = np.random.default_rng(0)

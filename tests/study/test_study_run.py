@@ -16,7 +16,7 @@ from studies import content, loaded, written
 from phigrow.measure import load_run
 from phigrow.study import jobs_of, progress
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SMALL = {
     "arms": {"scratch": None, "tile": None},

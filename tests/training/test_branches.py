@@ -15,6 +15,8 @@ from phigrow.errors import GrowthError
 from phigrow.measure import compare, load_runs
 from phigrow.training import RunConfig, load_run_config
 
+pytestmark = pytest.mark.slow
+
 WSD = {"schedule": "wsd", "zero": 1, "dtype": "bf16", "eval_every": 2, "model": TINY | {"resid_pdrop": 0.1}}
 ALONE = WSD | {"steps": 9, "decay": 3}
 

@@ -18,7 +18,7 @@ from phigrow.training.checkpoints import FOLDER, marked_checkpoints
 from phigrow.training.integrity import MARKER, damage
 from phigrow.training.process import LostRank, World, lost_rank_named
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

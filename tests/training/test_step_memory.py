@@ -69,7 +69,7 @@ def read(folder: Path, name: str, rank: int = 0) -> dict[str, int]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("ranks", "dtype", "stage"), [(n, *case) for n, cases in STATES.items() for case in cases])
 def test_model_states_are_what_a_rank_holds(measured, ranks, dtype, stage):
     states = model_states(P, ranks, Layout(stage), dtype=dtype, bucket=BUCKET, overlap=False)
@@ -89,7 +89,7 @@ def test_model_states_are_what_a_rank_holds(measured, ranks, dtype, stage):
             assert most == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "again", "loss"), PASSES)
 def test_activations_are_what_the_forward_pass_keeps(measured, dtype, again, loss):
     expected = activations(SIZES, ROWS, SEQ_LEN, dtype=dtype, checkpointing=again, loss=loss)
@@ -103,7 +103,7 @@ def test_activations_are_what_the_forward_pass_keeps(measured, dtype, again, los
     assert -0.05 < most - 1 < (0.20 if dtype == "bf16" else 0.35)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dropout_keeps_its_masks(measured):
     plain, with_masks = (activations(SIZES | {"resid_pdrop": p}, ROWS, SEQ_LEN, loss="full").kept for p in (0.0, 0.1))
     found = read(measured, "1-dropout")["activations"]

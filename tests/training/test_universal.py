@@ -174,7 +174,7 @@ def test_the_loss_scale_of_fp16_survives():
     assert vars(new) == vars(old)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_every_stage_and_number_of_ranks_continues_as_every_other(tmp_path, dtype):
     wholes = [{"out": f"whole-z{stage}", "dtype": dtype, "zero": stage, **COMMON} for stage in range(4)]

@@ -153,7 +153,7 @@ def test_a_new_level_is_a_spike_only_until_it_is_the_median():
     assert not Spikes([2.0] * 100).is_spike(float("nan"))  # that is another matter
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "stage", "tolerance"), [("fp32", 0, 2e-6), ("bf16", 1, 1e-3)])
 def test_a_compiled_model_loses_as_the_model_does(tmp_path, dtype, stage, tolerance):
     base = {"zero": stage, "dtype": dtype, "steps": 4}
