@@ -66,7 +66,7 @@ def test_a_disk_without_asynchronous_reads_is_refused(monkeypatch):
     check_disk({"zero_optimization": {"offload_param": {"device": "cpu"}}})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_offload_changes_no_loss(tmp_path: Path):
     """DeepSpeed compiles its CPU Adam first, which takes a minute or two."""
     runs: list[dict[str, Any]] = []
