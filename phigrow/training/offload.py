@@ -6,6 +6,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
+from phigrow.training.leftovers import free_compile_lock
 
 DEVICES = ("cpu", "nvme")
 _SECTIONS = ("offload_optimizer", "offload_param")
@@ -71,12 +72,14 @@ def check_disk(engine_dict: dict[str, Any]) -> None:
             why="its async_io needs libaio",
             fix="install libaio with its headers (libaio-dev), or offload to cpu",
         )
+    free_compile_lock("async_io")
 
 
 def host_adamw(groups: list[dict[str, Any]], config: RunConfig) -> Any:
     """Return DeepSpeed's AdamW for states on the host: vectorised, compiled at its first use."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+    free_compile_lock("cpu_adam")
     return DeepSpeedCPUAdam(
         groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0, adamw_mode=True
     )

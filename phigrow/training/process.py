@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from phigrow.errors import GrowthError
+from phigrow.training.leftovers import free_compile_lock, unlink_shared_buffers
 
 if TYPE_CHECKING:
     import torch
@@ -87,8 +88,12 @@ def start(threads: int | None = None) -> World:
     else:
         accelerator.set_device(local_rank)
     if not deepspeed.comm.is_initialized():
+        if accelerator.device_name() == "cpu":
+            free_compile_lock("deepspeed_shm_comm")
         with quiet():
             deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name())
+    if accelerator.device_name() == "cpu":
+        unlink_shared_buffers(rank, size, int(os.environ.get("LOCAL_SIZE") or 0))
     return World(rank, size, local_rank, local_size, torch.device(accelerator.current_device_name()))
 
 

@@ -196,6 +196,13 @@ def stopping_stream(stop_at: int | None) -> Iterator[None]:
         StreamFeed.read = real  # type: ignore[method-assign]
 
 
+def shared_buffers() -> dict[str, int]:
+    """Count DeepSpeed's shared buffers of this launch: those that this rank has mapped, and those that have a name."""
+    own = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_"
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if f"/dev/shm/{own}" in line]
+    return {"mapped": len(mapped), "named": len(list(Path("/dev/shm").glob(f"{own}*")))}
+
+
 def main() -> int:
     from phigrow.errors import GrowthError
     from phigrow.training import RunConfig, model, train
@@ -229,6 +236,7 @@ def main() -> int:
             (out / f"error-{own_rank()}.txt").write_text(str(error))
         if counts and own_rank() == 0:
             (out / "reads.json").write_text(json.dumps(found))
+    (Path(listed).parent / f"buffers-{own_rank()}.json").write_text(json.dumps(shared_buffers()))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,13 @@ def test_records_say_everything_and_the_meter_reads_them(one_rank):
     run = load_run(one_rank / "fp32")
     assert run.held_out(6) == losses(one_rank / "fp32", "eval")[-1]
     assert not run.notes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed's shared buffers are made on Linux only")
+def test_no_name_of_shared_memory_outlives_the_start_of_a_run(one_rank, two_ranks):
+    for folder, ranks in ((one_rank, 1), (two_ranks, 2)):
+        for rank in range(ranks):
+            assert json.loads((folder / f"buffers-{rank}.json").read_text()) == {"mapped": ranks, "named": 0}
 
 
 def test_bad_input_is_said_once_and_ends_every_rank_with_code_2(tmp_path):

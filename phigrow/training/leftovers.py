@@ -1,0 +1,108 @@
+"""What DeepSpeed leaves behind: names in shared memory, and the locks of compilations that were killed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from phigrow.errors import GrowthError
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def unlink_shared_buffers(rank: int, size: int, local_size: int, folder: Path = SHARED_MEMORY) -> None:
+    """Take the name off the shared memory through which DeepSpeed reduces between CPU ranks of one host.
+
+    DeepSpeed 0.19 makes ``deepspeed_allreduce_buffer_<uid>_<address>_<port>_<rank>`` of 67 MB when the process group
+    is made, and never unlinks it. Every rank has mapped every other rank's buffer when its own call returns; once all
+    have returned, nobody needs the names. What is mapped stays so, and goes with the last process, even one killed.
+
+    Call it on every rank, after the process group was made: it waits for the others.
+
+    Args:
+        rank: of this process.
+        size: ranks in all.
+        local_size: ranks on this host; DeepSpeed makes the buffers only where these are all.
+        folder: where the system keeps shared memory.
+    """
+    if sys.platform != "linux" or size != local_size:
+        return
+    import torch.distributed as dist
+
+    dist.barrier()
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    (folder / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
+
+
+STALE = 180.0
+"""Seconds without a write after which a lock that no process here holds is taken for a killed compilation's. A file
+of the extensions that are compiled here takes up to a minute; the holder may be another host, with this folder on
+its network."""
+
+
+def free_compile_lock(extension: str, stale: float = STALE) -> None:
+    """Remove the lock of a compilation that was killed: PyTorch would wait for it for ever, without a word.
+
+    A process that compiles keeps its lock open. Where no process of this machine has it open, wait until another
+    machine gives it back, or nothing was written beside it for a while. Call it before DeepSpeed loads the extension,
+    on every rank: the first of each host removes and speaks, the others wait until it has.
+
+    Args:
+        extension: DeepSpeed's name of it, as ``deepspeed_shm_comm``.
+        stale: seconds.
+
+    Raises:
+        GrowthError: the lock cannot be removed.
+    """
+    from torch.utils.cpp_extension import _get_build_directory
+
+    if sys.platform != "linux":
+        return
+    folder = Path(_get_build_directory(extension, False))
+    lock, said, leads = folder / "lock", False, os.environ.get("LOCAL_RANK", "0") == "0"
+    while (found := _made(lock)) and not _held(lock):
+        quiet = time.time() - max(map(_written, folder.iterdir()), default=0.0)
+        if leads and quiet > stale and _made(lock) == found:
+            try:
+                lock.unlink(missing_ok=True)
+            except OSError as error:
+                fix = "delete it, or set TORCH_EXTENSIONS_DIR to a folder of your own"
+                what = "a killed compilation left a lock that cannot be removed"
+                raise GrowthError(what, where=str(lock), why=str(error), fix=fix) from None
+            print(f"removed the lock of a compilation that was killed: {lock}", flush=True)
+        elif leads and not said:
+            said = True
+            print(
+                f"waiting up to {stale - quiet:.0f} s for a compilation on another machine; "
+                f"if there is none, delete {lock}",
+                flush=True,
+            )
+        time.sleep(0.2)
+
+
+def _made(lock: Path) -> int | None:
+    try:
+        return lock.stat().st_ctime_ns
+    except OSError:
+        return None
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process of this machine has the file open."""
+    end = f"/{lock.parent.name}/{lock.name}"
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(entry).endswith(end):
+                return True
+        except OSError:
+            continue  # it was closed meanwhile, or is another user's
+    return False
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
