@@ -31,6 +31,7 @@ class TensorGrowth:
         written: index in ``maps`` of the axis it writes (the other one, if any, is read).
         norm_read: for a normalisation, the map of the axis that it reads.
         zero: every value is 0 (a writer of the residual stream in an identity layer).
+        layer: its destination layer; None outside of layers.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TensorGrowth:
     written: int
     norm_read: AxisMap | None
     zero: bool
+    layer: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,6 +142,7 @@ class Plan:
             written=parameter.axes.index(parameter.written),
             norm_read=self._composites[parameter.read] if is_norm and parameter.read else None,
             zero=layer in self.identity_layers and parameter.written == (self.table.residual,),
+            layer=layer,
         )
 
     def to_json(self) -> dict[str, Any]:

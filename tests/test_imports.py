@@ -17,7 +17,7 @@ ANYONE = {"errors", "config", "flops"}
 GROWTH = {
     "axes", "method", "methods", "copying", "extending", "mixing",
     "plan", "lift", "resolve", "expand", "verify", "explain",
-    "inspection", "blocks", "pictures", "planfile", "difference",
+    "inspection", "blocks", "pictures", "planfile", "difference", "moments", "optimizer",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
@@ -69,6 +69,7 @@ MAY_IMPORT = {
     "pictures": {"errors", "inspection", "blocks", "plan"},
     "planfile": {"errors", "untrusted", "inspection", "plan"},
     "difference": {"axes", "plan"},
+    "moments": {"axes", "inspection", "plan"},
     "corpus": ANYONE | {"hub"},
     "training": ANYONE | {"allocator", "bits", "corpus", "checkpoint", "shards"},
     "measure": ANYONE,

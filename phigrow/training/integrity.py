@@ -66,7 +66,7 @@ def digests(folder: Path, rank: int = 0, size: int = 1) -> dict[str, dict[str, A
         if _owner(name, size) == rank:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            found[name] = _digest(path)
+            found[name] = digest(path)
             _sync(path.parent)
     return found
 
@@ -82,7 +82,7 @@ def damage(folder: Path, files: dict[str, Any], rank: int = 0, size: int = 1) ->
             wrong.append(f"{name} is missing")
         elif (bytes_ := path.stat().st_size) != expected["bytes"]:
             wrong.append(f"{name} has {bytes_:,} bytes instead of {expected['bytes']:,}")
-        elif _digest(path) != expected:
+        elif digest(path) != expected:
             wrong.append(f"{name} is not what was written (its xxh3 differs)")
     return wrong
 
@@ -131,7 +131,8 @@ def _owner(name: str, size: int) -> int:
     return int(found.group(1)) % size if found else 0
 
 
-def _digest(path: Path) -> dict[str, Any]:
+def digest(path: Path) -> dict[str, Any]:
+    """Size and xxh3 of a file, as markers have them."""
     state, bytes_ = xxhash.xxh3_128(), 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):

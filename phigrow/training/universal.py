@@ -148,10 +148,27 @@ def _state(source: Path, folder: Path) -> dict[str, Any]:
 
 
 def load(engine: Any, folder: Path) -> None:
+    """Fill an engine as `load_state`, and go on with the schedule and DeepSpeed's counters where they stood.
+
+    Raises:
+        GrowthError: as `load_state`.
+    """
+    state = load_state(engine, folder)
+    engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
+    for group, lr in zip(engine.basic_optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = lr
+    for key, value in state["counters"].items():
+        setattr(engine, key, value)
+
+
+def load_state(engine: Any, folder: Path) -> dict[str, Any]:
     """Fill an engine, at any ZeRO stage and on every rank, from a universal folder whose files have been checked.
 
     Weights, masters and moments are copied parameter by parameter from files mapped into memory, so a rank reads
-    little more than its share of what ZeRO cuts.
+    little more than its share of what ZeRO cuts. Adam's step and the loss scale come with them.
+
+    Returns:
+        The content of ``state.json``.
 
     Raises:
         GrowthError: a parameter that the folder lacks or has in another size; an optimizer offloaded to NVMe.
@@ -162,7 +179,7 @@ def load(engine: Any, folder: Path) -> None:
             where=str(folder),
             fix="resume with offload_optimizer on cpu, or with the ranks and stage that wrote the checkpoint",
         )
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     optimizer, base = engine.optimizer, engine.basic_optimizer
     _make_states(optimizer, base)
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
@@ -179,12 +196,8 @@ def load(engine: Any, folder: Path) -> None:
     for entry in base.state.values():
         if "step" in entry:
             _set_step(entry, state["adam_step"])
-    engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
-    for group, lr in zip(base.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
-        group["lr"] = lr
-    for key, value in state["counters"].items():
-        setattr(engine, key, value)
     restore_scaler(getattr(optimizer, "loss_scaler", None), state["loss_scaler"])
+    return state
 
 
 def _make_states(optimizer: Any, base: Any) -> None:
@@ -209,14 +222,34 @@ def restore_scaler(scaler: Any, saved: dict[str, Any]) -> None:
             setattr(scaler, key, value)
 
 
-def _read(folder: Path, name: str, key: str, shape: tuple[int, ...]) -> Tensor:
+def parameters(folder: Path) -> list[str]:
+    """The names of the parameters that a universal folder holds."""
+    return sorted(path.parent.name for path in (folder / "zero").glob("*/fp32.pt"))
+
+
+def stored(folder: Path, name: str, key: str) -> Tensor:
+    """A tensor of a universal folder, mapped from its file, flat or in its shape.
+
+    Raises:
+        GrowthError: it is not there, or it is no tensor.
+    """
     import torch
 
     path = folder / "zero" / name / f"{key}.pt"
     if not path.is_file():
         raise GrowthError("a parameter that the universal checkpoint does not have", where=f"{name}, {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    value: Tensor = content["param"] if isinstance(content, dict) else content
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what a damaged or hostile file raises is the loader's secret
+        raise GrowthError("a file of optimizer state that cannot be read", where=str(path), why=str(error)) from error
+    value = content.get("param") if isinstance(content, dict) else content
+    if not isinstance(value, torch.Tensor):
+        raise GrowthError("a file of optimizer state that holds no tensor", where=str(path))
+    return value.detach()
+
+
+def _read(folder: Path, name: str, key: str, shape: tuple[int, ...]) -> Tensor:
+    path, value = folder / "zero" / name / f"{key}.pt", stored(folder, name, key)
     count = 1
     for length in shape:
         count *= length
@@ -224,7 +257,7 @@ def _read(folder: Path, name: str, key: str, shape: tuple[int, ...]) -> Tensor:
         raise GrowthError(
             f"{key} of shape {list(value.shape)} for a parameter of {list(shape)}", where=f"{name}, {path}"
         )
-    return value.detach().reshape(shape)
+    return value.reshape(shape)
 
 
 def _plain_masters(optimizer: Any) -> dict[int, Any]:
