@@ -23,7 +23,7 @@ FROZEN = {
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
     "--config --revision --workers --overwrite",
     "demo": "--out --ranks --steps --seed",
-    "compare": "study --only --seeds --ranks --out --dry-run",
+    "compare": "study --only --seeds --workers --ranks --out --dry-run",
     "report": "runs --out --baseline --budget --json",
 }
 

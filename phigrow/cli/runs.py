@@ -73,8 +73,12 @@ def compare(
     study: Annotated[Path, typer.Argument(help="YAML file of the study; recipes/studies has three.")],
     only: Annotated[list[str] | None, typer.Option(help="Arm to run; give it several times for several.")] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Seed to run; give it several times for several.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Runs side by side.  \\[default: the file's, else one a GPU, or a core up to 4]", min=1),
+    ] = None,
     ranks: Annotated[
-        int | None, typer.Option(help="DeepSpeed ranks.  \\[default: the file's, else one a GPU or core]", min=1)
+        int | None, typer.Option(help="DeepSpeed ranks of each run.  \\[default: the file's, else 1]", min=1)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of everything.  \\[default: the file's]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, with tokens, FLOPs, time.")] = False,
@@ -87,7 +91,7 @@ def compare(
     from phigrow.study.runner import chosen
     from phigrow.study.table import listing
 
-    loaded = load_study(study, out=out, ranks=ranks)
+    loaded = load_study(study, out=out, workers=workers, ranks=ranks)
     if dry_run:
         for line in listing(loaded, chosen(loaded, jobs_of(loaded), only or (), seeds or ())):
             typer.echo(line)

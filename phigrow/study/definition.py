@@ -13,8 +13,8 @@ from phigrow.errors import GrowthError
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Source, Study, Sweep
 
 KEYS = (
-    "data", "source", "dst", "arms", "baseline", "seeds", "budgets", "decay", "train", "sweep", "ranks", "out",
-    "flops_per_second",
+    "data", "source", "dst", "arms", "baseline", "seeds", "budgets", "decay", "train", "sweep", "workers", "ranks",
+    "out", "flops_per_second",
 )  # fmt: skip
 NEEDED = ("data", "source", "dst", "arms", "budgets", "train")
 GROWTH = ("depth", "rounding", "noise")
@@ -32,13 +32,15 @@ SAME = ("lr", "batch", "eval_blocks", "vocab_size", "documents", "mixture")
 DEFAULTS: dict[str, Any] = {"batch": 16, "eval_at": [1, 10, 100], "keep": 1, "export": None}
 
 
-def load_study(path: str | Path, *, out: str | Path | None = None, ranks: int | None = None) -> Study:
+def load_study(
+    path: str | Path, *, out: str | Path | None = None, workers: int | None = None, ranks: int | None = None
+) -> Study:
     """Read a study file; configurations that it names are looked for beside it first.
 
     Args:
         path: a YAML file.
         out: folder of everything, in place of the file's ``out``.
-        ranks: in place of the file's ``ranks``.
+        workers, ranks: in place of the file's.
 
     Raises:
         GrowthError: no such file; an unknown key (with the nearest ones), a missing one, a value of the wrong kind; an
@@ -72,7 +74,8 @@ def load_study(path: str | Path, *, out: str | Path | None = None, ranks: int | 
         decay=_number(found.get("decay", 0.2), "decay", path),
         train=train,
         sweep=_sweep(found["sweep"], seeds, path) if found.get("sweep") else None,
-        ranks=ranks or (_whole(found["ranks"], "ranks", path, least=1)[0] if found.get("ranks") else None),
+        workers=workers or _optional(found, "workers", path),
+        ranks=ranks or _optional(found, "ranks", path),
         flops_per_second=_number(found["flops_per_second"], "flops_per_second", path)
         if found.get("flops_per_second")
         else None,
@@ -167,6 +170,10 @@ def _whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
     if len(set(items)) < len(items):
         raise GrowthError(f"{key} names a value twice", where=f"{key} in {path}", fix="give each once")
     return tuple(items)
+
+
+def _optional(found: dict[str, Any], key: str, path: Path) -> int | None:
+    return _whole(found[key], key, path, least=1)[0] if found.get(key) else None
 
 
 def _budgets(value: Any, batch_tokens: int, path: Path) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Start DeepSpeed on a training run, watch it, and leave nothing behind."""
+"""Start DeepSpeed's ranks, have them train one run after another, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.training import service
+from phigrow.training.loop import STOP_FILE
+from phigrow.training.process import cores
 
 LOG = "log.txt"
 RECIPE = "recipe.yaml"
@@ -24,13 +31,35 @@ STOP_SECONDS = 120.0
 """Seconds that a run has to save and leave, once it is asked to."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a machine is shared: so many runs side by side, of so many ranks each."""
+
+    workers: int
+    ranks: int
+
+
+def layout(batch: int, workers: int | None = None, ranks: int | None = None) -> Layout:
+    """Choose what is not given: one rank a run, and a run on every GPU, or on every core up to four.
+
+    A run that fits on one device is trained with the least work there; several runs share nothing and wait for nothing.
+    On two cores two short runs of one rank side by side took 48 s, and 97 s after each other on two ranks, starts
+    included. A model that does not fit on one device needs more ranks.
+    """
+    devices = gpus() or min(cores(), 4)
+    if ranks is None:
+        ranks = 1
+        while workers and ranks * 2 * workers <= devices and batch % (ranks * 2) == 0:
+            ranks *= 2
+    return Layout(workers or max(1, devices // ranks), ranks)
+
+
 def default_ranks(batch: int) -> int:
-    """One rank a GPU, or a core, up to eight and a power of two, so that they share the batch evenly.
+    """Ranks where runs go one after another: one a GPU or a core, up to eight and a power of two, to share the batch.
 
     On two cores two ranks of one thread were faster than one of two, most of all when other work takes a core.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = 1 << (min(gpus() or cores, 8).bit_length() - 1)
+    ranks = 1 << (min(gpus() or cores(), 8).bit_length() - 1)
     while batch % ranks:
         ranks //= 2
     return ranks
@@ -43,11 +72,121 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def launch(keys: dict[str, Any], ranks: int, watch: Callable[[], None]) -> None:
-    """Train one run under DeepSpeed's launcher, one process a rank, in a process group of its own.
+class Ranks:
+    """Ranks of this machine that train one run after another; a context, at whose end they are gone.
 
-    The keys are written to ``recipe.yaml`` in the run's folder, what the ranks print to ``log.txt``. The launcher is
-    asked to end with this process, whatever ends it, and asks the ranks, which save first.
+    They are started with the first run, under DeepSpeed's launcher, one process a rank, in a process group of their
+    own, and anew after a run that failed. The launcher is asked to end with this process, whatever ends it, and asks
+    the ranks, which save first.
+
+    Args:
+        ranks: processes.
+        place, places: which part of the machine's devices they take, of how many equal parts.
+    """
+
+    def __init__(self, ranks: int, place: int = 0, places: int = 1) -> None:
+        self.ranks, self.place, self.places = ranks, place, places
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._run: Path | None = None
+        self._number = 0
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ask_to_stop()
+        self._end()
+
+    def begin(self, keys: dict[str, Any]) -> None:
+        """Start a run: its keys are written to ``recipe.yaml`` in its folder, what the ranks print to ``log.txt``."""
+        import yaml
+
+        folder = Path(keys["out"])
+        folder.mkdir(parents=True, exist_ok=True)
+        given = {key: value for key, value in keys.items() if value is not None or key == "export"}
+        (folder / RECIPE).write_text(yaml.safe_dump(given), encoding="utf-8")
+        self._run = folder
+        if self._process is None:
+            self._start(folder / LOG)
+        assert self._process is not None
+        assert self._folder is not None
+        (folder / GROUP).write_text(str(self._process.pid))
+        order = {"recipe": str((folder / RECIPE).absolute()), "log": str((folder / LOG).absolute())}
+        partial = self._folder / "partial"
+        partial.write_text(json.dumps(order), encoding="utf-8")
+        partial.replace(service.asked(self._folder, self._number))
+
+    def ended(self) -> bool:
+        """Whether the run has ended.
+
+        Raises:
+            GrowthError: it failed; the last lines of its log are the reason.
+        """
+        assert self._process is not None
+        assert self._folder is not None
+        assert self._run is not None
+        code = self._process.poll()
+        if not service.ended(self._folder, self._number).exists():
+            if code is None:
+                return False
+            run = self._run
+            self._end()
+            if code:
+                raise GrowthError(
+                    f"training ended with code {code}",
+                    where=str(run),
+                    why=_last_words(run / LOG),
+                    fix=f"read {run / LOG}, then run the same command again: it resumes",
+                )
+            return True
+        self._number += 1
+        self._forget_run()
+        return True
+
+    def ask_to_stop(self) -> None:
+        """Have the run save and end; others may be asked before this one is waited for."""
+        if self._folder is not None:
+            (self._folder / service.LEAVE).touch()
+        if self._run is not None:
+            (self._run / STOP_FILE).touch()
+
+    def _start(self, log: Path) -> None:
+        self._folder, self._number = Path(tempfile.mkdtemp(prefix="phigrow-ranks-")), 0
+        # What `deepspeed` starts on one machine, started without it: that one would not pass a signal on.
+        devices = _devices(self.ranks, self.place)
+        world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+        command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--node_rank=0"]
+        command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--log_level=error"]
+        command += ["--module", "phigrow.training.service", str(self._folder)]
+        with log.open("a", encoding="utf-8") as file:
+            self._process = subprocess.Popen(
+                command, env=environment(self.ranks * self.places), stdout=file, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent(),
+            )  # fmt: skip
+
+    def _end(self) -> None:
+        process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.wait(STOP_SECONDS)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._process = self._folder = None
+        self._forget_run()
+
+    def _forget_run(self) -> None:
+        if self._run is not None:
+            (self._run / STOP_FILE).unlink(missing_ok=True)
+            (self._run / GROUP).unlink(missing_ok=True)
+        self._run = None
+
+
+def launch(keys: dict[str, Any], ranks: int, watch: Callable[[], None]) -> None:
+    """Train one run under DeepSpeed's launcher, with `Ranks` of its own.
 
     Args:
         keys: of the training run.
@@ -58,36 +197,11 @@ def launch(keys: dict[str, Any], ranks: int, watch: Callable[[], None]) -> None:
         GrowthError: it ended with an error; the last lines of its log are the reason.
         KeyboardInterrupt: after the run was asked to stop, and saved.
     """
-    import yaml
-
-    folder = Path(keys["out"])
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder / RECIPE
-    given = {key: value for key, value in keys.items() if value is not None or key == "export"}
-    recipe.write_text(yaml.safe_dump(given), encoding="utf-8")
-    # What `deepspeed` starts on one machine, started without it: that one would not pass a signal on.
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
-    command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--node_rank=0"]
-    command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--log_level=error"]
-    command += ["--module", "phigrow.training", str(recipe)]
-    with (folder / LOG).open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, env=environment(), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_end_with_parent(),
-        )  # fmt: skip
-        group = folder / GROUP
-        group.write_text(str(process.pid))
-        try:
-            _wait(process, folder, watch)
-        finally:
-            group.unlink(missing_ok=True)
-    if process.returncode != 0:
-        raise GrowthError(
-            f"training ended with code {process.returncode}",
-            where=str(folder),
-            why=_last_words(folder / LOG),
-            fix=f"read {folder / LOG}, then run the same command again: it resumes",
-        )
+    with Ranks(ranks) as worker:
+        worker.begin(keys)
+        while not worker.ended():
+            watch()
+            time.sleep(0.5)
 
 
 def still_running(folder: Path) -> bool:
@@ -99,34 +213,24 @@ def still_running(folder: Path) -> bool:
     return True
 
 
-def _wait(process: subprocess.Popen[bytes], folder: Path, watch: Callable[[], None]) -> None:
-    from phigrow.training.loop import STOP_FILE
-
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.5)
-                return
-            watch()
-    except BaseException:
-        (folder / STOP_FILE).touch()
-        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-            process.wait(STOP_SECONDS)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-        (folder / STOP_FILE).unlink(missing_ok=True)
-        raise
-
-
-def environment() -> dict[str, str]:
-    """The environment variables of a launch."""
+def environment(processes: int = 1) -> dict[str, str]:
+    """The environment variables of a launch, where so many processes share the machine."""
     # The launcher and DeepSpeed's builds look for their tools on PATH, where an inactive environment is not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path}
     if not gpus():
         environment.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every process warns that it found no GPU
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     return environment
+
+
+def _devices(ranks: int, place: int) -> list[int | str]:
+    """The devices of one part of the machine, of those that this process may see."""
+    first = place * ranks
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if visible and gpus():
+        return [visible[number % len(visible)] for number in range(first, first + ranks)]
+    return [number % (gpus() or first + ranks) for number in range(first, first + ranks)]
 
 
 def _free_port() -> int:

@@ -20,7 +20,7 @@ RECORDS = "records.jsonl"
 _TAIL = 1 << 14
 
 START = 25.0
-"""Seconds that a launch takes besides training: an allowance, not a measurement, until runs have been timed here."""
+"""Seconds that a run takes besides training: an allowance, not a measurement, until runs have been timed here."""
 
 
 def done(job: Job) -> dict[str, Any] | None:
@@ -37,13 +37,13 @@ def done(job: Job) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast runs go here: FLOPs a second of training, and seconds that a launch takes besides."""
+    """How fast one run goes here: FLOPs a second of training, and seconds that it takes besides."""
 
     flops_per_second: float
     start: float
 
     def seconds(self, flops: float, launches: int) -> float:
-        """The time that training takes."""
+        """The time that runs take, one after another."""
         return flops / self.flops_per_second + launches * self.start
 
 
@@ -130,7 +130,7 @@ def time_left(study: Study, everything: list[Job], jobs: list[Job]) -> float | N
     if (speed := pace(everything, study.flops_per_second)) is None:
         return None
     missing = [job for job in jobs if job.trains and done(job) is None]
-    return speed.seconds(sum(map(remaining, missing)), len(missing))
+    return speed.seconds(sum(map(remaining, missing)), len(missing)) / study.layout().workers
 
 
 def remaining(job: Job) -> float:

@@ -1,4 +1,4 @@
-"""Run what is missing of a study: one job after another, each complete or not there, then the report."""
+"""Run what is missing of a study: as many runs at a time as the machine has places, each complete or not there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.study import progress
 from phigrow.study.jobs import Job, jobs_of
-from phigrow.study.launch import default_ranks, launch, still_running
+from phigrow.study.launch import Ranks, still_running
 from phigrow.study.results import write_results
 from phigrow.study.settings import Study
 from phigrow.study.table import Display
 
 LOCK = ".lock"
+POLL_SECONDS = 0.2
 PATIENCE = 60.0
 """Seconds to wait for the processes of a former command that was killed."""
 
@@ -57,31 +59,117 @@ def run_study(
     """
     everything = jobs_of(study)
     jobs = chosen(study, everything, only, seeds)
-    ranks = study.ranks or default_ranks(study.train["batch"])
     study.out.mkdir(parents=True, exist_ok=True)
     with _alone(study.out):
         outcome = Outcome()
-        with Display(study, everything, jobs, say) as display:
-            for job in jobs:
-                if not wanted(job, jobs):
-                    continue
-                if any(name in outcome.failed or name in outcome.blocked for name in job.needs):
-                    outcome.blocked.append(job.name)
-                    continue
-                display.start(job)
-                try:
-                    _work(study, jobs, job, ranks, display.refresh)
-                except GrowthError as error:
-                    outcome.failed[job.name] = error
-                    display.fail(job, error)
-                else:
-                    display.finish(job)
-                    _prune(jobs, job)
+        with Display(study, everything, jobs, say) as display, _Crew(study, jobs) as crew:
+            _run_all(jobs, crew, display, outcome)
         try:
             outcome.report = write_results(study, everything, say)
         except GrowthError as error:
             outcome.why_no_report = str(error)
     return outcome
+
+
+def _run_all(jobs: list[Job], crew: _Crew, display: Display, outcome: Outcome) -> None:
+    waiting = [job for job in jobs if wanted(job, jobs)]
+    running: dict[str, Job] = {}
+    while waiting or running:
+        for job in list(waiting):
+            if any(name in outcome.failed or name in outcome.blocked for name in job.needs):
+                outcome.blocked.append(job.name)
+                waiting.remove(job)
+            elif crew.has_place(job) and not {*running, *(other.name for other in waiting)} & {*job.needs}:
+                display.start(job)
+                waiting.remove(job)
+                running[job.name] = job
+                crew.begin(job)
+        time.sleep(POLL_SECONDS)
+        display.refresh()
+        for job, error in crew.ended():
+            del running[job.name]
+            if error is not None:
+                outcome.failed[job.name] = error
+                display.fail(job, error)
+            else:
+                display.finish(job)
+                _prune(jobs, job)
+
+
+@dataclass
+class _Place:
+    """A part of the machine, and the training run on it."""
+
+    ranks: Ranks
+    job: Job | None = None
+    began: float = 0.0
+    flops: float = 0.0
+    former: float = 0.0
+
+
+class _Crew:
+    """Who works: one place a run trained side by side, and one thread for what does not train; a context."""
+
+    def __init__(self, study: Study, jobs: list[Job]) -> None:
+        self.study, self.jobs = study, jobs
+        chosen = study.layout()
+        self.places = [_Place(Ranks(chosen.ranks, place, chosen.workers)) for place in range(chosen.workers)]
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._made: tuple[Job, Future[None]] | None = None
+        self._refused: list[tuple[Job, GrowthError]] = []
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for place in self.places:  # all are asked before one is waited for
+            place.ranks.ask_to_stop()
+        for place in self.places:
+            place.ranks.__exit__()
+        self._thread.shutdown(cancel_futures=True)
+
+    def has_place(self, job: Job) -> bool:
+        """Whether a job could begin now."""
+        return any(place.job is None for place in self.places) if job.trains else self._made is None
+
+    def begin(self, job: Job) -> None:
+        """Begin a job; what is wrong with it is told by `ended`."""
+        if not job.trains:
+            self._made = job, self._thread.submit(_make, self.study, self.jobs, job)
+            return
+        place = next(place for place in self.places if place.job is None)
+        try:
+            _wait_for_former(job.folder)
+            keys = _settled(self.study, self.jobs, job)
+            place.flops, place.former = progress.remaining(job), _former_seconds(job, keys)
+            place.began = time.monotonic()
+            place.ranks.begin(keys)
+            place.job = job
+        except GrowthError as error:
+            self._refused.append((job, error))
+
+    def ended(self) -> Iterator[tuple[Job, GrowthError | None]]:
+        """The jobs that have ended since the last call, and why one failed."""
+        yield from self._refused
+        self._refused = []
+        if self._made is not None and self._made[1].done():
+            (job, future), self._made = self._made, None
+            try:
+                future.result()
+                yield job, None
+            except GrowthError as error:
+                yield job, error
+        for place in self.places:
+            if (trained := place.job) is None:
+                continue
+            try:
+                if place.ranks.ended():
+                    place.job = None
+                    _finish(trained, place)
+                    yield trained, None
+            except GrowthError as error:
+                place.job = None
+                yield trained, error
 
 
 def chosen(study: Study, jobs: list[Job], only: Collection[str], seeds: Collection[int]) -> list[Job]:
@@ -117,27 +205,25 @@ def wanted(job: Job, jobs: list[Job]) -> bool:
     return job.kind == "end" or any(job.name in other.needs and wanted(other, jobs) for other in jobs)
 
 
-def _work(study: Study, jobs: list[Job], job: Job, ranks: int, watch: Callable[[], None]) -> None:
+def _make(study: Study, jobs: list[Job], job: Job) -> None:
+    """The data, or a start."""
     if job.kind == "data":
         from phigrow.corpus import prepare
 
         assert isinstance(study.data, dict)
         prepare(**{"ref": "embedded", **study.data, "out": job.folder, "progress": False})
         return
-    if job.kind == "expand":
-        from phigrow.expand import expand
+    from phigrow.expand import expand
 
-        assert job.arm is not None
-        source = study.source.path or next(other for other in jobs if other.kind == "source").folder / "export"
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
-        options = {"dtype": "float32", **job.arm.growth}
-        expand(source, study.dst, job.folder, method=job.arm.method, seed=job.seed, **options)
-        return
-    _wait_for_former(job.folder)
-    keys = _settled(study, jobs, job)
-    flops, began, former = progress.remaining(job), time.monotonic(), _former_seconds(job, keys)
-    launch(keys, ranks, watch)
-    if progress.finish(job, time.monotonic() - began, flops, former) is None:
+    assert job.arm is not None
+    source = study.source.path or next(other for other in jobs if other.kind == "source").folder / "export"
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    options = {"dtype": "float32", **job.arm.growth}
+    expand(source, study.dst, job.folder, method=job.arm.method, seed=job.seed, **options)
+
+
+def _finish(job: Job, place: _Place) -> None:
+    if progress.finish(job, time.monotonic() - place.began, place.flops, place.former) is None:
         last = progress.last_record(job.folder, "step") or {"step": 0}
         raise GrowthError(
             f"training stopped at step {last['step']} of {job.steps}",

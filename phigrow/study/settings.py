@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.config import Config
+from phigrow.study.launch import Layout, layout
 
 SCRATCH, CONTINUED = "scratch", "continued"
 
@@ -81,8 +82,9 @@ class Study:
         decay: the last part of every budget, as a fraction, over which the learning rate falls.
         train: keys of every training run.
         sweep: how each arm's learning rate is chosen; None: ``train`` has it.
-        ranks: DeepSpeed ranks; None: chosen for the machine.
-        flops_per_second: of training on the machine that it was written for, for estimates of time before any run.
+        workers: runs trained side by side; None: chosen for the machine.
+        ranks: DeepSpeed ranks of each; None: chosen for the machine.
+        flops_per_second: of one run on the machine that it was written for, for estimates of time before any run.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Study:
     decay: float
     train: dict[str, Any]
     sweep: Sweep | None = None
+    workers: int | None = None
     ranks: int | None = None
     flops_per_second: float | None = None
 
@@ -105,6 +108,10 @@ class Study:
     def batch_tokens(self) -> int:
         """Tokens of one optimizer step."""
         return int(self.train["batch"]) * self.seq_len
+
+    def layout(self) -> Layout:
+        """Runs side by side, and the ranks of each, on this machine."""
+        return layout(int(self.train["batch"]), self.workers, self.ranks)
 
     def decay_steps(self, steps: int) -> int:
         """Steps over which a run of this length decays: at least two, as the first is still at the full rate."""

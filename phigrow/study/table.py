@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LINE_SECONDS = 60.0
 """Between plain lines about one run."""
 
+DRAW_SECONDS = 0.5
+"""Between two drawings of the table."""
+
 
 class Display:
     """Says what is done, what runs, and what is left; a context."""
@@ -26,8 +29,10 @@ class Display:
     def __init__(self, study: Study, everything: list[Job], jobs: list[Job], say: Callable[[str], None]) -> None:
         self.study, self.everything, self.jobs, self.say = study, everything, jobs, say
         self.failed: set[str] = set()
-        self.running: Job | None = None
-        self._began = self._said = time.monotonic()
+        self.running: dict[str, Job] = {}
+        self._began: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+        self._drawn = 0.0
         self._live: Any = None
 
     def __enter__(self) -> Display:
@@ -44,41 +49,47 @@ class Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.running = None
+        self.running = {}
         if self._live:
             self._live.update(self.table())
             self._live.stop()
 
     def start(self, job: Job) -> None:
         """A job begins."""
-        self.running, self._began = job, time.monotonic()
-        self._said = self._began
+        self.running[job.name] = job
+        self._began[job.name] = self._said[job.name] = time.monotonic()
         if self._live:
             self.refresh()
         else:
             self.say(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {described(job)}")
 
     def refresh(self) -> None:
-        """Show where the running job is."""
+        """Show where the running jobs are."""
         if self._live:
-            self._live.update(self.table())
-        elif self.running and time.monotonic() - self._said > LINE_SECONDS:
-            self._said = time.monotonic()
-            self.say(f"    {position(self.running)}; {self.left()}")
+            if time.monotonic() - self._drawn > DRAW_SECONDS:
+                self._drawn = time.monotonic()
+                self._live.update(self.table())
+            return
+        for name, job in self.running.items():
+            if time.monotonic() - self._said[name] > LINE_SECONDS:
+                self._said[name] = time.monotonic()
+                self.say(f"    {name}: {position(job)}; {self.left()}")
 
     def finish(self, job: Job) -> None:
         """A job is done."""
-        took = clock(time.monotonic() - self._began)
+        took = clock(time.monotonic() - self._began[job.name])
+        del self.running[job.name]
         if self._live:
             self.refresh()
             return
         loss = (progress.done(job) or {}).get("heldout_loss")
         end = f", held-out loss {loss:.4f}" if isinstance(loss, float) else ""
-        self.say(f"    done in {took}{end}; {self.left()}")
+        self.say(f"    {job.name}: done in {took}{end}; {self.left()}")
 
     def fail(self, job: Job, error: GrowthError) -> None:
         """A job failed; what does not need it goes on."""
         self.failed.add(job.name)
+        self.running.pop(job.name, None)
         text = f"{job.name} failed: {error}"
         self._live.console.print(text, markup=False) if self._live else self.say(text)
 
@@ -115,14 +126,15 @@ class Display:
             return f"{found['heldout_loss']:.3f}"
         if job.name in self.failed or any(name in self.failed for name in job.needs):
             return "[red]failed[/]"
-        if self.running is not None and self.running.name in (job.name, *job.needs):
-            last = progress.last_record(self.running.folder, "step") or {"step": 0}
-            return f"[bold]step {last['step']}[/]"
+        for running in self.running.values():
+            if running.name in (job.name, *job.needs):
+                last = progress.last_record(running.folder, "step") or {"step": 0}
+                return f"[bold]step {last['step']}[/]"
         return "" if job in self.jobs else "-"
 
     def _caption(self) -> str:
         done = sum(progress.done(job) is not None for job in self.jobs)
-        where = f"{self.running.name}, {position(self.running)}; " if self.running else ""
+        where = "".join(f"{name}, {position(job)}\n" for name, job in self.running.items())
         return f"{where}{done} of {len(self.jobs)} jobs done, {self.left()}"
 
 
@@ -163,7 +175,8 @@ def listing(study: Study, jobs: list[Job]) -> list[str]:
     if pace is None or seconds is None:
         lines.append("time: unknown, as no run has been timed here yet and flops_per_second is not given")
     else:
-        how = f"at {pace.flops_per_second:.2e} FLOPs a second and {pace.start:.0f} s a launch besides"
+        side = study.layout().workers
+        how = f"{side} at a time, each at {pace.flops_per_second:.2e} FLOPs a second and {pace.start:.0f} s besides"
         lines.append(f"time: {clock(seconds)}, {how}")
     return lines
 

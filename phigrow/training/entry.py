@@ -30,25 +30,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains on stderr. A rank that loses
         another one ends with code 1, after a message.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
+    try:
+        return run(list(sys.argv[1:] if argv is None else argv))[0]
+    finally:
+        leave()
+
+
+def run(words: list[str]) -> tuple[int, bool]:
+    """Run the recipe and stay in the process group.
+
+    Returns:
+        The exit code, as `main` has it, and whether the run ended, rather than failed or stopped as asked.
+    """
     try:
         config = parse(words)
         if config is None:
             if own_rank() == 0:
                 print(usage())
-            return 0
+            return 0, True
         if own_rank() == 0 and not [word for word in words if not word.startswith("--local")]:
             print(DEMO_WORDS, flush=True)
         from phigrow.training.loop import train
 
-        train(config)
+        return 0, train(config).finished
     except GrowthError as error:
         if own_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(3)  # the launcher kills every rank as soon as it sees one fail: let rank 0 speak first
-        return 2
+        return 2, False
     except RuntimeError as error:
         from phigrow.training.process import LostRank
 
@@ -57,12 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank: the lost one may be rank 0
         sys.stdout.flush()
         os._exit(1)  # leaving the process group would wait for the lost rank
-    finally:
-        _leave()
-    return 0
 
 
-def _leave() -> None:
+def leave() -> None:
     """Leave the process group without a warning about what is still open."""
     dist = sys.modules.get("torch.distributed")
     if dist is not None and os.environ.get("WORLD_SIZE") and dist.is_available() and dist.is_initialized():

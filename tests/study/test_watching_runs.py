@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from studies import loaded
 from test_jobs import SWEPT, finish
 
 from phigrow.errors import GrowthError
 from phigrow.study import jobs_of, run_study
-from phigrow.study.launch import GROUP, _last_words, _wait, default_ranks, still_running
+from phigrow.study.launch import GROUP, Layout, Ranks, _devices, _last_words, default_ranks, layout, still_running
 from phigrow.study.runner import _alone
 from phigrow.study.table import Display, position
 
@@ -34,7 +36,8 @@ def test_the_table_has_the_losses_that_are_there_and_where_the_running_one_is(tm
         elif job.name in ("tile/seed0/trunk", "tile/seed0/20"):
             finish(job, 2.75)
     display = Display(study, jobs, jobs, print)
-    display.running = running = next(job for job in jobs if job.name == "tile/seed0/40")
+    running = next(job for job in jobs if job.name == "tile/seed0/40")
+    display.running = {running.name: running}
     assert position(running) == "starting"
     running.folder.mkdir(parents=True)
     record = {"type": "step", "step": 33, "tokens": 1, "flops": 1, "seconds": 1, "loss": 2.5}
@@ -47,21 +50,59 @@ def test_the_table_has_the_losses_that_are_there_and_where_the_running_one_is(tm
     assert any("tile/seed0/40, step 33/40, loss 2.5000" in line for line in lines)
 
 
+class Scripted(Ranks):
+    """Ranks that are a shell script."""
+
+    def __init__(self, script: str, folder: Path) -> None:
+        super().__init__(1)
+        self.script, self.where = script, folder
+
+    def _start(self, log: Path) -> None:
+        self._folder, self._number = self.where, 0
+        self.where.mkdir()
+        self._process = subprocess.Popen(["sh", "-c", self.script], start_new_session=True)
+
+
+def wait_for(ranks: Ranks) -> None:
+    while not ranks.ended():
+        time.sleep(0.02)
+
+
 def test_asked_to_stop_it_asks_the_run_and_waits_until_it_has_saved(tmp_path):
-    script = f"until [ -e {tmp_path}/stop ]; do sleep 0.05; done; touch {tmp_path}/saved"
-    process = subprocess.Popen(["sh", "-c", script], start_new_session=True)
-    (tmp_path / GROUP).write_text(str(process.pid))
-    assert still_running(tmp_path)
+    run, orders = tmp_path / "run", tmp_path / "orders"
+    script = f"until [ -e {run}/stop ] && [ -e {orders}/leave ]; do sleep 0.05; done; touch {run}/saved"
+    with Scripted(script, orders) as ranks:  # left in the middle of a run, as by Ctrl-C
+        ranks.begin({"out": str(run)})
+        assert still_running(run)
+        assert not ranks.ended()
+    assert (run / "saved").exists()
+    assert not (run / "stop").exists()
+    assert not (run / GROUP).exists()
+    assert not orders.exists()
+    assert not still_running(run)
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        _wait(process, tmp_path, interrupt)
-    assert process.returncode == 0
-    assert (tmp_path / "saved").exists()
-    assert not (tmp_path / "stop").exists()
-    assert not still_running(tmp_path)
+def test_one_run_after_another_on_the_same_ranks_and_on_new_ones_after_a_failure(tmp_path):
+    orders = tmp_path / "orders"
+    wait = f"until [ -e {orders}/run-$n.json ]; do sleep 0.02; done"
+    script = f"for n in 0 1; do {wait}; touch {orders}/run-$n.ended; done; n=2; {wait}; exit 3"
+    with Scripted(script, orders) as ranks:
+        processes = []
+        for name in ("first", "second"):
+            ranks.begin({"out": str(tmp_path / name), "lr": 1e-3, "seed": None, "export": None})
+            processes.append((tmp_path / name / GROUP).read_text())
+            wait_for(ranks)
+            assert not (tmp_path / name / GROUP).exists()
+        assert processes[0] == processes[1]
+        recipe = yaml.safe_load((tmp_path / "second" / "recipe.yaml").read_text())
+        assert recipe == {"out": str(tmp_path / "second"), "lr": 1e-3, "export": None}
+        ranks.begin({"out": str(tmp_path / "third")})
+        (tmp_path / "third" / "log.txt").write_text("error: no blocks\n")
+        with pytest.raises(GrowthError, match=r"training ended with code 3\n.*third\n.*error: no blocks"):
+            wait_for(ranks)
+        assert not orders.exists()
+        ranks.begin({"out": str(tmp_path / "fourth")})
+        assert (tmp_path / "fourth" / GROUP).read_text() != processes[0]
 
 
 def test_a_study_is_run_by_one_command_at_a_time(tmp_path):
@@ -80,9 +121,29 @@ def test_the_reason_of_a_failure_is_what_the_run_said(tmp_path):
     assert _last_words(log).splitlines() == [f"line {n}" for n in range(3, 9)]
 
 
+def test_a_machine_is_shared_by_runs_of_one_rank_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr("phigrow.study.launch.gpus", lambda: 8)
+    assert layout(16) == Layout(8, 1)
+    assert layout(16, ranks=4) == Layout(2, 4)
+    assert layout(16, workers=2) == Layout(2, 4)
+    assert layout(6, workers=1) == Layout(1, 2)
+    assert layout(16, workers=3, ranks=5) == Layout(3, 5)
+    assert layout(16, ranks=16) == Layout(1, 16)
+    monkeypatch.setattr("phigrow.study.launch.gpus", lambda: 0)
+    monkeypatch.setattr("phigrow.study.launch.cores", lambda: 64)
+    assert layout(16) == Layout(4, 1)
+
+
+def test_each_worker_has_devices_of_its_own(monkeypatch):
+    monkeypatch.setattr("phigrow.study.launch.gpus", lambda: 4)
+    assert [_devices(2, place) for place in (0, 1)] == [[0, 1], [2, 3]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6,7")
+    assert [_devices(2, place) for place in (0, 1)] == [["4", "GPU-5"], ["6", "7"]]
+
+
 def test_ranks_divide_the_batch(monkeypatch):
     monkeypatch.setattr("phigrow.study.launch.gpus", lambda: 8)
     assert [default_ranks(batch) for batch in (16, 12, 6, 7)] == [8, 4, 2, 1]
     monkeypatch.setattr("phigrow.study.launch.gpus", lambda: 0)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3), raising=False)
+    monkeypatch.setattr("phigrow.study.launch.cores", lambda: 3)
     assert default_ranks(16) == 2

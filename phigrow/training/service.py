@@ -1,0 +1,84 @@
+"""``--module phigrow.training.service FOLDER``: ranks that train one run after another, as files ask for them.
+
+Starting Python, torch, DeepSpeed and a process group costs as much as hundreds of steps of a small model. Where a study
+has hundreds of short runs, ranks that stay pay that once. Every run seeds what it draws, so that it is to the bit the
+run that fresh ranks would have trained.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from phigrow.allocator import keep_freed_memory
+from phigrow.training.entry import leave, run
+from phigrow.training.process import World, on_rank_zero, start
+
+LEAVE = "leave"
+
+
+def asked(folder: Path, number: int) -> Path:
+    """The file that asks for the ``number``-th run: JSON with ``recipe`` and ``log``, two paths."""
+    return folder / f"run-{number}.json"
+
+
+def ended(folder: Path, number: int) -> Path:
+    """The file that says that it has ended."""
+    return folder / f"run-{number}.ended"
+
+
+def main(folder: Path) -> int:
+    """Train until a file `LEAVE` appears, or a run fails or is asked to stop.
+
+    Returns:
+        0, or the exit code of the run that failed: what it leaves in the processes is not trusted with another one.
+    """
+    keep_freed_memory()
+    world = start()
+    number = 0
+    try:
+        while (wanted := on_rank_zero(world, partial(_next, folder, number), patient=True)) is not None:
+            _speak_to(Path(wanted["log"]))
+            code, finished = run([wanted["recipe"]])
+            if not finished:
+                return code
+            gc.collect()  # an engine and its hooks refer to each other
+            _mark(folder, number, world)
+            number += 1
+    finally:
+        leave()
+    return 0
+
+
+def _next(folder: Path, number: int) -> dict[str, str] | None:
+    parent = os.getppid()
+    while not (folder / LEAVE).exists() and os.getppid() == parent:
+        if (file := asked(folder, number)).exists():
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        time.sleep(0.05)
+    return None
+
+
+def _speak_to(log: Path) -> None:
+    """Have what this process prints, C code included, in the log of the run, from here on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def _mark(folder: Path, number: int, world: World) -> None:
+    sys.stdout.flush()
+    if world.first:
+        ended(folder, number).touch()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[-1])))
