@@ -4,8 +4,9 @@ A map has two legs. The write leg ``E`` (destination x source) says how an activ
 over the larger one, the read leg ``R`` (source x destination) how a consumer undoes it. Every destination coordinate is
 
 - a copy of a source coordinate, with a write gain and a read gain,
-- ``MEAN``: written as the mean over the source coordinates, or
-- ``FRESH``: not written from the source at all.
+- ``MEAN``: written as the mean over the source coordinates,
+- ``FRESH``: not written from the source at all, or
+- ``DENSE``: written and read as a mixture of all source coordinates; then the whole axis is, by dense legs.
 
 Where a leg does not come from the source it is either zero or *random*: filled with new values by the lift.
 """
@@ -23,20 +24,21 @@ import numpy.typing as npt
 from einops import rearrange
 
 from phigrow.errors import GrowthError
+from phigrow.legs import Floats, Legs, legs_from_json
 
 MEAN = -1
 FRESH = -2
+DENSE = -3
 
 Anchor = Literal["edge", "center"]
 Ints: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 class Run(NamedTuple):
     """Consecutive destination coordinates ``start .. stop`` that copy consecutive source coordinates, or none.
 
-    ``source`` is the first source coordinate, or ``MEAN`` or ``FRESH``.
+    ``source`` is the first source coordinate, or ``MEAN``, ``FRESH`` or ``DENSE``.
     """
 
     start: int
@@ -50,12 +52,13 @@ class AxisMap:
 
     Attributes:
         src_size: source coordinates.
-        source: int64 [dst_size]; the source coordinate copied, or ``MEAN``, or ``FRESH``.
+        source: int64 [dst_size]; the source coordinate copied, or ``MEAN``, ``FRESH`` or ``DENSE``.
         write: float64 [dst_size]; gain on the write leg (0 where FRESH).
-        read: float64 [dst_size]; gain on the read leg (0 where not a copy).
+        read: float64 [dst_size]; gain on the read leg (0 where neither a copy nor DENSE).
         write_random: bool [dst_size]; the write leg is filled with new random values.
         read_random: bool [dst_size]; the read leg is filled with new random values.
         fresh_bias: the value of a bias at FRESH coordinates.
+        legs: of an axis that is all DENSE, its legs before these gains; None of any other.
     """
 
     src_size: int
@@ -65,6 +68,7 @@ class AxisMap:
     write_random: Bools
     read_random: Bools
     fresh_bias: float = 0.0
+    legs: Legs | None = None
 
     @property
     def dst_size(self) -> int:
@@ -98,6 +102,8 @@ class AxisMap:
         """
         if (self.write_random & self.read_random).any():
             return float("inf")
+        if self.legs is not None:
+            return max(self.legs.left_inverse_error(), float(np.abs(self.write * self.read - 1).max()))
         product = np.zeros(self.src_size)
         copies = self.is_copy
         np.add.at(product, self.source[copies], self.write[copies] * self.read[copies])
@@ -105,6 +111,8 @@ class AxisMap:
 
     def dense_legs(self) -> tuple[Floats, Floats]:
         """The legs as matrices ``E`` [dst, src] and ``R`` [src, dst], random entries as 0 (for tests and pictures)."""
+        if self.legs is not None:
+            return self.legs.write(np.float64) * self.write[:, None], self.legs.read(np.float64) * self.read
         write, read = np.zeros((self.dst_size, self.src_size)), np.zeros((self.src_size, self.dst_size))
         copies = np.flatnonzero(self.is_copy)
         write[copies, self.source[copies]] = self.write[copies]
@@ -115,13 +123,14 @@ class AxisMap:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal map; coordinates are run-length coded."""
-        kinds = {MEAN: "mean", FRESH: "fresh"}
+        kinds = {MEAN: "mean", FRESH: "fresh", DENSE: "dense"}
         gains = np.stack([self.write, self.read, self.write_random, self.read_random])
         runs: list[list[Any]] = []
         for start, stop, source in _runs(self.source, gains):
             legs = ["random" if flag[start] else float(gain[start]) for gain, flag in self._legs()]
             runs.append([stop - start, kinds.get(source, source), *legs])
-        return {"src_size": self.src_size, "dst_size": self.dst_size, "fresh_bias": self.fresh_bias, "runs": runs}
+        said = {"src_size": self.src_size, "dst_size": self.dst_size, "fresh_bias": self.fresh_bias, "runs": runs}
+        return said if self.legs is None else {**said, "legs": self.legs.to_json()}
 
     def _legs(self) -> tuple[tuple[Floats, Bools], tuple[Floats, Bools]]:
         return (self.write, self.write_random), (self.read, self.read_random)
@@ -137,16 +146,19 @@ class AxisMap:
             sources: list[Ints] = []
             legs: tuple[list[Any], list[Any]] = ([], [])
             for length, source, *gains in data["runs"]:
-                code = {"mean": MEAN, "fresh": FRESH}.get(source, source)
+                code = {"mean": MEAN, "fresh": FRESH, "dense": DENSE}.get(source, source)
                 sources.append(np.full(length, code) if code < 0 else np.arange(code, code + length))
                 for leg, gain in zip(legs, gains, strict=True):
                     leg += [gain] * length
             source, src_size = np.concatenate(sources).astype(np.int64), int(data["src_size"])
-            if len(source) != data["dst_size"] or source.max() >= src_size or source.min() < FRESH:
+            if len(source) != data["dst_size"] or source.max() >= src_size or source.min() < DENSE:
                 raise ValueError(f"runs of {len(source)} coordinates up to source {source.max()}")
+            dense = legs_from_json(data["legs"], src_size, len(source)) if "legs" in data else None
+            if (source == DENSE).any() if dense is None else (source != DENSE).any():
+                raise ValueError("dense coordinates without legs, or legs of coordinates that are not dense")
             random = [np.array([gain == "random" for gain in leg]) for leg in legs]
             write, read = (np.array([0.0 if gain == "random" else float(gain) for gain in leg]) for leg in legs)
-            return cls(src_size, source, write, read, random[0], random[1], fresh_bias=float(data["fresh_bias"]))
+            return cls(src_size, source, write, read, random[0], random[1], float(data["fresh_bias"]), dense)
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(
                 "a malformed axis map in a plan",
@@ -194,6 +206,13 @@ def axis_map(
         read_random=~copies & (fresh_read == "random"),
         fresh_bias=fresh_bias,
     )
+
+
+def dense_map(src_size: int, dst_size: int, legs: Legs, *, write: float = 1.0, read: float = 1.0) -> AxisMap:
+    """The map of an axis that mixes by dense legs, each with one gain."""
+    no = np.zeros(dst_size, dtype=np.bool_)
+    source = np.full(dst_size, DENSE, dtype=np.int64)
+    return AxisMap(src_size, source, np.full(dst_size, write), np.full(dst_size, read), no, no, legs=legs)
 
 
 def identity(size: int) -> AxisMap:
@@ -251,7 +270,7 @@ def stacked(maps: Sequence[AxisMap]) -> AxisMap:
     """The map of axes that lie one after the other, such as ``q|k|v``; each grows in its own place."""
     if len(maps) == 1:
         return maps[0]
-    assert all(each.fresh_bias == 0 for each in maps), "stacked axes have plain biases"
+    assert all(each.fresh_bias == 0 and each.legs is None for each in maps), "stacked axes have plain biases"
     return AxisMap(
         src_size=sum(each.src_size for each in maps),
         source=concatenate([(each.src_size, each.source) for each in maps]),
@@ -274,11 +293,11 @@ def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
     zero, and random otherwise.
 
     Raises:
-        AssertionError: a part with MEAN coordinates; only whole axes are written as means.
+        AssertionError: a part with MEAN or DENSE coordinates; only whole axes are written as means or mixed.
     """
     if len(maps) == 1:
         return maps[0]
-    assert not any((part.source == MEAN).any() for part in maps), "a composite axis has no MEAN coordinates"
+    assert not any(np.isin(part.source, (MEAN, DENSE)).any() for part in maps), "a composite axis is of plain copies"
     assert all(part.fresh_bias == 0 for part in maps), "a composite axis has plain biases"
     places = " ".join(f"p{k}" for k in range(len(names)))
     flatten = f"{places} -> ({places})"

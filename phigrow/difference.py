@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from phigrow.axes import FRESH, MEAN, AxisMap, Bools
+from phigrow.axes import DENSE, FRESH, MEAN, AxisMap, Bools
 from phigrow.plan import Plan
 
 ABSENT = "(absent)"
@@ -103,6 +103,9 @@ def _maps(name: str, first: AxisMap, second: AxisMap) -> Iterator[Difference]:
         yield Difference("axis", name, _sizes(first), _sizes(second))
     if first.fresh_bias != second.fresh_bias:
         yield Difference("axis", f"{name}, bias of new coordinates", first.fresh_bias, second.fresh_bias)
+    old_legs, new_legs = (ABSENT if axis.legs is None else axis.legs.to_json() for axis in (first, second))
+    if old_legs != new_legs:
+        yield Difference("axis", f"{name}, dense legs", old_legs, new_legs)
     common = min(first.dst_size, second.dst_size)
     legs: dict[str, tuple[list[Any], list[Any]]] = {
         "source": ([_source(k) for k in first.source[:common]], [_source(k) for k in second.source[:common]]),
@@ -128,7 +131,7 @@ def _sizes(axis: AxisMap) -> str:
 
 
 def _source(source: int) -> int | str:
-    return {MEAN: "mean", FRESH: "fresh"}.get(int(source), int(source))
+    return {MEAN: "mean", FRESH: "fresh", DENSE: "dense"}.get(int(source), int(source))
 
 
 def _leg(gains: np.ndarray, random: Bools, common: int) -> list[Any]:

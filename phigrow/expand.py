@@ -164,7 +164,8 @@ def expand_model(
         config, {name: tuple(t.shape) for name, t in state.items() if name not in tied}, where="the live model"
     )
     torch_dtype = getattr(torch, check_dtype(dtype)) if dtype else model.dtype
-    grown = {g.name: lift(g, InMemory(state[g.source]), plan, torch_dtype) for g in plan.tensors()}
+    sources = {name: InMemory(tensor) for name, tensor in state.items()}
+    grown = {g.name: lift(g, sources[g.source], plan, torch_dtype, sources) for g in plan.tensors()}
     settings = {k: v for k, v in plan.dst_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
     new_config = AutoConfig.for_model(**settings)
     with init_empty_weights(include_buffers=False):

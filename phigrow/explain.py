@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from phigrow.axes import FRESH, MEAN, AxisMap
+from phigrow.axes import DENSE, FRESH, MEAN, AxisMap
 from phigrow.plan import Plan
 
 
@@ -21,6 +21,11 @@ def axis_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
 def _filling(axis: AxisMap) -> str:
     if axis.is_identity:
         return "unchanged"
+    if axis.legs is not None:
+        said = axis.legs.to_json()
+        return (
+            f"mixtures of all {axis.src_size} ({', '.join([said.pop('kind'), *(f'{k} {v}' for k, v in said.items())])})"
+        )
     kept = int((axis.counts > 0).sum())
     copied = int(axis.is_copy.sum())
     parts = [f"{kept} kept"]
@@ -39,7 +44,7 @@ def _filling(axis: AxisMap) -> str:
 
 
 def _gains(gains: np.ndarray, axis: AxisMap) -> str:
-    used = gains[axis.is_copy]
+    used = gains[axis.is_copy | (axis.source == DENSE)]
     low, high = used.min(), used.max()
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 

@@ -1,8 +1,9 @@
 """Where every value of a grown checkpoint came from, read off its plan: no weights, no torch.
 
 Every coordinate of a stored axis has a `Kind`, and the kind of a value follows from the kinds of its row and its
-column by the rules of `phigrow.lift`: a zero leg wins over a random one, a random one over a mean, a mean over a
-copy; a value is scaled where a gain of either is not 1. So a tensor is described by its axes, and counted exactly.
+column by the rules of `phigrow.lift`: a zero leg wins over a random one, a random one over a mixture, a mixture over a
+mean, a mean over a copy; a value is scaled where a gain of either is not 1. So a tensor is described by its axes, and
+counted exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from phigrow.axes import MEAN, AxisMap, Bools, Floats, Ints, part_map
+from phigrow.axes import DENSE, MEAN, AxisMap, Bools, Floats, Ints, part_map
 from phigrow.errors import GrowthError
 from phigrow.family import Axis
 from phigrow.plan import Plan, TensorGrowth
@@ -31,13 +32,18 @@ class Kind(IntEnum):
     SCALED = 2
     TILED_SCALED = 3
     MEAN = 4
-    FRESH = 5
-    ZERO = 6
-    CONSTANT = 7
+    MIXED = 5
+    FRESH = 6
+    ZERO = 7
+    CONSTANT = 8
 
     @property
     def is_copy(self) -> bool:
         return self <= Kind.TILED_SCALED
+
+    @property
+    def is_old(self) -> bool:  # made of the source's values alone
+        return self.is_copy or self == Kind.MIXED
 
 
 WORDS = {
@@ -46,12 +52,14 @@ WORDS = {
     Kind.SCALED: "scaled",
     Kind.TILED_SCALED: "tiled and scaled",
     Kind.MEAN: "mean",
+    Kind.MIXED: "mixed",
     Kind.FRESH: "fresh",
     Kind.ZERO: "zero",
     Kind.CONSTANT: "constant",
 }
-"""copied: the first copy, as it was; tiled: a further copy; scaled: with a gain that is not 1; fresh: new random
-values; constant: the value of a new bias or normalisation."""
+"""copied: the first copy, as it was; tiled: a further copy; scaled: with a gain that is not 1; mixed: a sum over many
+values of the source, by dense legs or with what a folded normalisation adds; fresh: new random values; constant: the
+value of a new bias or normalisation."""
 
 SIDES = {1: ("values",), 2: ("rows", "columns")}
 """What the stored axes of a vector and of a matrix are called."""
@@ -60,7 +68,7 @@ SIDES = {1: ("values",), 2: ("rows", "columns")}
 class Span(NamedTuple):
     """Consecutive coordinates ``start .. stop`` of one kind and gain; ``source`` is None where they copy nothing.
 
-    ``gain`` of a constant is its value.
+    ``gain`` of a constant is its value, of a mixture 1.
     """
 
     start: int
@@ -71,8 +79,8 @@ class Span(NamedTuple):
 
     def __str__(self) -> str:
         here, gain = _between(self.start, self.stop), f" x{self.gain:.4g}" if self.gain != 1 else ""
-        if self.kind == Kind.MEAN:
-            return f"{here} <- mean{gain}"
+        if self.kind in (Kind.MEAN, Kind.MIXED):
+            return f"{here} <- {'mean' if self.kind == Kind.MEAN else 'mixture of all'}{gain}"
         if self.source is not None:
             return f"{here} <- {_between(self.source, self.source + self.stop - self.start)}{gain}"
         return f"{here} {WORDS[self.kind]}" + (f" {self.gain:g}" if self.kind == Kind.CONSTANT else "")
@@ -245,16 +253,28 @@ def _part(growth: TensorGrowth, stored: int, name: str, axis: AxisMap, first: Bo
         # Vectors are never drawn: where nothing is copied they hold one value.
         gains, random = _vector_gains(growth, axis), np.zeros(size, dtype=bool)
         fresh_value = 1.0 if growth.parameter.kind == "scale" else axis.fresh_bias
+    if growth.fold is not None and growth.parameter.kind in ("scale", "shift"):
+        return _folded_norm(growth, name, axis)
     present = (axis.source >= MEAN) & ~random & (gains != 0)
     copies = present & axis.is_copy
-    kinds = np.full(size, int(Kind.ZERO))
+    kinds = np.where(axis.source == DENSE, int(Kind.MIXED), int(Kind.ZERO))
     if fresh_value != 0:
         kinds[axis.source < MEAN] = Kind.CONSTANT
     kinds[random] = Kind.FRESH
     kinds[present & (axis.source == MEAN)] = Kind.MEAN
     kinds[copies] = (~first * Kind.TILED + (gains != 1) * Kind.SCALED)[copies]
+    if growth.fold is not None and growth.parameter.kind == "bias":
+        kinds[copies], copies = int(Kind.MIXED), np.zeros(size, dtype=bool)
     held = np.where(present, gains, np.where(kinds == Kind.CONSTANT, fresh_value, 1.0))
     return Part(name, axis.src_size, np.where(copies, axis.source, -1), kinds, held)
+
+
+def _folded_norm(growth: TensorGrowth, name: str, axis: AxisMap) -> Part:
+    """One gain for all coordinates; no bias, or a drawn direction."""
+    kind, gain = Kind.FRESH if growth.fold and growth.fold.aside else Kind.ZERO, np.ones_like(axis.write)
+    if growth.parameter.kind == "scale" and growth.norm_read is not None:
+        kind, gain = Kind.CONSTANT, axis.write / growth.norm_read.write
+    return Part(name, axis.src_size, np.full(axis.dst_size, -1), np.full(axis.dst_size, int(kind)), gain)
 
 
 def _vector_gains(growth: TensorGrowth, axis: AxisMap) -> Floats:

@@ -8,17 +8,19 @@ are grown together.
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from phigrow.axes import FRESH, MEAN, AxisMap, Bools, Floats
+from phigrow.axes import MEAN, Bools, Floats
 from phigrow.bits import STORED, Bits, Values, bits_of, narrow, scaled, tensor_of, widen
+from phigrow.dense import aligned, mixed_columns, mixed_rows
 from phigrow.draws import Stream
+from phigrow.pieces import Piece, assign, clip, pieces_of
 from phigrow.plan import Plan, TensorGrowth
 
 if TYPE_CHECKING:
@@ -55,15 +57,6 @@ class InMemory:
         return bits_of(self.tensor[start:stop])
 
 
-class _Piece(NamedTuple):
-    """Consecutive destination coordinates that come from consecutive source ones (or from their mean), at one gain."""
-
-    start: int
-    stop: int
-    source: int
-    gain: float
-
-
 class Lift:
     """The lift of one destination tensor.
 
@@ -72,15 +65,28 @@ class Lift:
         source: the source tensor's values.
         plan: gives seed, noise and the standard deviation of new values.
         dtype: of the result, as torch names it.
+        others: name -> source tensor, of those that ``growth.fold`` names.
 
-    Arithmetic is float64 where source or result is, else float32; one rounding at the end.
+    Arithmetic is float64 where source or result is, else float32; one rounding at the end. Mixtures (`phigrow.legs`)
+    are added up in float64 except for 16-bit results.
     """
 
-    def __init__(self, growth: TensorGrowth, source: SourceTensor, plan: Plan, dtype: str) -> None:
+    def __init__(
+        self,
+        growth: TensorGrowth,
+        source: SourceTensor,
+        plan: Plan,
+        dtype: str,
+        others: Mapping[str, SourceTensor] | None = None,
+    ) -> None:
         self.growth, self.source, self.dtype = growth, source, dtype
+        self.folded = {name: (others or {})[name] for name in growth.fold.sources} if growth.fold else {}
         self.seed, self.noise, self.std = plan.seed, plan.noise, plan.initializer_range
+        self.stream = plan.axes[plan.table.residual].src_size
         self.noise_everywhere = plan.noise_on == "all"
-        self.compute = np.float64 if "float64" in (source.dtype_name, dtype) else np.float32
+        self.mixes = growth.fold is not None or any(each.legs is not None for each in growth.maps)
+        wide = "float64" in (source.dtype_name, dtype) or (self.mixes and dtype == "float32")
+        self.compute = np.float64 if wide else np.float32
         self._column_mean: Values | None = None
         self._rms: float | None = None
         self._preparing = Lock()
@@ -100,8 +106,12 @@ class Lift:
     # Vectors: biases, and scales and shifts of normalisations.
 
     def _vector(self, start: int, stop: int) -> Values:
+        if self.mixes:
+            return self._mixed_vector()[start:stop]
+        return self._spread(self._rows_of(self.source, 0, self.growth.maps[0].src_size))[start:stop]
+
+    def _spread(self, values: Values) -> Values:
         growth, axis = self.growth, self.growth.maps[0]
-        values = widen(self.source.bits(0, axis.src_size), self.source.dtype_name, self.compute)
         is_scale = growth.parameter.kind == "scale"
         gain = axis.write
         if is_scale and growth.norm_read is not None:
@@ -114,17 +124,42 @@ class Lift:
         gain, means = gain.astype(self.compute), axis.source == MEAN
         out[axis.is_copy] = values[axis.source[axis.is_copy]] * gain[axis.is_copy]
         out[means] = self.compute(values.mean(dtype=np.float64)) * gain[means]
-        return out[start:stop]
+        return out
+
+    def _mixed_vector(self) -> Values:
+        """A vector of a mixed axis, or one that takes in a normalisation or is a part of it."""
+        growth, axis = self.growth, self.growth.maps[0]
+        fold, kind = growth.fold, growth.parameter.kind
+        gains: Values = axis.write.astype(self.compute)
+        if fold is not None and kind == "scale":
+            assert growth.norm_read is not None, "a normalisation reads the stream"
+            return (axis.write / growth.norm_read.write).astype(self.compute)
+        if fold is not None and kind == "shift":
+            assert axis.legs is not None, "what is folded is mixed"
+            return axis.legs.aside(self.compute) * gains if fold.aside else np.zeros_like(gains)
+        values = self._rows_of(self.source, 0, axis.src_size)
+        if fold is not None and fold.shift is not None and fold.reader is not None:
+            reader, shift = self.folded[fold.reader], self._whole(fold.shift)
+            spans = self._spans((axis.src_size, len(shift)))
+            values = values + np.concatenate([self._rows_of(reader, *span) @ shift for span in spans])
+        if axis.legs is None:
+            return self._spread(values)
+        written: Values = axis.legs.write(self.compute) @ values
+        return written * gains
 
     # Matrices: out[i, j] = write-leg entry of i times read-leg entry of j, whichever axis is stored first.
 
     def _matrix(self, start: int, stop: int) -> Bits:
         column_map = self.growth.maps[1]
         stored = self.source.dtype_name
+        if self.mixes:
+            mixed = self._mixed(start, stop)
+            self._fill_random(mixed, start, stop)
+            return narrow(mixed, self.dtype)
         moved = stored == self.dtype and not self._noise_applies
         make = np.empty if self._filled else np.zeros
         out = make((stop - start, column_map.dst_size), dtype=STORED[self.dtype] if moved else self.compute)
-        for piece in _clip(self._pieces[0], start, stop):
+        for piece in clip(self._pieces[0], start, stop):
             target = out[piece.start - start : piece.stop - start]
             if piece.source == MEAN:
                 row = np.zeros((1, column_map.dst_size), dtype=self.compute)
@@ -158,6 +193,48 @@ class Lift:
                 part = rows[:, piece.source : piece.source + piece.stop - piece.start]
                 out[:, piece.start : piece.stop] = self._times(part, piece.gain * row_gain)
 
+    def _mixed(self, start: int, stop: int) -> Values:
+        """Rows of a matrix of which an axis mixes: one leg after the other, without new values."""
+        growth, (row_map, column_map) = self.growth, self.growth.maps
+        first, last = aligned(start, stop, row_map.dst_size)
+        width = column_map.src_size
+        if row_map.legs is not None:
+            legs, gains = self._dense(0), self._leg(0)[0][first:last, None]
+            parts = ((low, self._rows_of(self.source, low, high)) for low, high in self._spans(growth.source_shape))
+            rows = mixed_rows(legs[first:last], parts, width) * gains.astype(self.compute)
+        else:
+            rows = np.zeros((last - first, width), dtype=self.compute)
+            for piece in clip(self._pieces[0], first, last):
+                mean = piece.source == MEAN
+                size = piece.stop - piece.start
+                part = self._mean_of_rows() if mean else self._rows_of(self.source, piece.source, piece.source + size)
+                rows[piece.start - first : piece.stop - first] = part * self.compute(piece.gain)
+        if column_map.legs is None:
+            out = np.zeros((last - first, column_map.dst_size), dtype=self.compute)
+            self._gather(rows, 1.0, out)
+            return out[start - first : stop - first]
+        fold, gains = growth.fold, self._leg(1)[0].astype(self.compute)
+        if fold is None:
+            return (mixed_columns(rows, self._dense(1).T) * gains)[start - first : stop - first]
+        out = mixed_columns(rows * self._whole(fold.scale), self._dense(1).T) * gains
+        if fold.aside and fold.shift is not None:
+            shifted = mixed_columns(rows, self._whole(fold.shift)[:, None])
+            out += shifted * (column_map.legs.aside(self.compute) * gains)
+        return out[start - first : stop - first]
+
+    def _dense(self, stored: int) -> Values:
+        """[dst, src]: the leg that a mixed axis uses in this tensor, without its gains."""
+        legs = self.growth.maps[stored].legs
+        assert legs is not None, "a mixed axis"
+        return legs.write(self.compute) if stored == self.growth.written else legs.read(self.compute).T
+
+    def _rows_of(self, source: SourceTensor, start: int, stop: int) -> Values:
+        return widen(source.bits(start, stop), source.dtype_name, self.compute)
+
+    def _whole(self, name: str) -> Values:
+        """A vector of the normalisation that is folded."""
+        return self._rows_of(self.folded[name], 0, self.stream)
+
     def _times(self, values: np.ndarray, gain: float | Floats) -> np.ndarray:
         if isinstance(gain, float) and gain == 1:
             return values
@@ -167,8 +244,8 @@ class Lift:
         return scaled(values, self.dtype, gain)
 
     @cached_property
-    def _pieces(self) -> tuple[list[_Piece], list[_Piece]]:
-        return _pieces_of(self.growth.maps[0], self._leg(0)[0]), _pieces_of(self.growth.maps[1], self._leg(1)[0])
+    def _pieces(self) -> tuple[list[Piece], list[Piece]]:
+        return pieces_of(self.growth.maps[0], self._leg(0)[0]), pieces_of(self.growth.maps[1], self._leg(1)[0])
 
     @cached_property
     def _filled(self) -> bool:
@@ -183,8 +260,8 @@ class Lift:
 
     # Statistics of the whole source tensor, which its blocks share: computed once, by whichever thread is first.
 
-    def _spans(self) -> list[tuple[int, int]]:
-        rows, columns = self.growth.source_shape
+    def _spans(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        rows, columns = shape
         step = max(1, _STATISTICS_VALUES // columns)
         return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
@@ -193,7 +270,7 @@ class Lift:
         with self._preparing:
             if self._column_mean is None:
                 total = np.zeros(self.growth.source_shape[1])
-                for start, stop in self._spans():
+                for start, stop in self._spans(self.growth.source_shape):
                     part = widen(self.source.bits(start, stop), self.source.dtype_name, self.compute)
                     # Sums of 16 in the arithmetic's own dtype: as exact as its result, and five times as fast.
                     even = len(part) - len(part) % 16
@@ -206,7 +283,7 @@ class Lift:
         with self._preparing:
             if self._rms is None:
                 total = 0.0
-                for start, stop in self._spans():
+                for start, stop in self._spans(self.growth.source_shape):
                     part = widen(self.source.bits(start, stop), self.source.dtype_name, np.float64)
                     total += float(np.square(part).sum())
                 rows, columns = self.growth.source_shape
@@ -231,9 +308,9 @@ class Lift:
             stream = Stream(self.seed, purpose, self.growth.name, len(places))
             first = int(np.count_nonzero(rows[:start]))
             if out.dtype.kind == "f":
-                _assign(out, chosen, places, stream.values(first, len(chosen)) * self.std)
+                assign(out, chosen, places, stream.values(first, len(chosen)) * self.std)
             else:
-                _assign(out, chosen, places, stream.bits(first, len(chosen), self.std, self.dtype))
+                assign(out, chosen, places, stream.bits(first, len(chosen), self.std, self.dtype))
 
     @cached_property
     def _noise_applies(self) -> bool:
@@ -273,48 +350,13 @@ class Lift:
         out[rows[:, None], columns] += (drawn[rows] * (self.noise * self.std)).astype(out.dtype)
 
 
-def lift(growth: TensorGrowth, source: SourceTensor, plan: Plan, dtype: torch.dtype) -> torch.Tensor:
-    """Compute one grown tensor, whole, from its source tensor."""
+def lift(
+    growth: TensorGrowth,
+    source: SourceTensor,
+    plan: Plan,
+    dtype: torch.dtype,
+    others: Mapping[str, SourceTensor] | None = None,
+) -> torch.Tensor:
+    """Compute one grown tensor, whole, from its source tensor, and from others where its growth folds them in."""
     name = str(dtype).removeprefix("torch.")
-    return tensor_of(Lift(growth, source, plan, name).rows(0, growth.shape[0]), name)
-
-
-def _pieces_of(axis: AxisMap, gains: Floats) -> list[_Piece]:
-    """What a leg takes from the source, in the fewest pieces; coordinates that take nothing are left out."""
-    pieces = []
-    for run in axis.runs:
-        edges = [run.start, *(run.start + 1 + np.flatnonzero(np.diff(gains[run.start : run.stop]))).tolist(), run.stop]
-        for start, stop in itertools.pairwise(edges):
-            source = run.source + start - run.start if run.source >= 0 else run.source
-            if source != FRESH and gains[start] != 0:
-                pieces.append(_Piece(start, stop, source, float(gains[start])))
-    return pieces
-
-
-def _clip(pieces: list[_Piece], start: int, stop: int) -> list[_Piece]:
-    """The pieces inside ``start .. stop``, cut to it."""
-    clipped = []
-    for piece in pieces:
-        low, high = max(piece.start, start), min(piece.stop, stop)
-        if low < high:
-            source = piece.source + low - piece.start if piece.source >= 0 else piece.source
-            clipped.append(_Piece(low, high, source, piece.gain))
-    return clipped
-
-
-def _assign(out: np.ndarray, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
-    """``out[rows][:, columns] = values``, by slices where they are consecutive (much faster than by index)."""
-    row_slice, column_slice = _as_slice(rows), _as_slice(columns)
-    if row_slice is not None and column_slice is not None:
-        out[row_slice, column_slice] = values
-    elif row_slice is not None:
-        out[row_slice, columns] = values
-    elif column_slice is not None:
-        out[rows, column_slice] = values
-    else:
-        out[rows[:, None], columns[None, :]] = values
-
-
-def _as_slice(places: np.ndarray) -> slice | None:
-    first, last = int(places[0]), int(places[-1])
-    return slice(first, last + 1) if last - first + 1 == len(places) else None
+    return tensor_of(Lift(growth, source, plan, name, others).rows(0, growth.shape[0]), name)

@@ -31,6 +31,7 @@ COLOURS = {
     Kind.SCALED: "#D55E00",
     Kind.TILED_SCALED: "#F5BE84",
     Kind.MEAN: "#009E73",
+    Kind.MIXED: "#CC79A7",
     Kind.FRESH: "#D9D9D9",
     Kind.ZERO: "#FFFFFF",
     Kind.CONSTANT: "#F0E442",
@@ -41,11 +42,12 @@ LABELS = {
     Kind.SCALED: "copied, scaled",
     Kind.TILED_SCALED: "tiled, scaled",
     Kind.MEAN: "mean of the source",
+    Kind.MIXED: "mixture of the source",
     Kind.FRESH: "fresh random",
     Kind.ZERO: "zero",
     Kind.CONSTANT: "constant",
 }
-HATCHES = {Kind.ZERO: "////", Kind.FRESH: "\\\\\\", Kind.MEAN: "xxxx"}
+HATCHES = {Kind.ZERO: "////", Kind.FRESH: "\\\\\\", Kind.MEAN: "xxxx", Kind.MIXED: "----"}
 """Besides colour, so that a print in grey tells them apart. Dots would make an SVG ten times as large."""
 
 DARK = (Kind.COPIED, Kind.SCALED, Kind.MEAN)

@@ -15,6 +15,7 @@ from phigrow.errors import GrowthError
 from phigrow.families import all_families
 from phigrow.family import Axis, Family, Parameter, Sizes
 from phigrow.flops import Cost, count
+from phigrow.folding import Fold, folds
 
 FORMAT = 1
 
@@ -32,6 +33,7 @@ class TensorGrowth:
         norm_read: for a normalisation, the map of the axis that it reads.
         zero: every value is 0 (a writer of the residual stream in an identity layer).
         layer: its destination layer; None outside of layers.
+        fold: the normalisation that is folded into it, or of which it is part; None where nothing is folded.
     """
 
     name: str
@@ -42,6 +44,7 @@ class TensorGrowth:
     norm_read: AxisMap | None
     zero: bool
     layer: int | None = None
+    fold: Fold | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -118,6 +121,11 @@ class Plan:
         axes = {axis for p in self.table.parameters for axis in (*p.axes, p.read or p.written)}
         return {axis: kronecker(axis, [part_map(self.axes, part) for part in axis]) for axis in axes}
 
+    @cached_property
+    def _folds(self) -> dict[str, Fold]:
+        mixed = {axis for axis, made in self._composites.items() if made.legs is not None and made.legs.folds}
+        return folds(self.table, self.src_config, mixed)
+
     def tensors(self) -> Iterator[TensorGrowth]:
         """Every destination tensor, in the order of the family table."""
         layered = [p for p in self.table.parameters if p.in_layer and p.present(self.dst_config)]
@@ -134,15 +142,17 @@ class Plan:
     def _growth(self, parameter: Parameter, layer: int | None) -> TensorGrowth:
         maps = tuple(self._composites[axis] for axis in parameter.axes)
         is_norm = parameter.kind in ("scale", "shift")
+        source_layer = None if layer is None else self.layers[layer]
         return TensorGrowth(
             name=parameter.name.format(layer=layer),
-            source=parameter.name.format(layer=None if layer is None else self.layers[layer]),
+            source=parameter.name.format(layer=source_layer),
             parameter=parameter,
             maps=maps,
             written=parameter.axes.index(parameter.written),
             norm_read=self._composites[parameter.read] if is_norm and parameter.read else None,
             zero=layer in self.identity_layers and parameter.written == (self.table.residual,),
             layer=layer,
+            fold=fold.at(source_layer) if (fold := self._folds.get(parameter.name)) else None,
         )
 
     def to_json(self) -> dict[str, Any]:

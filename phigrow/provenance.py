@@ -67,8 +67,8 @@ def copied_values(plan: Plan) -> dict[str, Any]:
     """Which grown values are copies of a source's, for a training that gives them a learning rate of their own.
 
     ``spans`` has, for every line of the family table, the half-open ranges of coordinates of each stored axis that are
-    copies, scaled or not; a value is one where all its coordinates are. ``fresh`` names the tensors that hold none (the
-    writers of identity layers).
+    copies, scaled or not, or mixtures of the source alone; a value is one where all its coordinates are. ``fresh``
+    names the tensors that hold none (the writers of identity layers).
     """
     spans: dict[str, list[list[list[int]]]] = {}
     fresh = []
@@ -84,7 +84,7 @@ def copied_values(plan: Plan) -> dict[str, Any]:
 def _copied_ranges(part: Part) -> list[list[int]]:
     ranges: list[list[int]] = []
     for span in part.spans:
-        if not span.kind.is_copy:
+        if not span.kind.is_old:
             continue
         if ranges and ranges[-1][1] == span.start:
             ranges[-1][1] = span.stop

@@ -70,7 +70,7 @@ def _write_all(
     allow_nonfinite: bool,
     progress: bool,
 ) -> None:
-    lifts = {g.name: Lift(g, reader.tensors[g.source], plan, dtype) for g in plan.tensors()}
+    lifts = {g.name: Lift(g, reader.tensors[g.source], plan, dtype, reader.tensors) for g in plan.tensors()}
     blocks = {
         name: [(start, stop) for start, stop in block_rows(lift.growth.shape)]
         for name, lift in lifts.items()

@@ -17,7 +17,8 @@ ANYONE = {"errors", "config", "flops"}
 GROWTH = {
     "axes", "method", "methods", "copying", "extending", "mixing",
     "plan", "lift", "resolve", "expand", "verify", "explain",
-    "inspection", "blocks", "pictures", "planfile", "difference", "moments", "optimizer",
+    "inspection", "blocks", "pictures", "planfile", "difference", "moments", "optimizer", "legs", "folding", "pieces",
+    "dense",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
@@ -29,15 +30,19 @@ MAY_IMPORT = {
     "families": {"errors", "config", "bounds", "family"},
     "flops": {"config", "families"},
     "capacity": {"errors", "config", "flops"},
-    "axes": {"errors"},
-    "plan": {"errors", "config", "flops", "axes", "family", "families"},
     "bits": set(),
     "draws": {"bits"},
-    "lift": {"axes", "bits", "draws", "plan"},
+    "legs": {"draws"},
+    "axes": {"errors", "legs"},
+    "folding": {"config", "family"},
+    "plan": {"errors", "config", "flops", "axes", "family", "families", "folding"},
+    "pieces": {"axes"},
+    "dense": {"bits"},
+    "lift": {"axes", "bits", "dense", "draws", "pieces", "plan"},
     "method": {"errors", "config", "axes", "family"},
     "copying": {"axes", "method"},
     "extending": {"axes", "method"},
-    "methods": {"errors", "config", "axes", "copying", "extending", "family", "method"},
+    "methods": {"errors", "config", "axes", "copying", "extending", "family", "legs", "method"},
     "mixing": {"errors", "axes", "method", "methods"},
     "checkpoint": {"errors", "bits", "untrusted"},
     "pickles": {"errors", "bits", "checkpoint", "untrusted"},
@@ -197,7 +202,7 @@ def test_expanding_safetensors_needs_no_torch(save_model, tmp_path):
 
     folder = save_model(phi_model(phi_config(32, 4, 48, 2, 4)))
     (tmp_path / "dst.json").write_text(json.dumps(phi_config(72, 6, 70, 3, 4)))
-    for method in ("tile", "lossless", "wr"):
+    for method in ("tile", "lossless", "wr", "isometric"):
         words = ["expand", "--src", str(folder), "--dst-config", "dst.json", "--method", method, "--out", method]
         script = "import sys\nfrom phigrow.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)

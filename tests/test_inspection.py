@@ -37,6 +37,7 @@ GROWTHS = [
     {"method": "tile", "scale": "preserve", "anchor": "center", "depth": "identity"},
     {"method": "lossless"},
 ]
+MIXED = {"method": "isometric"}
 COPIES = (Kind.COPIED, Kind.TILED, Kind.SCALED, Kind.TILED_SCALED)
 
 
@@ -53,6 +54,8 @@ def disagreements(found, source, grown):
         wrong += int((np.abs(grown - expected) > tolerance)[kinds == kind].sum())
     wrong += int((grown != 0)[kinds == Kind.ZERO].sum())
     wrong += int((grown != gains)[kinds == Kind.CONSTANT].sum())
+    mixed = grown[kinds == Kind.MIXED]  # which mixture it is, tests/test_isometric.py says
+    wrong += int(np.isin(mixed, source).sum()) + len(mixed) - len(np.unique(mixed))
     fresh = grown[kinds == Kind.FRESH]
     wrong += int(np.isin(fresh, source).sum()) + int((fresh == 0).sum())
     independent = LEVELS * (1 - (1 - 1 / LEVELS) ** len(fresh))  # values that so many independent draws give
@@ -69,22 +72,23 @@ def disagreements(found, source, grown):
     return wrong
 
 
-def growths(seed, count=4):
+def growths(seed, count=4, methods=GROWTHS):
     rng = random.Random(seed)
     for _ in range(count):
         src, dst = random_growth(rng)
         state = {name: tensor.detach() for name, tensor in phi_model(src).state_dict().items()}
-        for arguments in GROWTHS:
+        for arguments in methods:
             yield phigrow.plan(src, dst, seed=rng.randrange(99), **arguments), state
 
 
 def test_every_value_is_what_its_kind_says():
     seen = dict.fromkeys(Kind, 0)
-    for plan, state in growths(0):
+    for plan, state in growths(0, methods=[*GROWTHS, MIXED]):
+        sources = {name: InMemory(tensor) for name, tensor in state.items()}
         for growth in plan.tensors():
             found = anatomy(growth, plan.axes, plan.noise)
             source = state[growth.source]
-            grown = lift(growth, InMemory(source), plan, torch.float64).numpy()
+            grown = lift(growth, sources[growth.source], plan, torch.float64, sources).numpy()
             assert found.kinds().shape == grown.shape
             assert disagreements(found, source.numpy(), grown) == 0, (plan.method, plan.options, growth.name)
             for kind, count in found.counts.items():
@@ -163,6 +167,8 @@ def test_kinds_combine_as_lift_does():
     assert combine(Kind.FRESH, Kind.SCALED) == Kind.FRESH
     assert combine(Kind.MEAN, Kind.TILED) == Kind.MEAN
     assert combine(Kind.TILED, Kind.SCALED) == Kind.TILED_SCALED
+    assert combine(Kind.MIXED, Kind.TILED) == combine(Kind.MIXED, Kind.MEAN) == Kind.MIXED
+    assert combine(Kind.MIXED, Kind.FRESH) == Kind.FRESH  # a new head reads a mixed stream with new values
 
 
 def test_the_first_copy_is_the_unbroken_one():

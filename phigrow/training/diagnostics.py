@@ -202,6 +202,8 @@ def _sources(axis: Any) -> Ints:
     for length, start, _, _ in axis["runs"]:
         if type(length) is not int or not 0 <= length <= axis["dst_size"]:
             raise ValueError(f"a run of {length!r} coordinates")
+        if start == "dense":  # every coordinate is made of the source, and none like another
+            start = 0
         parts.append(np.arange(start, start + length) if type(start) is int else np.full(length, -1))
     found = np.concatenate(parts).astype(np.int64)
     if len(found) != axis["dst_size"]:
