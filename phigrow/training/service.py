@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 import time
 from functools import partial
@@ -51,6 +52,8 @@ def main(folder: Path) -> int:
             _mark(folder, number, world)
             number += 1
     finally:
+        if world.first:
+            shutil.rmtree(folder, ignore_errors=True)  # who asked may be gone
         leave()
     return 0
 

@@ -22,7 +22,7 @@ def test_shipped_studies_load_and_name_their_command(path):
     assert f"phigrow compare recipes/studies/{path.name} --dry-run" in path.read_text()
     if study.name != "tiny":
         assert {arm.name for arm in study.arms} >= ARM_NAMES
-        assert (len(study.seeds), len(study.budgets)) == (3, 3)
+        assert (len(study.seeds), len(study.budgets)) == (3, 5)
         source, dst = study.source.config, study.dst
         heads = [config["hidden_size"] // config["num_attention_heads"] for config in (source, dst)]
         rotary = [
