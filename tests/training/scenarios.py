@@ -10,6 +10,7 @@ is read from tensors during the steps, by the file that reads, into ``reads.json
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -204,10 +205,16 @@ def shared_buffers() -> dict[str, int]:
 
 
 def main() -> int:
+    import deepspeed  # noqa: F401
+    from transformers import PhiForCausalLM  # noqa: F401
+
     from phigrow.errors import GrowthError
     from phigrow.training import RunConfig, model, train
     from phigrow.training.process import own_rank
 
+    # DeepSpeed collects garbage up to five times when an engine is made, 0.3 s each over all that was imported.
+    gc.collect()
+    gc.freeze()
     attach_loss = model.attach_loss
     (listed,) = [word for word in sys.argv[1:] if not word.startswith("--")]
     for scenario in json.loads(Path(listed).read_text()):
@@ -236,7 +243,9 @@ def main() -> int:
             (out / f"error-{own_rank()}.txt").write_text(str(error))
         if counts and own_rank() == 0:
             (out / "reads.json").write_text(json.dumps(found))
-    (Path(listed).parent / f"buffers-{own_rank()}.json").write_text(json.dumps(shared_buffers()))
+    (Path(listed).parent / f"buffers-{os.environ['WORLD_SIZE']}-{own_rank()}.json").write_text(
+        json.dumps(shared_buffers())
+    )
     return 0
 
 

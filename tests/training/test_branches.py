@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from launching import losses, records, run_scenarios
+from launching import losses, records
 from scenarios import TINY
 
 from phigrow.errors import GrowthError
@@ -21,12 +22,12 @@ WSD = {"schedule": "wsd", "zero": 1, "dtype": "bf16", "eval_every": 2, "model": 
 ALONE = WSD | {"steps": 9, "decay": 3}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("branches")
+def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    if ranks != 2:
+        return []
     trunk = {**WSD, "out": "trunk", "arm": "scratch", "trunk": "t", "decay": 0, "save_at": [4, 6], "save_every": 5}
     grown = {"arm": "scratch", "trunk": "t", "branch_from": str(folder / "trunk"), "save_every": 1, "keep": 1}
-    scenarios = [
+    return [
         ALONE | {"out": "alone", "eval_at": [1]},
         trunk | {"steps": 5, "keep": 1, "eval_at": [1]},
         trunk | {"steps": 6, "keep": 1, "eval_at": [1]},  # a trunk is made longer
@@ -39,8 +40,11 @@ def runs(tmp_path_factory) -> Path:
         ALONE | grown | {"out": "late", "branch_from": str(folder / "branch"), "decay": 2},
         ALONE | grown | {"out": "no-run", "branch_from": str(folder / "nowhere")},
     ]
-    run_scenarios(2, folder, scenarios)
-    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(launches) -> Path:
+    return launches(__name__)
 
 
 @pytest.mark.parametrize("branch", ["branch", "cut"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import launch, losses, records, run_scenarios
+from launching import launch, losses, records
 from safetensors.torch import load_file
 from scenarios import SEQ_LEN, TINY, FakeBlocks
 
@@ -39,41 +39,49 @@ def streamed(folder: Path, name: str, **settings: Any) -> dict[str, Any]:
     return scenario(name, stream=stream, seq_len=SEQ_LEN, vocab_size=257, export="export", **settings)
 
 
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("one")
-    run_scenarios(
-        1,
-        folder,
-        [
-            scenario("fp32", zero=0, export="export"),
-            scenario("accumulated", zero=0, micro_batch=2),
-            scenario("mixed", zero=1, mixed=True),
-            streamed(folder, "streamed", zero=0),
-            scenario("bf16", zero=1, dtype="bf16", export="export", export_dtype="fp32", save_every=3),
-            scenario("other-seed", zero=0, seed=1),
-            scenario("dropout", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
-            scenario(
-                "dropout-cut",
-                zero=2,
-                dtype="bf16",
-                model=TINY | {"resid_pdrop": 0.1},
-                save_every=3,
-                stop_at=3,
-                log_every=1,
-            ),
-            scenario("dropout-cut", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
-            scenario("continued", zero=3, init=str(folder / "fp32" / "export"), model=None, export="export", steps=2),
-            scenario("chunked", zero=3, loss="chunked", activation_checkpointing=True),
-            scenario("chunked-0", zero=0, loss="chunked", activation_checkpointing=True),
-        ],
-    )
-    return folder
+def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    runs = on_one_rank(folder / "one") if ranks == 1 else on_two_ranks(folder / "two")
+    return [{**run, "out": f"{'one' if ranks == 1 else 'two'}/{run['out']}"} for run in runs]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
+def one_rank(launches) -> Path:
+    return launches(__name__) / "one"
+
+
+@pytest.fixture(scope="module")
+def two_ranks(launches) -> Path:
+    return launches(__name__) / "two"
+
+
+def on_one_rank(folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir()
+    return [
+        scenario("fp32", zero=0, export="export"),
+        scenario("accumulated", zero=0, micro_batch=2),
+        scenario("mixed", zero=1, mixed=True),
+        streamed(folder, "streamed", zero=0),
+        scenario("bf16", zero=1, dtype="bf16", export="export", export_dtype="fp32", save_every=3),
+        scenario("other-seed", zero=0, seed=1),
+        scenario("dropout", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
+        scenario(
+            "dropout-cut",
+            zero=2,
+            dtype="bf16",
+            model=TINY | {"resid_pdrop": 0.1},
+            save_every=3,
+            stop_at=3,
+            log_every=1,
+        ),
+        scenario("dropout-cut", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
+        scenario("continued", zero=3, init=str(folder / "fp32" / "export"), model=None, export="export", steps=2),
+        scenario("chunked", zero=3, loss="chunked", activation_checkpointing=True),
+        scenario("chunked-0", zero=0, loss="chunked", activation_checkpointing=True),
+    ]
+
+
+def on_two_ranks(folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir()
     runs = [scenario("mixed", zero=2, mixed=True)]
     runs.append(streamed(folder, "streamed", zero=1, save_every=2))
     runs.append(streamed(folder, "streamed-cut", zero=1, save_every=2, stop_at=3))
@@ -89,8 +97,7 @@ def two_ranks(tmp_path_factory) -> Path:
     # A learning rate of 0: what is exported is what the run started from.
     still = rounded | {"lr": 0.0, "steps": 1, "warmup": 0, "eval_every": 0}
     runs += [scenario(f"masters-zero{stage}", zero=stage, **still) for stage in range(4)]
-    run_scenarios(2, folder, runs)
-    return folder
+    return runs
 
 
 def saved_model(folder: Path) -> Path:
@@ -265,9 +272,10 @@ def test_records_say_everything_and_the_meter_reads_them(one_rank):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed's shared buffers are made on Linux only")
 def test_no_name_of_shared_memory_outlives_the_start_of_a_run(one_rank, two_ranks):
-    for folder, ranks in ((one_rank, 1), (two_ranks, 2)):
+    for ranks, folder in ((1, one_rank), (2, two_ranks)):
         for rank in range(ranks):
-            assert json.loads((folder / f"buffers-{rank}.json").read_text()) == {"mapped": ranks, "named": 0}
+            found = json.loads((folder.parents[1] / f"buffers-{ranks}-{rank}.json").read_text())
+            assert found == {"mapped": ranks, "named": 0}
 
 
 def test_bad_input_is_said_once_and_ends_every_rank_with_code_2(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import records, run_scenarios
+from launching import records
 from scenarios import SEQ_LEN
 
 from phigrow.errors import GrowthError
@@ -28,25 +28,25 @@ def finish(): log("finished")
 """
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("monitors")
+def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    if ranks != 2:
+        return []
     (folder / "fakes" / "wandb").mkdir(parents=True)
     (folder / "fakes" / "wandb" / "__init__.py").write_text(FAKE_WANDB)
     asked = ["csv", *(["tensorboard"] if importlib.util.find_spec("tensorboard") else [])]
     cut = {"out": "cut", "monitor": "csv", "zero": 1, "dtype": "bf16", "save_every": 2, "log_every": 2}
-    run_scenarios(
-        2,
-        folder,
-        [
-            {"out": "whole", "monitor": ",".join(asked), "zero": 0},
-            {"out": "silent", "zero": 0},
-            {"out": "wandb", "zero": 0, "monitor": "wandb", "path": str(folder / "fakes")},
-            {**cut, "poison": {"rank": 0, "calls": [4], "what": "loss"}, "nonfinite_limit": 1, "save_every": 4},
-            cut,
-        ],
-    )
-    return folder
+    return [
+        {"out": "whole", "monitor": ",".join(asked), "zero": 0},
+        {"out": "silent", "zero": 0},
+        {"out": "wandb", "zero": 0, "monitor": "wandb", "path": str(folder / "fakes")},
+        {**cut, "poison": {"rank": 0, "calls": [4], "what": "loss"}, "nonfinite_limit": 1, "save_every": 4},
+        cut,
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(launches) -> Path:
+    return launches(__name__)
 
 
 def column(path: Path) -> list[tuple[float, float]]:

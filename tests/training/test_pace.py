@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import losses, run_scenarios
+from launching import losses
 from safetensors.torch import load_file
 from scenarios import TINY
 
@@ -23,12 +23,12 @@ SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3, 
 COPIED, FRESH = 0.5, 0.25
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
     """A grown model, one and two steps of it at every stage, plain and paced, on two ranks."""
+    if ranks != 2:
+        return []
     from transformers import PhiConfig, PhiForCausalLM
 
-    folder = tmp_path_factory.mktemp("pace")
     torch.manual_seed(0)
     sizes = {key: value for key, value in TINY.items() if key not in ("architectures", "model_type")}
     model = PhiForCausalLM(PhiConfig(**sizes))
@@ -56,8 +56,12 @@ def folder(tmp_path_factory) -> Path:
         {**long, "out": "cut", "stop_at": 3},
         {**long, "out": "cut"},
     ]
-    run_scenarios(2, folder, runs)
-    return folder
+    return runs
+
+
+@pytest.fixture(scope="module")
+def folder(launches) -> Path:
+    return launches(__name__)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

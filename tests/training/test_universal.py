@@ -57,22 +57,21 @@ def without(folder: Path, source: str, moment: str) -> str:
     return name
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("universal")
-    run_scenarios(2, folder, [writer(2, stage) for stage in range(4)])
+def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    if ranks == 2:
+        return [writer(2, stage) for stage in range(4)]
     pairs = [(0, 3), (1, 2), (2, 0), (3, 1), (3, 3)]
     moments = [without(folder, "fp32-r2-z1", moment) for moment in ("exp_avg", "exp_avg_sq")]
-    run_scenarios(
-        1,
-        folder,
-        [
-            {"out": "whole", "dtype": "fp32", "zero": 0, **COMMON},
-            *(reader(folder, f"fp32-r2-z{source}", 1, stage, keep=1) for source, stage in pairs),
-            *(reader(folder, name, 1, 2) for name in moments),
-        ],
-    )
-    return folder
+    return [
+        {"out": "whole", "dtype": "fp32", "zero": 0, **COMMON},
+        *(reader(folder, f"fp32-r2-z{source}", 1, stage, keep=1) for source, stage in pairs),
+        *(reader(folder, name, 1, 2) for name in moments),
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(launches) -> Path:
+    return launches(__name__)
 
 
 @pytest.mark.parametrize(

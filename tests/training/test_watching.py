@@ -22,25 +22,29 @@ GRADIENT = {"rank": 0, "calls": [5], "what": "gradient"}
 FOREVER = {"rank": 1, "calls": list(range(4, 100)), "what": "loss"}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("watching")
-    scenarios: list[dict[str, Any]] = []
+def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    if ranks != 2:
+        return []
+    runs: list[dict[str, Any]] = []
     for dtype, stage in STAGES:
         base = {"zero": stage, "dtype": dtype, "steps": 5, "micro_batch": 2, "eval_every": 1}
-        scenarios += [
+        runs += [
             {"out": f"{dtype}-{stage}-clean", **base, "eval_every": 0, "count_reads": True},
             {"out": f"{dtype}-{stage}-loss", **base, "poison": LOSS},
             {"out": f"{dtype}-{stage}-gradient", **base, "poison": GRADIENT},
         ]
     limit = {"out": "limit", "zero": 2, "steps": 6, "micro_batch": 2, "eval_every": 0, "save_every": 2}
-    scenarios += [
+    runs += [
         {**limit, "poison": FOREVER, "nonfinite_limit": 2, "log_every": 1},
         {**limit, "nonfinite_limit": 2},
         {**limit, "out": "limit-clean", "log_every": 1, "count_reads": True},
     ]
-    run_scenarios(2, folder, scenarios)
-    return folder
+    return runs
+
+
+@pytest.fixture(scope="module")
+def runs(launches) -> Path:
+    return launches(__name__)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
