@@ -5,6 +5,7 @@ Importing it has no effects and loads neither torch nor transformers.
 
 from phigrow.errors import GrowthError
 from phigrow.expand import expand, expand_model
+from phigrow.optimizer import grow_optimizer
 from phigrow.plan import Plan
 
 # These two come last: `plan` and `verify` are functions here, and the submodules of the same names stay importable.
@@ -13,4 +14,4 @@ from phigrow.verify import Certificate, verify
 
 __version__ = "0.1.0"
 
-__all__ = ["Certificate", "GrowthError", "Plan", "expand", "expand_model", "plan", "verify"]
+__all__ = ["Certificate", "GrowthError", "Plan", "expand", "expand_model", "grow_optimizer", "plan", "verify"]

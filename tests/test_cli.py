@@ -16,6 +16,7 @@ from phigrow.errors import GrowthError
 FROZEN = {
     "expand": "--src --dst-config --method --out --depth --rounding --anchor --scale --noise --seed --dtype --revision "
     "--shard-size --dry-run --overwrite --allow-nonfinite",
+    "grow-optimizer": "--checkpoint --grown --out --state --overwrite",
     "plan": "--src --dst-config --method --depth --rounding --anchor --scale --noise --seed --revision --seq-len "
     "--diff --gpus --tokens --mfu --gpu --price --batch --micro-batch --checkpointing --json",
     "inspect": "folder --tensor --plot --json",

@@ -16,7 +16,7 @@ ROOT = Path(phigrow.__file__).parent
 ANYONE = {"errors", "config", "flops"}
 GROWTH = {
     "axes", "method", "methods", "copying", "extending", "mixing",
-    "plan", "lift", "resolve", "expand", "verify", "explain", "advice",
+    "plan", "lift", "resolve", "expand", "verify", "explain",
     "inspection", "blocks", "pictures", "planfile", "difference", "moments", "optimizer", "legs", "folding", "pieces",
     "dense",
 }  # fmt: skip
@@ -69,7 +69,6 @@ MAY_IMPORT = {
     "verify": {"errors", "config", "hub", "pickles", "families", "plan"},
     "certificates": {"errors", "bits", "checkpoint", "hub", "verify"},
     "explain": {"axes", "plan"},
-    "advice": {"axes", "plan"},
     "inspection": {"errors", "axes", "family", "plan"},
     "blocks": {"inspection"},
     "pictures": {"errors", "inspection", "blocks", "plan"},
@@ -78,6 +77,19 @@ MAY_IMPORT = {
     "moments": {"axes", "inspection", "plan"},
     "corpus": ANYONE | {"hub"},
     "training": ANYONE | {"allocator", "bits", "corpus", "checkpoint", "shards"},
+    "optimizer": {
+        "errors",
+        "bits",
+        "checkpoint",
+        "journal",
+        "lift",
+        "moments",
+        "plan",
+        "planfile",
+        "provenance",
+        "stream",
+        "training",
+    },
     "measure": ANYONE,
     "study": ANYONE | {"hub", "corpus", "training", "measure", "methods", "resolve", "expand"},
     "demo": ANYONE | {"study", "corpus", "training", "measure", "expand", "verify"},
@@ -188,7 +200,9 @@ def test_inspecting_needs_no_torch():
 
 
 def test_public_names_are_frozen():
-    assert sorted(phigrow.__all__) == ["Certificate", "GrowthError", "Plan", "expand", "expand_model", "plan", "verify"]
+    assert sorted(phigrow.__all__) == [
+        "Certificate", "GrowthError", "Plan", "expand", "expand_model", "grow_optimizer", "plan", "verify",
+    ]  # fmt: skip
     assert all(getattr(phigrow, name).__doc__ for name in phigrow.__all__)
 
 

@@ -22,7 +22,8 @@ app = typer.Typer(
 )
 
 for command in (
-    growth.expand, growth.plan, growth.inspect, growth.verify, runs.data, runs.demo, runs.compare, runs.report,
+    growth.expand, growth.grow_optimizer, growth.plan, growth.inspect, growth.verify, runs.data, runs.demo,
+    runs.compare, runs.report,
 ):  # fmt: skip
     app.command()(command)
 

@@ -30,6 +30,7 @@ from phigrow.cli.options import (
     ScaleName,
     Seed,
     Src,
+    State,
     Tokens,
     refuse_others,
     refuse_without,
@@ -83,14 +84,13 @@ def expand(
     phigrow expand --src phi-1_5 --dst-config phi2.json --method tile
     """
     import phigrow
-    from phigrow.advice import advice
     from phigrow.allocator import keep_freed_memory
     from phigrow.expand import default_out, preview
 
     shape = shape_of(depth, rounding, noise, seed, revision, anchor, scale)
     if dry_run:
         plan, size, found_dtype = preview(src, dst_config, method=method, dtype=dtype, **shape)
-        print_plan(plan, advised=advice(plan, dtype=found_dtype))
+        print_plan(plan)
         target = out or default_out(src, dst_config, method)
         typer.echo(f"\ndry run: would write {size / 1e9:.3f} GB of {found_dtype} to {target}; wrote nothing")
         return
@@ -101,6 +101,41 @@ def expand(
     )  # fmt: skip
     typer.echo(f"wrote {written}")
     typer.echo(f"check it with: phigrow verify {src} {written}")
+
+
+def grow_optimizer(
+    checkpoint: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the run that trained the source (its newest checkpoint), one of its checkpoints/step-N, or "
+            "one that DeepSpeed wrote at ZeRO 1 to 3."
+        ),
+    ],
+    grown: Annotated[Path, typer.Option(help="Folder that phigrow expand made of that checkpoint's weights.")],
+    out: Annotated[Path | None, typer.Option(help="New folder.  \\[default: GROWN-optimizer]")] = None,
+    state: Annotated[
+        State,
+        typer.Option(
+            help="Of the moments: scale (by the gains of gradients), copy (as they are, to every copy), asymmetric (to "
+            "the first copy alone), reset (zeros)."
+        ),
+    ] = State.scale,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+) -> None:
+    """Grow fp32 masters and Adam's moments by the plan of a grown folder, tensor by tensor.
+
+    The result is a universal checkpoint: a run on any number of ranks, at any ZeRO stage, starts from it with --init
+    GROWN --optimizer OUT, and goes on with the data where the source stood.
+
+    phigrow grow-optimizer --checkpoint runs/small --grown small-to-large --state scale
+    """
+    import phigrow
+    from phigrow.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    written = phigrow.grow_optimizer(checkpoint, grown, out, state=state.value, overwrite=overwrite, progress=True)
+    typer.echo(f"wrote {written}")
+    typer.echo(f"start from it with: deepspeed recipes/pretrain.py RECIPE --init {grown} --optimizer {written}")
 
 
 def plan(
@@ -146,8 +181,6 @@ def plan(
     phigrow plan --dst-config phi2.json --gpus 8x80 --tokens 100B
     """
     import phigrow
-    from phigrow.advice import advice
-    from phigrow.capacity import parse_amount
     from phigrow.explain import summary
 
     if diff is not None:
@@ -156,17 +189,16 @@ def plan(
             raise typer.Exit(1)
         return
     found: Capacity | None = None
-    budget = parse_amount(tokens) if tokens else None
     if gpus is None:
-        refuse_without(context, "gpus", "mfu", "gpu", "price", "batch", "micro_batch", "checkpointing")
+        refuse_without(context, "gpus", "tokens", "mfu", "gpu", "price", "batch", "micro_batch", "checkpointing")
     else:
-        from phigrow.capacity import capacity
+        from phigrow.capacity import capacity, parse_amount
 
         if src is None:
             growth_only = ("method", "depth", "rounding", "anchor", "scale", "noise", "seed", "revision")
             refuse_without(context, "src", *growth_only)
         found = capacity(
-            required(dst_config, "--dst-config"), gpus, tokens=budget, mfu=mfu,
+            required(dst_config, "--dst-config"), gpus, tokens=parse_amount(tokens) if tokens else None, mfu=mfu,
             peak=gpu, price=price, batch=batch, micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing,
         )  # fmt: skip
     if found is not None and src is None:
@@ -176,12 +208,10 @@ def plan(
         required(src, "--src"), required(dst_config, "--dst-config"), method,
         **shape_of(depth, rounding, noise, seed, revision, anchor, scale),
     )  # fmt: skip
-    advised = advice(made, tokens=budget)
     if as_json:
-        said = {"advice": [each.to_json() for each in advised]}
-        print_json(summary(made, seq_len) | said | ({"capacity": found.to_json()} if found else {}))
+        print_json(summary(made, seq_len) | ({"capacity": found.to_json()} if found else {}))
         return
-    print_plan(made, seq_len, advised)
+    print_plan(made, seq_len)
     if found is not None:
         print_capacity(found)
 

@@ -43,7 +43,8 @@ NOTHING = Cost(0, 0.0, 0.0)
 class Source:
     """Where a run starts: the arm's name, what training came before it, and the growth that made it (None: none did).
 
-    ``expand_seconds`` is what the expansion took; its FLOPs, one multiplication a value, are fewer than a token's.
+    ``expand_seconds`` is what the expansion took, of weights and of the optimizer's state; its FLOPs, one
+    multiplication a value, are fewer than a token's.
     """
 
     arm: str

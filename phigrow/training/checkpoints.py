@@ -35,12 +35,16 @@ _DAMAGED = "damaged-"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: steps done, tokens seen, seconds of training; and where a stream of data is."""
+    """How far a run is: steps done, tokens seen, seconds of training; and where a stream of data is.
+
+    ``blocks`` counts in the order of the data, those that runs before this one had read included.
+    """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     data: dict[str, Any] | None = None
+    blocks: int = 0
 
 
 @dataclass(frozen=True)

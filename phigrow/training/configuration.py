@@ -59,6 +59,9 @@ class RunConfig:
     """
 
     init: str = _key(SCRATCH, "'scratch', or the folder of any Hugging Face checkpoint to start from", curve=True)
+    optimizer: str | None = _key(
+        None, "folder of 'phigrow grow-optimizer': masters, moments and Adam's step to start with, of init", curve=True
+    )
     model: str | dict[str, Any] | None = _key(
         None,
         "for scratch: 'demo', a shipped configuration (phi-1-small, phi-1, phi-1_5, phi2), a config.json, or a mapping"
@@ -90,6 +93,12 @@ class RunConfig:
     seq_len: int = _key(
         256, "tokens a block, where the embedded corpus is prepared or a stream is read; else the data's"
     )
+    data_start: int | None = _key(
+        None,
+        "blocks of the data's order that were read before: the run begins after them (default: with optimizer where the"
+        " run before it stood, else 0)",
+        curve=True,
+    )
     arm: str | None = _key(None, "name of the arm in records (default: scratch, the growth method, or 'continued')")
     out: str | None = _key(None, "folder of the run (default: runs/<model>-<arm>-seed<seed>)")
     seed: int = _key(0, "seed of data order, scratch weights and dropout", curve=True)
@@ -103,6 +112,15 @@ class RunConfig:
     warmup: int = _key(20, "steps of linear warmup from 0", curve=True)
     schedule: str = _key("cosine", "after warmup", curve=True, choices=("cosine", "wsd", "constant"))
     decay: int | None = _key(None, "last steps over which wsd decays (default: a fifth of steps)", curve=True)
+    schedule_start: int | None = _key(
+        None, "steps of the schedule that came before, in a run that goes on from another (default: 0)", curve=True
+    )
+    schedule_steps: int | None = _key(
+        None, "length of the whole schedule, where runs share one (default: schedule_start + steps)", curve=True
+    )
+    rewarm: int | None = _key(
+        None, "steps over which the schedule's rate rises from 0 again, as after a growth (default: 0)", curve=True
+    )
     weight_decay: float = _key(
         0.1, "on matrices, embeddings and lm_head included; never on biases or LayerNorm", curve=True
     )
@@ -206,6 +224,9 @@ class RunConfig:
                 "diagnostics_every",
                 "save_every",
                 "keep",
+                "data_start",
+                "schedule_start",
+                "rewarm",
             ),
             0,
         )
@@ -232,11 +253,23 @@ class RunConfig:
                 why="a branch starts where the learning rate is still constant",
                 fix="give schedule: wsd and a decay",
             )
-        if self.warmup + (self.decay_steps if self.schedule == "wsd" else 0) > self.steps:
+        if self.optimizer is not None and self.init == SCRATCH:
+            raise GrowthError("optimizer state without its weights", where="optimizer", fix="give init, a grown folder")
+        if self.branch_from is not None and (self.schedule_start or self.rewarm or self.schedule_steps):
+            raise GrowthError("a branch with a schedule of its own", where="branch_from", fix="leave one of them out")
+        whole = self.whole_schedule
+        if (self.schedule_start or 0) + self.steps > whole:
             raise GrowthError(
-                f"warmup {self.warmup} and decay {self.decay_steps} do not fit into {self.steps} steps"
+                f"steps {(self.schedule_start or 0) + 1} to {(self.schedule_start or 0) + self.steps} of a schedule of "
+                f"{whole}",
+                where="schedule_steps",
+                fix="raise schedule_steps or lower steps",
+            )
+        if self.warmup + (self.decay_steps if self.schedule == "wsd" else 0) > whole:
+            raise GrowthError(
+                f"warmup {self.warmup} and decay {self.decay_steps} do not fit into {whole} steps"
                 if self.schedule == "wsd"
-                else f"warmup {self.warmup} is longer than the {self.steps} steps",
+                else f"warmup {self.warmup} is longer than the {whole} steps",
                 where="warmup",
                 fix="lower warmup or raise steps",
             )
@@ -252,7 +285,12 @@ class RunConfig:
     @property
     def decay_steps(self) -> int:
         """Steps over which wsd decays."""
-        return self.steps // 5 if self.decay is None else self.decay
+        return self.whole_schedule // 5 if self.decay is None else self.decay
+
+    @property
+    def whole_schedule(self) -> int:
+        """Steps of the learning-rate schedule, those before and after this run included."""
+        return self.schedule_steps or (self.schedule_start or 0) + self.steps
 
     @property
     def is_trunk(self) -> bool:

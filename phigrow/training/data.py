@@ -8,7 +8,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
-from phigrow.training.feed import BlockFeed, Feed, StreamFeed
+from phigrow.training.feed import BlockFeed, Feed, LaterFeed, StreamFeed
 from phigrow.training.process import World, on_rank_zero
 
 
@@ -34,17 +34,17 @@ def load_data(config: RunConfig, out: Path, world: World) -> Any:
     return blocks if config.mixture is None else corpus.mix_sources(blocks, config.mixture)
 
 
-def make_feed(config: RunConfig, blocks: Any) -> Feed:
-    """Return what the steps of a run are read from.
+def make_feed(config: RunConfig, blocks: Any, first: int = 0) -> Feed:
+    """Return what the steps of a run are read from, which begins at a step ``first`` of the data's order.
 
     Raises:
         GrowthError: there is nothing to train on.
     """
-    if blocks.train is None:
-        return StreamFeed(blocks, config.seed, config.batch)
-    if len(blocks.train) == 0:
+    if blocks.train is not None and len(blocks.train) == 0:
         raise GrowthError("no blocks to train on", where=str(config.data), fix="prepare more text")
-    return BlockFeed(blocks, config.seed, config.batch)
+    kind = StreamFeed if blocks.train is None else BlockFeed
+    feed = kind(blocks, config.seed, config.batch)
+    return LaterFeed(feed, first) if first else feed
 
 
 def keep_tokenizer(blocks: Any) -> None:

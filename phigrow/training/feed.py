@@ -162,6 +162,41 @@ class StreamFeed:
             stream.stream.close()
 
 
+class LaterFeed:
+    """A feed whose step 0 is a later step of another: that of a run which goes on where another stood.
+
+    What was read counts from there; epochs count from the beginning, because text that was read is read again.
+    """
+
+    def __init__(self, feed: Feed, first: int) -> None:
+        self.feed, self.first, self.sources = feed, first, feed.sources
+
+    def rows(self, step: int) -> Indices:
+        """See `Feed`."""
+        return self.feed.rows(self.first + step)
+
+    def seek(self, step: int, position: Position | None) -> None:
+        """See `Feed`."""
+        self.feed.seek(self.first + step, position)
+
+    def read(self, step: int, rank: int, world: int) -> tuple[npt.NDArray[np.int64], Position | None]:
+        """See `Feed`."""
+        return self.feed.read(self.first + step, rank, world)
+
+    def blocks_read(self, step: int) -> list[int]:
+        """See `Feed`."""
+        before, after = (self.feed.blocks_read(place) for place in (self.first, self.first + step))
+        return [end - start for start, end in zip(before, after, strict=True)]
+
+    def epochs(self, step: int) -> dict[str, float] | None:
+        """See `Feed`."""
+        return self.feed.epochs(self.first + step)
+
+    def close(self) -> None:
+        """See `Feed`."""
+        self.feed.close()
+
+
 @dataclass(frozen=True)
 class Fetched:
     """One rank's share of one step, the position after it, and the seconds that the step waited for it."""

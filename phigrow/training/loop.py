@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.flops import count
-from phigrow.training import checkpoints
+from phigrow.training import carried, checkpoints
 from phigrow.training.accounts import Cost, Source, source_of
 from phigrow.training.branches import branch, starts_branch
 from phigrow.training.checkpoints import Found, Progress
@@ -64,6 +64,8 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     world = start(config.threads)
     if blocks is None:
         blocks = load_data(config, out, world)
+    begins = carried.start_of(config, blocks)
+    source = carried.with_state(source, begins)
     curve = config.curve() | data_curve(blocks)
     on_rank_zero(world, lambda: branch(config, curve, out))
     found = checkpoints.resumable(out, curve, world, resume=config.resume == "auto")
@@ -74,7 +76,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
         return Summary(out, config.steps, True, export=export)
     if found is not None:
         checkpoints.check_fits(found, world, config.stage, convert=config.universal)
-    run = _Run(config, source, out, world, blocks, found, monitors)
+    run = _Run(config, source, out, world, blocks, found, monitors, begins)
     with lost_rank_named(world, lambda: checkpoints.how_to_continue(out)):
         return run.train()
 
@@ -91,6 +93,7 @@ class _Run:
         blocks: Any,
         found: Found | None,
         monitors: dict[str, dict[str, Any]],
+        begins: carried.Start,
     ) -> None:
         from phigrow.training.engine import engine_config, make_engine, micro_batch
         from phigrow.training.evaluation import held_out
@@ -98,7 +101,7 @@ class _Run:
         from phigrow.training.weights import masters_from_checkpoint
 
         self.config, self.source, self.out, self.world, self.blocks = config, source, out, world, blocks
-        self.feed = make_feed(config, blocks)
+        self.feed, self.begins = make_feed(config, blocks, begins.first), begins
         self.model_dict = model_config(
             config, data_vocab=blocks.vocab_size, seq_len=blocks.seq_len, eos_token_id=blocks.eos_token_id
         )
@@ -115,7 +118,10 @@ class _Run:
         self.engine = make_engine(model, config, engine_dict)
         if found is None and config.init != SCRATCH:
             masters_from_checkpoint(self.engine, Path(config.init))
-        self.at = checkpoints.load(self.engine, found, world, stage=config.stage) if found else Progress()
+            if begins.optimizer is not None:
+                carried.load(self.engine, begins.optimizer, world)
+        start = Progress(data=begins.position, blocks=begins.first * config.batch)
+        self.at = checkpoints.load(self.engine, found, world, stage=config.stage) if found else start
         if found:
             rejoin(self.engine.lr_scheduler)
         self.pace = make_pace(self.engine, config)
@@ -218,7 +224,9 @@ class _Run:
         """Count, record and report the steps since the last reading; returns whether any rank was asked to stop."""
         readings = stepper.read()
         for reading in readings:
-            self.at = Progress(reading.step, self.at.tokens + self.step_tokens, self.at.seconds + reading.seconds)
+            tokens, seconds = self.at.tokens + self.step_tokens, self.at.seconds + reading.seconds
+            blocks = (self.begins.first + reading.step) * self.config.batch
+            self.at = Progress(reading.step, tokens, seconds, blocks=blocks)
             self.loss = reading.loss
             speed = self.step_tokens / reading.seconds
             flags = self._flags(reading, reporter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from phigrow.training.configuration import RunConfig
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 def learning_rate_schedule(optimizer: Optimizer, config: RunConfig) -> LambdaLR:
     """Return the scheduler of a run: linear warmup, then cosine, wsd (constant, then linear decay) or constant.
 
-    These are transformers' schedules as they are: warmup starts at 0, under wsd at ``min_lr``.
+    These are transformers' schedules as they are: warmup starts at 0, under wsd at ``min_lr``. A run may be a part of a
+    longer schedule (``schedule_start``, ``schedule_steps``); with ``rewarm`` its rate rises from 0 first.
     ``optimizer`` gets the peak learning rate here, so it may be made with another one.
     """
     from transformers import get_scheduler
@@ -29,7 +31,17 @@ def learning_rate_schedule(optimizer: Optimizer, config: RunConfig) -> LambdaLR:
         options = {"num_decay_steps": config.decay_steps, "decay_type": "linear", "min_lr_ratio": config.min_lr}
     else:
         name = "constant_with_warmup"
-    return get_scheduler(name, optimizer, config.warmup, config.steps, scheduler_specific_kwargs=options)
+    whole = config.whole_schedule
+    scheduler = get_scheduler(name, optimizer, config.warmup, whole, scheduler_specific_kwargs=options)
+    if config.schedule_start or config.rewarm:
+        scheduler.lr_lambdas = [_part(rate, config) for rate in scheduler.lr_lambdas]
+        rejoin(scheduler)
+    return scheduler
+
+
+def _part(rate: Callable[[int], float], config: RunConfig) -> Callable[[int], float]:
+    start, rewarm = config.schedule_start or 0, config.rewarm or 0
+    return lambda step: rate(start + step) * (min(1.0, step / rewarm) if rewarm else 1.0)
 
 
 def rejoin(scheduler: LambdaLR) -> None:

@@ -5,7 +5,8 @@ One folder, the same whatever engine wrote it:
     zero/<parameter>/fp32.pt          the parameter, fp32, whole (the master where weights are bf16 or fp16)
     zero/<parameter>/exp_avg.pt       Adam's first moment, fp32, of the same shape
     zero/<parameter>/exp_avg_sq.pt    Adam's second moment
-    state.json                        Adam's step, the schedule, DeepSpeed's counters, the loss scale
+    state.json                        Adam's step, the schedule, DeepSpeed's counters, the loss scale (where it was
+                                      grown: Adam's step, the loss scale, where it comes from and where the data stood)
     complete.json                     progress, sizes and hashes, written last
 
 ``<parameter>`` is the name that ``named_parameters`` gives. A ``.pt`` file holds the tensor, flat or in its shape, or
@@ -49,7 +50,7 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
     Raises:
         GrowthError: it holds an optimizer's state that was offloaded to NVMe, or none.
     """
-    if _whole(folder):
+    if whole(folder):
         return
     if (source / "offloaded_tensors").exists():
         raise GrowthError(
@@ -72,7 +73,8 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
     os.replace(partial, folder)
 
 
-def _whole(folder: Path) -> bool:
+def whole(folder: Path) -> bool:
+    """Whether a universal folder is there, and its files are what was written."""
     try:
         return not damage(folder, read_marker(folder)["files"])
     except ValueError:

@@ -4,7 +4,8 @@ Several runs share one launch, because starting DeepSpeed takes seconds. ``stop_
 it reads the batch of that step; ``copy_of`` continues a copy of another run from the checkpoint before its last.
 ``poison`` makes losses or gradients NaN, as ``{"rank": 1, "calls": [2], "what": "loss"}``. ``count_reads`` counts what
 is read from tensors during the steps, by the file that reads, into ``reads.json``. ``path`` goes to the front of
-`sys.path`. A `GrowthError` is written to ``error-RANK.txt``, and the next scenario begins.
+`sys.path`. ``captured`` writes what the engine holds once an optimizer's state is loaded to ``captured.pt``. A
+`GrowthError` is written to ``error-RANK.txt``, and the next scenario begins.
 """
 
 from __future__ import annotations
@@ -204,6 +205,33 @@ def shared_buffers() -> dict[str, int]:
     return {"mapped": len(mapped), "named": len(list(Path("/dev/shm").glob(f"{own}*")))}
 
 
+@contextlib.contextmanager
+def captured_state(out: Path | None) -> Iterator[None]:
+    """Save masters and moments, whole, from the engine right after it was filled with a state."""
+    import torch
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    from phigrow.training import carried
+
+    real = carried.load
+
+    def load(engine: Any, folder: Path, world: Any) -> None:
+        real(engine, folder, world)
+        found = {}
+        for name, parameter in engine.module.named_parameters():
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
+            found[name] = {"fp32": safe_get_full_fp32_param(parameter), **moments}
+        steps = sorted({float(entry["step"]) for entry in engine.basic_optimizer.state.values()})
+        if world.first and out is not None:
+            torch.save({"values": found, "steps": steps}, out / "captured.pt")
+
+    carried.load = load if out else real
+    try:
+        yield
+    finally:
+        carried.load = real
+
+
 def main() -> int:
     import deepspeed  # noqa: F401
     from transformers import PhiForCausalLM  # noqa: F401
@@ -235,8 +263,9 @@ def main() -> int:
         model.attach_loss = poisoned(poison, own_rank()) if poison else attach_loss
         found: Counter[str] = Counter()
         out = Path(settings["out"])
+        held = out if settings.pop("captured", False) else None
         try:
-            with counted_reads(found) if counts else contextlib.nullcontext():
+            with captured_state(held), counted_reads(found) if counts else contextlib.nullcontext():
                 print(out, train(RunConfig(**SETTINGS | settings), blocks), flush=True)
         except GrowthError as error:
             out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,381 @@
+"""Grow the optimizer's state with the model: from a DeepSpeed checkpoint to a universal one of the destination.
+
+The masters take the plan's legs and the moments those of gradients (`phigrow.moments`), tensor by tensor: in memory
+there is one destination tensor and blocks of its source. What comes out has the layout of `phigrow.training.universal`,
+which training reads into any number of ranks at any ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phigrow.bits import is_finite, tensor_of
+from phigrow.checkpoint import CheckpointReader
+from phigrow.errors import GrowthError
+from phigrow.journal import PartialFolder, remove
+from phigrow.lift import InMemory, Lift
+from phigrow.moments import POWER, STATES, moment_growth
+from phigrow.plan import Plan, TensorGrowth
+from phigrow.planfile import read_plan_file
+from phigrow.provenance import installed_version
+from phigrow.stream import block_rows, progress_bar
+from phigrow.training import universal
+from phigrow.training.checkpoints import RUN_FILE, UNIVERSAL, marked_checkpoints
+from phigrow.training.integrity import MARKER, damage, digest, read_marker, write_json, write_marker
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ("fp32", *POWER)
+SAME_WEIGHTS = 0.02
+"""Largest distance of lifted masters from grown weights, relative to these: bfloat16 rounds by 0.004 at most, and may
+have twice."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint to grow from: where it lies, its marker (None where phigrow did not write it)."""
+
+    folder: Path
+    marker: dict[str, Any] | None
+
+    @property
+    def is_universal(self) -> bool:
+        return bool(self.marker and self.marker.get("universal"))
+
+    @property
+    def step(self) -> int | None:
+        return self.marker["progress"]["step"] if self.marker and "progress" in self.marker else None
+
+
+def grow_optimizer(
+    checkpoint: str | Path,
+    grown: str | Path,
+    out: str | Path | None = None,
+    *,
+    state: str = "scale",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Grow a checkpoint's fp32 masters and Adam's moments by the plan of a grown folder.
+
+    Args:
+        checkpoint: the folder of a run (its newest checkpoint is taken), one of its ``checkpoints/step-N``, any folder
+            that DeepSpeed's ``save_checkpoint`` wrote at ZeRO 1 to 3, whatever the ranks, or an earlier result of this.
+        grown: what `phigrow.expand` made of that checkpoint's weights.
+        out: the new folder, by default ``GROWN-optimizer``; there complete, or not at all. What a killed run left
+            beside it is continued.
+        state: what becomes of the moments: ``scale``, ``copy``, ``asymmetric`` or ``reset``; see `phigrow.moments`.
+        overwrite: replace an existing ``out``.
+        progress: show a progress bar.
+
+    Returns:
+        The new folder: ``zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt`` (float32), ``state.json`` and
+        ``complete.json``. A run starts from it with ``init: GROWN`` and ``optimizer: OUT``.
+
+    Raises:
+        GrowthError: a checkpoint that is damaged, of another model, or not the one whose weights were grown; state that
+            is not finite or was offloaded to NVMe; an ``out`` that exists.
+
+    >>> grow_optimizer("runs/small", "small-to-large", state="scale")  # doctest: +SKIP
+    PosixPath('small-to-large-optimizer')
+    """
+    began = time.perf_counter()
+    if state not in STATES:
+        raise GrowthError(f"state {state!r} is unknown", fix=f"choose one of {', '.join(STATES)}")
+    grown, made = Path(grown), read_plan_file(grown)
+    plan = made.plan
+    out = Path(out) if out is not None else grown.with_name(grown.resolve().name + "-optimizer")
+    if out.exists() and not overwrite:
+        raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
+    if state != "reset" and (mixed := [name for name, axis in plan.axes.items() if axis.legs is not None]):
+        raise GrowthError(
+            f"moments of a plan that mixes coordinates ({plan.method})",
+            where=f"axis {mixed[0]}",
+            why="second moments of a mixture are not a mixture of second moments",
+            fix="grow with state reset: fp32 masters without moments",
+        )
+    source = _find(Path(checkpoint))
+    _check_step(source, made.record)
+    identity = {
+        "phigrow": installed_version("phigrow"),
+        "plan": plan.hash,
+        "state": state,
+        "checkpoint": str(source.folder.resolve()),
+        "files": source.marker and source.marker["files"],
+    }
+    work = out.parent / f".{out.name}.source"
+    with PartialFolder(out, identity) as unfinished:
+        try:
+            _check_space(plan, source, unfinished.path)
+            folder = _universal(source, work, progress)
+            with CheckpointReader(grown) as weights:
+                files = _Writer(plan, folder, weights, unfinished, state).write(progress)
+            content = _content(source, folder, plan, state)
+            content["seconds"] = round(time.perf_counter() - began, 3)
+            write_json(unfinished.path / universal.STATE, content)
+            files[universal.STATE] = digest(unfinished.path / universal.STATE)
+            write_marker(unfinished.path, {"universal": True, "grown": content["grown"]}, files)
+            unfinished.finish(overwrite=overwrite)
+        except KeyboardInterrupt:
+            raise  # what is finished stays for the next run, as after a kill
+        except OSError as error:
+            unfinished.discard()
+            raise GrowthError("the output cannot be written", where=str(out), why=str(error)) from error
+        except BaseException:
+            unfinished.discard()
+            remove(work)
+            raise
+        remove(work)
+    return out
+
+
+def _find(path: Path) -> _Source:
+    """The checkpoint that a path means, its files checked where phigrow wrote them."""
+    if not (path / MARKER).is_file():
+        found, damaged = marked_checkpoints(path)
+        latest = path / "latest"
+        if found:
+            path = found[-1].folder
+        elif damaged:
+            raise GrowthError("a checkpoint that is damaged", where=str(damaged[-1].folder), why=damaged[-1].why)
+        elif latest.is_file():  # DeepSpeed's own; it names the newest folder beside it
+            path = path / Path(latest.read_text(encoding="utf-8").strip()).name
+    if (path / MARKER).is_file():
+        try:
+            marker = read_marker(path)
+        except ValueError as error:
+            raise GrowthError("a checkpoint that is damaged", where=str(path), why=str(error)) from error
+        if wrong := damage(path, marker["files"]):
+            raise GrowthError("a checkpoint that is damaged", where=str(path), why="; ".join(wrong[:3]))
+        return _Source(path, marker)
+    if not any(path.glob("*_optim_states.pt")):
+        raise GrowthError(
+            "no checkpoint with an optimizer's state",
+            where=str(path),
+            why=None if path.is_dir() else "there is no such folder",
+            fix="give the folder of a run that saved one (save_every, or keep), or one that DeepSpeed wrote",
+        )
+    return _Source(path, None)
+
+
+def _check_step(source: _Source, record: dict[str, Any] | None) -> None:
+    """Refuse a checkpoint of another step than the weights that were grown, where both are known."""
+    training = ((record or {}).get("source") or {}).get("training")
+    steps = training.get("steps") if isinstance(training, dict) else None
+    if steps is not None and source.step is not None and not source.is_universal and steps != source.step:
+        raise GrowthError(
+            f"a checkpoint of step {source.step}, and weights that were grown from step {steps}",
+            where=str(source.folder),
+            fix="expand the export of this checkpoint, or give the checkpoint of that step",
+        )
+
+
+def _check_space(plan: Plan, source: _Source, place: Path) -> None:
+    def values(shapes: Iterator[tuple[int, ...]]) -> int:
+        return sum(map(math.prod, shapes))
+
+    needed = 4 * len(KINDS) * values(growth.shape for growth in plan.tensors())
+    if not source.is_universal:  # it is converted first, which takes its state twice
+        needed += 8 * len(KINDS) * values(iter(plan.table.state_shapes(plan.src_config).values()))
+    there = sum(file.stat().st_blocks * 512 for file in place.rglob("*"))
+    free = shutil.disk_usage(place).free + there
+    if needed > free:
+        raise GrowthError(
+            f"not enough space: {needed / 1e9:.3f} GB of optimizer state, {free / 1e9:.3f} GB free",
+            where=str(place.parent),
+            fix="choose another --out",
+        )
+
+
+def _universal(source: _Source, work: Path, progress: bool) -> Path:
+    """The checkpoint as a universal folder: it is one, the run has made one, or it is converted here."""
+    if source.is_universal:
+        return source.folder
+    made = source.folder.parent.parent / UNIVERSAL / source.folder.name
+    if source.marker and universal.whole(made):
+        return made
+    try:
+        with progress_bar("reading the checkpoint", 1, progress) as advance:
+            universal.convert(source.folder, work, source.marker or {})
+            advance(None)
+    except (KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise GrowthError(
+            "a checkpoint that cannot be converted to DeepSpeed's universal format",
+            where=str(source.folder),
+            why=f"{type(error).__name__}: {error}",
+            fix="ZeRO 1 to 3 with Adam is read; phigrow's own checkpoints at ZeRO 0 too",
+        ) from error
+    return work
+
+
+class _Writer:
+    """Writes the state of every tensor, leaving out the files that an earlier run of the same growth wrote."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, weights: CheckpointReader, unfinished: PartialFolder, state: str
+    ) -> None:
+        self.plan, self.folder, self.weights, self.unfinished, self.state = plan, folder, weights, unfinished, state
+        self.quiet = replace(plan, noise=0.0)
+        self.live = _live_names(plan, folder)
+        self.shapes = plan.table.state_shapes(plan.src_config)
+        self.step = 0.0 if state == "reset" else adam_step(folder)
+        self.files: dict[str, Any] = {}
+
+    def write(self, progress: bool) -> dict[str, Any]:
+        """Write all of it; returns name -> digest of every file."""
+        import torch
+
+        growths = list(self.plan.tensors())
+        label = f"{self.state}: {'resuming' if self.unfinished.done else 'writing'} the state of {len(growths)} tensors"
+        with (
+            progress_bar(label, len(growths) * len(KINDS), progress) as advance,
+            ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        ):
+            for growth in growths:
+                for kind in KINDS:
+                    self._keep(growth, kind, partial(self._value, growth, kind, pool))
+                    advance(None)
+                self._keep(growth, "step", partial(torch.tensor, self.step))
+        return self.files
+
+    def _keep(self, growth: TensorGrowth, kind: str, make: Callable[[], torch.Tensor]) -> None:
+        name = f"zero/{self.live.get(growth.name, growth.name)}/{kind}.pt"
+        path = self.unfinished.path / name
+        known = self.unfinished.done.get((name, 0))
+        if known is not None and path.is_file() and (found := digest(path))["xxh3_128"] == known:
+            self.files[name] = found
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _save(make(), path)
+        self.files[name] = digest(path)
+        self.unfinished.record(name, 0, self.files[name]["xxh3_128"])
+
+    def _value(self, growth: TensorGrowth, kind: str, pool: ThreadPoolExecutor) -> torch.Tensor:
+        """A destination tensor, whole, float32."""
+        import torch
+
+        master = kind == "fp32"
+        how = growth if master else moment_growth(growth, self.plan, kind, self.state)
+        if how is None:
+            return torch.zeros(growth.shape)
+        others = {name: self._source(name, kind) for name in how.fold.sources} if how.fold else {}
+        plan = self.plan if master else self.quiet
+        lift = Lift(how, self._source(growth.source, kind), plan, "float32", others)
+        out = np.empty(growth.shape, dtype=np.uint32)
+
+        def fill(block: tuple[int, int]) -> None:
+            out[slice(*block)] = lift.rows(*block)
+
+        list(pool.map(fill, block_rows(growth.shape)))
+        if not is_finite(out, "float32"):
+            raise GrowthError(
+                "NaN or infinite optimizer state",
+                where=f"{kind} of {growth.name}",
+                fix="take a checkpoint from before the training diverged",
+            )
+        value = tensor_of(out, "float32")
+        if master:
+            _check_weights(value, self.weights, growth)
+        return value
+
+    def _source(self, name: str, kind: str) -> InMemory:
+        """A tensor of the source, mapped from its file."""
+        read = universal.stored(self.folder, self.live.get(name, name), kind)
+        return InMemory(read.float().reshape(self.shapes[name]))
+
+
+def _live_names(plan: Plan, folder: Path) -> dict[str, str]:
+    """Names in checkpoints -> in the folder, where they differ; what the folder holds is held against the table.
+
+    Raises:
+        GrowthError: it is the state of another model.
+    """
+    there = universal.parameters(folder)
+    live = {theirs: ours for theirs, ours in plan.table.live_names.items() if ours in there}
+    names = {ours: theirs for theirs, ours in live.items()}
+    expected, found = plan.table.state_shapes(plan.src_config), {}
+    for name in there:
+        stored, shape = names.get(name, name), tuple(universal.stored(folder, name, "fp32").shape)
+        flat = stored in expected and math.prod(shape) == math.prod(expected[stored])  # as ZeRO 3 has it
+        found[stored] = expected[stored] if flat else shape
+    try:
+        plan.table.check_tensors(plan.src_config, found, where=str(folder))
+    except GrowthError as error:
+        raise GrowthError(
+            "the checkpoint is not of the model that was grown",
+            where=error.where,
+            why=f"{error.what}" + (f": {error.why}" if error.why else ""),
+            fix="give the checkpoint whose weights were expanded",
+        ) from error
+    return live
+
+
+def adam_step(folder: Path) -> float:
+    """The steps that Adam has counted in a universal folder."""
+    return float(json.loads((folder / universal.STATE).read_text(encoding="utf-8"))["adam_step"])
+
+
+def _check_weights(value: torch.Tensor, weights: CheckpointReader, growth: TensorGrowth) -> None:
+    """Hold lifted masters against the grown weights, which are a rounding of them.
+
+    Raises:
+        GrowthError: these were grown from other weights.
+    """
+    stored, apart, size = weights.tensors[growth.name], 0.0, 0.0
+    for start, stop in block_rows(growth.shape):
+        block = stored.rows(start, stop).float()
+        apart += float((block - value[start:stop]).square().sum())
+        size += float(block.square().sum())
+    if math.sqrt(apart) > SAME_WEIGHTS * math.sqrt(size):
+        raise GrowthError(
+            "the grown weights do not come from this checkpoint",
+            where=growth.name,
+            why=f"its masters, grown by the same plan, are off by {math.sqrt(apart / size) if size else apart:.2g} "
+            "of the weights",
+            fix="expand the export of this checkpoint, or give the checkpoint of that export",
+        )
+
+
+def _save(value: torch.Tensor, path: Path) -> None:
+    import torch
+
+    with path.open("wb") as file:
+        torch.save({"param": value} if value.ndim else value, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _content(source: _Source, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
+    """What ``state.json`` says: Adam's step, the loss scale, where it comes from, and where the data stood."""
+    former = json.loads((folder / universal.STATE).read_text(encoding="utf-8"))
+    return {
+        "adam_step": 0.0 if state == "reset" else former["adam_step"],
+        "loss_scaler": former["loss_scaler"],
+        "grown": {"plan": plan.hash, "method": plan.method, "state": state, "step": source.step},
+        "data": former.get("data") or _data(source),
+    }
+
+
+def _data(source: _Source) -> dict[str, Any] | None:
+    """Where the run stood in its data, so that what is grown from it goes on there; None where nobody knows."""
+    path = source.folder.parent.parent / RUN_FILE
+    if not source.marker or "progress" not in source.marker or not path.is_file():
+        return None
+    run, progress = json.loads(path.read_text(encoding="utf-8")), source.marker["progress"]
+    blocks = progress.get("blocks") or progress["step"] * run["batch"]
+    known = {key: run.get(key) for key in ("seed", "data_fingerprint", "mixture")}
+    return {"blocks": blocks, "position": progress.get("data"), **known}
