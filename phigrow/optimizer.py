@@ -94,20 +94,12 @@ def grow_optimizer(
     PosixPath('small-to-large-optimizer')
     """
     began = time.perf_counter()
-    if state not in STATES:
-        raise GrowthError(f"state {state!r} is unknown", fix=f"choose one of {', '.join(STATES)}")
     grown, made = Path(grown), read_plan_file(grown)
     plan = made.plan
     out = Path(out) if out is not None else grown.with_name(grown.resolve().name + "-optimizer")
     if out.exists() and not overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
-    if state != "reset" and (mixed := [name for name, axis in plan.axes.items() if axis.legs is not None]):
-        raise GrowthError(
-            f"moments of a plan that mixes coordinates ({plan.method})",
-            where=f"axis {mixed[0]}",
-            why="second moments of a mixture are not a mixture of second moments",
-            fix="grow with state reset: fp32 masters without moments",
-        )
+    check_state(plan, state)
     source = _find(Path(checkpoint))
     _check_step(source, made.record)
     identity = {
@@ -141,6 +133,23 @@ def grow_optimizer(
             raise
         remove(work)
     return out
+
+
+def check_state(plan: Plan, state: str) -> None:
+    """Refuse a state that a plan's moments cannot have.
+
+    Raises:
+        GrowthError: an unknown state, or another than ``reset`` for a plan that mixes coordinates.
+    """
+    if state not in STATES:
+        raise GrowthError(f"state {state!r} is unknown", where="state", fix=f"choose one of {', '.join(STATES)}")
+    if state != "reset" and (mixed := [name for name, axis in plan.axes.items() if axis.legs is not None]):
+        raise GrowthError(
+            f"moments of a plan that mixes coordinates ({plan.method})",
+            where=f"axis {mixed[0]}",
+            why="second moments of a mixture are not a mixture of second moments",
+            fix="grow with state reset: fp32 masters without moments",
+        )
 
 
 def _find(path: Path) -> _Source:

@@ -91,7 +91,7 @@ MAY_IMPORT = {
         "training",
     },
     "measure": ANYONE,
-    "study": ANYONE | {"hub", "corpus", "training", "measure", "methods", "resolve", "expand"},
+    "study": ANYONE | {"hub", "corpus", "training", "measure", "methods", "resolve", "expand", "optimizer"},
     "demo": ANYONE | {"study", "corpus", "training", "measure", "expand", "verify"},
 }
 

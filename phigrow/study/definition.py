@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from phigrow.config import Config, load_config
+from phigrow.config import load_config
 from phigrow.errors import GrowthError
+from phigrow.study.reading import (
+    beside,
+    config_of,
+    data_of,
+    mapping,
+    near,
+    number,
+    only,
+    optional,
+    read_yaml,
+    run_keys,
+    whole,
+)
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Source, Study, Sweep
 
 KEYS = (
@@ -22,7 +33,8 @@ GROWTH = ("depth", "rounding", "noise")
 
 MANAGED = (
     "init", "model", "data", "stream", "arm", "out", "seed", "steps", "schedule", "decay", "trunk", "branch_from",
-    "save_at", "lr_chosen_by", "resume", "universal", "source_tokens", "source_flops", "source_seconds",
+    "save_at", "lr_chosen_by", "resume", "universal", "source_tokens", "source_flops", "source_seconds", "optimizer",
+    "data_start", "schedule_start", "schedule_steps",
 )  # fmt: skip
 """Keys of a training run that the study decides."""
 
@@ -50,15 +62,15 @@ def load_study(
     (20, 40)
     """
     path = Path(path)
-    found = _mapping(_read(path), str(path))
-    _only(found, KEYS, str(path))
+    found = mapping(read_yaml(path), str(path))
+    only(found, KEYS, str(path))
     for key in NEEDED:
         if key not in found:
             raise GrowthError(f"a study without {key!r}", where=str(path), fix=f"it needs {', '.join(NEEDED)}")
-    data, seq_len = _data(found["data"], path)
-    train = _run_keys(found["train"], MANAGED, f"train in {path}")
+    data, seq_len = data_of(found["data"], path)
+    train = run_keys(found["train"], MANAGED, f"train in {path}")
     train = DEFAULTS | train
-    seeds = _whole(found.get("seeds", [0]), "seeds", path, least=0)
+    seeds = whole(found.get("seeds", [0]), "seeds", path, least=0)
     source = _source(found["source"], path)
     study = Study(
         name=path.stem,
@@ -66,17 +78,17 @@ def load_study(
         data=data,
         seq_len=seq_len,
         source=source,
-        dst=_config(found["dst"], path, "dst"),
-        arms=tuple(_arm(name, content, path) for name, content in _mapping(found["arms"], f"arms in {path}").items()),
+        dst=config_of(found["dst"], path, "dst"),
+        arms=tuple(_arm(name, content, path) for name, content in mapping(found["arms"], f"arms in {path}").items()),
         baseline=str(found.get("baseline", SCRATCH)),
         seeds=seeds,
         budgets=_budgets(found["budgets"], train["batch"] * seq_len, path),
-        decay=_number(found.get("decay", 0.2), "decay", path),
+        decay=number(found.get("decay", 0.2), "decay", path),
         train=train,
         sweep=_sweep(found["sweep"], seeds, path) if found.get("sweep") else None,
-        workers=workers or _optional(found, "workers", path),
-        ranks=ranks or _optional(found, "ranks", path),
-        flops_per_second=_number(found["flops_per_second"], "flops_per_second", path)
+        workers=workers or optional(found, "workers", path),
+        ranks=ranks or optional(found, "ranks", path),
+        flops_per_second=number(found["flops_per_second"], "flops_per_second", path)
         if found.get("flops_per_second")
         else None,
     )
@@ -86,12 +98,14 @@ def load_study(
 
 def _check(study: Study, path: Path) -> None:
     """What takes more than one key to see."""
+    from phigrow.optimizer import check_state
     from phigrow.resolve import plan
     from phigrow.study.jobs import jobs_of
     from phigrow.training import RunConfig
+    from phigrow.training.checkpoints import marked_checkpoints
 
     if study.baseline not in [arm.name for arm in study.arms]:
-        raise _near(f"no arm {study.baseline!r}", f"baseline in {path}", study.baseline, [a.name for a in study.arms])
+        raise near(f"no arm {study.baseline!r}", f"baseline in {path}", study.baseline, [a.name for a in study.arms])
     if not 0 < study.decay < 1:
         raise GrowthError(f"decay is {study.decay:g}", where=f"decay in {path}", fix="give a fraction of each budget")
     if study.sweep and "lr" in study.train:
@@ -99,10 +113,20 @@ def _check(study: Study, path: Path) -> None:
     for arm in study.arms:
         if arm.grows:
             try:
-                plan(study.source.config, study.dst, arm.method, **arm.growth)
+                made = plan(study.source.config, study.dst, arm.method, **arm.growth)
+                if arm.state is not None:
+                    check_state(made, arm.state)
             except GrowthError as error:
                 where = f"arm {arm.name} in {path}" + (f": {error.where}" if error.where else "")
                 raise GrowthError(error.what, where=where, why=error.why, fix=error.fix) from error
+    kept = [arm.name for arm in study.arms if arm.state is not None]
+    if kept and study.source.path is not None and not marked_checkpoints(study.source.path.parent)[0]:
+        raise GrowthError(
+            f"arm {kept[0]} grows the optimizer's state, and the source has none",
+            where=f"source in {path}",
+            why=f"there is no checkpoint in {study.source.path.parent}",
+            fix="give as path the export inside the folder of a run that keeps its checkpoints",
+        )
     for job in jobs_of(study):
         if not job.trains:
             continue
@@ -113,102 +137,15 @@ def _check(study: Study, path: Path) -> None:
             raise GrowthError(error.what, where=where, why=error.why, fix=error.fix) from error
 
 
-def _read(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise GrowthError("no such study", where=str(path.absolute()), fix="give a YAML file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GrowthError("a study that cannot be read", where=str(path), why=str(error)) from error
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise GrowthError(f"{value!r} is no mapping", where=where, fix="write 'key: value' lines")
-    return {str(key): content for key, content in value.items()}
-
-
-def _only(found: Iterable[str], known: Iterable[str], where: str) -> None:
-    known = list(known)
-    for key in found:
-        if key not in known:
-            raise _near(f"no key {key!r}", where, key, known)
-
-
-def _near(what: str, where: str, word: str, known: list[str]) -> GrowthError:
-    near = difflib.get_close_matches(word, known, n=3)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-    return GrowthError(what, where=where, fix=fix)
-
-
-def _run_keys(value: Any, refused: Iterable[str], where: str, why: str = "the study decides it") -> dict[str, Any]:
-    from phigrow.training.options import checked
-
-    keys = checked(_mapping(value or {}, where), where)
-    for key in keys:
-        if key in refused:
-            raise GrowthError(f"{key} is no key of this place", where=where, why=why, fix="leave it out")
-    return keys
-
-
-def _number(value: Any, key: str, path: Path) -> float:
-    try:  # 1e-3 is text in YAML 1.1
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give a positive number")
-    return number
-
-
-def _whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
-    items = value if isinstance(value, list) else [value]
-    if not items or any(isinstance(n, bool) or not isinstance(n, int) or n < least for n in items):
-        raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix=f"give whole numbers, {least} or more")
-    if len(set(items)) < len(items):
-        raise GrowthError(f"{key} names a value twice", where=f"{key} in {path}", fix="give each once")
-    return tuple(items)
-
-
-def _optional(found: dict[str, Any], key: str, path: Path) -> int | None:
-    return _whole(found[key], key, path, least=1)[0] if found.get(key) else None
-
-
 def _budgets(value: Any, batch_tokens: int, path: Path) -> tuple[int, ...]:
     """Steps as they are, or ``{tokens: [...]}``, rounded up to whole steps."""
     if isinstance(value, dict):
         where = f"budgets in {path}"
-        _only(value, ("tokens",), where)
+        only(value, ("tokens",), where)
         items = value.get("tokens")
-        tokens = [_number(item, "budgets", path) for item in (items if isinstance(items, list) else [items])]
+        tokens = [number(item, "budgets", path) for item in (items if isinstance(items, list) else [items])]
         value = [math.ceil(number / batch_tokens) for number in tokens]
-    return tuple(sorted(_whole(value, "budgets", path, least=2)))
-
-
-def _data(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:
-    from phigrow.corpus.build import prepare
-    from phigrow.corpus.facts import read_facts
-
-    if isinstance(value, str):
-        folder = _beside(value, path)
-        return folder, int(read_facts(folder)["seq_len"])
-    arguments = _mapping(value, f"data in {path}")
-    known = [key for key in prepare.__annotations__ if key not in ("out", "overwrite", "progress", "return")]
-    _only(arguments, known, f"data in {path}")
-    return arguments, _whole(arguments.get("seq_len", 256), "seq_len", path, least=2)[0]
-
-
-def _config(value: Any, path: Path, key: str) -> Config:
-    if not isinstance(value, str | dict):
-        raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give a config.json or a mapping")
-    return load_config(_beside(value, path) if isinstance(value, str) else value)
-
-
-def _beside(value: str, path: Path) -> Path:
-    beside = path.parent / value
-    return beside if beside.exists() else Path(value)
+    return tuple(sorted(whole(value, "budgets", path, least=2)))
 
 
 def _source(value: Any, path: Path) -> Source:
@@ -217,36 +154,36 @@ def _source(value: Any, path: Path) -> Source:
     where = f"source in {path}"
     if isinstance(value, str):
         value = {"path": value}
-    found = _mapping(value, where)
+    found = mapping(value, where)
     if "path" in found:
-        _only(found, ("path", "tokens", "flops", "seconds"), where)
-        folder = locate(_beside(str(found["path"]), path))
-        cost = {key: _number(value, key, path) for key, value in found.items() if key != "path"}
+        only(found, ("path", "tokens", "flops", "seconds"), where)
+        folder = locate(beside(str(found["path"]), path))
+        cost = {key: number(value, key, path) for key, value in found.items() if key != "path"}
         return Source(config=load_config(folder), path=folder, cost=cost)
-    _only(found, ("model", "steps", "seed", "train"), where)
+    only(found, ("model", "steps", "seed", "train"), where)
     for key in ("model", "steps"):
         if key not in found:
             raise GrowthError(f"a source without {key!r}", where=where, fix="give a path, or a model and its steps")
     return Source(
-        config=_config(found["model"], path, "model"),
-        steps=_whole(found["steps"], "steps", path, least=2)[0],
-        seed=_whole(found.get("seed", 0), "seed", path, least=0)[0],
-        train=_run_keys(found.get("train"), MANAGED, f"train of source in {path}"),
+        config=config_of(found["model"], path, "model"),
+        steps=whole(found["steps"], "steps", path, least=2)[0],
+        seed=whole(found.get("seed", 0), "seed", path, least=0)[0],
+        train=run_keys(found.get("train"), MANAGED, f"train of source in {path}"),
     )
 
 
 def _sweep(value: Any, seeds: tuple[int, ...], path: Path) -> Sweep:
     where = f"sweep in {path}"
-    found = _mapping(value, where)
-    _only(found, ("lr", "steps", "seeds"), where)
+    found = mapping(value, where)
+    only(found, ("lr", "steps", "seeds"), where)
     for key in ("lr", "steps"):
         if key not in found:
             raise GrowthError(f"a sweep without {key!r}", where=where, fix="give lr: [...] and steps")
     rates = found["lr"] if isinstance(found["lr"], list) else [found["lr"]]
     return Sweep(
-        lr=tuple(sorted({_number(rate, "lr", path) for rate in rates})),
-        steps=_whole(found["steps"], "steps", path, least=2)[0],
-        seeds=_whole(found.get("seeds", [seeds[0]]), "seeds", path, least=0),
+        lr=tuple(sorted({number(rate, "lr", path) for rate in rates})),
+        steps=whole(found["steps"], "steps", path, least=2)[0],
+        seeds=whole(found.get("seeds", [seeds[0]]), "seeds", path, least=0),
     )
 
 
@@ -256,14 +193,15 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
     where = f"arm {name} in {path}"
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise GrowthError(f"an arm called {name!r}", where=where, why="it names a folder", fix="use letters, digits, -")
-    found = _mapping(content or {}, where)
+    found = mapping(content or {}, where)
     method = str(found.pop("method", name))
     mixture = bool(set(method) & set(",=:"))  # one method an axis: what it is made of is checked by its plan
     known = [SCRATCH, CONTINUED, *all_methods()]
     if method not in known and not mixture:
-        raise _near(f"no method {method!r}", where, method, known)
-    train = _run_keys(found.pop("train", None), (*MANAGED, *SAME), f"train of {where}", "it is the same for every arm")
+        raise near(f"no method {method!r}", where, method, known)
+    train = run_keys(found.pop("train", None), (*MANAGED, *SAME), f"train of {where}", "it is the same for every arm")
+    grows = method not in (SCRATCH, CONTINUED)
+    state = found.pop("state", None) if grows else None
     if not mixture:
-        grows = method not in (SCRATCH, CONTINUED)
-        _only(found, ("method", "train", *((*GROWTH, *find_method(method).options) if grows else ())), where)
-    return Arm(name, method, found, train)
+        only(found, ("method", "train", *((*GROWTH, *find_method(method).options) if grows else ())), where)
+    return Arm(name, method, found, train, None if state is None else str(state))

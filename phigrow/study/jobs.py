@@ -17,7 +17,7 @@ from phigrow.config import Config
 from phigrow.flops import count
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Study, Sweep
 
-Kind = Literal["data", "source", "expand", "sweep", "trunk", "end"]
+Kind = Literal["data", "source", "expand", "state", "sweep", "trunk", "end"]
 
 OPERATIONAL = ("micro_batch", "threads", "log_every", "save_every", "keep", "monitor")
 """Keys of a training run that change nothing in its records but seconds."""
@@ -29,7 +29,8 @@ class Job:
 
     Attributes:
         name: in words, unique in its study.
-        kind: data, source and sweep as they say; expand makes a start, a trunk is what decayed ends share.
+        kind: data, source and sweep as they say; expand makes a start, state the optimizer's that goes with it, a trunk
+            is what decayed ends share.
         key: hash of all that the result depends on.
         folder: of the result.
         needs: names of the jobs before it.
@@ -37,6 +38,7 @@ class Job:
         arm, seed, budget: which run it is; budget is the steps of an end.
         first, steps: the training it does, from after ``first`` up to ``steps``.
         tokens, flops: of that training.
+        keeps: its last checkpoint stays, because states are grown from it.
     """
 
     name: str
@@ -52,11 +54,12 @@ class Job:
     steps: int = 0
     tokens: int = 0
     flops: float = 0.0
+    keeps: bool = False
 
     @property
     def trains(self) -> bool:
         """Whether this is a training run."""
-        return self.kind not in ("data", "expand")
+        return self.kind not in ("data", "expand", "state")
 
 
 def jobs_of(study: Study) -> list[Job]:
@@ -102,7 +105,10 @@ class _Jobs:
             steps = study.source.steps
             keys = self._source_train() | self._schedule(steps) | {"model": study.source.config, "arm": "source"}
             keys |= {"seed": study.source.seed}
-            yield self._run("source", "source", self.source_key, self.source_run, self.needs_data, keys, steps=steps)
+            keeps = any(arm.state is not None for arm in study.arms)
+            yield self._run(
+                "source", "source", self.source_key, self.source_run, self.needs_data, keys, steps=steps, keeps=keeps
+            )
         sweep = study.sweep
         expanded: set[str] = set()
         if sweep:
@@ -124,6 +130,9 @@ class _Jobs:
         key = self._start_key(arm, seed)
         needs = ("source",) if self.study.source.path is None else ()
         yield Job(name, "expand", key, self._start(arm, seed), needs, arm=arm, seed=seed)
+        if arm.state is not None:
+            made = self._state(arm, seed)
+            yield Job(f"{arm.name}/seed{seed}/state", "state", key, made, (name, *needs), arm=arm, seed=seed)
 
     def _start_key(self, arm: Arm, seed: int) -> str:
         """What the first weights depend on: for a growth the resolved plan, so that a changed method is noticed."""
@@ -141,6 +150,9 @@ class _Jobs:
             return self.source_folder
         return self.study.out / "starts" / arm.name / f"seed{seed}-{self._start_key(arm, seed)}"
 
+    def _state(self, arm: Arm, seed: int) -> Path:
+        return self._start(arm, seed).with_name(f"{self._start(arm, seed).name}-{arm.state}")
+
     def _schedule(self, steps: int) -> dict[str, Any]:
         return {"steps": steps, "schedule": "wsd", "decay": self.study.decay_steps(steps)}
 
@@ -150,7 +162,9 @@ class _Jobs:
         if arm.method == SCRATCH:
             return keys | {"model": study.dst}
         cost = {f"source_{unit}": spent for unit, spent in study.source.cost.items()}
-        return keys | {"init": str(self._start(arm, seed))} | cost
+        # Every arm reads the same text at the same step, whatever state it starts with.
+        state = {"optimizer": str(self._state(arm, seed)), "data_start": 0} if arm.state is not None else {}
+        return keys | {"init": str(self._start(arm, seed))} | cost | state
 
     def _tried(self, arm: Arm, rate: float, seed: int, sweep: Sweep) -> Job:
         keys = self._keys(arm, seed) | self._schedule(sweep.steps)
@@ -194,7 +208,8 @@ class _Jobs:
 
     def _before(self, arm: Arm, seed: int) -> tuple[str, ...]:
         if arm.grows:
-            return (*self.needs_data, f"{arm.name}/seed{seed}/start")
+            state = (f"{arm.name}/seed{seed}/state",) if arm.state is not None else ()
+            return (*self.needs_data, f"{arm.name}/seed{seed}/start", *state)
         if arm.method == CONTINUED and self.study.source.path is None:
             return (*self.needs_data, "source")
         return self.needs_data
@@ -202,7 +217,8 @@ class _Jobs:
     def _run_key(self, arm: Arm, seed: int, rate: Any, steps: int | None = None) -> str:
         decay = steps and self.study.decay_steps(steps)
         train = self._identity(self.study.train | arm.train)
-        return _hash([self.data_key, self._start_key(arm, seed), train, seed, rate, steps, decay])
+        state = [arm.state] if arm.state is not None else []
+        return _hash([self.data_key, self._start_key(arm, seed), train, seed, rate, steps, decay, *state])
 
     @staticmethod
     def _identity(train: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def done(job: Job) -> dict[str, Any] | None:
     """What a finished job left, None while it is not finished."""
     if not job.trains:
         return {} if job.folder.is_dir() else None
+    if job.keeps and not saved_steps(job.folder):
+        return None
     try:
         found = json.loads((job.folder / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -72,7 +74,7 @@ def finish(job: Job, wall: float, flops: float, before: float) -> dict[str, Any]
     partial = job.folder / f".{DONE}.partial"
     partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     partial.replace(job.folder / DONE)
-    if job.kind != "trunk":
+    if job.kind != "trunk" and not job.keeps:
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     return content
 

@@ -206,7 +206,7 @@ def wanted(job: Job, jobs: list[Job]) -> bool:
 
 
 def _make(study: Study, jobs: list[Job], job: Job) -> None:
-    """The data, or a start."""
+    """The data, a start, or the optimizer's state for one."""
     if job.kind == "data":
         from phigrow.corpus import prepare
 
@@ -217,6 +217,12 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
 
     assert job.arm is not None
     source = study.source.path or next(other for other in jobs if other.kind == "source").folder / "export"
+    if job.kind == "state":
+        from phigrow.optimizer import grow_optimizer
+
+        start = next(other for other in jobs if other.kind == "expand" and other.name in job.needs)
+        grow_optimizer(source.parent, start.folder, job.folder, state=str(job.arm.state))
+        return
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     options = {"dtype": "float32", **job.arm.growth}
     expand(source, study.dst, job.folder, method=job.arm.method, seed=job.seed, **options)

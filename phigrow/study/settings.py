@@ -21,12 +21,14 @@ class Arm:
         method: a width method, ``scratch``, or ``continued``: the source itself, trained on without growing.
         growth: options of `phigrow.expand`, such as depth, noise, scale.
         train: keys of the training run that this arm has for itself.
+        state: what becomes of the source's optimizer state, of `phigrow.moments.STATES`; None: AdamW starts afresh.
     """
 
     name: str
     method: str
     growth: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    state: str | None = None
 
     @property
     def grows(self) -> bool:

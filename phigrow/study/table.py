@@ -142,6 +142,8 @@ def described(job: Job) -> str:
     """A job in words: what it is, how long, how much."""
     if job.kind == "data":
         return f"data: packed blocks in {job.folder}"
+    if job.kind == "state":
+        return f"{job.name}: grow the optimizer's state: {job.arm.state if job.arm else '?'}"
     if not job.trains:
         return f"{job.name}: expand by {job.arm.method if job.arm else '?'}"
     part = f"steps {job.first} to {job.steps}" if job.first else f"{job.steps} steps"

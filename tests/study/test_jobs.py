@@ -15,6 +15,7 @@ from phigrow.study import Study, jobs_of, progress
 from phigrow.study.jobs import Job
 from phigrow.study.results import sweep_results
 from phigrow.study.runner import _prune, _settled, best_rate, wanted
+from phigrow.study.table import described
 
 SWEPT: dict[str, Any] = {
     "train": {"batch": 16, "warmup": 4},
@@ -188,3 +189,29 @@ def test_time_is_told_from_runs_that_were_timed(tmp_path):
     assert progress.time_left(study, jobs, jobs) == pytest.approx(
         (sum(j.flops for j in missing) / 5e9 + 2 * len(missing)) / 2
     )
+
+
+def test_arms_of_one_growth_differ_in_the_state_that_they_start_with(tmp_path):
+    states = ("reset", "copy", "scale", "asymmetric")
+    arms = {"scratch": None, "tile": None} | {f"tile-{s}": {"method": "tile", "state": s} for s in states}
+    study = loaded(tmp_path, arms=arms, budgets=[40])
+    jobs = by_name(study)
+    assert jobs["source"].keeps
+    ends = [jobs["tile/seed0/40"], *(jobs[f"tile-{state}/seed0/40"] for state in states)]
+    assert len({job.key for job in ends}) == 5
+    assert "optimizer" not in ends[0].keys
+    for state, end in zip(states, ends[1:], strict=True):
+        made, start = jobs[f"tile-{state}/seed0/state"], jobs[f"tile-{state}/seed0/start"]
+        assert (end.keys["optimizer"], end.keys["data_start"]) == (str(made.folder), 0)
+        assert made.folder.name == f"{start.folder.name}-{state}"
+        assert set(made.needs) == {start.name, "source"}
+        assert made.name in end.needs
+        assert described(made) == f"tile-{state}/seed0/state: grow the optimizer's state: {state}"
+    # An arm without a state has the folder that it had before there were states.
+    alone = by_name(loaded(tmp_path, arms={"scratch": None, "tile": None}, budgets=[40]))
+    assert alone["tile/seed0/40"].folder == ends[0].folder
+    assert not alone["source"].keeps
+    # A source whose checkpoint was deleted is trained again, but only where a state needs it.
+    finish(jobs["source"])
+    assert progress.done(alone["source"]) is not None
+    assert progress.done(jobs["source"]) is None

@@ -1,0 +1,110 @@
+"""Read what a person wrote in YAML, strictly: what is wrong is said by key, before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from phigrow.config import Config, load_config
+from phigrow.errors import GrowthError
+
+
+def read_yaml(path: Path, what: str = "study") -> Any:
+    """The content of a YAML file."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise GrowthError(f"no such {what}", where=str(path.absolute()), fix="give a YAML file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise GrowthError(f"a {what} that cannot be read", where=str(path), why=str(error)) from error
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """A mapping whose keys are texts."""
+    if not isinstance(value, dict):
+        raise GrowthError(f"{value!r} is no mapping", where=where, fix="write 'key: value' lines")
+    return {str(key): content for key, content in value.items()}
+
+
+def only(found: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse keys that are not known, with the nearest that are."""
+    known = list(known)
+    for key in found:
+        if key not in known:
+            raise near(f"no key {key!r}", where, key, known)
+
+
+def near(what: str, where: str, word: str, known: list[str]) -> GrowthError:
+    """An error about a word that names nothing, with the nearest that do."""
+    close = difflib.get_close_matches(word, known, n=3)
+    fix = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+    return GrowthError(what, where=where, fix=fix)
+
+
+def run_keys(value: Any, refused: Iterable[str], where: str, why: str = "the study decides it") -> dict[str, Any]:
+    """Keys of a training run, of their types, without those that are decided elsewhere."""
+    from phigrow.training.options import checked
+
+    keys = checked(mapping(value or {}, where), where)
+    for key in keys:
+        if key in refused:
+            raise GrowthError(f"{key} is no key of this place", where=where, why=why, fix="leave it out")
+    return keys
+
+
+def number(value: Any, key: str, path: Path) -> float:
+    """A positive number."""
+    try:  # 1e-3 is text in YAML 1.1
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not (math.isfinite(found) and found > 0):
+        raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give a positive number")
+    return found
+
+
+def whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
+    """One whole number or several, each once."""
+    items = value if isinstance(value, list) else [value]
+    if not items or any(isinstance(n, bool) or not isinstance(n, int) or n < least for n in items):
+        raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix=f"give whole numbers, {least} or more")
+    if len(set(items)) < len(items):
+        raise GrowthError(f"{key} names a value twice", where=f"{key} in {path}", fix="give each once")
+    return tuple(items)
+
+
+def optional(found: dict[str, Any], key: str, path: Path) -> int | None:
+    """A whole number, or None where the key is left out."""
+    return whole(found[key], key, path, least=1)[0] if found.get(key) else None
+
+
+def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:
+    """A folder of packed blocks, or the arguments of `phigrow.corpus.prepare`; and the tokens of a block."""
+    from phigrow.corpus.build import prepare
+    from phigrow.corpus.facts import read_facts
+
+    if isinstance(value, str):
+        folder = beside(value, path)
+        return folder, int(read_facts(folder)["seq_len"])
+    arguments = mapping(value, f"data in {path}")
+    known = [key for key in prepare.__annotations__ if key not in ("out", "overwrite", "progress", "return")]
+    only(arguments, known, f"data in {path}")
+    return arguments, whole(arguments.get("seq_len", 256), "seq_len", path, least=2)[0]
+
+
+def config_of(value: Any, path: Path, key: str) -> Config:
+    """A configuration: a file, looked for beside the recipe first, a shipped name or a mapping."""
+    if not isinstance(value, str | dict):
+        raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give a config.json or a mapping")
+    return load_config(beside(value, path) if isinstance(value, str) else value)
+
+
+def beside(value: str, path: Path) -> Path:
+    """A path as it was given, or beside the recipe if it is there."""
+    there = path.parent / value
+    return there if there.exists() else Path(value)
