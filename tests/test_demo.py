@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from phigrow.demo import DESTINATION, METHODS, SOURCE, Settings, run
-from phigrow.errors import GrowthError
+from phigrow.demo import DESTINATION, METHODS, SOURCE, demo_study
 from phigrow.families import family_of
-from phigrow.measure import load_runs
+from phigrow.measure import load_run
+from phigrow.study import jobs_of
 
 
 def demo(out: Path, steps: int) -> str:
@@ -37,45 +37,46 @@ def test_the_demo_grows_every_kind_of_axis():
     assert old["rotary"] == new["rotary"]
 
 
-def test_a_folder_of_other_settings_is_left_alone(tmp_path):
-    (tmp_path / "demo.json").write_text(json.dumps({"steps": 5, "seed": 0, "ranks": 1}))
-    with pytest.raises(GrowthError, match=r"a demo of other settings\n(.*\n)+  what to do: give the same settings"):
-        run(tmp_path, steps=6, ranks=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
-    assert Settings(5, 0, 1) == Settings(**json.loads((tmp_path / "demo.json").read_text()))
+def test_the_demo_is_a_study_whose_shortest_run_has_room_for_warmup_and_decay(tmp_path):
+    for steps, budgets in ((None, (27, 55, 110, 220)), (4, (4,)), (10, (4, 5, 10))):
+        study = demo_study(tmp_path, steps=steps)
+        assert study.budgets == budgets
+        assert study.train["warmup"] + study.decay_steps(budgets[0]) <= budgets[0]
+        assert [job.name for job in jobs_of(study)][:3] == [
+            "data", "source", f"scratch/seed0/{'trunk' if len(budgets) > 1 else budgets[0]}",
+        ]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_the_demo_in_miniature_runs_and_resumes(tmp_path):
     out = tmp_path / "demo"
     said = demo(out, steps=10)
-    for method in METHODS:
-        assert (out / "runs" / method / "export" / "model.safetensors").is_file()
     assert said.rstrip().splitlines()[-1].endswith(f"Picture: {out / 'report' / 'curves.png'}")
+    study = demo_study(out, steps=10)
+    jobs = {job.name: job for job in jobs_of(study)}
     certificates = json.loads((out / "certificates.json").read_text())
-    assert certificates["lossless"]["passed"] is True
-    assert certificates["wr"]["passed"] is None
+    passed = {name.partition("/")[0]: found["passed"] for name, found in certificates.items()}
+    assert passed == {"wr": None, "tile": None, "lossless": True}
     report = (out / "report" / "report.md").read_text()
     assert all(arm in report for arm in ("scratch", *METHODS))
     assert (out / "report" / "curves.png").stat().st_size > 10_000
 
-    runs = {each.arm: each for each in load_runs([out / "runs" / arm for arm in ("source", "scratch", *METHODS)])}
-    assert len({each.meta["data_fingerprint"] for each in runs.values()}) == 1  # one data order for all
-    source = runs["source"]
+    ends = {arm: load_run(jobs[f"{arm}/seed0/10"].folder) for arm in ("scratch", *METHODS)}
+    source = load_run(jobs["source"].folder)
+    assert len({each.meta["data_fingerprint"] for each in [source, *ends.values()]}) == 1  # one data order for all
     for arm in METHODS:
-        assert runs[arm].meta["source_tokens"] == source.steps["tokens"][-1]
-        assert runs[arm].meta["source_flops"] == pytest.approx(source.steps["flops"][-1])
+        assert ends[arm].meta["source_tokens"] == source.steps["tokens"][-1]
+        assert ends[arm].meta["source_flops"] == pytest.approx(source.steps["flops"][-1])
     # What the certificate says of the start is what training saw: the source's loss, to bf16.
-    assert runs["lossless"].evals["loss"][0] == pytest.approx(source.evals["loss"][-1], abs=0.02)
-    assert runs["scratch"].evals["loss"][0] > runs["lossless"].evals["loss"][0]
+    assert ends["lossless"].evals["loss"][0] == pytest.approx(source.evals["loss"][-1], abs=0.02)
+    assert ends["scratch"].evals["loss"][0] > ends["lossless"].evals["loss"][0]
 
-    # Interrupted after training, before the export and the report: the second run does only that.
-    losses = {arm: each.steps["loss"].tolist() for arm, each in runs.items()}
-    shutil.rmtree(out / "runs" / "tile" / "export")
+    # Interrupted after training, before the end of one run and the report: the second run does only that.
+    losses = {arm: each.steps["loss"].tolist() for arm, each in ends.items()}
+    (jobs["tile/seed0/10"].folder / "done.json").unlink()
     shutil.rmtree(out / "report")
     said = demo(out, steps=10)
-    assert said.count("(done before)") == 8
-    assert (out / "runs" / "tile" / "export" / "model.safetensors").is_file()
+    assert f"1 of {len(jobs)} jobs to do" in said
     assert (out / "report" / "report.md").is_file()
-    again = load_runs([out / "runs" / arm for arm in ("source", "scratch", *METHODS)])
-    assert {each.arm: each.steps["loss"].tolist() for each in again} == losses
+    again = {arm: load_run(jobs[f"{arm}/seed0/10"].folder).steps["loss"].tolist() for arm in losses}
+    assert again == losses

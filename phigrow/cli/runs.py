@@ -55,7 +55,7 @@ def data(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of all results; run again to resume.")] = Path("phigrow-demo"),
-    ranks: Annotated[int | None, typer.Option(help="DeepSpeed ranks.  \\[default: chosen for this machine]")] = None,
+    ranks: Annotated[int | None, typer.Option(help="DeepSpeed ranks of each run.  \\[default: 1]", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of every arm.", min=4)] = None,
     seed: Annotated[int, typer.Option(help="Of data order and new weights.")] = 0,
 ) -> None:

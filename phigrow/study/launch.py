@@ -147,7 +147,8 @@ class Ranks:
     def ask_to_stop(self) -> None:
         """Have the run save and end; others may be asked before this one is waited for."""
         if self._folder is not None:
-            (self._folder / service.LEAVE).touch()
+            with contextlib.suppress(FileNotFoundError):  # the ranks have left
+                (self._folder / service.LEAVE).touch()
         if self._run is not None:
             (self._run / STOP_FILE).touch()
 
