@@ -16,7 +16,7 @@ ROOT = Path(phigrow.__file__).parent
 ANYONE = {"errors", "config", "flops"}
 GROWTH = {
     "axes", "method", "methods", "copying", "extending", "mixing",
-    "plan", "lift", "resolve", "expand", "verify", "explain",
+    "plan", "lift", "resolve", "expand", "verify", "explain", "advice",
     "inspection", "blocks", "pictures", "planfile", "difference", "moments", "optimizer", "legs", "folding", "pieces",
     "dense",
 }  # fmt: skip
@@ -69,6 +69,7 @@ MAY_IMPORT = {
     "verify": {"errors", "config", "hub", "pickles", "families", "plan"},
     "certificates": {"errors", "bits", "checkpoint", "hub", "verify"},
     "explain": {"axes", "plan"},
+    "advice": {"axes", "plan"},
     "inspection": {"errors", "axes", "family", "plan"},
     "blocks": {"inspection"},
     "pictures": {"errors", "inspection", "blocks", "plan"},

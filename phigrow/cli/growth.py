@@ -84,13 +84,14 @@ def expand(
     phigrow expand --src phi-1_5 --dst-config phi2.json --method tile
     """
     import phigrow
+    from phigrow.advice import advice
     from phigrow.allocator import keep_freed_memory
     from phigrow.expand import default_out, preview
 
     shape = shape_of(depth, rounding, noise, seed, revision, anchor, scale)
     if dry_run:
         plan, size, found_dtype = preview(src, dst_config, method=method, dtype=dtype, **shape)
-        print_plan(plan)
+        print_plan(plan, advised=advice(plan, dtype=found_dtype))
         target = out or default_out(src, dst_config, method)
         typer.echo(f"\ndry run: would write {size / 1e9:.3f} GB of {found_dtype} to {target}; wrote nothing")
         return
@@ -181,6 +182,8 @@ def plan(
     phigrow plan --dst-config phi2.json --gpus 8x80 --tokens 100B
     """
     import phigrow
+    from phigrow.advice import advice
+    from phigrow.capacity import parse_amount
     from phigrow.explain import summary
 
     if diff is not None:
@@ -189,16 +192,17 @@ def plan(
             raise typer.Exit(1)
         return
     found: Capacity | None = None
+    budget = parse_amount(tokens) if tokens else None
     if gpus is None:
-        refuse_without(context, "gpus", "tokens", "mfu", "gpu", "price", "batch", "micro_batch", "checkpointing")
+        refuse_without(context, "gpus", "mfu", "gpu", "price", "batch", "micro_batch", "checkpointing")
     else:
-        from phigrow.capacity import capacity, parse_amount
+        from phigrow.capacity import capacity
 
         if src is None:
             growth_only = ("method", "depth", "rounding", "anchor", "scale", "noise", "seed", "revision")
             refuse_without(context, "src", *growth_only)
         found = capacity(
-            required(dst_config, "--dst-config"), gpus, tokens=parse_amount(tokens) if tokens else None, mfu=mfu,
+            required(dst_config, "--dst-config"), gpus, tokens=budget, mfu=mfu,
             peak=gpu, price=price, batch=batch, micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing,
         )  # fmt: skip
     if found is not None and src is None:
@@ -208,10 +212,12 @@ def plan(
         required(src, "--src"), required(dst_config, "--dst-config"), method,
         **shape_of(depth, rounding, noise, seed, revision, anchor, scale),
     )  # fmt: skip
+    advised = advice(made, tokens=budget)
     if as_json:
-        print_json(summary(made, seq_len) | ({"capacity": found.to_json()} if found else {}))
+        said = {"advice": [each.to_json() for each in advised]}
+        print_json(summary(made, seq_len) | said | ({"capacity": found.to_json()} if found else {}))
         return
-    print_plan(made, seq_len)
+    print_plan(made, seq_len, advised)
     if found is not None:
         print_capacity(found)
 

@@ -101,7 +101,9 @@ Gpus = Annotated[
     str | None,
     typer.Option(help="Instead, or with --src besides: what fits on these GPUs, number x GiB (8x80), and the time."),
 ]
-Tokens = Annotated[str | None, typer.Option(help="With --gpus: of the whole run (100B, 1.4T), for time and cost.")]
+Tokens = Annotated[
+    str | None, typer.Option(help="Of the whole run (100B, 1.4T): for advice and, with --gpus, for time and cost.")
+]
 Mfu = Annotated[float, typer.Option(help="With --gpus: share of the GPU's peak that the model's FLOPs reach.")]
 GpuName = Annotated[str, typer.Option("--gpu", help="With --gpus: whose peak: a100, h100 or h200.")]
 Price = Annotated[float | None, typer.Option(help="With --gpus: of one GPU for one hour.", min=0.0)]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from phigrow.advice import Advice
     from phigrow.capacity import Capacity
     from phigrow.difference import Difference
     from phigrow.inspection import Anatomy, Kind
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from phigrow.verify import Certificate
 
 
-def print_plan(plan: Plan, seq_len: int | None = None) -> None:
+def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice] = ()) -> None:
     from phigrow.explain import axis_rows, claim, cost_rows, layer_rows
 
     console = _console()
@@ -36,6 +37,8 @@ def print_plan(plan: Plan, seq_len: int | None = None) -> None:
     console.print(escaped(claim(plan)))
     for note in plan.notes:
         console.print(escaped(f"note: {note}"))
+    for each in advised:
+        console.print(escaped(f"advice: {each}"))
 
 
 def print_capacity(found: Capacity) -> None:
