@@ -188,6 +188,8 @@ def stream_documents(
     names = found.column_names or list(next(iter(found.take(1)), {}))
     if text_column not in names:
         _no_column(text_column, str(ref), names)
+    if found.features is not None:
+        _must_be_text(found.features[text_column], text_column, str(ref))
     found = found.select_columns([text_column])
     return found if text_column == "text" else found.rename_column(text_column, "text")
 
@@ -241,9 +243,7 @@ def _three_columns(found: Dataset, where: str, source: str, text_column: str) ->
     names = found.column_names
     if text_column not in names:
         _no_column(text_column, where, names)
-    if getattr(found.features[text_column], "dtype", None) not in ("string", "large_string"):
-        kind = found.features[text_column]
-        raise GrowthError(f"column {text_column!r} is not text", where=where, why=f"it is {kind}", fix="--text-column")
+    _must_be_text(found.features[text_column], text_column, where)
     strings = [name for name in ("source", "title") if getattr(found.features.get(name), "dtype", None) == "string"]
     table = found.select_columns(list(dict.fromkeys([text_column, *strings])))
     if text_column != "text":
@@ -254,6 +254,11 @@ def _three_columns(found: Dataset, where: str, source: str, text_column: str) ->
             table = table.add_column(name, pa.array([value], pa.string()).take(pa.array([0] * len(table), pa.int32())))
     table = table.select_columns(["text", "source", "title"])
     return table if table.features == _features() else table.cast(_features())  # a cast rewrites the text
+
+
+def _must_be_text(kind: Any, text_column: str, where: str) -> None:
+    if getattr(kind, "dtype", None) not in ("string", "large_string"):
+        raise GrowthError(f"column {text_column!r} is not text", where=where, why=f"it is {kind}", fix="--text-column")
 
 
 def _no_column(text_column: str, where: str, names: list[str]) -> NoReturn:

@@ -123,6 +123,48 @@ def test_a_fingerprint_knows_text_tokenizer_and_settings(text, tmp_path):
     assert opened(text, ref=str(tmp_path / "part-*.jsonl")).fingerprint == first
 
 
+def test_a_repository_of_the_hub_is_streamed_by_configuration_and_split(text, tmp_path, monkeypatch):
+    """A repository as the hub has them, but in a folder: `datasets` reads its card, and streams shard after shard."""
+    repository = tmp_path / "corpus"
+    (repository / "books").mkdir(parents=True)
+    (repository / "README.md").write_text(
+        "---\nconfigs:\n- config_name: books\n  data_files:\n  - {split: train, path: books/part-*}\n"
+        "  - {split: spare, path: books/spare*}\n- config_name: other\n  data_files: other.jsonl\n---\n"
+    )
+    for part in range(3):
+        (repository / "books" / f"part-{part}.jsonl").write_bytes((text / f"part-{part}.jsonl").read_bytes())
+    for name in ("books/spare.jsonl", "other.jsonl"):
+        (repository / name).write_text('{"body": "elsewhere"}\n' * 9)
+    monkeypatch.setattr("phigrow.corpus.sources.local_files", lambda ref: None)  # else the folder's files would win
+    monkeypatch.setattr("phigrow.corpus.streaming.local_files", lambda ref: None)
+
+    def blocks(**options: Any) -> StreamBlocks:
+        values = {"ref": str(repository), "tokenizer": str(text / "bytes"), "text_column": "body", "config": "books"}
+        return open_stream(stream_settings({**values, "heldout": HELDOUT, "shuffle": 16, **options}), SEQ_LEN)
+
+    (stream,) = blocks().streams
+    (plain,) = blocks().streams
+    expected = ids(text, documents()[HELDOUT:]) * 2
+    found = plain.take(len(expected) // SEQ_LEN - 1)
+    assert found[:, :-1].reshape(-1).tolist() == expected[: found[:, :-1].size]
+    shuffled = ShuffledStream(stream, 16, (0, 0))
+    shuffled.take(500)  # into the second shard
+    position = json.loads(json.dumps(shuffled.position()))
+    (again,) = blocks().streams
+    resumed = ShuffledStream(again, 16, (0, 0))
+    resumed.seek(position)
+    np.testing.assert_array_equal(resumed.take(40), shuffled.take(40))
+    assert blocks(split="spare", heldout=1).fingerprint != blocks(heldout=1).fingerprint
+    for options, message in (
+        ({"config": "verse"}, r"the dataset .* cannot be loaded\n  why: BuilderConfig 'verse' not found"),
+        ({"split": "test"}, r"the dataset .* cannot be loaded\n  why: Bad split: test"),
+    ):
+        with pytest.raises(GrowthError, match=message):
+            blocks(**options)
+    for each in (stream, plain, again):
+        each.close()
+
+
 def test_sources_have_names_and_weights(text):
     parts = {"a": {"ref": str(text / "all.parquet"), "text_column": "body", "weight": 3}}
     parts["b"] = {"ref": str(text / "all.txt")}
@@ -155,6 +197,8 @@ def test_bad_settings_are_refused(values, message):
 def test_bad_text_is_refused(text):
     with pytest.raises(GrowthError, match=r"no column 'text'\n.*jsonl\n.*'body', 'number'"):
         opened(text, text_column="text")
+    with pytest.raises(GrowthError, match=r"column 'number' is not text\n.*all.parquet\n  why: it is Value\('int64'"):
+        opened(text, "all.parquet", text_column="number")
     with pytest.raises(GrowthError, match=r"no text files|no such file"):
         opened(text, "nothing-*.jsonl")
     with pytest.raises(GrowthError, match=r"files of 3 kinds in one stream\n.*\n  why: there are json, parquet, text"):
