@@ -59,6 +59,9 @@ class AxisMap:
         read_random: bool [dst_size]; the read leg is filled with new random values.
         fresh_bias: the value of a bias at FRESH coordinates.
         legs: of an axis that is all DENSE, its legs before these gains; None of any other.
+        parts: the axis is so many equal parts in a row. A matrix between two axes of as many parts is block-diagonal:
+            zero where the parts of row and column differ, and the others count ``parts`` times, so the sum is R E.
+        ahead: bool [dst_size] or None; coordinates that copy what the *next* source layer writes, where there is one.
     """
 
     src_size: int
@@ -69,6 +72,8 @@ class AxisMap:
     read_random: Bools
     fresh_bias: float = 0.0
     legs: Legs | None = None
+    parts: int = 1
+    ahead: Bools | None = None
 
     @property
     def dst_size(self) -> int:
@@ -130,7 +135,18 @@ class AxisMap:
             legs = ["random" if flag[start] else float(gain[start]) for gain, flag in self._legs()]
             runs.append([stop - start, kinds.get(source, source), *legs])
         said = {"src_size": self.src_size, "dst_size": self.dst_size, "fresh_bias": self.fresh_bias, "runs": runs}
-        return said if self.legs is None else {**said, "legs": self.legs.to_json()}
+        return said | self.apart()
+
+    def apart(self) -> dict[str, Any]:
+        """What a map has besides coordinates and gains, as in its JSON; nothing in most."""
+        said: dict[str, Any] = {} if self.legs is None else {"legs": self.legs.to_json()}
+        if self.parts != 1:
+            said["parts"] = self.parts
+        if self.ahead is not None:
+            said["ahead"] = [
+                [run.start, run.stop] for run in _runs(-1 - self.ahead.astype(np.int64)) if run.source == -2
+            ]
+        return said
 
     def _legs(self) -> tuple[tuple[Floats, Bools], tuple[Floats, Bools]]:
         return (self.write, self.write_random), (self.read, self.read_random)
@@ -158,7 +174,15 @@ class AxisMap:
                 raise ValueError("dense coordinates without legs, or legs of coordinates that are not dense")
             random = [np.array([gain == "random" for gain in leg]) for leg in legs]
             write, read = (np.array([0.0 if gain == "random" else float(gain) for gain in leg]) for leg in legs)
-            return cls(src_size, source, write, read, random[0], random[1], float(data["fresh_bias"]), dense)
+            parts = data.get("parts", 1)
+            if type(parts) is not int or parts < 1 or len(source) % parts:
+                raise ValueError(f"{len(source)} coordinates in {parts!r} parts")
+            ahead = None if "ahead" not in data else np.zeros(len(source), dtype=np.bool_)
+            for start, stop in data.get("ahead", []):
+                if ahead is not None and 0 <= start < stop <= len(source):
+                    ahead[start:stop] = True
+            bias = float(data["fresh_bias"])
+            return cls(src_size, source, write, read, random[0], random[1], bias, dense, parts, ahead)
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(
                 "a malformed axis map in a plan",
@@ -270,7 +294,7 @@ def stacked(maps: Sequence[AxisMap]) -> AxisMap:
     """The map of axes that lie one after the other, such as ``q|k|v``; each grows in its own place."""
     if len(maps) == 1:
         return maps[0]
-    assert all(each.fresh_bias == 0 and each.legs is None for each in maps), "stacked axes have plain biases"
+    assert all(each.fresh_bias == 0 and not each.apart() for each in maps), "stacked axes are of plain copies"
     return AxisMap(
         src_size=sum(each.src_size for each in maps),
         source=concatenate([(each.src_size, each.source) for each in maps]),
@@ -299,6 +323,8 @@ def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
         return maps[0]
     assert not any(np.isin(part.source, (MEAN, DENSE)).any() for part in maps), "a composite axis is of plain copies"
     assert all(part.fresh_bias == 0 for part in maps), "a composite axis has plain biases"
+    assert all(part.parts == 1 for part in maps[1:]), "only what is slowest lies in parts"
+    ahead = [np.zeros(part.dst_size, dtype=np.bool_) if part.ahead is None else part.ahead for part in maps]
     places = " ".join(f"p{k}" for k in range(len(names)))
     flatten = f"{places} -> ({places})"
 
@@ -317,4 +343,6 @@ def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
         read=np.where(fresh, 0.0, grid([part.read for part in maps], np.multiply)),
         write_random=fresh & ~zero_write,
         read_random=fresh & ~zero_read,
+        parts=maps[0].parts,
+        ahead=grid(ahead, np.logical_or) if any(part.ahead is not None for part in maps) else None,
     )

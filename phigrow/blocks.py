@@ -26,15 +26,26 @@ class Block(NamedTuple):
 
 def blocks(found: Anatomy) -> list[Block]:
     """The tensor as rectangles of one kind and gain that cover it once; a vector is one column wide."""
-    rows, columns = (pieces(side.whole) for side in (found.sides[0], found.sides[-1]))
+    parts = found.growth.parts
+    rows, columns = (_split(pieces(side.whole), side.whole.size // parts) for side in (found.sides[0], found.sides[-1]))
     if len(found.sides) == 1:
         columns = [(0, 1, Kind.COPIED, 1.0)]
     drawn = []
     for (top, bottom, one, row_gain), (left, right, other, column_gain) in itertools.product(rows, columns):
-        kind = combine(one, other)
+        off = parts > 1 and top // (found.growth.shape[0] // parts) != left // (found.growth.shape[1] // parts)
+        kind = Kind.ZERO if off else combine(one, other)
         has_gain = kind.is_copy or kind in (Kind.MEAN, Kind.CONSTANT)
         drawn.append(Block((top, bottom), (left, right), kind, row_gain * column_gain if has_gain else 1.0))
     return drawn
+
+
+def _split(whole: list[tuple[int, int, Kind, float]], size: int) -> list[tuple[int, int, Kind, float]]:
+    """The pieces cut at every multiple of a size."""
+    found = []
+    for start, stop, kind, gain in whole:
+        edges = [start, *range((start // size + 1) * size, stop, size), stop]
+        found += [(low, high, kind, gain) for low, high in itertools.pairwise(edges)]
+    return found
 
 
 def pieces(part: Part) -> list[tuple[int, int, Kind, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from phigrow.axes import AxisMap, Floats, Ints, axis_map, concatenate, copies_of_each
+from phigrow.axes import FRESH, AxisMap, Floats, Ints, axis_map, concatenate, copies_of_each
 from phigrow.method import Growth
 
 Sources = Callable[[str, int, int], Ints]
@@ -85,3 +85,12 @@ def generator(seed: int, name: str) -> np.random.Generator:
     """Random numbers that depend on a seed and a name alone."""
     digest = hashlib.sha256(f"{seed}:map:{name}".encode()).digest()
     return np.random.Generator(np.random.PCG64DXSM(int.from_bytes(digest[:16], "big")))
+
+
+def drawn_evenly(seed: int, name: str, src: int, dst: int) -> Ints:
+    """The old coordinates, then rounds of them in random order: counts differ by one at most."""
+    if src == 0:
+        return np.full(dst, FRESH, dtype=np.int64)
+    random = generator(seed, name)
+    rounds = [np.arange(src), *(random.permutation(src) for _ in range(-(-dst // src) - 1))]
+    return np.concatenate(rounds)[:dst]

@@ -103,9 +103,10 @@ def _maps(name: str, first: AxisMap, second: AxisMap) -> Iterator[Difference]:
         yield Difference("axis", name, _sizes(first), _sizes(second))
     if first.fresh_bias != second.fresh_bias:
         yield Difference("axis", f"{name}, bias of new coordinates", first.fresh_bias, second.fresh_bias)
-    old_legs, new_legs = (ABSENT if axis.legs is None else axis.legs.to_json() for axis in (first, second))
-    if old_legs != new_legs:
-        yield Difference("axis", f"{name}, dense legs", old_legs, new_legs)
+    old_apart, new_apart = first.apart(), second.apart()
+    for what in dict.fromkeys([*old_apart, *new_apart]):
+        if old_apart.get(what) != new_apart.get(what):
+            yield Difference("axis", f"{name}, {what}", old_apart.get(what, ABSENT), new_apart.get(what, ABSENT))
     common = min(first.dst_size, second.dst_size)
     legs: dict[str, tuple[list[Any], list[Any]]] = {
         "source": ([_source(k) for k in first.source[:common]], [_source(k) for k in second.source[:common]]),

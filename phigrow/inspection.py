@@ -9,7 +9,7 @@ counted exactly.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from fnmatch import fnmatchcase
@@ -151,21 +151,30 @@ class Anatomy:
 
     def kinds(self) -> Ints:
         """int64 of the tensor's shape: the `Kind` of every value."""
-        return reduce(_outer, [side.whole.kinds for side in self.sides])
+        return np.where(self._diagonal, reduce(_outer, [side.whole.kinds for side in self.sides]), int(Kind.ZERO))
 
     def gains(self) -> Floats:
         """float64 of the tensor's shape: the gain of copies and means, the value of constants."""
-        return reduce(np.multiply.outer, [side.whole.gains for side in self.sides])
+        return np.where(self._diagonal, reduce(np.multiply.outer, [side.whole.gains for side in self.sides]), 1.0)
+
+    @property
+    def _diagonal(self) -> Bools:
+        """bool, of the tensor's shape or of none: outside of it a matrix of several parts is zero."""
+        parts = self.growth.parts
+        places = [np.arange(side.whole.size) * parts // side.whole.size for side in self.sides]
+        return np.equal.outer(*places) if parts > 1 else np.array(True)
 
     @cached_property
     def counts(self) -> dict[Kind, int]:
         """How many values are of each kind; they add up to the size of the tensor."""
-        held = [np.bincount(side.whole.kinds, minlength=len(Kind)).tolist() for side in self.sides]
-        counts = dict.fromkeys(Kind, 0)
-        for choice in itertools.product(Kind, repeat=len(held)):
-            counts[reduce(combine, choice)] += int(
-                np.prod([held[k][kind] for k, kind in enumerate(choice)], dtype=object)
-            )
+        counts, parts = dict.fromkeys(Kind, 0), self.growth.parts
+        for part in range(parts):
+            kinds = [np.array_split(side.whole.kinds, parts)[part] for side in self.sides]
+            held = [np.bincount(each, minlength=len(Kind)).tolist() for each in kinds]
+            for choice in itertools.product(Kind, repeat=len(held)):
+                many = [held[k][kind] for k, kind in enumerate(choice)]
+                counts[reduce(combine, choice)] += int(np.prod(many, dtype=object))
+        counts[Kind.ZERO] += int(np.prod(self.growth.shape, dtype=object)) - sum(counts.values())
         return counts
 
     def to_json(self) -> dict[str, Any]:
@@ -179,6 +188,8 @@ class Anatomy:
             "kind": growth.parameter.kind,
             "identity_layer": growth.zero,
             "noise": self.noise,
+            "parts": growth.parts,
+            "above": growth.above,
             "axes": [
                 {
                     "axis": side.whole.name,
@@ -248,7 +259,8 @@ def _part(growth: TensorGrowth, stored: int, name: str, axis: AxisMap, first: Bo
     fresh_value = 0.0
     if len(growth.maps) == 2:
         written = stored == growth.written
-        gains, random = (axis.write, axis.write_random) if written else (axis.read, axis.read_random)
+        read = axis.read * (growth.parts if axis.parts == growth.parts else 1)
+        gains, random = (axis.write, axis.write_random) if written else (read, axis.read_random)
     else:
         # Vectors are never drawn: where nothing is copied they hold one value.
         gains, random = _vector_gains(growth, axis), np.zeros(size, dtype=bool)
@@ -331,48 +343,9 @@ def matching(plan: Plan, pattern: str) -> list[Anatomy]:
     return found
 
 
-def by_line(plan: Plan) -> dict[str, dict[Kind, int]]:
-    """Line of the family table -> how many values of each kind its tensors hold, over all layers."""
-    lines: dict[str, dict[Kind, int]] = {}
-    # Layers differ in nothing but whether they are identity layers.
-    known: dict[tuple[str, bool], dict[Kind, int]] = {}
-    for growth in plan.tensors():
-        line = growth.parameter.name
-        key = line, growth.zero
-        if key not in known:
-            known[key] = anatomy(growth, plan.axes).counts
-        total = lines.setdefault(line, dict.fromkeys(Kind, 0))
-        for kind, count in known[key].items():
-            total[kind] += count
-    return lines
-
-
-def totals(lines: Mapping[str, Mapping[Kind, int]]) -> dict[Kind, int]:
-    """How many values of each kind all lines hold together."""
-    return {kind: sum(counts[kind] for counts in lines.values()) for kind in Kind}
-
-
 def named(counts: Mapping[Kind, int]) -> dict[str, int]:
     """Counts with words for keys, as in JSON."""
     return {WORDS[kind]: counts[kind] for kind in Kind}
-
-
-def percent(counts: Mapping[Kind, int], kind: Kind) -> str:
-    """The share of a kind, to a tenth of a percent; never rounded to nothing or to everything.
-
-    >>> percent({Kind.COPIED: 1, Kind.FRESH: 99999}, Kind.COPIED), percent({Kind.ZERO: 3}, Kind.ZERO)
-    ('<0.1 %', '100 %')
-    """
-    count, size = counts[kind], sum(counts.values())
-    if count in (0, size):
-        return "100 %" if count else "-"
-    share = 100 * count / size
-    return "<0.1 %" if share < 0.05 else ">99.9 %" if share >= 99.95 else f"{share:.1f} %"
-
-
-def shares(counts: Mapping[Kind, int]) -> Iterator[tuple[str, str]]:
-    """(word, percent) of every kind that occurs, in the order of `Kind`."""
-    return ((WORDS[kind], percent(counts, kind)) for kind in Kind if counts.get(kind))
 
 
 def span_lines(found: Anatomy, most: int = 16) -> list[str]:
@@ -380,7 +353,11 @@ def span_lines(found: Anatomy, most: int = 16) -> list[str]:
 
     Spans of a composite axis are those of its parts, of which the axis is the product. At most ``most`` a part.
     """
-    lines = []
+    growth, lines = found.growth, []
+    if growth.parts > 1:
+        lines.append(f"zero but for {growth.parts} blocks on the diagonal")
+    if growth.above is not None:
+        lines.append(f"new coordinates of {spelled(growth.parameter.written)} <- {growth.above}")
     for word, side in zip(SIDES[len(found.sides)], found.sides, strict=True):
         for part in side.parts:
             label = f"{word} {part.name}"

@@ -65,7 +65,7 @@ class Lift:
         source: the source tensor's values.
         plan: gives seed, noise and the standard deviation of new values.
         dtype: of the result, as torch names it.
-        others: name -> source tensor, of those that ``growth.fold`` names.
+        others: name -> source tensor, of those that ``growth.others`` names.
 
     Arithmetic is float64 where source or result is, else float32; one rounding at the end. Mixtures (`phigrow.legs`)
     are added up in float64 except for 16-bit results.
@@ -80,7 +80,7 @@ class Lift:
         others: Mapping[str, SourceTensor] | None = None,
     ) -> None:
         self.growth, self.source, self.dtype = growth, source, dtype
-        self.folded = {name: (others or {})[name] for name in growth.fold.sources} if growth.fold else {}
+        self.others = {name: (others or {})[name] for name in growth.others}
         self.seed, self.noise, self.std = plan.seed, plan.noise, plan.initializer_range
         self.stream = plan.axes[plan.table.residual].src_size
         self.noise_everywhere = plan.noise_on == "all"
@@ -123,6 +123,9 @@ class Lift:
         out: Values = np.full(axis.dst_size, 1.0 if is_scale else axis.fresh_bias, dtype=self.compute)
         gain, means = gain.astype(self.compute), axis.source == MEAN
         out[axis.is_copy] = values[axis.source[axis.is_copy]] * gain[axis.is_copy]
+        if growth.above is not None and axis.ahead is not None:
+            ahead = axis.ahead & axis.is_copy
+            out[ahead] = self._rows_of(self.others[growth.above], 0, axis.src_size)[axis.source[ahead]] * gain[ahead]
         out[means] = self.compute(values.mean(dtype=np.float64)) * gain[means]
         return out
 
@@ -139,7 +142,7 @@ class Lift:
             return axis.legs.aside(self.compute) * gains if fold.aside else np.zeros_like(gains)
         values = self._rows_of(self.source, 0, axis.src_size)
         if fold is not None and fold.shift is not None and fold.reader is not None:
-            reader, shift = self.folded[fold.reader], self._whole(fold.shift)
+            reader, shift = self.others[fold.reader], self._whole(fold.shift)
             spans = self._spans((axis.src_size, len(shift)))
             values = values + np.concatenate([self._rows_of(reader, *span) @ shift for span in spans])
         if axis.legs is None:
@@ -166,13 +169,29 @@ class Lift:
                 self._gather(self._mean_of_rows()[None, :], piece.gain, row)
                 target[:] = narrow(row, self.dtype) if moved else row
             else:
-                rows = self.source.bits(piece.source, piece.source + piece.stop - piece.start)
+                rows = self._source_of(piece).bits(piece.source, piece.source + piece.stop - piece.start)
                 self._gather(rows if moved else widen(rows, stored, self.compute), piece.gain, target)
         self._fill_random(out, start, stop)
+        if self.growth.parts > 1:
+            self._part(out, start, stop)
         if self._noise_applies:
             (self._perturb if self.noise_everywhere else self._add_noise)(out, start, stop)
         bits: Bits = out if moved else narrow(out, self.dtype)
         return bits
+
+    def _source_of(self, piece: Piece) -> SourceTensor:
+        ahead = self.growth.maps[0].ahead
+        above = self.growth.above if ahead is not None and ahead[piece.start] else None
+        return self.source if above is None else self.others[above]
+
+    def _part(self, out: np.ndarray, start: int, stop: int) -> None:
+        """Leave the blocks on the diagonal."""
+        height, width = (size // self.growth.parts for size in self.growth.shape)
+        for part in range(self.growth.parts):
+            low, high = max(start, part * height), min(stop, (part + 1) * height)
+            if low < high:
+                out[low - start : high - start, : part * width] = 0
+                out[low - start : high - start, (part + 1) * width :] = 0
 
     def _gather(self, rows: np.ndarray, row_gain: float, out: np.ndarray) -> None:
         """Fill the columns of ``out`` from ``rows``; both are stored bits, or both are values."""
@@ -233,7 +252,7 @@ class Lift:
 
     def _whole(self, name: str) -> Values:
         """A vector of the normalisation that is folded."""
-        return self._rows_of(self.folded[name], 0, self.stream)
+        return self._rows_of(self.others[name], 0, self.stream)
 
     def _times(self, values: np.ndarray, gain: float | Floats) -> np.ndarray:
         if isinstance(gain, float) and gain == 1:
@@ -256,7 +275,7 @@ class Lift:
         """Gain and random flag of the leg that the stored axis uses in this tensor."""
         axis = self.growth.maps[stored]
         written = stored == self.growth.written
-        return (axis.write, axis.write_random) if written else (axis.read, axis.read_random)
+        return (axis.write, axis.write_random) if written else (axis.read * self.growth.parts, axis.read_random)
 
     # Statistics of the whole source tensor, which its blocks share: computed once, by whichever thread is first.
 

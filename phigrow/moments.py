@@ -68,7 +68,7 @@ def moment_growth(growth: TensorGrowth, plan: Plan, moment: str, state: str = "s
         maps = tuple(_as_they_are(axis, kept(growth, plan, stored)) for stored, axis in enumerate(growth.maps))
     # As a bias, because new values of a normalisation's moments are 0, not 1.
     kind: Literal["matrix", "bias"] = "matrix" if len(maps) == 2 else "bias"
-    return replace(growth, parameter=replace(growth.parameter, kind=kind), maps=maps, norm_read=None)
+    return replace(growth, parameter=replace(growth.parameter, kind=kind), maps=maps, norm_read=None, above=None)
 
 
 def _keeps(growth: TensorGrowth, plan: Plan, state: str) -> bool:

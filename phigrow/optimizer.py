@@ -281,7 +281,7 @@ class _Writer:
         how = growth if master else moment_growth(growth, self.plan, kind, self.state)
         if how is None:
             return torch.zeros(growth.shape)
-        others = {name: self._source(name, kind) for name in how.fold.sources} if how.fold else {}
+        others = {name: self._source(name, kind) for name in how.others}
         plan = self.plan if master else self.quiet
         lift = Lift(how, self._source(growth.source, kind), plan, "float32", others)
         out = np.empty(growth.shape, dtype=np.uint32)

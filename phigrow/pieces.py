@@ -11,7 +11,8 @@ from phigrow.axes import FRESH, AxisMap, Floats
 
 
 class Piece(NamedTuple):
-    """Consecutive destination coordinates that come from consecutive source ones (or from their mean), at one gain."""
+    """Consecutive destination coordinates that come from consecutive source ones (or from their mean), at one gain,
+    and all from the same layer."""
 
     start: int
     stop: int
@@ -23,7 +24,10 @@ def pieces_of(axis: AxisMap, gains: Floats) -> list[Piece]:
     """What a leg takes from the source, in the fewest pieces; coordinates that take nothing are left out."""
     pieces = []
     for run in axis.runs:
-        edges = [run.start, *(run.start + 1 + np.flatnonzero(np.diff(gains[run.start : run.stop]))).tolist(), run.stop]
+        jumps = np.diff(gains[run.start : run.stop]) != 0
+        if axis.ahead is not None:
+            jumps |= np.diff(axis.ahead[run.start : run.stop])
+        edges = [run.start, *(run.start + 1 + np.flatnonzero(jumps)).tolist(), run.stop]
         for start, stop in itertools.pairwise(edges):
             source = run.source + start - run.start if run.source >= 0 else run.source
             if source != FRESH and gains[start] != 0:

@@ -34,6 +34,7 @@ class TensorGrowth:
         zero: every value is 0 (a writer of the residual stream in an identity layer).
         layer: its destination layer; None outside of layers.
         fold: the normalisation that is folded into it, or of which it is part; None where nothing is folded.
+        above: the same tensor of the next source layer, where some of what it writes comes from there.
     """
 
     name: str
@@ -45,6 +46,17 @@ class TensorGrowth:
     zero: bool
     layer: int | None = None
     fold: Fold | None = None
+    above: str | None = None
+
+    @property
+    def parts(self) -> int:
+        """Blocks on the diagonal of a matrix that is zero elsewhere; 1 for any other tensor."""
+        return self.maps[0].parts if len(self.maps) == 2 and self.maps[0].parts == self.maps[1].parts else 1
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Source tensors that it needs besides ``source``."""
+        return (*(self.fold.sources if self.fold else ()), *([self.above] if self.above else ()))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,16 +155,23 @@ class Plan:
         maps = tuple(self._composites[axis] for axis in parameter.axes)
         is_norm = parameter.kind in ("scale", "shift")
         source_layer = None if layer is None else self.layers[layer]
+        written = parameter.axes.index(parameter.written)
+        above = None
+        # The last layer has none above it: its new rows are copies of its own.
+        has_above = maps[written].ahead is not None and not is_norm
+        if has_above and source_layer is not None and source_layer + 1 < self.src_sizes["layer"]:
+            above = parameter.name.format(layer=source_layer + 1)
         return TensorGrowth(
             name=parameter.name.format(layer=layer),
             source=parameter.name.format(layer=source_layer),
             parameter=parameter,
             maps=maps,
-            written=parameter.axes.index(parameter.written),
+            written=written,
             norm_read=self._composites[parameter.read] if is_norm and parameter.read else None,
             zero=layer in self.identity_layers and parameter.written == (self.table.residual,),
             layer=layer,
             fold=fold.at(source_layer) if (fold := self._folds.get(parameter.name)) else None,
+            above=above,
         )
 
     def to_json(self) -> dict[str, Any]:

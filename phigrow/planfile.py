@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
-from phigrow.inspection import by_line, named, totals
+from phigrow.inspection import named
 from phigrow.plan import Plan
+from phigrow.tallies import by_line, totals
 from phigrow.untrusted import read_object
 
 

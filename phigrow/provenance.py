@@ -68,9 +68,11 @@ def copied_values(plan: Plan) -> dict[str, Any]:
 
     ``spans`` has, for every line of the family table, the half-open ranges of coordinates of each stored axis that are
     copies, scaled or not, or mixtures of the source alone; a value is one where all its coordinates are. ``fresh``
-    names the tensors that hold none (the writers of identity layers).
+    names the tensors that hold none (the writers of identity layers), ``blocks`` the lines of matrices that are zero
+    but for so many blocks on the diagonal.
     """
     spans: dict[str, list[list[list[int]]]] = {}
+    blocks: dict[str, int] = {}
     fresh = []
     for growth in plan.tensors():
         if growth.zero:
@@ -78,7 +80,9 @@ def copied_values(plan: Plan) -> dict[str, Any]:
         elif growth.parameter.name not in spans:
             sides = anatomy(growth, plan.axes).sides
             spans[growth.parameter.name] = [_copied_ranges(side.whole) for side in sides]
-    return {"spans": spans, "fresh": fresh}
+            if growth.parts > 1:
+                blocks[growth.parameter.name] = growth.parts
+    return {"spans": spans, "fresh": fresh, **({"blocks": blocks} if blocks else {})}
 
 
 def _copied_ranges(part: Part) -> list[list[int]]:

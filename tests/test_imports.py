@@ -18,7 +18,7 @@ GROWTH = {
     "axes", "method", "methods", "copying", "extending", "mixing",
     "plan", "lift", "resolve", "expand", "verify", "explain", "advice",
     "inspection", "blocks", "pictures", "planfile", "difference", "moments", "optimizer", "legs", "folding", "pieces",
-    "dense",
+    "dense", "tallies",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
@@ -73,7 +73,8 @@ MAY_IMPORT = {
     "inspection": {"errors", "axes", "family", "plan"},
     "blocks": {"inspection"},
     "pictures": {"errors", "inspection", "blocks", "plan"},
-    "planfile": {"errors", "untrusted", "inspection", "plan"},
+    "tallies": {"inspection", "plan"},
+    "planfile": {"errors", "untrusted", "inspection", "plan", "tallies"},
     "difference": {"axes", "plan"},
     "moments": {"axes", "inspection", "plan"},
     "corpus": ANYONE | {"hub"},
@@ -191,7 +192,7 @@ def test_capacity_needs_no_torch():
 
 def test_inspecting_needs_no_torch():
     script = (
-        "import sys, phigrow; from phigrow.inspection import by_line; from phigrow.difference import differences; "
+        "import sys, phigrow; from phigrow.tallies import by_line; from phigrow.difference import differences; "
         "import phigrow.pictures, phigrow.planfile; plan = phigrow.plan('phi-1_5', 'phi2.json', 'lossless'); "
         "print(len(by_line(plan)), differences(plan, plan), 'torch' in sys.modules, 'matplotlib' in sys.modules)"
     )

@@ -16,17 +16,14 @@ from phigrow.errors import GrowthError
 from phigrow.inspection import (
     Kind,
     anatomy,
-    by_line,
     combine,
     first_copies,
     matching,
     named,
-    percent,
-    shares,
     span_lines,
-    totals,
 )
 from phigrow.lift import InMemory, lift
+from phigrow.tallies import by_line, percent, shares, totals
 
 GROWTHS = [
     {"method": "wr"},

@@ -23,7 +23,7 @@ SHAPES = 2
 FAMILIES = all_families()
 WAYS = {
     "lossless": {}, "lemon": {}, "gesmundo": {}, "net2net": {}, "fpi": {}, "hypercloning": {"snr": "none"},
-    "tile": {"scale": "preserve"},
+    "tile": {"scale": "preserve"}, "staged": {},
 }  # fmt: skip
 """Every method that is exact somewhere, without noise."""
 NOISY = {"hypercloning": {"snr": "10"}, "tile": {"scale": "preserve", "noise": 0.3}}

@@ -8,8 +8,14 @@ import torch
 from models import logits, model_of, probe, random_pair
 
 import phigrow
+from phigrow.blocks import blocks
+from phigrow.difference import ABSENT, differences
 from phigrow.errors import GrowthError
 from phigrow.families import all_families
+from phigrow.inspection import Kind, anatomy, span_lines
+from phigrow.plan import Plan
+from phigrow.provenance import copied_values
+from phigrow.training.pace import copied_mask
 from phigrow.verify import widen_norms
 
 FAMILIES = all_families()
@@ -164,3 +170,113 @@ def test_shrink_and_perturb(shrink):
     assert abs(added.mean()) < 0.002
     np.testing.assert_array_equal(wide["model.norm.weight"][:24], small["model.norm.weight"].numpy())
     assert not made.exact
+
+
+@pytest.mark.parametrize(("family", "tied"), [("phi", False), ("gpt_neox", False), ("llama", True)])
+def test_staged_puts_two_models_side_by_side(family, tied):
+    src, dst = doubled(family, 2, tie_word_embeddings=tied)
+    model = model_of(src)
+    small = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    grown = phigrow.expand_model(model, dst, method="staged", depth="stack")
+    last = {"phi": "model.final_layernorm", "gpt_neox": "gpt_neox.final_layer_norm", "llama": "model.norm"}[family]
+    for name, tensor in grown.state_dict().items():
+        values, halved = small[name], name.startswith(last) if tied else name.startswith(("lm_head.w", "embed_out"))
+        if "embed" in name or name == "lm_head.weight":
+            expected = np.hstack([values, values])
+        elif name == "lm_head.bias":
+            expected = values
+        else:
+            expected = np.concatenate([values, values]) if values.ndim == 1 else np.kron(np.eye(2), values)
+        assert np.array_equal(tensor.numpy(), expected / 2 if halved else expected), name
+    widen_norms(grown)
+    ids = probe(src["vocab_size"])
+    assert float((logits(model, ids) - logits(grown, ids)).abs().max()) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intermediate_size": 90}, "staged cannot grow mlp 30 -> 90, which is not twice as much"),
+        ({"head_dim": 32}, "staged cannot grow q, .* 32"),
+        ({"vocab_size": 99}, "staged cannot grow vocab"),
+    ],
+)
+def test_what_staged_cannot_do_is_refused(change, message):
+    src, dst = random_pair(FAMILIES["llama"], random.Random(3), whole=True)
+    src |= {"intermediate_size": 30}
+    with pytest.raises(GrowthError, match=message) as refused:
+        phigrow.plan(src, dst | {"intermediate_size": 30} | change, "staged")
+    assert "use --method lossless" in refused.value.fix
+
+
+def test_what_inspection_says_of_staged():
+    src, dst = doubled("llama", 2)
+    plan = phigrow.plan(src, dst, "staged")
+    growth = next(g for g in plan.tensors() if g.name == UP)
+    found = anatomy(growth, plan.axes)
+    rows, columns = growth.source_shape
+    assert {k.name: n for k, n in found.counts.items() if n} == {
+        "COPIED": rows * columns, "TILED": rows * columns, "ZERO": 2 * rows * columns,
+    }  # fmt: skip
+    painted = np.full(growth.shape, -1)
+    for block in blocks(found):
+        painted[slice(*block.rows), slice(*block.columns)] = block.kind
+    assert np.array_equal(painted, found.kinds())
+    assert (found.gains() == 1).all()
+    assert span_lines(found)[0] == "zero but for 2 blocks on the diagonal"
+    mask = copied_mask(copied_values(plan), UP, growth.shape).numpy()
+    assert np.array_equal(mask, found.kinds() != Kind.ZERO)
+    again = Plan.from_json(plan.to_json())
+    assert (again.hash, again.axes["mlp"].parts) == (plan.hash, 2)
+    other = phigrow.plan(src, dst, "hypercloning", snr="none")
+    assert ("axis", "mlp, parts", 2, ABSENT) in {(d.part, d.name, d.first, d.second) for d in differences(plan, other)}
+
+
+def test_aki_takes_new_neurons_from_the_layer_above():
+    src, _ = random_pair(FAMILIES["phi"], random.Random(5), whole=True)
+    sizes = FAMILIES["phi"].sizes_of(src) | {"kv": 2, "group": 1, "layer": 2}
+    pair = [FAMILIES["phi"].config_of(s) for s in (sizes, sizes | {"kv": 3, "mlp": sizes["mlp"] + 7})]
+    model = model_of(pair[0])
+    made = phigrow.plan(*pair, "aki", seed=3)
+    small = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    wide = phigrow.expand_model(model, pair[1], method="aki", seed=3).state_dict()
+    axes = made.axes
+    head = sizes["q"]
+    rows = {
+        "mlp.fc1": axes["mlp"].source, "mlp.fc2": axes["hidden"].source, "self_attn.dense": axes["hidden"].source,
+        **dict.fromkeys(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            (axes["kv"].source[:, None] * head + np.arange(head)).ravel(),
+        ),
+    }  # fmt: skip
+    value = (axes["kv"].source[:, None] * head + np.arange(head)).ravel()
+    columns = {"mlp.fc2": axes["mlp"].source, "self_attn.dense": value}
+    for layer in range(2):
+        for name, g in rows.items():
+            f = columns.get(name, axes["normed"].source)
+            old, above = ({e: small[f"model.layers.{k}.{name}.{e}"] for e in ("weight", "bias")} for k in (layer, 1))
+            kept = np.arange(len(g)) < len(old["bias"])
+            counts = np.bincount(f)[f]
+            weight = np.where(kept[:, None], old["weight"][g], above["weight"][g])[:, f] / counts
+            bias = np.where(kept, old["bias"][g], above["bias"][g])
+            got = {e: wide[f"model.layers.{layer}.{name}.{e}"].numpy() for e in ("weight", "bias")}
+            np.testing.assert_allclose(got["weight"], weight, rtol=1e-14, err_msg=name)
+            np.testing.assert_array_equal(got["bias"], bias, err_msg=name)
+        norm = f"model.layers.{layer}.input_layernorm.weight"
+        assert np.array_equal(wide[norm].numpy(), small[norm][axes["normed"].source])
+    assert made.approximations[-1] == "aki takes new coordinates of hidden, kv, mlp from the layer above"
+    again = Plan.from_json(made.to_json())
+    assert again.hash == made.hash
+    assert np.array_equal(again.axes["mlp"].ahead, np.arange(len(axes["mlp"].source)) >= sizes["mlp"])
+    first = next(g for g in made.tensors() if g.name == "model.layers.0.mlp.fc1.weight")
+    assert "new coordinates of mlp <- model.layers.1.mlp.fc1.weight" in span_lines(anatomy(first, axes))
+    assert next(g for g in made.tensors() if g.name == "model.layers.1.mlp.fc1.weight").above is None
+
+
+def test_aki_of_one_layer_is_fpi():
+    src, dst = random_pair(FAMILIES["llama"], random.Random(2), whole=True)
+    pair = src | {"num_hidden_layers": 1}, dst | {"num_hidden_layers": 1}
+    model = model_of(pair[0])
+    aki, fpi = (phigrow.expand_model(model, pair[1], method=method).state_dict() for method in ("aki", "fpi"))
+    assert all(torch.equal(aki[name], fpi[name]) for name in fpi)
+    assert phigrow.plan(*pair, "aki").exact

@@ -151,8 +151,8 @@ def _value(value: Any) -> str:
 def print_inspection(read: PlanFile) -> None:
     """Where a grown folder came from, and what every line of the family table holds."""
     from phigrow.explain import claim
-    from phigrow.inspection import by_line, totals
     from phigrow.planfile import origin
+    from phigrow.tallies import by_line, totals
 
     for what, value in origin(read):
         typer.echo(f"{what:<12} {value}")
@@ -162,7 +162,8 @@ def print_inspection(read: PlanFile) -> None:
 
 
 def _print_shares(lines: Mapping[str, Mapping[Kind, int]]) -> None:
-    from phigrow.inspection import WORDS, Kind, percent
+    from phigrow.inspection import WORDS, Kind
+    from phigrow.tallies import percent
 
     used = [kind for kind in Kind if any(counts[kind] for counts in lines.values())]
     rows = [(line, *(percent(counts, kind) for kind in used)) for line, counts in lines.items()]
@@ -171,7 +172,8 @@ def _print_shares(lines: Mapping[str, Mapping[Kind, int]]) -> None:
 
 def print_tensors(found: Sequence[Anatomy]) -> None:
     """Every tensor: shapes, source, spans of its axes, and percents."""
-    from phigrow.inspection import shares, span_lines
+    from phigrow.inspection import span_lines
+    from phigrow.tallies import shares
 
     for each in found:
         growth = each.growth

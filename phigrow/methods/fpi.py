@@ -12,23 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from phigrow.axes import FRESH, AxisMap, Ints
-from phigrow.copying import average_maps, copy_reasons, generator
+from phigrow.axes import AxisMap
+from phigrow.copying import average_maps, copy_reasons, drawn_evenly
 from phigrow.method import Growth, Method
 
 
-def _drawn(seed: int, name: str, src: int, dst: int) -> Ints:
-    if src == 0:
-        return np.full(dst, FRESH, dtype=np.int64)
-    random = generator(seed, name)
-    rounds = [np.arange(src), *(random.permutation(src) for _ in range(-(-dst // src) - 1))]
-    return np.concatenate(rounds)[:dst]
-
-
 def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    return average_maps(growth, lambda name, src, dst: _drawn(growth.seed, name, src, dst))
+    return average_maps(growth, lambda name, src, dst: drawn_evenly(growth.seed, name, src, dst))
 
 
 def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:

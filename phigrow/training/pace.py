@@ -109,7 +109,8 @@ def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Ten
 
     if name in found["fresh"]:
         return torch.zeros(shape, dtype=torch.bool)
-    spans = found["spans"].get(re.sub(r"\.\d+\.", ".{layer}.", name, count=1), found["spans"].get(name))
+    line = re.sub(r"\.\d+\.", ".{layer}.", name, count=1)
+    spans = found["spans"].get(line, found["spans"].get(name))
     if spans is None or len(spans) != len(shape):
         raise GrowthError("a parameter that the growth does not know", where=f"{name} in {GROWN_FILE}")
     out = torch.ones(shape, dtype=torch.bool)
@@ -118,6 +119,9 @@ def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Ten
         for start, stop in ranges:
             side[start:stop] = True
         out &= side.view([-1 if k == axis else 1 for k in range(len(shape))])
+    if blocks := found.get("blocks", {}).get(line):
+        row, column = (torch.arange(size) * blocks // size for size in shape)
+        out &= row[:, None] == column
     return out
 
 
