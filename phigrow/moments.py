@@ -68,7 +68,8 @@ def moment_growth(growth: TensorGrowth, plan: Plan, moment: str, state: str = "s
         maps = tuple(_as_they_are(axis, kept(growth, plan, stored)) for stored, axis in enumerate(growth.maps))
     # As a bias, because new values of a normalisation's moments are 0, not 1.
     kind: Literal["matrix", "bias"] = "matrix" if len(maps) == 2 else "bias"
-    return replace(growth, parameter=replace(growth.parameter, kind=kind), maps=maps, norm_read=None, above=None)
+    above = growth.above if any(axis.ahead is not None and axis.ahead.any() for axis in maps) else None
+    return replace(growth, parameter=replace(growth.parameter, kind=kind), maps=maps, norm_read=None, above=above)
 
 
 def _keeps(growth: TensorGrowth, plan: Plan, state: str) -> bool:
@@ -123,4 +124,5 @@ def _made(axis: AxisMap, kept: Bools, write: Floats, read: Floats) -> AxisMap:
         read=np.where(kept, read, 0.0),
         write_random=nothing,
         read_random=nothing,
+        ahead=None if axis.ahead is None else axis.ahead & kept,
     )

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +31,9 @@ from phigrow.plan import Plan, TensorGrowth
 from phigrow.planfile import read_plan_file
 from phigrow.provenance import installed_version
 from phigrow.stream import block_rows, progress_bar
+from phigrow.trained import Trained, as_universal, check_step, find_trained, position_in_data
 from phigrow.training import universal
-from phigrow.training.checkpoints import RUN_FILE, UNIVERSAL, marked_checkpoints
-from phigrow.training.integrity import MARKER, damage, digest, read_marker, write_json, write_marker
+from phigrow.training.integrity import digest, write_json, write_marker
 
 if TYPE_CHECKING:
     import torch
@@ -43,22 +42,6 @@ KINDS = ("fp32", *POWER)
 SAME_WEIGHTS = 0.02
 """Largest distance of lifted masters from grown weights, relative to these: bfloat16 rounds by 0.004 at most, and may
 have twice."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A checkpoint to grow from: where it lies, its marker (None where phigrow did not write it)."""
-
-    folder: Path
-    marker: dict[str, Any] | None
-
-    @property
-    def is_universal(self) -> bool:
-        return bool(self.marker and self.marker.get("universal"))
-
-    @property
-    def step(self) -> int | None:
-        return self.marker["progress"]["step"] if self.marker and "progress" in self.marker else None
 
 
 def grow_optimizer(
@@ -100,8 +83,8 @@ def grow_optimizer(
     if out.exists() and not overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
     check_state(plan, state)
-    source = _find(Path(checkpoint))
-    _check_step(source, made.record)
+    source = find_trained(Path(checkpoint))
+    check_step(source, made.record)
     identity = {
         "phigrow": installed_version("phigrow"),
         "plan": plan.hash,
@@ -113,7 +96,7 @@ def grow_optimizer(
     with PartialFolder(out, identity) as unfinished:
         try:
             _check_space(plan, source, unfinished.path)
-            folder = _universal(source, work, progress)
+            folder = as_universal(source, work, progress)
             with CheckpointReader(grown) as weights:
                 files = _Writer(plan, folder, weights, unfinished, state).write(progress)
             content = _content(source, folder, plan, state)
@@ -152,48 +135,7 @@ def check_state(plan: Plan, state: str) -> None:
         )
 
 
-def _find(path: Path) -> _Source:
-    """The checkpoint that a path means, its files checked where phigrow wrote them."""
-    if not (path / MARKER).is_file():
-        found, damaged = marked_checkpoints(path)
-        latest = path / "latest"
-        if found:
-            path = found[-1].folder
-        elif damaged:
-            raise GrowthError("a checkpoint that is damaged", where=str(damaged[-1].folder), why=damaged[-1].why)
-        elif latest.is_file():  # DeepSpeed's own; it names the newest folder beside it
-            path = path / Path(latest.read_text(encoding="utf-8").strip()).name
-    if (path / MARKER).is_file():
-        try:
-            marker = read_marker(path)
-        except ValueError as error:
-            raise GrowthError("a checkpoint that is damaged", where=str(path), why=str(error)) from error
-        if wrong := damage(path, marker["files"]):
-            raise GrowthError("a checkpoint that is damaged", where=str(path), why="; ".join(wrong[:3]))
-        return _Source(path, marker)
-    if not any(path.glob("*_optim_states.pt")):
-        raise GrowthError(
-            "no checkpoint with an optimizer's state",
-            where=str(path),
-            why=None if path.is_dir() else "there is no such folder",
-            fix="give the folder of a run that saved one (save_every, or keep), or one that DeepSpeed wrote",
-        )
-    return _Source(path, None)
-
-
-def _check_step(source: _Source, record: dict[str, Any] | None) -> None:
-    """Refuse a checkpoint of another step than the weights that were grown, where both are known."""
-    training = ((record or {}).get("source") or {}).get("training")
-    steps = training.get("steps") if isinstance(training, dict) else None
-    if steps is not None and source.step is not None and not source.is_universal and steps != source.step:
-        raise GrowthError(
-            f"a checkpoint of step {source.step}, and weights that were grown from step {steps}",
-            where=str(source.folder),
-            fix="expand the export of this checkpoint, or give the checkpoint of that step",
-        )
-
-
-def _check_space(plan: Plan, source: _Source, place: Path) -> None:
+def _check_space(plan: Plan, source: Trained, place: Path) -> None:
     def values(shapes: Iterator[tuple[int, ...]]) -> int:
         return sum(map(math.prod, shapes))
 
@@ -208,27 +150,6 @@ def _check_space(plan: Plan, source: _Source, place: Path) -> None:
             where=str(place.parent),
             fix="choose another --out",
         )
-
-
-def _universal(source: _Source, work: Path, progress: bool) -> Path:
-    """The checkpoint as a universal folder: it is one, the run has made one, or it is converted here."""
-    if source.is_universal:
-        return source.folder
-    made = source.folder.parent.parent / UNIVERSAL / source.folder.name
-    if source.marker and universal.whole(made):
-        return made
-    try:
-        with progress_bar("reading the checkpoint", 1, progress) as advance:
-            universal.convert(source.folder, work, source.marker or {})
-            advance(None)
-    except (KeyError, AttributeError, pickle.UnpicklingError) as error:
-        raise GrowthError(
-            "a checkpoint that cannot be converted to DeepSpeed's universal format",
-            where=str(source.folder),
-            why=f"{type(error).__name__}: {error}",
-            fix="ZeRO 1 to 3 with Adam is read; phigrow's own checkpoints at ZeRO 0 too",
-        ) from error
-    return work
 
 
 class _Writer:
@@ -368,23 +289,12 @@ def _save(value: torch.Tensor, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _content(source: _Source, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
+def _content(source: Trained, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
     """What ``state.json`` says: Adam's step, the loss scale, where it comes from, and where the data stood."""
     former = json.loads((folder / universal.STATE).read_text(encoding="utf-8"))
     return {
         "adam_step": 0.0 if state == "reset" else former["adam_step"],
         "loss_scaler": former["loss_scaler"],
         "grown": {"plan": plan.hash, "method": plan.method, "state": state, "step": source.step},
-        "data": former.get("data") or _data(source),
+        "data": former.get("data") or position_in_data(source),
     }
-
-
-def _data(source: _Source) -> dict[str, Any] | None:
-    """Where the run stood in its data, so that what is grown from it goes on there; None where nobody knows."""
-    path = source.folder.parent.parent / RUN_FILE
-    if not source.marker or "progress" not in source.marker or not path.is_file():
-        return None
-    run, progress = json.loads(path.read_text(encoding="utf-8")), source.marker["progress"]
-    blocks = progress.get("blocks") or progress["step"] * run["batch"]
-    known = {key: run.get(key) for key in ("seed", "data_fingerprint", "mixture")}
-    return {"blocks": blocks, "position": progress.get("data"), **known}

@@ -25,6 +25,7 @@ FROZEN = {
     "--config --revision --workers --overwrite",
     "demo": "--out --ranks --steps --seed",
     "compare": "study --only --seeds --workers --ranks --out --dry-run",
+    "grow-train": "stages --ranks --out --dry-run",
     "report": "runs --out --baseline --budget --json",
 }
 

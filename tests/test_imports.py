@@ -17,8 +17,8 @@ ANYONE = {"errors", "config", "flops"}
 GROWTH = {
     "axes", "method", "methods", "copying", "extending", "mixing",
     "plan", "lift", "resolve", "expand", "verify", "explain", "advice",
-    "inspection", "blocks", "pictures", "planfile", "difference", "moments", "optimizer", "legs", "folding", "pieces",
-    "dense", "tallies",
+    "inspection", "blocks", "pictures", "planfile", "difference", "moments", "trained", "optimizer",
+    "legs", "folding", "pieces", "dense", "tallies",
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
@@ -79,6 +79,7 @@ MAY_IMPORT = {
     "moments": {"axes", "inspection", "plan"},
     "corpus": ANYONE | {"hub"},
     "training": ANYONE | {"allocator", "bits", "corpus", "checkpoint", "shards"},
+    "trained": {"errors", "stream", "training"},
     "optimizer": {
         "errors",
         "bits",
@@ -90,6 +91,7 @@ MAY_IMPORT = {
         "planfile",
         "provenance",
         "stream",
+        "trained",
         "training",
     },
     "measure": ANYONE,

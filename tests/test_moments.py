@@ -19,7 +19,7 @@ from phigrow.moments import POWER, STATES, moment_growth
 from phigrow.verify import widen_norms
 
 EXACT = 1e-10
-SHAPES = 2
+SHAPES = 1
 FAMILIES = all_families()
 WAYS = {
     "lossless": {}, "lemon": {}, "gesmundo": {}, "net2net": {}, "fpi": {}, "hypercloning": {"snr": "none"},
@@ -338,3 +338,14 @@ def test_every_state_says_where_moments_come_from():
     for state in ("scale", "copy", "asymmetric"):
         found = lift(moment_growth(scale, plan, "exp_avg", state), InMemory(torch.ones(32)), plan, torch.float32)
         assert (found[32:] == 0).all() == (state == "asymmetric")  # not 1, as a new weight is
+
+
+def test_moments_of_neurons_from_the_layer_above_come_from_there():
+    plan = phigrow.plan(phi_config(32, 4, 48, 2, 4), phi_config(48, 6, 70, 2, 4), "aki")
+    fc1 = {growth.name: growth for growth in plan.tensors()}["model.layers.0.mlp.fc1.weight"]
+    below, above = (torch.full(fc1.source_shape, value) for value in (1.0, 2.0))
+    others = {"model.layers.1.mlp.fc1.weight": InMemory(above)}
+    for state, new in (("copy", 2.0), ("asymmetric", 0.0)):
+        found = lift(moment_growth(fc1, plan, "exp_avg", state), InMemory(below), plan, torch.float32, others)
+        assert (found[:48, :32] == 1).all()
+        assert (found[48:, :32] == new).all()

@@ -23,7 +23,7 @@ app = typer.Typer(
 
 for command in (
     growth.expand, growth.grow_optimizer, growth.plan, growth.inspect, growth.verify, runs.data, runs.demo,
-    runs.compare, runs.report,
+    runs.compare, runs.grow_train, runs.report,
 ):  # fmt: skip
     app.command()(command)
 

@@ -1,4 +1,4 @@
-"""Commands for text and runs: data, demo, compare, report."""
+"""Commands for text and runs: data, demo, compare, grow-train, report."""
 
 from __future__ import annotations
 
@@ -104,6 +104,30 @@ def compare(
         typer.echo(f"not run, because they need these: {', '.join(outcome.blocked)}", err=True)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def grow_train(
+    stages: Annotated[Path, typer.Argument(help="YAML file of the stages; recipes/stages has one.")],
+    ranks: Annotated[
+        int | None, typer.Option(help="DeepSpeed ranks.  \\[default: the file's, else one a GPU or core]", min=1)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of everything.  \\[default: the file's]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, with tokens and FLOPs.")] = False,
+) -> None:
+    """Train in stages from one YAML file: train, grow weights and optimizer, train on, grow again.
+
+    One order of data and one schedule over all stages. Goes on where it stopped; the stages' records are joined into
+    one run that phigrow report reads.
+    """
+    from phigrow.study import load_stages, run_stages
+    from phigrow.study.staged import described
+
+    loaded = load_stages(stages, out=out, ranks=ranks)
+    if dry_run:
+        for stage in (*loaded.stages, *([loaded.scratch] if loaded.scratch else [])):
+            typer.echo(described(loaded, stage))
+        return
+    typer.echo(f"wrote {run_stages(loaded, say=typer.echo)}")
 
 
 def report(

@@ -174,7 +174,7 @@ def load_run(folder: str | Path) -> Run:
             row = {"step": _number(record, "step", kind, where)}
             row |= {key: _number(record, key, kind, where) for key in DIAGNOSTICS if key in record}
             diagnostics.append(row)
-        elif kind != "resume":  # where the run went on after a stop, for people
+        elif kind not in ("resume", "growth"):  # where a run went on after a stop, or was grown: for people
             unknown[kind] = unknown.get(kind, 0) + 1
     if meta is None:
         raise GrowthError("no run record", where=str(path), why="arm and seed are unknown without it")

@@ -8,5 +8,9 @@ from phigrow.study.definition import load_study
 from phigrow.study.jobs import jobs_of
 from phigrow.study.runner import run_study
 from phigrow.study.settings import Arm, Source, Study, Sweep
+from phigrow.study.staged import run_stages
+from phigrow.study.stages import Staged, load_stages
 
-__all__ = ["Arm", "Source", "Study", "Sweep", "jobs_of", "load_study", "run_study"]
+__all__ = [
+    "Arm", "Source", "Staged", "Study", "Sweep", "jobs_of", "load_stages", "load_study", "run_stages", "run_study",
+]  # fmt: skip

@@ -60,7 +60,7 @@ def run_study(
     everything = jobs_of(study)
     jobs = chosen(study, everything, only, seeds)
     study.out.mkdir(parents=True, exist_ok=True)
-    with _alone(study.out):
+    with alone(study.out):
         outcome = Outcome()
         with Display(study, everything, jobs, say) as display, _Crew(study, jobs) as crew:
             _run_all(jobs, crew, display, outcome)
@@ -139,7 +139,7 @@ class _Crew:
             return
         place = next(place for place in self.places if place.job is None)
         try:
-            _wait_for_former(job.folder)
+            wait_for_former(job.folder)
             keys = _settled(self.study, self.jobs, job)
             place.flops, place.former = progress.remaining(job), _former_seconds(job, keys)
             place.began = time.monotonic()
@@ -278,7 +278,12 @@ def _prune(jobs: list[Job], job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
+    """Hold a folder for one command; a context.
+
+    Raises:
+        GrowthError: another command holds it.
+    """
     with (out / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -289,7 +294,12 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _wait_for_former(folder: Path) -> None:
+def wait_for_former(folder: Path) -> None:
+    """Wait for the processes of a command on this run that was killed.
+
+    Raises:
+        GrowthError: they do not end.
+    """
     until = time.monotonic() + PATIENCE
     while still_running(folder):
         if time.monotonic() > until:

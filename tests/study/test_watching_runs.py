@@ -16,7 +16,7 @@ from test_jobs import SWEPT, finish
 from phigrow.errors import GrowthError
 from phigrow.study import jobs_of, run_study
 from phigrow.study.launch import GROUP, Layout, Ranks, _devices, _last_words, default_ranks, layout, still_running
-from phigrow.study.runner import _alone
+from phigrow.study.runner import alone
 from phigrow.study.table import Display, position
 
 
@@ -108,7 +108,7 @@ def test_one_run_after_another_on_the_same_ranks_and_on_new_ones_after_a_failure
 def test_a_study_is_run_by_one_command_at_a_time(tmp_path):
     study = loaded(tmp_path)
     study.out.mkdir()
-    with _alone(study.out), pytest.raises(GrowthError, match="another command runs this study"):
+    with alone(study.out), pytest.raises(GrowthError, match="another command runs this study"):
         run_study(study, only=["scratch"])
     assert sorted(path.name for path in study.out.iterdir()) == [".lock"]
 

@@ -126,7 +126,7 @@ def test_a_checkpoint_of_deepspeed_is_grown_value_by_value(source, grown, tmp_pa
     assert not any(same(held(out), expected(source / UNIVERSAL / "step-6", grown, other)) for other in others)
 
 
-@pytest.mark.parametrize("stage", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2)), 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(k, marks=pytest.mark.slow) for k in (0, 1, 2)), 3])
 def test_every_stage_starts_with_the_grown_state(grown, optimizer, alone, tmp_path, stage):
     (tmp_path / "run").mkdir()
     more = {"init": str(grown), "model": None, "optimizer": str(optimizer), "zero": stage, "steps": 1, "warmup": 0}
@@ -250,6 +250,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(source, grown, tmp_path):
     assert "the checkpoint is not of the model that was grown" in refused(source, foreign)
 
 
+@pytest.mark.slow
 def test_a_killed_growth_goes_on_and_ends_in_the_same_files(source, grown, tmp_path, monkeypatch):
     from phigrow import optimizer
 

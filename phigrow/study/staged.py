@@ -1,0 +1,124 @@
+"""Run stages: train, grow weights and optimizer, train on; what is done is kept, and what was cut off goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from phigrow.errors import GrowthError
+from phigrow.study import progress
+from phigrow.study.joined import write_joined
+from phigrow.study.launch import Ranks, default_ranks
+from phigrow.study.runner import alone, wait_for_former
+from phigrow.study.stages import Stage, Staged
+from phigrow.study.table import clock
+
+LINE_SECONDS = 30.0
+"""Between lines about a stage that is being trained."""
+
+POLL_SECONDS = 0.2
+
+
+def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
+    """Run what is missing of a recipe of stages.
+
+    Run again, or after a kill, it goes on where it stopped. ``records.jsonl`` in the folder of everything holds all
+    stages as one run.
+
+    Args:
+        staged: from `load_stages`.
+        say: receives what is said, line by line.
+
+    Returns:
+        The export of the last stage.
+
+    Raises:
+        GrowthError: a stage failed; another command works in this folder.
+    """
+    staged.out.mkdir(parents=True, exist_ok=True)
+    with alone(staged.out):
+        if isinstance(staged.data, dict) and not staged.data_folder.is_dir():
+            from phigrow.corpus import prepare
+
+            say(f"data: packed blocks in {staged.data_folder}")
+            prepare(**{"ref": "embedded", **staged.data, "out": staged.data_folder, "progress": False})
+        with Ranks(staged.ranks or default_ranks(staged.batch)) as ranks:
+            for stage in staged.stages:
+                say(described(staged, stage))
+                if not stage.done:
+                    _grow(staged, stage, say)
+                    try:
+                        _train(ranks, stage, say)
+                    finally:
+                        _join(staged)
+            _join(staged)
+            if staged.scratch is not None:
+                say(described(staged, staged.scratch))
+                if not staged.scratch.done:
+                    _train(ranks, staged.scratch, say)
+    if staged.scratch is not None:
+        _report(staged, staged.scratch, say)
+    return staged.stages[-1].folder / "export"
+
+
+def described(staged: Staged, stage: Stage) -> str:
+    """A stage in words: what it is, how long, how much, and whether it is done."""
+    from phigrow.flops import count
+
+    size = f"{count(stage.config).parameters / 1e6:.3g}M parameters"
+    name = f"stage {stage.number}/{len(staged.stages)}" if stage.number else "scratch"
+    how = f", grown by {stage.growing.method}, state {stage.growing.state}" if stage.growing else ""
+    cost = f"steps {stage.first + 1} to {stage.first + stage.steps}, {stage.tokens / 1e6:.3g}M tokens, "
+    return f"{name}: {size}{how}, {cost}{stage.flops:.2e} FLOPs{' (done before)' if stage.done else ''}"
+
+
+def _grow(staged: Staged, stage: Stage, say: Callable[[str], None]) -> None:
+    if stage.growing is None:
+        return
+    from phigrow.expand import expand
+    from phigrow.optimizer import grow_optimizer
+
+    former = staged.stages[stage.number - 2].folder
+    if not stage.start.is_dir():
+        options = {"dtype": "float32", **stage.growing.options}
+        expand(former / "export", stage.config, stage.start, method=stage.growing.method, seed=staged.seed, **options)
+        say(f"    grown into {stage.start}")
+    if not stage.state.is_dir():
+        grow_optimizer(former, stage.start, stage.state, state=stage.growing.state)
+        say(f"    optimizer's state in {stage.state}")
+
+
+def _train(ranks: Ranks, stage: Stage, say: Callable[[str], None]) -> None:
+    wait_for_former(stage.folder)
+    began = said = time.monotonic()
+    ranks.begin(stage.keys)
+    while not ranks.ended():
+        time.sleep(POLL_SECONDS)
+        if time.monotonic() - said > LINE_SECONDS and (last := progress.last_record(stage.folder, "step")):
+            said = time.monotonic()
+            say(f"    step {last['step']}/{stage.steps}, loss {last['loss']:.4f}")
+    last = progress.last_record(stage.folder, "eval")
+    if not stage.done:
+        step = progress.last_record(stage.folder, "step") or {"step": 0}
+        raise GrowthError(
+            f"training stopped at step {step['step']} of {stage.steps}",
+            where=str(stage.folder),
+            fix="run the same command again: it resumes",
+        )
+    end = f", held-out loss {last['loss']:.4f}" if last else ""
+    say(f"    done in {clock(time.monotonic() - began)}{end}")
+
+
+def _join(staged: Staged) -> None:
+    steps = sum(stage.steps for stage in staged.stages)
+    write_joined([stage.folder for stage in staged.stages], staged.out, staged.arm, steps)
+
+
+def _report(staged: Staged, scratch: Stage, say: Callable[[str], None]) -> None:
+    from phigrow.measure import findings, report
+
+    comparison = report([staged.out, scratch.folder], staged.out / "report", "scratch")
+    for line in findings(comparison):
+        say(line)
+    say(f"report: {staged.out / 'report' / 'report.html'}")

@@ -1,0 +1,264 @@
+"""Staged growth from one YAML file: train, grow weights and optimizer, train on; read strictly, and laid out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phigrow.config import Config, load_config
+from phigrow.errors import GrowthError
+from phigrow.flops import count
+from phigrow.study.jobs import OPERATIONAL
+from phigrow.study.reading import beside, config_of, data_of, mapping, near, only, optional, read_yaml, run_keys, whole
+
+KEYS = ("data", "train", "stages", "schedule", "scratch", "arm", "seed", "ranks", "out")
+STAGE = ("model", "init", "grow", "steps", "train")
+MANAGED = (
+    "init", "model", "data", "stream", "optimizer", "data_start", "schedule_start", "schedule_steps", "arm", "out",
+    "seed", "steps", "trunk", "branch_from", "lr_chosen_by", "resume", "universal", "source_tokens", "source_flops",
+    "source_seconds", "export", "export_dtype",
+)  # fmt: skip
+"""Keys of a training run that the stages decide."""
+SCHEDULES = ("one", "each")
+
+
+@dataclass(frozen=True)
+class Growing:
+    """How a stage's model comes from that of the stage before."""
+
+    method: str
+    state: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training.
+
+    Attributes:
+        number: from 1.
+        config: of the model.
+        steps, first: optimizer steps, and those of all stages before.
+        keys: of its training run, complete.
+        folder: of its run; its name ends in a hash of all that it depends on, the stages before it included.
+        growing: how it begins; None for the first stage.
+        tokens, flops: of its training.
+    """
+
+    number: int
+    config: Config
+    steps: int
+    first: int
+    keys: dict[str, Any]
+    folder: Path
+    growing: Growing | None
+    tokens: int
+    flops: float
+
+    @property
+    def start(self) -> Path:
+        """The grown weights that it begins with."""
+        return self.folder.with_name(self.folder.name + "-start")
+
+    @property
+    def state(self) -> Path:
+        """The grown optimizer state that it begins with."""
+        return self.folder.with_name(self.folder.name + "-state")
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended: the export is the last thing that a run writes."""
+        return (self.folder / "export").is_dir()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A recipe of stages; `load_stages` reads it from YAML.
+
+    Attributes:
+        name: of the file.
+        arm: in records.
+        out: folder of everything.
+        data: a folder of packed blocks, or the arguments of `phigrow.corpus.prepare`.
+        data_folder: where the blocks are, or will be.
+        stages: in order.
+        scratch: the last model trained from scratch for as many steps, as a stage of its own; None where not asked for.
+        ranks: DeepSpeed ranks; None: chosen for the machine.
+        batch: sequences a step of the first stage.
+        seed: of data order, new weights and growths.
+    """
+
+    name: str
+    arm: str
+    out: Path
+    data: Path | dict[str, Any]
+    data_folder: Path
+    stages: tuple[Stage, ...]
+    scratch: Stage | None
+    ranks: int | None
+    batch: int
+    seed: int
+
+
+def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int | None = None) -> Staged:
+    """Read a recipe of stages; configurations that it names are looked for beside it first.
+
+    Args:
+        path: a YAML file.
+        out: folder of everything, in place of the file's ``out``.
+        ranks: in place of the file's ``ranks``.
+
+    Raises:
+        GrowthError: no such file; an unknown key (with the nearest ones), a missing one, a value of the wrong kind; a
+            stage that cannot be grown, or whose batch does not go on where the one before it stops.
+
+    >>> [stage.steps for stage in load_stages("recipes/stages/tiny.yaml").stages]  # doctest: +SKIP
+    [30, 30, 30]
+    """
+    path = Path(path)
+    found = mapping(read_yaml(path, "recipe of stages"), str(path))
+    only(found, KEYS, str(path))
+    for key in ("data", "stages"):
+        if key not in found:
+            raise GrowthError(f"a recipe of stages without {key!r}", where=str(path), fix="it needs data and stages")
+    schedule = str(found.get("schedule", "one"))
+    if schedule not in SCHEDULES:
+        raise near(f"schedule is {schedule!r}", f"schedule in {path}", schedule, list(SCHEDULES))
+    return _Reader(path, found, Path(out or found.get("out") or Path("runs") / path.stem), schedule, ranks).read()
+
+
+class _Reader:
+    def __init__(self, path: Path, found: dict[str, Any], out: Path, schedule: str, ranks: int | None) -> None:
+        self.path, self.found, self.out, self.schedule, self.ranks = path, found, out, schedule, ranks
+        self.data, self.seq_len = data_of(found["data"], path)
+        self.data_key = _hash(str(self.data) if isinstance(self.data, Path) else self.data)
+        self.folder = self.data if isinstance(self.data, Path) else out / f"data-{self.data_key}"
+        self.arm = str(found.get("arm", path.stem))
+        self.seed = whole(found.get("seed", 0), "seed", path, least=0)[0]
+        self.train = {"batch": 16, "keep": 1} | self._run_keys(found.get("train"), f"train in {path}")
+
+    def read(self) -> Staged:
+        listed = self.found["stages"]
+        if not isinstance(listed, list) or not listed:
+            raise GrowthError("no stages", where=f"stages in {self.path}", fix="write a list, one entry a stage")
+        parts = [mapping(part, f"stage {k} in {self.path}") for k, part in enumerate(listed, 1)]
+        lengths = [self._steps(part, k) for k, part in enumerate(parts, 1)]
+        stages: list[Stage] = []
+        for number, part in enumerate(parts, 1):
+            stages.append(self._stage(number, part, lengths, stages))
+        scratch = self._scratch(stages, sum(lengths)) if self.found.get("scratch") else None
+        return Staged(
+            name=self.path.stem, arm=self.arm, out=self.out, data=self.data, data_folder=self.folder,
+            stages=tuple(stages), scratch=scratch, ranks=self.ranks or optional(self.found, "ranks", self.path),
+            batch=int(self.train["batch"]), seed=self.seed,
+        )  # fmt: skip
+
+    def _steps(self, part: dict[str, Any], number: int) -> int:
+        where = f"stage {number} in {self.path}"
+        only(part, STAGE, where)
+        if "steps" not in part:
+            raise GrowthError("a stage without 'steps'", where=where)
+        begins = [key for key in ("model", "init", "grow") if key in part]
+        if len(begins) != 1 or (begins == ["grow"]) != (number > 1):
+            raise GrowthError(
+                f"a stage that begins with {' and '.join(begins) or 'nothing'}",
+                where=where,
+                fix="the first stage has a model, or init (a checkpoint folder); every later one has grow",
+            )
+        return whole(part["steps"], "steps", Path(where), least=1)[0]
+
+    def _run_keys(self, value: Any, where: str) -> dict[str, Any]:
+        keys = run_keys(value, MANAGED, where, "the stages decide it")
+        if keys.get("save_every") == 0:
+            raise GrowthError("save_every is 0", where=where, why="stages grow from checkpoints", fix="leave it out")
+        return keys
+
+    def _stage(self, number: int, part: dict[str, Any], lengths: list[int], before: list[Stage]) -> Stage:
+        where = f"stage {number} in {self.path}"
+        steps, first = lengths[number - 1], sum(lengths[: number - 1])
+        train = self.train | self._run_keys(part.get("train"), f"train of {where}")
+        read = sum(stage.steps * stage.keys["batch"] for stage in before)
+        if read % train["batch"]:
+            raise GrowthError(
+                f"batch {train['batch']} does not go on where {read} sequences were read", where=where,
+                fix="give a batch that divides them",
+            )  # fmt: skip
+        growing: Growing | None = None
+        identity: list[Any] = [before[-1].folder.name if before else self.data_key, self.seed, steps, _identity(train)]
+        if self.schedule == "one":
+            train |= {"schedule_start": first or None, "schedule_steps": sum(lengths)}
+            identity.append(sum(lengths))
+        if "grow" in part:
+            growing, config, plan_hash = self._growing(part["grow"], before[-1].config, where)
+            identity += [plan_hash, growing.state]
+        elif "init" in part:
+            folder = beside(str(part["init"]), self.path)
+            config = load_config(folder)
+            train |= {"init": str(folder)}
+            identity.append(str(folder.resolve()))
+        else:
+            config = config_of(part["model"], self.path, "model")
+            train |= {"model": config}
+            identity.append(config)
+        folder = self.out / f"stage{number}-{_hash(identity)}"
+        stage = self._made(number, config, steps, first, train, folder, growing)
+        if growing is not None:
+            stage.keys.update(init=str(stage.start), optimizer=str(stage.state))
+        self._check(stage.keys, where)
+        return stage
+
+    def _growing(self, value: Any, source: Config, where: str) -> tuple[Growing, Config, str]:
+        from phigrow.optimizer import check_state
+        from phigrow.resolve import plan
+
+        found = mapping(value, f"grow of {where}")
+        for key in ("dst", "method"):
+            if key not in found:
+                raise GrowthError(f"a growth without {key!r}", where=f"grow of {where}", fix="give dst and method")
+        dst = config_of(found.pop("dst"), self.path, "dst")
+        growing = Growing(str(found.pop("method")), str(found.pop("state", "scale")), found)
+        try:
+            made = plan(source, dst, growing.method, seed=self.seed, **growing.options)
+            check_state(made, growing.state)
+        except GrowthError as error:
+            place = f"grow of {where}" + (f": {error.where}" if error.where else "")
+            raise GrowthError(error.what, where=place, why=error.why, fix=error.fix) from error
+        return growing, dst, made.hash
+
+    def _scratch(self, stages: list[Stage], steps: int) -> Stage:
+        config, train = stages[-1].config, dict(self.train)
+        key = _hash([self.data_key, self.seed, config, steps, _identity(train)])
+        made = self._made(0, config, steps, 0, train | {"model": config}, self.out / f"scratch-{key}", None)
+        made.keys["arm"] = "scratch"
+        self._check(made.keys, f"scratch in {self.path}")
+        return made
+
+    def _made(
+        self, number: int, config: Config, steps: int, first: int, train: dict[str, Any], folder: Path,
+        growing: Growing | None,
+    ) -> Stage:  # fmt: skip
+        keys = {key: value for key, value in train.items() if value is not None}
+        keys |= {"steps": steps, "seed": self.seed, "arm": self.arm, "out": str(folder), "data": str(self.folder)}
+        keys |= {"export": "export", "export_dtype": "fp32", "universal": True}  # growth starts from the masters
+        tokens = steps * int(keys["batch"]) * self.seq_len
+        flops = tokens * count(config, self.seq_len).training_flops
+        return Stage(number, config, steps, first, keys, folder, growing, tokens, flops)
+
+    def _check(self, keys: dict[str, Any], where: str) -> None:
+        from phigrow.training import RunConfig
+
+        try:
+            RunConfig(**keys)
+        except GrowthError as error:
+            raise GrowthError(error.what, where=f"{error.where}, {where}", why=error.why, fix=error.fix) from error
+
+
+def _identity(train: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in train.items() if key not in OPERATIONAL and value is not None}
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
