@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +20,9 @@ Columns = Mapping[str, NDArray[Any]]
 """One array a key, all of one length; ``step`` is int64, everything else float64."""
 
 FILE = "records.jsonl"
+PACKED = "records.jsonl.gz"
+"""The same, compressed, as many runs are archived; read where the other is not there."""
+
 COSTS = ("tokens", "flops", "seconds")
 """Cumulative costs that every step and eval record carries; ``seconds`` leaves evaluations out."""
 
@@ -115,7 +120,7 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read ``folder/records.jsonl``, checking every line.
+    """Read ``folder/records.jsonl``, or ``records.jsonl.gz``, checking every line.
 
     A last line that was cut off in the middle, because the run is still being written or was killed, is left out with
     a note; anything else that is wrong is refused. A loss that is not finite (``NaN``, ``Infinity`` or ``null``) is
@@ -128,18 +133,14 @@ def load_run(folder: str | Path) -> Run:
     >>> load_run("runs/wr-seed0").evals["loss"][-1]  # doctest: +SKIP
     np.float64(3.61)
     """
-    path = Path(folder) / FILE
-    if not path.is_file():
-        raise GrowthError(
-            "no records of a run", where=str(path), why="the file does not exist", fix="give the folder of a run"
-        )
+    path, content = _read(Path(folder))
     notes: list[str] = []
     meta: dict[str, Any] | None = None
     rows: dict[str, list[dict[str, float]]] = {"step": [], "eval": []}
     sources: list[dict[str, float]] = []
     diagnostics: list[dict[str, float]] = []
     unknown: dict[str, int] = {}
-    lines = path.read_bytes().split(b"\n")
+    lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -212,12 +213,28 @@ def load_runs(folders: str | Path | Iterable[str | Path]) -> list[Run]:
     roots = [folders] if isinstance(folders, str | Path) else list(folders)
     found: dict[Path, Path] = {}  # resolved -> as given, so that a folder named twice is read once
     for root in map(Path, roots):
-        here = [root] if (root / FILE).is_file() else sorted(path.parent for path in root.rglob(FILE))
+        here = [root]
+        if not any((root / name).is_file() for name in (FILE, PACKED)):
+            here = sorted({path.parent for name in (FILE, PACKED) for path in root.rglob(name)})
         if not here:
             raise GrowthError("no runs", where=str(root), why=f"there is no {FILE} in it or below it")
         for folder in here:
             found.setdefault(folder.resolve(), folder)
     return [load_run(folder) for folder in found.values()]
+
+
+def _read(folder: Path) -> tuple[Path, bytes]:
+    path, packed = folder / FILE, folder / PACKED
+    if path.is_file():
+        return path, path.read_bytes()
+    if not packed.is_file():
+        raise GrowthError(
+            "no records of a run", where=str(path), why="the file does not exist", fix="give the folder of a run"
+        )
+    try:
+        return packed, gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise GrowthError("records that cannot be unpacked", where=str(packed), why=str(error)) from error
 
 
 def _checked_meta(record: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reading records: what is accepted, what is noted, and every refusal by its text."""
 
+import gzip
 import json
 import math
 
@@ -159,3 +160,18 @@ def test_load_runs_takes_parents_and_folders_once(experiment):
     named = [parent / "wr-0", str(parent / "scratch-0"), parent / "wr-0"]
     assert [run.arm for run in load_runs(named)] == ["wr", "scratch"]
     assert len(load_runs(parent / "wr-0")) == 1
+
+
+def test_packed_records_are_read_where_there_are_no_others(tmp_path):
+    plain, packed = tmp_path / "a", tmp_path / "b" / "c"
+    for folder, loss in ((plain, 3.0), (packed, 2.0)):
+        folder.mkdir(parents=True)
+        put(folder, RUN, record(loss=loss))
+    file = packed / "records.jsonl.gz"
+    file.write_bytes(gzip.compress((packed / "records.jsonl").read_bytes()))
+    (packed / "records.jsonl").unlink()
+    assert [run.evals["loss"].tolist() for run in load_runs(tmp_path)] == [[3.0], [2.0]]
+    assert load_runs(packed)[0].folder == packed
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(GrowthError, match=r"records that cannot be unpacked\n  where: .*records.jsonl.gz\n  why: "):
+        load_run(packed)
