@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BASELINE_COLOUR = "#222222"
-# Okabe and Ito's palette without black (the baseline) and yellow (too light for a line on white).
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "D", "^", "v", "P")
+# Okabe and Ito's palette without black (the baseline) and yellow (too light for a line on white), then of Paul Tol's
+# muted one, with brown and grey, what is not like those.
+COLOURS = (
+    "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
+    "#882255", "#332288", "#999933", "#8C564B", "#44AA99", "#7F7F7F",
+)  # fmt: skip
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "*", "h")
 """Colour and marker go together, so that the arms are told apart in grey as well."""
 
 STYLE: Any = {
@@ -46,6 +50,9 @@ WIDTH = 6.75
 LONGEST = 28
 """Letters of an arm's name in a legend."""
 
+CROWD = 6
+"""Arms, above which legends stand below the panels: inside they would hide the curves."""
+
 ZOOM = 0.08
 """The figure begins at the loss the baseline has after this share of its budget; what is above is cut off."""
 
@@ -67,7 +74,7 @@ def curves(comparison: Comparison, unit: Unit = "tokens") -> Figure:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.5 if _crowded(comparison) else 2.8), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         scale, label = axis(comparison, unit)
         for axes, accounting in ((left, "sunk"), (right, "charged")):
@@ -134,9 +141,18 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
         axes.plot([], [], linewidth=1.6, markersize=5, label=label, **mark)
     axes.set_xlim(left=0)
     axes.plot([], [], color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), label=f"target, {target:.2f}")
-    axes.legend(
-        loc="upper right", framealpha=0.85, edgecolor="none", handlelength=1.8, labelspacing=0.35, borderaxespad=0.2
-    )
+    look: dict[str, Any] = {"edgecolor": "none", "handlelength": 1.8, "labelspacing": 0.35, "borderaxespad": 0.2}
+    if _crowded(comparison):
+        handles, labels = axes.get_legend_handles_labels()
+        labels = [label.removesuffix(" speedup") for label in labels]  # two columns leave no room for the word
+        below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.2), "ncols": 2}
+        axes.legend(handles, labels, title="speedup", columnspacing=0.8, fontsize=6, title_fontsize=6, **below, **look)
+    else:
+        axes.legend(loc="upper right", framealpha=0.85, **look)
+
+
+def _crowded(comparison: Comparison) -> bool:
+    return len(comparison.arms) > CROWD
 
 
 def _lines(axes: Axes, arm: Arm, unit: Unit, scale: float, shifts: list[float], colour: str) -> None:
@@ -194,7 +210,7 @@ def loss_range(comparison: Comparison) -> tuple[float, float]:
     early = max(_loss_after(run, ZOOM) for run in comparison.baseline.runs)
     high = max(early, low + 1e-3)
     # The legend sits in the upper right: leave room above what is drawn there, but not for a run that blew up.
-    legend = 0.12 + 0.06 * len(arms)
+    legend = 0.0 if _crowded(comparison) else 0.12 + 0.06 * len(arms)
     slow = min(max(_loss_after(run, 0.45) for run in runs), low + 2 * (high - low))
     high = max(high, low + (slow - low) / max(1 - legend, 0.4))
     return low - 0.07 * (high - low), high

@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from rich.console import Console
 from phigrow.errors import GrowthError
 from phigrow.measure import compare, curves, findings, frame, load_runs, markdown, report, save, terminal
 from phigrow.measure.estimates import Estimate
-from phigrow.measure.figures import loss_range
+from phigrow.measure.figures import colour_of, loss_range, marker_of
 from phigrow.measure.wording import amount, cost_text, percent, saving_text, speedup_text, times
 
 LINE, COSTS = [5.0, 4.0, 3.0], [0, 1_000_000, 2_000_000]
@@ -210,6 +212,7 @@ def test_scratch_alone(write_run, tmp_path):
 def test_imports_are_light_and_never_reach_torch(small, tmp_path):
     code = f"""
 import sys
+from importlib.resources import files
 import phigrow.measure
 heavy = {{"torch", "transformers", "pandas", "scipy", "matplotlib", "rich", "phigrow.training"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
@@ -219,3 +222,15 @@ assert not {{"torch", "transformers", "phigrow.training", "matplotlib.pyplot"}} 
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_dozen_arms_have_colours_and_markers_of_their_own():
+    assert len({colour_of(place) for place in range(13)}) == 13
+    assert len({marker_of(place) for place in range(1, 13)}) == 12
+    assets = files("phigrow.measure") / "assets"
+    style = (assets / "report.css").read_text()
+    light, dark, paper = (block.partition("}")[0] for block in style.split(":root {")[1:])
+    for block in (light, dark, paper):
+        found = dict(re.findall(r"--arm(\d+): (#\w{6});", block))
+        assert len(set(found.values())) == len(found) == 13
+    assert "((place - 1) % 12)" in (assets / "report.js").read_text()

@@ -18,7 +18,7 @@
     return node;
   };
   const paint = (node, place) => {
-    node.style.setProperty("--colour", `var(--arm${place === 0 ? 0 : 1 + ((place - 1) % 6)})`);
+    node.style.setProperty("--colour", `var(--arm${place === 0 ? 0 : 1 + ((place - 1) % 12)})`);
     return node;
   };
   const known = (value) => typeof value === "number" && Number.isFinite(value);
