@@ -212,7 +212,6 @@ def test_scratch_alone(write_run, tmp_path):
 def test_imports_are_light_and_never_reach_torch(small, tmp_path):
     code = f"""
 import sys
-from importlib.resources import files
 import phigrow.measure
 heavy = {{"torch", "transformers", "pandas", "scipy", "matplotlib", "rich", "phigrow.training"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
