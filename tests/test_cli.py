@@ -86,15 +86,16 @@ def test_expand_as_typed_then_verify(tmp_path, save_model):
     assert "approximate by design" in done.stdout
 
 
-def test_verify_fails_with_exit_code_1_when_a_claim_does_not_hold(tmp_path, save_model):
+def test_verify_fails_with_exit_code_1_when_a_claim_does_not_hold(tmp_path, save_model, monkeypatch):
     from safetensors.torch import load_file, save_file
 
     save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
     (tmp_path / "dst.json").write_text(json.dumps(phi_config(48, 6, 60, 3, 4)))
     words = ("expand", "--src", "src", "--dst-config", "dst.json", "--method", "lossless", "--out", "grown")
-    assert phigrow(*words, cwd=tmp_path).returncode == 0
-    done = phigrow("verify", "src", "grown", "--json", cwd=tmp_path)
-    assert done.returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert run(*words).exit_code == 0
+    done = run("verify", "src", "grown", "--json")
+    assert done.exit_code == 0
     certificate = json.loads(done.stdout)
     assert certificate["passed"] is True
     assert certificate["max_abs_dlogit"] < 1e-5
