@@ -31,6 +31,7 @@ FOLDER = "checkpoints"
 UNIVERSAL = "universal"
 RUN_FILE = "run.json"
 _DAMAGED = "damaged-"
+_PLACES = {"device": "on the device", "cpu": "in the host's memory", "nvme": "on a disk"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class Found:
     world_size: int
     stage: int
     marker: dict[str, Any]
+
+    @property
+    def place(self) -> str | None:
+        """Where the optimizer's state lay, as `optimizer_place`; None where the marker does not say."""
+        return self.marker.get("place")
+
+    def fits(self, ranks: int, stage: int, place: str) -> bool:
+        """Whether DeepSpeed can load it as it is."""
+        return (self.world_size, self.stage) == (ranks, stage) and self.place in (None, place)
 
 
 @dataclass(frozen=True)
@@ -180,11 +190,13 @@ def save(
     *,
     keep: int,
     stage: int,
+    place: str = "device",
     stay: Collection[int] = (),
 ) -> Path:
     """Save model, optimizer and schedule on all ranks; every rank hashes what it wrote, and rank 0 marks it complete.
 
-    Of the older checkpoints the last ``keep`` are kept, and those of the steps in ``stay``.
+    Where the optimizer's state lies (``place``) is noted: DeepSpeed's Adam for the host stores another state than
+    PyTorch's. Of the older checkpoints the last ``keep`` are kept, and those of the steps in ``stay``.
 
     Returns:
         The folder of the checkpoint, ``out/checkpoints/step-N``.
@@ -202,7 +214,7 @@ def save(
     parts = gathered(world, digests(root / tag, world.rank, world.size))
     if world.first:
         files = {name: digest for part in parts for name, digest in part.items()}
-        content = {"progress": asdict(progress), "world_size": world.size, "stage": stage}
+        content = {"progress": asdict(progress), "world_size": world.size, "stage": stage, "place": place}
         write_marker(root / tag, content, files)
         _prune(out, keep, stay)
     dist.barrier()
@@ -230,14 +242,22 @@ def _group_names(engine: Any) -> list[list[str]]:
     return [[names[id(p)] for p in group if id(p) in names] for group in groups]
 
 
-def check_fits(found: Found, world: World, stage: int, *, convert: bool) -> None:
-    """Refuse a checkpoint of other ranks or another stage, unless it may be converted.
+def check_fits(found: Found, world: World, stage: int, *, convert: bool, place: str = "device") -> None:
+    """Refuse a checkpoint of other ranks, another stage or an optimizer elsewhere, unless it may be converted.
 
     Raises:
         GrowthError: naming both, and the option.
     """
-    if convert or (found.world_size, found.stage) == (world.size, stage):
+    if convert or found.fits(world.size, stage, place):
         return
+    if (found.world_size, found.stage) == (world.size, stage):
+        raise GrowthError(
+            f"the checkpoint's optimizer state was {_PLACES.get(str(found.place), 'elsewhere')}, this run has it "
+            f"{_PLACES[place]}",
+            where=str(found.folder),
+            why="DeepSpeed's Adam for the host keeps its state in another form",
+            fix="add --universal, which converts the checkpoint, or set offload_optimizer as it was",
+        )
     raise GrowthError(
         f"the checkpoint was written by {ranks(found.world_size)} at ZeRO {found.stage}, this run has "
         f"{ranks(world.size)} at ZeRO {stage}",
@@ -247,16 +267,16 @@ def check_fits(found: Found, world: World, stage: int, *, convert: bool) -> None
     )
 
 
-def load(engine: Any, found: Found, world: World, *, stage: int) -> Progress:
+def load(engine: Any, found: Found, world: World, *, stage: int, place: str = "device") -> Progress:
     """Load a checkpoint whose files have been checked into an engine, on all ranks.
 
-    With the ranks and the ZeRO stage that wrote it the run continues to the bit. With others it is converted to
-    DeepSpeed's universal format first, into ``out/universal``, and continues to rounding.
+    With the ranks, the ZeRO stage and the offload that wrote it the run continues to the bit. With others it is
+    converted to DeepSpeed's universal format first, into ``out/universal``, and continues to rounding.
 
     Raises:
         GrowthError: DeepSpeed finds nothing, or the checkpoint cannot be converted.
     """
-    if (found.world_size, found.stage) == (world.size, stage):
+    if found.fits(world.size, stage, place):
         with restricted_pickles():
             path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
         if path is None:

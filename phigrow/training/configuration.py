@@ -193,7 +193,8 @@ class RunConfig:
     resume: str = _key("auto", "auto continues from the last complete checkpoint in out", choices=("auto", "never"))
     universal: bool = _key(
         False,
-        "continue a checkpoint of other ranks or another ZeRO stage: it is converted to DeepSpeed's universal format",
+        "continue a checkpoint of other ranks, another ZeRO stage or another offload: it is converted to DeepSpeed's "
+        "universal format",
     )
     export: str | None = _key("export", "final Hugging Face folder, inside out unless absolute; none writes none")
     export_dtype: str | None = _key(

@@ -54,6 +54,17 @@ def offloads_optimizer(engine_dict: dict[str, Any]) -> bool:
     return section.get("device") in DEVICES
 
 
+def optimizer_place(config: RunConfig) -> str:
+    """Where a run keeps the optimizer's state: ``device``, ``cpu`` or ``nvme``.
+
+    Raises:
+        GrowthError: as `offload_sections`.
+    """
+    section = offload_sections(config, config.deepspeed_file().get("zero_optimization", {})).get("offload_optimizer")
+    device = (section or {}).get("device")
+    return str(device) if device in DEVICES else "device"
+
+
 def check_disk(engine_dict: dict[str, Any]) -> None:
     """Refuse the disk where DeepSpeed cannot read and write it.
 
