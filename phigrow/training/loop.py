@@ -18,6 +18,7 @@ from phigrow.training.data import data_curve, keep_tokenizer, load_data, make_fe
 from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.monitors import Monitors, monitor_sections
+from phigrow.training.offload import optimizer_place
 from phigrow.training.pace import copied_values, is_paced, make_pace
 from phigrow.training.process import StopRequest, World, lost_rank_named, on_rank_zero, start
 from phigrow.training.progress import Reporter
@@ -61,6 +62,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     monitors = monitor_sections(config, out)
     if is_paced(config):
         copied_values(config)
+    place = optimizer_place(config)
     world = start(config.threads)
     if blocks is None:
         blocks = load_data(config, out, world)
@@ -75,7 +77,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
             print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)
         return Summary(out, config.steps, True, export=export)
     if found is not None:
-        checkpoints.check_fits(found, world, config.stage, convert=config.universal)
+        checkpoints.check_fits(found, world, config.stage, convert=config.universal, place=place)
     run = _Run(config, source, out, world, blocks, found, monitors, begins)
     with lost_rank_named(world, lambda: checkpoints.how_to_continue(out)):
         return run.train()
@@ -97,8 +99,8 @@ class _Run:
     ) -> None:
         from phigrow.training.engine import engine_config, make_engine, micro_batch
         from phigrow.training.evaluation import held_out
-        from phigrow.training.model import build_model, choose_attention, has_dropout, model_config
-        from phigrow.training.weights import masters_from_checkpoint
+        from phigrow.training.model import build_model, choose_attention, has_dropout, initializer_range, model_config
+        from phigrow.training.weights import masters_from_checkpoint, masters_from_scratch
 
         self.config, self.source, self.out, self.world, self.blocks = config, source, out, world, blocks
         self.feed, self.begins = make_feed(config, blocks, begins.first), begins
@@ -116,13 +118,16 @@ class _Run:
         model = build_model(config, self.model_dict, world, attention, engine_dict, blocks.eos_token_id)
         self.dropout = has_dropout(self.model_dict)
         self.engine = make_engine(model, config, engine_dict)
+        self.place = optimizer_place(config)
         if found is None and config.init != SCRATCH:
             masters_from_checkpoint(self.engine, Path(config.init))
             if begins.optimizer is not None:
                 carried.load(self.engine, begins.optimizer, world)
-        start = Progress(data=begins.position, blocks=begins.first * config.batch)
-        self.at = checkpoints.load(self.engine, found, world, stage=config.stage) if found else start
+        elif found is None and self.place != "nvme":  # there DeepSpeed moves a gigabyte or more for every parameter
+            masters_from_scratch(self.engine, config.seed, initializer_range(self.model_dict))
+        self.at = Progress(data=begins.position, blocks=begins.first * config.batch)
         if found:
+            self.at = checkpoints.load(self.engine, found, world, stage=config.stage, place=self.place)
             rejoin(self.engine.lr_scheduler)
         self.pace = make_pace(self.engine, config)
         self.flops_per_token = count(self.model_dict, blocks.seq_len).training_flops
@@ -204,7 +209,14 @@ class _Run:
                 if saves or (stopped and config.save_every):
                     self.at = dataclasses.replace(self.at, data=stepper.position)
                     checkpoints.save(
-                        self.engine, self.out, self.at, self.world, keep=config.keep, stage=config.stage, stay=save_at
+                        self.engine,
+                        self.out,
+                        self.at,
+                        self.world,
+                        keep=config.keep,
+                        stage=config.stage,
+                        place=self.place,
+                        stay=save_at,
                     )
                     saved_at = done
         if stopped and self.at.step < config.steps:

@@ -96,6 +96,18 @@ def _convert_zero(source: Path, folder: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(options)
     (folder.parent / "latest_universal").unlink(missing_ok=True)  # it names the unfinished folder
+    _forget_aliases(source, folder)
+
+
+def _forget_aliases(source: Path, folder: Path) -> None:
+    """Delete the second copy of a tied parameter, under its other name, which DeepSpeed makes of ZeRO 1 and 2."""
+    import torch
+
+    content = torch.load(_model_states(source), map_location="cpu", weights_only=True, mmap=True)
+    aliases = set(content.get("shared_params") or ())
+    for path in (folder / "zero").iterdir():
+        if path.name in aliases:
+            shutil.rmtree(path)
 
 
 def _convert_plain(source: Path, folder: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,30 +40,56 @@ def fill_from_scratch(model: nn.Module, seed: int, initializer_range: float, wor
     Raises:
         GrowthError: a parameter that is neither of a linear layer, an embedding nor a norm.
     """
-    for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            full_name = f"{module_name}.{name}" if module_name else name
-            with torch.no_grad(), whole(parameter, write=True):
-                if parameter.numel() and (world.first or not hasattr(parameter, "ds_id")):
-                    _fill(parameter, module, full_name, seed, initializer_range)
+    for parameter, drawn in _scratch(model, seed, initializer_range):
+        with torch.no_grad(), whole(parameter, write=True):
+            if parameter.numel() and (world.first or not hasattr(parameter, "ds_id")):
+                parameter.copy_(drawn.rows(0, drawn.shape[0]))
 
 
-def _fill(parameter: nn.Parameter, module: nn.Module, name: str, seed: int, initializer_range: float) -> None:
-    if name.endswith("bias"):
-        parameter.zero_()
-    elif "Norm" in type(module).__name__ and parameter.ndim == 1:
-        parameter.fill_(1.0)
-    elif isinstance(module, nn.Linear | nn.Embedding):
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        value = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, initializer_range, generator=generator)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            value[module.padding_idx] = 0.0
-        parameter.copy_(value)
-    else:
+@dataclass(frozen=True)
+class ScratchTensor:
+    """The scratch value of a parameter, fp32, drawn whole whenever some of it is asked for: a `StoredTensor` else."""
+
+    name: str
+    shape: tuple[int, ...]
+    module: nn.Module
+    seed: int
+    initializer_range: float
+    dtype: torch.dtype = torch.float32
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop``."""
+        return self._drawn()[start:stop]
+
+    def values(self, start: int, stop: int) -> Tensor:
+        """Values ``start`` to ``stop`` of all, flat."""
+        return self._drawn().flatten()[start:stop]
+
+    def _drawn(self) -> Tensor:
+        if self.name.endswith("bias"):
+            return torch.zeros(self.shape)
+        if "Norm" in type(self.module).__name__ and len(self.shape) == 1:
+            return torch.ones(self.shape)
+        if isinstance(self.module, nn.Linear | nn.Embedding):
+            digest = hashlib.sha256(f"{self.seed}/{self.name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            value = torch.empty(self.shape).normal_(0.0, self.initializer_range, generator=generator)
+            if isinstance(self.module, nn.Embedding) and self.module.padding_idx is not None:
+                value[self.module.padding_idx] = 0.0
+            return value
         raise GrowthError(
-            f"no rule to initialise a {type(module).__name__}", where=name, fix="start from a checkpoint folder instead"
+            f"no rule to initialise a {type(self.module).__name__}",
+            where=self.name,
+            fix="start from a checkpoint folder instead",
         )
+
+
+def _scratch(model: nn.Module, seed: int, initializer_range: float) -> Iterator[tuple[Any, ScratchTensor]]:
+    """Every parameter, once, with its scratch value."""
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        yield parameter, ScratchTensor(name, shape, modules[name.rpartition(".")[0]], seed, initializer_range)
 
 
 def fill_from_checkpoint(model: nn.Module, folder: Path) -> None:
@@ -96,28 +123,43 @@ def masters_from_checkpoint(engine: Any, folder: Path) -> None:
     Raises:
         GrowthError: as `fill_from_checkpoint`; or DeepSpeed keeps masters where phigrow does not know them.
     """
-    optimizer = engine.optimizer
-    with CheckpointReader(folder) as reader, torch.no_grad():
-        for parameter, tensor in _matched(engine.module, reader):
-            if parameter.dtype in (torch.float32, tensor.dtype) or not parameter.requires_grad:
-                continue  # the weights are not rounded, so neither are their masters
-            if hasattr(parameter, "ds_id"):
-                from deepspeed.utils import safe_set_local_fp32_param
+    with CheckpointReader(folder) as reader:
+        _set_masters(engine.optimizer, _matched(engine.module, reader))
 
-                safe_set_local_fp32_param(parameter, _own_values(parameter, tensor).float())
-            elif hasattr(parameter, "_hp_mapping"):
-                if (mapping := parameter._hp_mapping) is not None:  # None: all of it belongs to other ranks
-                    part = mapping.lp_fragment_address
-                    mapping.hp_fragment.copy_(tensor.values(part.start, part.start + part.numel))
-            elif (master := unfused_master(parameter, optimizer)) is not None:
-                master.copy_(tensor.rows(0, tensor.shape[0]))
-            else:
-                raise GrowthError(
-                    "masters that cannot be found",
-                    where=f"{tensor.name} under {type(optimizer).__name__}",
-                    why="they would start from weights rounded to " + str(parameter.dtype).removeprefix("torch."),
-                    fix="choose another ZeRO stage, or store the checkpoint in the dtype of the run",
-                )
+
+def masters_from_scratch(engine: Any, seed: int, initializer_range: float) -> None:
+    """Set the fp32 masters to the scratch values before rounding: else arms that start from fp32 would be ahead.
+
+    Every rank draws what it has a part of, a parameter at a time.
+
+    Raises:
+        GrowthError: as `masters_from_checkpoint`.
+    """
+    _set_masters(engine.optimizer, _scratch(engine.module, seed, initializer_range))
+
+
+@torch.no_grad()
+def _set_masters(optimizer: Any, tensors: Iterable[tuple[Any, StoredTensor | ScratchTensor]]) -> None:
+    for parameter, tensor in tensors:
+        if parameter.dtype in (torch.float32, tensor.dtype) or not parameter.requires_grad:
+            continue  # the weights are not rounded, so neither are their masters
+        if hasattr(parameter, "ds_id"):
+            from deepspeed.utils import safe_set_local_fp32_param
+
+            safe_set_local_fp32_param(parameter, _own_values(parameter, tensor).float())
+        elif hasattr(parameter, "_hp_mapping"):
+            if (mapping := parameter._hp_mapping) is not None:  # None: all of it belongs to other ranks
+                part = mapping.lp_fragment_address
+                mapping.hp_fragment.copy_(tensor.values(part.start, part.start + part.numel))
+        elif (master := unfused_master(parameter, optimizer)) is not None:
+            master.copy_(tensor.rows(0, tensor.shape[0]))
+        else:
+            raise GrowthError(
+                "masters that cannot be found",
+                where=f"{tensor.name} under {type(optimizer).__name__}",
+                why="they would start from weights rounded to " + str(parameter.dtype).removeprefix("torch."),
+                fix="choose another ZeRO stage, or store the checkpoint in the dtype of the run",
+            )
 
 
 def _matched(model: nn.Module, reader: CheckpointReader) -> Iterator[tuple[Any, StoredTensor]]:
@@ -154,7 +196,7 @@ def _has_plain_partition(parameter: Any) -> bool:
     )
 
 
-def _own_values(parameter: Any, tensor: StoredTensor) -> Tensor:
+def _own_values(parameter: Any, tensor: StoredTensor | ScratchTensor) -> Tensor:
     """This rank's values of a ZeRO-3 parameter, flat; the last ranks' may end in padding, which is 0."""
     length = parameter.ds_tensor.ds_numel
     size = parameter.ds_numel

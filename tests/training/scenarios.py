@@ -11,7 +11,6 @@ is read from tensors during the steps, by the file that reads, into ``reads.json
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import shutil
@@ -233,16 +232,10 @@ def captured_state(out: Path | None) -> Iterator[None]:
 
 
 def main() -> int:
-    import deepspeed  # noqa: F401
-    from transformers import PhiForCausalLM  # noqa: F401
-
     from phigrow.errors import GrowthError
     from phigrow.training import RunConfig, model, train
     from phigrow.training.process import own_rank
 
-    # DeepSpeed collects garbage up to five times when an engine is made, 0.3 s each over all that was imported.
-    gc.collect()
-    gc.freeze()
     attach_loss = model.attach_loss
     (listed,) = [word for word in sys.argv[1:] if not word.startswith("--")]
     for scenario in json.loads(Path(listed).read_text()):

@@ -25,6 +25,9 @@ TOLERANCE = {"fp32": 2e-6, "bf16": 5e-4}
 """Largest relative difference of losses over six steps, two or more times what was measured (5e-7 and 7e-5)."""
 
 
+TIED = TINY | {"tie_word_embeddings": True}
+
+
 def scenario(name: str, **settings: Any) -> dict[str, Any]:
     return {"out": name, **settings}
 
@@ -63,6 +66,7 @@ def on_one_rank(folder: Path) -> list[dict[str, Any]]:
         streamed(folder, "streamed", zero=0),
         scenario("bf16", zero=1, dtype="bf16", export="export", export_dtype="fp32", save_every=3),
         scenario("other-seed", zero=0, seed=1),
+        *(scenario(f"tied-zero{stage}", zero=stage, model=TIED, export="export") for stage in (0, 3)),
         scenario("dropout", zero=2, dtype="bf16", model=TINY | {"resid_pdrop": 0.1}, save_every=3),
         scenario(
             "dropout-cut",
@@ -97,6 +101,9 @@ def on_two_ranks(folder: Path) -> list[dict[str, Any]]:
     # A learning rate of 0: what is exported is what the run started from.
     still = rounded | {"lr": 0.0, "steps": 1, "warmup": 0, "eval_every": 0}
     runs += [scenario(f"masters-zero{stage}", zero=stage, **still) for stage in range(4)]
+    drawn = still | {"init": "scratch", "model": TINY}
+    runs += [scenario(f"drawn-zero{stage}", zero=stage, **drawn) for stage in range(4)]
+    runs.append(scenario("drawn-fp32", zero=0, **drawn | {"dtype": "fp32"}))
     return runs
 
 
@@ -217,6 +224,15 @@ def test_the_export_is_an_ordinary_model_with_the_last_held_out_loss(two_ranks, 
     assert (folder / "generation_config.json").is_file()
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_tied_embeddings_are_one_matrix_in_training_and_in_the_export(one_rank, stage):
+    run = one_rank / f"tied-zero{stage}"
+    np.testing.assert_allclose(losses(run), losses(one_rank / "tied-zero0"), rtol=TOLERANCE["fp32"])
+    assert np.abs(np.subtract(losses(run)[2:], losses(one_rank / "fp32")[2:])).min() > 1e-3
+    assert "lm_head.weight" not in load_file(run / "export" / "model.safetensors")
+    assert export_loss(run / "export") == pytest.approx(losses(run, "eval")[-1], rel=1e-6)
+
+
 def test_fp32_masters_are_finer_than_the_weights_they_round_to(one_rank):
     masters = load_file(one_rank / "bf16" / "export" / "model.safetensors")
     name = "model.layers.0.mlp.fc1.weight"
@@ -234,6 +250,16 @@ def test_masters_start_from_the_checkpoints_values_not_from_their_rounding(two_r
     assert all(torch.equal(masters[name], start[name]) for name in start)
     matrices = [value for value in start.values() if value.ndim == 2]
     assert not any(torch.equal(value, value.bfloat16().float()) for value in matrices)  # so that they could be told
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_masters_of_a_scratch_run_are_what_was_drawn_not_its_rounding(two_ranks, stage):
+    drawn = load_file(two_ranks / "drawn-fp32" / "export" / "model.safetensors")
+    masters = load_file(two_ranks / f"drawn-zero{stage}" / "export" / "model.safetensors")
+    assert set(masters) == set(drawn)
+    assert all(torch.equal(masters[name], drawn[name]) for name in drawn)
+    matrices = [value for value in drawn.values() if value.ndim == 2]
+    assert not any(torch.equal(value, value.bfloat16().float()) for value in matrices)
 
 
 def test_a_run_that_starts_from_an_export_starts_at_its_loss_and_adds_its_cost(one_rank):

@@ -11,6 +11,7 @@ import torch
 from scenarios import TINY
 
 from phigrow.errors import GrowthError
+from phigrow.flops import count
 from phigrow.training import RunConfig
 from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import build_model, choose_attention, has_dropout, model_config, parameter_groups
@@ -115,6 +116,14 @@ def test_a_checkpoint_decides_its_model(tmp_path):
 
 def build(config: RunConfig, model_dict: dict[str, Any] = TINY) -> Any:
     return build_model(config, model_dict, CPU, "sdpa", {})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_embeddings_are_tied_as_the_configuration_says(tied):
+    config = TINY | {"tie_word_embeddings": tied}
+    model = build_model(RunConfig(model=config), config, CPU, "sdpa", {})
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert sum(p.numel() for p in model.parameters()) == count(config).parameters
 
 
 def test_loading_is_exact_and_strict(tmp_path):

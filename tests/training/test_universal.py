@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from launching import losses, records, run_scenarios
+from scenarios import TINY
 
 from phigrow.errors import GrowthError
 from phigrow.training.checkpoints import FOLDER, UNIVERSAL, Found, Progress, check_fits, marked_checkpoints
 from phigrow.training.integrity import digests, read_marker, write_marker
 from phigrow.training.process import World
-from phigrow.training.universal import convert, restore_scaler
+from phigrow.training.universal import convert, parameters, restore_scaler
 
 TOLERANCE = {"fp32": 1e-6, "bf16": 5e-4}
 """Largest relative difference of losses; over 72 pairs (all) and 62 runs, 1.2e-7 and 9.1e-5 were measured."""
@@ -58,14 +59,19 @@ def without(folder: Path, source: str, moment: str) -> str:
 
 
 def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    tied = {"model": TINY | {"tie_word_embeddings": True}}
     if ranks == 2:
-        return [writer(2, stage) for stage in range(4)]
+        return [writer(2, stage) for stage in range(4)] + [
+            writer(2, stage) | {"out": f"fp32-tied-z{stage}"} | tied for stage in (1, 3)
+        ]
     pairs = [(0, 3), (1, 2), (2, 0), (3, 1), (3, 3)]
     moments = [without(folder, "fp32-r2-z1", moment) for moment in ("exp_avg", "exp_avg_sq")]
     return [
         {"out": "whole", "dtype": "fp32", "zero": 0, **COMMON},
         *(reader(folder, f"fp32-r2-z{source}", 1, stage, keep=1) for source, stage in pairs),
         *(reader(folder, name, 1, 2) for name in moments),
+        {"out": "whole-tied", "dtype": "fp32", "zero": 0, **COMMON, **tied},
+        *(reader(folder, f"fp32-tied-z{source}", 1, stage, **tied) for source, stage in ((1, 3), (3, 0))),
     ]
 
 
@@ -90,6 +96,15 @@ def test_another_number_of_ranks_alone_is_converted_too(runs):
     (resume,) = records(run, "resume")
     assert (resume["step"], resume["world_size"], resume["zero"]) == (3, 1, 3)
     assert resume["was"] == {"world_size": 2, "zero": 3}
+
+
+@pytest.mark.parametrize("run", ["fp32-tied-z1-to-r1-z3", "fp32-tied-z3-to-r1-z0"])
+def test_tied_embeddings_are_converted_once(runs, run):
+    np.testing.assert_allclose(losses(runs / run), losses(runs / "whole-tied"), rtol=TOLERANCE["fp32"])
+    assert np.abs(np.subtract(losses(runs / "whole-tied"), losses(runs / "whole"))).max() > 1e-3
+    (universal,) = (runs / run / UNIVERSAL).iterdir()
+    assert "lm_head.weight" not in parameters(universal)
+    assert {"model.embed_tokens.weight", "lm_head.bias"} < set(parameters(universal))
 
 
 @pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
@@ -160,6 +175,19 @@ def test_without_the_flag_the_refusal_names_it(ranks, stage):
     check_fits(found, World(0, 2, 0, 2, torch.device("cpu")), 1, convert=False)
 
 
+def test_an_optimizer_that_lay_elsewhere_is_refused_without_the_flag():
+    world = World(0, 2, 0, 2, torch.device("cpu"))
+    found = Found(Path("runs/x/checkpoints/step-3"), Progress(3), 2, 1, {"place": "device"})
+    with pytest.raises(GrowthError) as error:
+        check_fits(found, world, 1, convert=False, place="cpu")
+    assert "optimizer state was on the device, this run has it in the host's memory" in str(error.value)
+    assert "add --universal" in str(error.value)
+    check_fits(found, world, 1, convert=True, place="cpu")
+    check_fits(found, world, 1, convert=False)
+    unsaid = Found(found.folder, found.progress, 2, 1, {})  # of a version that did not note it
+    check_fits(unsaid, world, 1, convert=False, place="cpu")
+
+
 def test_the_loss_scale_of_fp16_survives():
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
@@ -171,6 +199,28 @@ def test_the_loss_scale_of_fp16_survives():
     assert vars(new) != vars(old)
     restore_scaler(new, {key: value for key, value in vars(old).items() if isinstance(value, bool | int | float)})
     assert vars(new) == vars(old)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_offloaded_optimizer_is_converted_and_filled(tmp_path, dtype):
+    """DeepSpeed compiles its CPU Adam first, which takes a minute or two."""
+    offload = {"offload_optimizer": "cpu"}
+    writers = [writer(2, stage, dtype) | {"out": f"{dtype}-off-z{stage}"} | offload for stage in (1, 2, 3)]
+    run_scenarios(2, tmp_path, [*writers, writer(2, 1, dtype)])
+    readers = [reader(tmp_path, f"{dtype}-off-z{source}", 1, stage) for source, stage in ((1, 0), (2, 3), (3, 2))]
+    readers += [reader(tmp_path, f"{dtype}-off-z{source}", 1, 2, **offload) for source in (1, 3)]
+    readers += [reader(tmp_path, f"{dtype}-r2-z1", 1, stage, **offload) for stage in (1, 3)]
+    same = reader(tmp_path, f"{dtype}-r2-z1", 2, 1, **offload)
+    run_scenarios(2, tmp_path, [same, same | {"out": "refused", "universal": False}])
+    for rank in range(2):
+        assert (
+            "was on the device, this run has it in the host's memory"
+            in (tmp_path / "refused" / f"error-{rank}.txt").read_text()
+        )
+    run_scenarios(1, tmp_path, [{"out": "whole", "dtype": dtype, "zero": 2, **COMMON}, *readers])
+    for run in [same, *readers]:
+        np.testing.assert_allclose(losses(tmp_path / run["out"]), losses(tmp_path / "whole"), rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.long
