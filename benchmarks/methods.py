@@ -75,20 +75,23 @@ def measure(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
     return out.logits, float(out.loss)
 
 
-def growths() -> Iterator[tuple[str, str, str]]:
+def growths(methods: list[str] | None = None) -> Iterator[tuple[str, str, str]]:
     """(method, depth, sizes); depth methods are measured with lossless, which then changes nothing."""
+    if methods:
+        yield from ((method, "", sizes) for sizes in ("2x width", "uneven") for method in methods)
+        return
     for sizes in ("2x width", "uneven"):
         yield from ((method, "", sizes) for method in all_methods())
         yield "tile:scale=preserve", "", sizes
     yield from (("lossless", depth, "depth") for depth in DEPTHS)
 
 
-def rows(family: Family, steps: int, seed: int) -> Iterator[dict[str, Any]]:
+def rows(family: Family, steps: int, seed: int, methods: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """One row a growth."""
     text, held_out = stdlib()
     source = trained(family, text, steps, seed)
     old, loss = measure(source, held_out)
-    for method, depth, sizes in growths():
+    for method, depth, sizes in growths(methods):
         row = {"family": family.name, "method": method, "depth": depth, "sizes": sizes, "source_loss": loss}
         target = {**source.config.to_dict(), **family.config_of({**SOURCE, **SIZES[sizes]})}
         # What follows from the number of layers is left to transformers.
@@ -142,11 +145,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="training steps of the source, of 2,048 bytes each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--family", action="append", choices=all_families(), help="default: every one")
+    parser.add_argument("--method", action="append", help="default: every one, and every depth method")
     parser.add_argument("--out", type=Path, help="writes OUT.json and OUT.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     chosen = [all_families()[name] for name in given.family or all_families()]
-    found = [row for family in chosen for row in rows(family, given.steps, given.seed)]
+    found = [row for family in chosen for row in rows(family, given.steps, given.seed, given.method)]
     print(table(found))
     if given.out:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
