@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phigrow.config import Config, load_config
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, nearest_multiples
 from phigrow.flops import count
 
 GIB = 2**30
@@ -49,6 +49,12 @@ class Layout:
             + (" + offload" if self.offload_optimizer else "")
             + (" all" if self.offload_param else "")
         )
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys of a training recipe that ask for it."""
+        offload = {"offload_optimizer": self.offload_optimizer, "offload_param": self.offload_param}
+        return {"zero": self.stage} | {key: "cpu" for key, wanted in offload.items() if wanted}
 
 
 LAYOUTS = (
@@ -123,11 +129,20 @@ class Capacity:
     gpu_hours: float | None
     cost: float | None
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Keys of a training recipe that run what was chosen; empty where nothing fits."""
+        rows = next((fit.micro_batch for fit in self.fits if fit.layout == self.chosen), None)
+        if self.chosen is None or rows is None:
+            return {}
+        keys = self.chosen.keys | {"batch": self.batch, "micro_batch": rows}
+        return keys | ({"activation_checkpointing": True} if self.checkpointing else {})
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         import dataclasses
 
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"recipe": self.recipe}
 
 
 def model_states(
@@ -268,7 +283,7 @@ def capacity(
         raise GrowthError(
             f"a batch of {batch} sequences cannot be shared by {number} GPUs",
             where="--batch",
-            fix=f"choose a multiple of {number}",
+            fix=f"choose {nearest_multiples(batch, number)}",
         )
     share = batch // number
     if micro_batch and share % micro_batch:

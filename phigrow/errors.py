@@ -38,3 +38,15 @@ def _shown(text: str) -> str:
     if text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def nearest_multiples(number: int, of: int) -> str:
+    """Name, for the fix of an error, the multiples on both sides of a number that is none.
+
+    >>> nearest_multiples(2048, 96)
+    'a multiple of 96, such as 2016 or 2112'
+    >>> nearest_multiples(2, 3)
+    'a multiple of 3, such as 3'
+    """
+    below = number // of * of
+    return f"a multiple of {of}, such as {' or '.join(str(each) for each in (below, below + of) if each)}"

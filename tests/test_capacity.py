@@ -103,6 +103,24 @@ def test_smaller_gpus_need_higher_stages_then_offload_then_nothing_fits():
     assert chosen == [Layout(1), Layout(2), Layout(3), Layout(1), Layout(2, True), None]
 
 
+def test_the_choice_is_said_in_keys_that_a_run_takes():
+    from phigrow.training import RunConfig
+    from phigrow.training.engine import engine_config
+
+    for gpus in ("8x80", "8x24", "8x16", "1x24"):
+        found = capacity("phi2", gpus, checkpointing=True)
+        assert found.chosen is not None
+        config = RunConfig(model="phi2", **found.recipe)
+        assert config.activation_checkpointing
+        zero = engine_config(config, found.gpus, found.recipe["micro_batch"])["zero_optimization"]
+        assert zero["stage"] == found.chosen.stage
+        assert ("offload_optimizer" in zero) == found.chosen.offload_optimizer
+    assert Layout(3, True, True).keys == {"zero": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}
+    assert capacity("phi2", "1x2").recipe == {}
+    with pytest.raises(GrowthError, match="choose a multiple of 96, such as 2016 or 2112"):
+        capacity("phi2", "96x80", batch=2048)
+
+
 def test_time_and_cost_are_arithmetic():
     found = capacity("phi2", "8x80", tokens=1e11, mfu=0.5, peak="h100", price=2.5)
     assert found.flops is not None

@@ -149,6 +149,8 @@ def test_plan_says_what_fits_and_how_long_it_takes():
         assert text in done.stdout
     found = json.loads(phigrow(*words, "--json").stdout)
     assert found["chosen"]["stage"] == 1
+    assert found["recipe"] == {"zero": 1, "batch": 480, "micro_batch": found["fits"][1]["micro_batch"]}
+    assert f"recipe: zero: 1, batch: 480, micro_batch: {found['recipe']['micro_batch']}\n" in done.stdout
     assert found["seconds"] / 86400 == pytest.approx(14.03, abs=0.01)
     assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
     both = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--gpus", "8x80")

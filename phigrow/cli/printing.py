@@ -77,6 +77,9 @@ def print_capacity(found: Capacity) -> None:
     console.print(
         f"fits: in all at most {1 - RESERVED:.0%} of a GPU; activations: or the optimizer's step, if that is more"
     )
+    if found.recipe:
+        keys = ", ".join(f"{key}: {str(value).lower()}" for key, value in found.recipe.items())
+        console.print(f"chosen, as keys of a recipe: {keys}")
     if found.tokens is None or found.flops is None or found.seconds is None:
         return
     console.print(

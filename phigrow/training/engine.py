@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, nearest_multiples
 from phigrow.training.configuration import RunConfig
 from phigrow.training.offload import check_disk, host_adamw, offload_sections, offloads_optimizer
 from phigrow.training.order import micro_batch_rows
@@ -21,7 +21,7 @@ def micro_batch(config: RunConfig, world_size: int, seq_len: int) -> int:
         raise GrowthError(
             f"a batch of {config.batch} sequences cannot be shared by {world_size} ranks",
             where="batch",
-            fix=f"choose a multiple of {world_size}",
+            fix=f"choose {nearest_multiples(config.batch, world_size)}",
         )
     micro = config.micro_batch or micro_batch_rows(share, seq_len)
     if share % micro:

@@ -74,6 +74,8 @@ def test_micro_batches_divide_the_batch():
     assert micro_batch(RunConfig(batch=16, micro_batch=2), 2, 256) == 2
     with pytest.raises(GrowthError, match="cannot be shared by 3 ranks"):
         micro_batch(RunConfig(batch=16), 3, 256)
+    with pytest.raises(GrowthError, match="choose a multiple of 96, such as 2016 or 2112"):
+        micro_batch(RunConfig(batch=2048), 96, 2048)
     with pytest.raises(GrowthError, match="cannot be cut into pieces of 3"):
         micro_batch(RunConfig(batch=16, micro_batch=3), 1, 256)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from phigrow.config import load_config
+from phigrow.errors import GrowthError
 from phigrow.flops import count
 from phigrow.training import DEMO_MODEL, RunConfig, load_run_config
 from phigrow.training.engine import engine_config, micro_batch
@@ -39,6 +42,22 @@ def test_a_recipe_parses_and_matches_its_model(name):
     assert out["zero_optimization"]["stage"] == config.stage
     # 'auto' would reach DeepSpeed as it is.
     assert "auto" not in json.dumps(out)
+
+
+@pytest.mark.parametrize("ranks", [1, 8, 96])
+@pytest.mark.parametrize("name", [name for name in MILLIONS if name != "demo"])
+def test_a_published_recipe_runs_on_1_8_and_96_gpus_as_its_comment_says(name, ranks):
+    text = (RECIPES / f"{name}.yaml").read_text()
+    (batch,) = re.findall(r"# sequences; 96 GPUs cannot share them: --batch (\d+) there", text)
+    config = load_run_config(RECIPES / f"{name}.yaml")
+    if ranks == 96:
+        with pytest.raises(GrowthError, match=f"such as {batch} or "):
+            micro_batch(config, ranks, 2048)
+        config = dataclasses.replace(config, batch=int(batch))
+    micro = micro_batch(config, ranks, 2048)
+    assert micro in (5, 7, 8)  # of 8 that the budget of tokens allows: no rank is left with single sequences
+    out = engine_config(config, ranks, micro)
+    assert out["gradient_accumulation_steps"] * micro * ranks == config.batch
 
 
 def test_no_recipe_is_untested():
