@@ -84,7 +84,7 @@ def test_asked_to_stop_it_asks_the_run_and_waits_until_it_has_saved(tmp_path):
 
 def test_one_run_after_another_on_the_same_ranks_and_on_new_ones_after_a_failure(tmp_path):
     orders = tmp_path / "orders"
-    wait = f"until [ -e {orders}/run-$n.json ]; do sleep 0.02; done"
+    wait = f"until [ -e {orders}/run-$n.json ]; do [ -e {orders}/leave ] && exit; sleep 0.02; done"
     script = f"for n in 0 1; do {wait}; touch {orders}/run-$n.ended; done; n=2; {wait}; exit 3"
     with Scripted(script, orders) as ranks:
         processes = []
