@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,19 @@ def save_model(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """This process as the one rank of runs, and as before afterwards."""
+    import deepspeed.comm.comm as comm
+    import torch
+    from deepspeed.utils import groups
+
+    former = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    comm.cdb = groups._WORLD_GROUP = None  # DeepSpeed would take the group that is gone for the next one's
+    os.environ.clear()
+    os.environ.update(former)

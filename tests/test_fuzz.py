@@ -15,7 +15,7 @@ import phigrow
 from phigrow.errors import GrowthError
 
 SEED = int(os.environ.get("PHIGROW_FUZZ_SEED", "0"))
-SECONDS = float(os.environ.get("PHIGROW_FUZZ_SECONDS", "8"))
+SECONDS = float(os.environ.get("PHIGROW_FUZZ_SECONDS", "5"))
 
 
 @pytest.fixture

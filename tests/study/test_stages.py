@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,19 +198,9 @@ def blocks() -> Any:
 
 
 @pytest.fixture
-def in_process(monkeypatch) -> Iterator[None]:
-    import deepspeed.comm.comm as comm
-    import torch
-
-    former = dict(os.environ)
+def in_process(alone, monkeypatch) -> None:
     monkeypatch.setattr(staged, "Ranks", Here)
     monkeypatch.setattr("phigrow.study.stages.data_of", lambda value, path: (Path(value), 16))
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    comm.cdb = None
-    os.environ.clear()
-    os.environ.update(former)
 
 
 @pytest.mark.slow

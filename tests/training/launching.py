@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -59,3 +62,17 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 def losses(folder: Path, kind: str = "step") -> list[float]:
     """The losses of a run, in order."""
     return [record["loss"] for record in records(folder, kind)]
+
+
+def assert_continued(cut: Path, whole: Path) -> None:
+    """That a run that was stopped repeats, to the bit, what one that was not did."""
+    for kind in ("step", "eval"):
+        assert [r["step"] for r in records(cut, kind)] == [r["step"] for r in records(whole, kind)]
+        # Gloo sums two ranks in one order: a resumed run repeats every bit.
+        assert losses(cut, kind) == losses(whole, kind)
+    assert [r["lr"] for r in records(cut, "step")] == [r["lr"] for r in records(whole, "step")]
+    assert len(records(cut, "run")) == 1
+    seconds = [r["seconds"] for r in records(cut, "step")]
+    assert seconds == sorted(seconds)
+    first, second = load_file(whole / "export" / "model.safetensors"), load_file(cut / "export" / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 LARGER = TINY | {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 100}
 LARGER |= {"num_hidden_layers": 3}
 FIRST = {"save_every": 3, "keep": 0, "export": "export", "export_dtype": "fp32", "eval_every": 0, "log_every": 1}
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process as the one rank of runs, and as before afterwards."""
-    import deepspeed.comm.comm as comm
-
-    former = dict(os.environ)
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    comm.cdb = None
-    os.environ.clear()
-    os.environ.update(former)
 
 
 def run(out: Path, **settings: Any) -> Path:
