@@ -60,6 +60,14 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
         raise GrowthError(
             "compile under ZeRO 3", where="compile", why="weights are gathered by hooks", fix="zero 0 to 2"
         )
+    if stage in (1, 2) and out.get("zero_optimization", {}).get("round_robin_gradients"):
+        raise GrowthError(
+            "round_robin_gradients in the DeepSpeed file",
+            where=str(config.deepspeed),
+            why="DeepSpeed then looks for a parameter's master and moments where those of another lie, and a universal "
+            "checkpoint has them mixed up",
+            fix="drop it",
+        )
     ours: dict[str, Any] = {
         "train_batch_size": config.batch,
         "train_micro_batch_size_per_gpu": micro,

@@ -149,8 +149,16 @@ def _set_masters(optimizer: Any, tensors: Iterable[tuple[Any, StoredTensor | Scr
             safe_set_local_fp32_param(parameter, _own_values(parameter, tensor).float())
         elif hasattr(parameter, "_hp_mapping"):
             if (mapping := parameter._hp_mapping) is not None:  # None: all of it belongs to other ranks
-                part = mapping.lp_fragment_address
-                mapping.hp_fragment.copy_(tensor.values(part.start, part.start + part.numel))
+                part, master = mapping.lp_fragment_address, mapping.hp_fragment
+                held = parameter.detach().flatten()[part.start : part.start + part.numel]
+                if not torch.equal(master, held.to(master)):
+                    raise GrowthError(
+                        "a master that is not its weight",
+                        where=tensor.name,
+                        why="DeepSpeed makes masters from the weights, so this one is another parameter's",
+                        fix="leave out of the DeepSpeed file what reorders parameters, or choose another ZeRO stage",
+                    )
+                master.copy_(tensor.values(part.start, part.start + part.numel))
         elif (master := unfused_master(parameter, optimizer)) is not None:
             master.copy_(tensor.rows(0, tensor.shape[0]))
         else:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from scenarios import TINY
+from torch import nn
 
 from phigrow.errors import GrowthError
 from phigrow.flops import count
@@ -16,6 +18,7 @@ from phigrow.training import RunConfig
 from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import build_model, choose_attention, has_dropout, model_config, parameter_groups
 from phigrow.training.process import World
+from phigrow.training.weights import ScratchTensor, _set_masters
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -51,6 +54,7 @@ def test_stage_0_and_fp32_have_no_gradient_dtype_of_their_own():
         ({"fp16": {"enabled": True}}, "fp16.enabled is True"),
         ({"optimizer": {"type": "Adam"}}, "has a section 'optimizer'"),
         ({"scheduler": {}}, "has a section 'scheduler'"),
+        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "round_robin_gradients"),
     ],
 )
 def test_a_file_that_contradicts_the_run_is_refused(tmp_path, content, part):
@@ -126,6 +130,22 @@ def test_embeddings_are_tied_as_the_configuration_says(tied):
     model = build_model(RunConfig(model=config), config, CPU, "sdpa", {})
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     assert sum(p.numel() for p in model.parameters()) == count(config).parameters
+
+
+def test_a_master_that_deepspeed_takes_from_another_parameter_is_noticed():
+    weight = nn.Parameter(torch.arange(8, dtype=torch.bfloat16))
+    drawn = ScratchTensor("lm_head.bias", (8,), nn.Linear(8, 8), 0, 0.02)
+    for start, fits in ((4, True), (3, False)):
+        own = SimpleNamespace(
+            lp_fragment_address=SimpleNamespace(start=4, numel=4), hp_fragment=torch.arange(start, start + 4.0)
+        )
+        weight._hp_mapping = own  # type: ignore[attr-defined]
+        if fits:
+            _set_masters(None, [(weight, drawn)])
+            assert own.hp_fragment.tolist() == [0.0] * 4  # a bias starts from 0
+        else:
+            with pytest.raises(GrowthError, match="a master that is not its weight"):
+                _set_masters(None, [(weight, drawn)])
 
 
 def test_loading_is_exact_and_strict(tmp_path):

@@ -32,7 +32,8 @@ def writer(ranks: int, stage: int, dtype: str = "fp32") -> dict[str, Any]:
 
 def reader(folder: Path, source: str, ranks: int, stage: int, **settings: Any) -> dict[str, Any]:
     """The same run, continued from a copy."""
-    out = {"out": f"{source}-to-r{ranks}-z{stage}", "copy_of": str(folder / source), "dtype": source[:4]}
+    host = "-host" if settings.get("offload_optimizer") else ""
+    out = {"out": f"{source}-to-r{ranks}-z{stage}{host}", "copy_of": str(folder / source), "dtype": source[:4]}
     return out | {"zero": stage, "universal": True, **COMMON} | settings
 
 
