@@ -10,8 +10,11 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 SAID = {
     "compare_plans.py": ["lossless: exact", "2048 kept, 512 written as the mean"],
     "grow_a_live_model.py": ["parameters, max |dlogit|"],
-    "paper_table.py": ["\\toprule", "wr & 3.94", "3.16 & 0.76 & 3.16 & 1.49"],
-    "reproduce_figure.py": ["after 286k of 901k tokens: 3.16x speedup, 68 % saving", "wrote curves.pdf"],
+    "paper_table.py": ["\\toprule", "wr & 3.82", "1.49 & 0.85 & 1.49 & 1.07"],
+    "reproduce_figure.py": [
+        "after 0.82M of 1.23M tokens: 1.49x [1.25, 1.78] speedup, 33 % [20, 44] saving",
+        "wrote curves.pdf",
+    ],
 }
 
 
@@ -33,9 +36,9 @@ def test_the_notebook_runs_cell_by_cell_and_shows_tables(monkeypatch):
         exec(compile(ast.Module(body, []), "cell", "exec"), names)
         shown.append(eval(compile(last, "cell", "eval"), names))
     comparison, finding, estimate, figure, *_ = shown
-    assert "3.16x" in comparison._repr_html_()
-    assert finding.startswith("wr reached scratch's final held-out loss (4.27) after 286k of 901k tokens")
-    assert estimate == "3.16x sunk, 1.49x charged, 33 % saved; 1 seed: no interval"
+    assert "1.49x" in comparison._repr_html_()
+    assert finding.startswith("wr reached scratch's final held-out loss (3.95) after 0.82M of 1.23M tokens")
+    assert estimate == "1.49x sunk, 1.07x charged, 7 % saved; 3 seeds: 95% bootstrap interval over paired seeds"
     assert len(figure.axes) == 2
 
 
