@@ -1,4 +1,4 @@
-"""What the literature advises about a plan, each with its source. Advice is no part of a plan and changes nothing.
+"""What the literature and our study advise about a plan, each with its source. Advice is no part of a plan.
 
 | topic | said where | source |
 |---|---|---|
@@ -8,6 +8,8 @@
 | copies | coordinates with equal legs, and no noise | 2409.12903, 1511.05641: they get equal gradients for ever |
 | dtype | float16, and a stream or queries written with a gain above 1 | the largest float16 is 65504 |
 | timing | a budget is given and layers grow | 2405.15319: how long to train the source |
+| method | tile without noise | our study (docs/findings.md): wr learned faster at both sizes |
+| continued | under half a token a parameter, growth up to 2x | our study: training the source on cost fewer FLOPs |
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ NO_GAIN = "No Train No Gain, 2307.06440"
 COPIES = "Net2Net, 1511.05641; HyperCloning, 2409.12903"
 G_STACK = "G_stack, 2405.15319"
 FLOAT16 = "IEEE 754, binary16"
+STUDY = "our study, docs/findings.md: Phis of 3M parameters, 3 seeds"
+FEW_TOKENS = 0.5
+"""Tokens a destination parameter, about where the study's runs end (0.36 and 0.39)."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,11 @@ def advice(plan: Plan, *, tokens: float | None = None, dtype: str | None = None)
         dtype: of the output; by default the destination configuration's.
 
     >>> [each.topic for each in advice(phigrow.plan("phi-1_5", "phi2.json", "tile"), tokens=1e12)]  # doctest: +SKIP
-    ['tokens', 'copies', 'timing']
+    ['tokens', 'copies', 'timing', 'method']
     """
     dtype = dtype or plan.dst_config.get("dtype") or plan.dst_config.get("torch_dtype")
     return [*_growth(plan), *_tokens(plan, tokens), *_dropout(plan), *_copies(plan), *_dtype(plan, dtype),
-            *_timing(plan, tokens)]  # fmt: skip
+            *_timing(plan, tokens), *_study(plan, tokens)]  # fmt: skip
 
 
 def growth_timing(parameters: float, tokens: float) -> float:
@@ -150,3 +155,14 @@ def _timing(plan: Plan, tokens: float | None) -> Iterator[Advice]:
     timing = growth_timing(plan.cost()[1].parameters, tokens)
     text = f"for {tokens:.3g} tokens, stacking to 4x the layers did best from a source of about {timing:.3g} tokens"
     yield Advice("timing", f"{text}; here layers grow {dst / src:.3g}x", G_STACK)
+
+
+def _study(plan: Plan, tokens: float | None) -> Iterator[Advice]:
+    if plan.method.startswith("tile") and not plan.noise and plan.src_config != plan.dst_config:
+        text = "wr reached tile's last loss 1.11x [1.06, 1.17] sooner where parameters grew 1.8x; where it was 3.6x, "
+        text += "wr reached scratch's 1.30x [1.27, 1.33] sooner than scratch, and tile did not reach it"
+        yield Advice("method", text, STUDY)
+    old, new = (cost.parameters for cost in plan.cost())
+    if tokens is not None and old < new <= MOST_GROWTH * old and tokens <= FEW_TOKENS * new:
+        text = f"{tokens / new:.2g} tokens a parameter: at 0.4, training the source on reached scratch's loss with "
+        yield Advice("continued", f"{text}1.47x [1.30, 1.66] fewer FLOPs, charged, and no growth did", STUDY)

@@ -21,7 +21,7 @@ EXACT_LEGS = 1e-9
 def plan(
     src: str | Path | Config,
     dst_config: str | Path | Config,
-    method: str = "tile",
+    method: str = "wr",
     *,
     depth: str | None = None,
     rounding: str = "half-even",

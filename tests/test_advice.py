@@ -109,10 +109,22 @@ def test_the_timing_is_said_where_layers_grow_and_a_budget_is_given():
 
 
 def test_the_command_line_says_it():
-    words = ["plan", "--src", "phi-1_5.json", "--dst-config", "phi2.json", "--tokens", "1.4T"]
+    words = ["plan", "--src", "phi-1_5.json", "--dst-config", "phi2.json", "--tokens", "1.4T", "--method", "tile"]
     done = CliRunner(env={"COLUMNS": "400"}).invoke(app, words)
     lines = [line for line in done.stdout.splitlines() if line.startswith("advice: ")]
-    assert [line.split()[1] for line in lines] == ["504", "copies", "for"]
+    assert [line.split()[1] for line in lines] == ["504", "copies", "for", "wr"]
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["advice"]
-    assert [each["topic"] for each in found] == ["tokens", "copies", "timing"]
+    assert [each["topic"] for each in found] == ["tokens", "copies", "timing", "method"]
     assert f"advice: {found[1]['text']} ({found[1]['source']})" == lines[1]
+
+
+def test_what_our_study_says_of_tile_and_of_small_budgets():
+    plan = phigrow.plan(SRC, WIDER, "tile")
+    assert said(plan)["method"].startswith("wr reached tile's last loss 1.11x [1.06, 1.17] sooner")
+    assert "method" not in said(phigrow.plan(SRC, WIDER, "wr"))
+    assert "method" not in said(phigrow.plan(SRC, WIDER, "tile", scale="preserve", noise=0.5))
+    parameters = plan.cost()[1].parameters
+    assert said(plan, tokens=0.5 * parameters)["continued"].startswith("0.5 tokens a parameter: at 0.4, training the")
+    assert "continued" not in said(plan, tokens=0.6 * parameters)
+    assert "continued" not in said(phigrow.plan(SRC, DOUBLE, "tile"), tokens=100)  # more than twice the parameters
+    assert "continued" not in said(phigrow.plan(SRC, SRC, "tile"), tokens=100)

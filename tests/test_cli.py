@@ -153,7 +153,7 @@ def test_plan_says_what_fits_and_how_long_it_takes():
     assert f"recipe: zero: 1, batch: 480, micro_batch: {found['recipe']['micro_batch']}\n" in done.stdout
     assert found["seconds"] / 86400 == pytest.approx(14.03, abs=0.01)
     assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
-    both = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--gpus", "8x80")
+    both = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", "--gpus", "8x80")
     assert "identity" not in both.stdout
     assert "further copies" in both.stdout
     assert "GiB a GPU" in both.stdout
@@ -164,7 +164,7 @@ def test_plan_says_what_fits_and_how_long_it_takes():
 def test_plan_diff_says_what_differs_and_exits_as_diff_does(tmp_path):
     plans = {"a": (), "b": ("--scale", "preserve", "--seed", "3")}
     for name, words in plans.items():
-        done = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--json", *words)
+        done = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", "--json", *words)
         (tmp_path / f"{name}.json").write_text(done.stdout)
     same = phigrow("plan", "--diff", "a.json", "a.json", cwd=tmp_path)
     assert (same.returncode, same.stdout[:33]) == (0, "the plans are the same (hash 58cb")

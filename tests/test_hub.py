@@ -30,7 +30,7 @@ def test_names_and_revisions_reach_the_hub_and_only_safe_files_are_asked_for(tmp
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
     out = phigrow.expand("phi-1_5", phi_config(48, 6), revision="abc")
-    assert out == Path("phi-1_5-to-grown-tile")
+    assert out == Path("phi-1_5-to-grown-wr")
     assert (out / "README.md").read_text().startswith("---\nbase_model: microsoft/phi-1_5\n")
     assert {repository for repository, *_ in asked} == {"microsoft/phi-1_5"}
     assert {revision for _, revision, _ in asked} == {"abc"}

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 def expand(
     src: Src,
     dst_config: DstConfig,
-    method: MethodName = "tile",
+    method: MethodName = "wr",
     out: Annotated[
         Path | None, typer.Option(help="New folder.  \\[default: SRC-to-CONFIG-METHOD in the current folder]")
     ] = None,
@@ -143,7 +143,7 @@ def plan(
     context: typer.Context,
     src: Annotated[str | None, typer.Option(help=SRC_HELP + " Required, but for --diff and --gpus.")] = None,
     dst_config: Annotated[str | None, typer.Option(help=DST_CONFIG_HELP + " Required, but for --diff.")] = None,
-    method: MethodName = "tile",
+    method: MethodName = "wr",
     depth: DepthName = None,
     rounding: RoundingName = Rounding.half_even,
     anchor: AnchorName = None,

@@ -68,7 +68,7 @@ MethodName = Annotated[
     str,
     typer.Option(
         "--method",
-        help="Width method: tile, wr (weight reuse), lossless (function-preserving) or another of the README's table; "
+        help="Width method: wr (weight reuse), lossless (function-preserving), tile or another of the README's table; "
         "tile:scale=preserve gives an option, hidden=lossless,mlp=tile one method an axis.",
     ),
 ]
