@@ -118,7 +118,7 @@ def _copies(plan: Plan) -> Iterator[Advice]:
     alike = [
         axis
         for axis in (family.residual, *family.heads, family.mlp)
-        if not plan.noise and _equal_copies(plan.axes[axis])
+        if not plan.noise and not (plan.maps and plan.maps.sha256) and _equal_copies(plan.axes[axis])
     ]
     if alike:
         if plan.method.startswith("tile"):

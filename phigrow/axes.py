@@ -108,7 +108,7 @@ class AxisMap:
         if (self.write_random & self.read_random).any():
             return float("inf")
         if self.legs is not None:
-            return max(self.legs.left_inverse_error(), float(np.abs(self.write * self.read - 1).max()))
+            return self.legs.left_inverse_error(self.write * self.read)
         product = np.zeros(self.src_size)
         copies = self.is_copy
         np.add.at(product, self.source[copies], self.write[copies] * self.read[copies])

@@ -52,11 +52,16 @@ def differences(first: Plan, second: Plan) -> list[Difference]:
         *_values("depth options", first.depth_options, second.depth_options),
         *_values("source size", first.src_sizes, second.src_sizes),
         *_values("destination size", first.dst_sizes, second.dst_sizes),
+        *_values("maps", _maps_of(first), _maps_of(second)),
         *_layers(first, second),
         *_axes(first.axes, second.axes),
         *_values("source", first.src_config, second.src_config),
         *_values("destination", first.dst_config, second.dst_config),
     ]
+
+
+def _maps_of(plan: Plan) -> dict[str, Any]:
+    return {"sha256": plan.maps.sha256} if plan.maps else {}
 
 
 _PLAIN = ("family", "method", "depth", "seed", "noise", "noise_on", "exact", "approximations", "notes")

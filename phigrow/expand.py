@@ -15,6 +15,7 @@ from phigrow.errors import GrowthError
 from phigrow.hub import TOKENIZER_FILES, display_name, locate
 from phigrow.journal import PartialFolder
 from phigrow.lift import InMemory, lift
+from phigrow.maps import FILE, read_maps
 from phigrow.pickles import open_checkpoint
 from phigrow.plan import Plan
 from phigrow.provenance import command_line, installed_version, model_card, provenance, sha256_of
@@ -45,6 +46,7 @@ def expand(
     allow_nonfinite: bool = False,
     sync: bool = True,
     progress: bool = False,
+    maps: str | Path | None = None,
     **options: Any,
 ) -> Path:
     """Grow a checkpoint folder into a new one, tensor by tensor; neither model is ever in memory.
@@ -62,6 +64,8 @@ def expand(
         allow_nonfinite: let NaN and infinities through, which are refused otherwise.
         sync: wait until the values have reached the disk.
         progress: show a progress bar.
+        maps: of a learned method, the folder that `phigrow learn-growth` wrote; its matrices are copied beside the
+            weights.
 
     Returns:
         The new folder: weights, config, generation config, the source's tokenizer, a model card and ``phigrow.json``.
@@ -72,8 +76,9 @@ def expand(
     """
     started = time.perf_counter()
     plan = make_plan(
-        src, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, revision=revision, **options
-    )
+        src, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, revision=revision, maps=maps,
+        **options,
+    )  # fmt: skip
     folder = locate(src, revision)
     out = Path(out) if out is not None else default_out(src, dst_config, method)
     shard_bytes = parse_size(shard_size)
@@ -108,8 +113,9 @@ def expand(
                     source=folder,
                     hashes=hashes,
                     dtype=dtype,
-                    command=command_line(plan, src, dst_config, out, dtype, revision),
+                    command=command_line(plan, src, dst_config, out, dtype, revision, maps),
                     seconds=time.perf_counter() - started,
+                    learning=_keep_maps(plan, partial.path),
                 )
                 (partial.path / "phigrow.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
                 partial.finish(overwrite=overwrite)
@@ -134,6 +140,7 @@ def expand_model(
     seed: int = 0,
     noise: float = 0.0,
     dtype: str | None = None,
+    maps: str | Path | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Grow a live transformers model into a new one on the CPU, by the same lift as `expand`, bit for bit.
@@ -141,7 +148,7 @@ def expand_model(
     Args:
         model: the source model; it is not changed.
         dst_config: destination configuration: a file, a shipped name or a dictionary.
-        method, depth, rounding, seed, noise, options: as in `phigrow.plan`.
+        method, depth, rounding, seed, noise, maps, options: as in `phigrow.plan`.
         dtype: of the new model; by default the source's.
 
     Returns:
@@ -155,7 +162,9 @@ def expand_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = model.config.to_dict()
-    plan = make_plan(config, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, **options)
+    plan = make_plan(
+        config, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, maps=maps, **options
+    )
     live = model.state_dict()
     stored = {ours: theirs for theirs, ours in plan.table.live_names.items() if ours in live}
     state = {stored.get(name, name): tensor.detach().cpu() for name, tensor in live.items()}
@@ -268,6 +277,15 @@ def check_source(plan: Plan, reader: CheckpointReader) -> None:
     tied = plan.table.tied_tensors(plan.src_config)
     shapes = {name: shape for name, shape in reader.shapes.items() if name not in tied}
     plan.table.check_tensors(plan.src_config, shapes, where=str(reader.folder))
+
+
+def _keep_maps(plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """Copy the learned matrices of a plan beside the weights; how they were learned."""
+    if plan.maps is None or plan.maps.path is None:
+        return None
+    shutil.copyfile(plan.maps.path, folder / FILE)
+    record = read_maps(folder)[1]
+    return {key: value for key, value in record.items() if key != "losses"}
 
 
 def _write_companions(plan: Plan, source: Path, folder: Path, dtype: str, base_model: str) -> None:

@@ -7,14 +7,21 @@ from typing import Any
 import numpy as np
 
 from phigrow.axes import DENSE, FRESH, MEAN, AxisMap
+from phigrow.family import spelled
 from phigrow.plan import Plan
 
 
 def axis_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
     """(axis, sizes, what fills it, write gain, read gain) for every named axis."""
+    found = [(name, plan.axes[name]) for name in plan.table.axis_names]
+    if plan.learned is not None:
+        used = {axis: made for axis, made in plan.composites.items() if made.legs is not None}
+        alone = {part for axis in plan.composites if axis not in used for part in axis}
+        found = [(name, axis) for name, axis in found if name in alone]
+        found += [(spelled(axis), made) for axis, made in used.items()]
     return [
         (name, f"{axis.src_size} → {axis.dst_size}", _filling(axis), _gains(axis.write, axis), _gains(axis.read, axis))
-        for name, axis in ((name, plan.axes[name]) for name in plan.table.axis_names)
+        for name, axis in found
     ]
 
 
@@ -51,6 +58,8 @@ def _gains(gains: np.ndarray, axis: AxisMap) -> str:
 
 def layer_rows(plan: Plan) -> list[tuple[int, int, str]]:
     """(destination layer, source layer, what it is) for every destination layer."""
+    if plan.learned is not None and plan.maps is not None and plan.maps.sha256 and plan.learned.lines():
+        return [(layer, source, "sum of all, learned from this one") for layer, source in enumerate(plan.layers)]
     seen: set[int] = set()
     rows = []
     for layer, source in enumerate(plan.layers):

@@ -89,6 +89,15 @@ def stacked_names(part: str) -> list[str]:
     return part.split("|")
 
 
+def spelled(names: Axis) -> str:
+    """An axis as the family table writes it.
+
+    >>> spelled(("kv", "k")), spelled(("mlp",))
+    ('(kv k)', 'mlp')
+    """
+    return names[0] if len(names) == 1 else f"({' '.join(names)})"
+
+
 def parse_table(table: str) -> tuple[Parameter, ...]:
     """Parse the notation of this module.
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from phigrow.axes import DENSE, MEAN, AxisMap, Bools, Floats, Ints, part_map
 from phigrow.errors import GrowthError
-from phigrow.family import Axis
+from phigrow.family import spelled
 from phigrow.plan import Plan, TensorGrowth
 
 
@@ -190,6 +190,7 @@ class Anatomy:
             "noise": self.noise,
             "parts": growth.parts,
             "above": growth.above,
+            **({"blend": [list(part) for part in growth.blend]} if growth.blend else {}),
             "axes": [
                 {
                     "axis": side.whole.name,
@@ -244,7 +245,7 @@ def _side(growth: TensorGrowth, stored: int, axes: Mapping[str, AxisMap]) -> Sid
     firsts = [first_copies(each) for each in maps]
     first = reduce(np.logical_and.outer, firsts).reshape(-1)
     whole = _part(growth, stored, spelled(names), growth.maps[stored], first)
-    if len(names) == 1:
+    if len(names) == 1 or growth.maps[stored].legs is not None:
         parts: tuple[Part, ...] = (whole,)
     else:
         parts = tuple(_part(growth, stored, name, each, f) for name, each, f in zip(names, maps, firsts, strict=True))
@@ -275,7 +276,7 @@ def _part(growth: TensorGrowth, stored: int, name: str, axis: AxisMap, first: Bo
     kinds[random] = Kind.FRESH
     kinds[present & (axis.source == MEAN)] = Kind.MEAN
     kinds[copies] = (~first * Kind.TILED + (gains != 1) * Kind.SCALED)[copies]
-    if growth.fold is not None and growth.parameter.kind == "bias":
+    if growth.blend or (growth.fold is not None and growth.parameter.kind == "bias"):
         kinds[copies], copies = int(Kind.MIXED), np.zeros(size, dtype=bool)
     held = np.where(present, gains, np.where(kinds == Kind.CONSTANT, fresh_value, 1.0))
     return Part(name, axis.src_size, np.where(copies, axis.source, -1), kinds, held)
@@ -317,15 +318,6 @@ def first_copies(axis: AxisMap) -> Bools:
     return first
 
 
-def spelled(names: Axis) -> str:
-    """An axis as the family table writes it.
-
-    >>> spelled(("kv", "k")), spelled(("mlp",))
-    ('(kv k)', 'mlp')
-    """
-    return names[0] if len(names) == 1 else f"({' '.join(names)})"
-
-
 def matching(plan: Plan, pattern: str) -> list[Anatomy]:
     """The tensors whose name matches a pattern such as ``model.layers.0.*``.
 
@@ -356,6 +348,8 @@ def span_lines(found: Anatomy, most: int = 16) -> list[str]:
     growth, lines = found.growth, []
     if growth.parts > 1:
         lines.append(f"zero but for {growth.parts} blocks on the diagonal")
+    if growth.blend:
+        lines.append("a sum: " + " + ".join(f"{coefficient:.3g} {name}" for name, coefficient in growth.blend))
     if growth.above is not None:
         lines.append(f"new coordinates of {spelled(growth.parameter.written)} <- {growth.above}")
     for word, side in zip(SIDES[len(found.sides)], found.sides, strict=True):

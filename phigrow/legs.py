@@ -40,8 +40,8 @@ class Legs(Protocol):
         """[dst]: a unit vector that the legs neither write nor read, for what is folded and has no other place."""
         ...
 
-    def left_inverse_error(self) -> float:
-        """max |R E - I|."""
+    def left_inverse_error(self, gains: Floats) -> float:
+        """max |R E - I|; ``gains`` [dst] are those of both legs, multiplied."""
         ...
 
     def to_json(self) -> dict[str, Any]: ...
@@ -72,8 +72,8 @@ class Isometry:
         """[dst]: a unit vector orthogonal to all that Q writes, the mean among it."""
         return _basis(self.src_size, self.dst_size, self.seed, np.dtype(compute).name)[:, -1]
 
-    def left_inverse_error(self) -> float:
-        return _error(self.src_size, self.dst_size, self.seed)
+    def left_inverse_error(self, gains: Floats) -> float:
+        return max(_error(self.src_size, self.dst_size, self.seed), float(np.abs(gains - 1).max()))
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "isometry", "seed": self.seed}

@@ -18,6 +18,7 @@ import numpy as np
 
 from phigrow.axes import MEAN, Bools, Floats
 from phigrow.bits import STORED, Bits, Values, bits_of, narrow, scaled, tensor_of, widen
+from phigrow.blend import Blend
 from phigrow.dense import aligned, mixed_columns, mixed_rows
 from phigrow.draws import Stream
 from phigrow.pieces import Piece, assign, clip, pieces_of
@@ -79,14 +80,17 @@ class Lift:
         dtype: str,
         others: Mapping[str, SourceTensor] | None = None,
     ) -> None:
-        self.growth, self.source, self.dtype = growth, source, dtype
+        self.growth, self.dtype = growth, dtype
         self.others = {name: (others or {})[name] for name in growth.others}
         self.seed, self.noise, self.std = plan.seed, plan.noise, plan.initializer_range
         self.stream = plan.axes[plan.table.residual].src_size
         self.noise_everywhere = plan.noise_on == "all"
-        self.mixes = growth.fold is not None or any(each.legs is not None for each in growth.maps)
+        mixed_axes = any(each.legs is not None for each in growth.maps)
+        self.mixes = mixed_axes or growth.fold is not None or bool(growth.blend)
         wide = "float64" in (source.dtype_name, dtype) or (self.mixes and dtype == "float32")
         self.compute = np.float64 if wide else np.float32
+        blended = [(coefficient, self.others[name]) for name, coefficient in growth.blend]
+        self.source: SourceTensor = Blend(blended, growth.source_shape[0], self.compute) if blended else source
         self._column_mean: Values | None = None
         self._rms: float | None = None
         self._preparing = Lock()
@@ -134,6 +138,8 @@ class Lift:
         growth, axis = self.growth, self.growth.maps[0]
         fold, kind = growth.fold, growth.parameter.kind
         gains: Values = axis.write.astype(self.compute)
+        if fold is None and kind == "scale" and growth.norm_read is not None:
+            gains = (axis.write / growth.norm_read.write).astype(self.compute)
         if fold is not None and kind == "scale":
             assert growth.norm_read is not None, "a normalisation reads the stream"
             return (axis.write / growth.norm_read.write).astype(self.compute)

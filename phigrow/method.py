@@ -81,6 +81,7 @@ class Method:
         takes_noise: whether symmetry-breaking noise means something for it.
         own_noise: resolved options -> the symmetry-breaking noise that belongs to the method.
         noise_on: ``copies``, where copies cancel it, or ``all`` values of every matrix.
+        learns: matrices that a training run learns take the place of its copies, where a plan is given them.
         always_exact: it preserves the function or refuses, so configurations must compute the same function.
     """
 
@@ -94,6 +95,7 @@ class Method:
     own_noise: Callable[[dict[str, Any]], float] | None = None
     noise_on: Literal["copies", "all"] = "copies"
     always_exact: bool = False
+    learns: bool = False
 
     def resolve_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options with defaults filled in.

@@ -46,6 +46,8 @@ def method_of(spec: str, options: dict[str, Any]) -> tuple[Method, dict[str, Any
             raise GrowthError(f"two methods for {part or 'the rest'!r}", where=f"--method {spec}", fix="give it one")
         shared = {name: value for name, value in options.items() if name in method.options}
         parts[part] = method, method.resolve_options({**shared, **given})
+        if method.learns:
+            raise GrowthError(f"{method.name} in a mixture", why="its maps are learned together", fix="use it alone")
         if method.own_noise is not None and method.own_noise(parts[part][1]):
             quiet = "; take hypercloning:snr=none" if method.name == "hypercloning" else ""
             raise GrowthError(

@@ -74,7 +74,7 @@ def moment_growth(growth: TensorGrowth, plan: Plan, moment: str, state: str = "s
 
 def _keeps(growth: TensorGrowth, plan: Plan, state: str) -> bool:
     """Whether any of a tensor's moments come from the source."""
-    if growth.zero or growth.fold is not None or any(axis.legs is not None for axis in growth.maps):
+    if growth.zero or growth.blend or growth.fold is not None or any(axis.legs is not None for axis in growth.maps):
         return False  # what a turned stream does to moments is not written yet: they start at zero
     if growth.layer is None:
         return True

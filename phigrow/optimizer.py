@@ -126,7 +126,8 @@ def check_state(plan: Plan, state: str) -> None:
     """
     if state not in STATES:
         raise GrowthError(f"state {state!r} is unknown", where="state", fix=f"choose one of {', '.join(STATES)}")
-    if state != "reset" and (mixed := [name for name, axis in plan.axes.items() if axis.legs is not None]):
+    mixed = [name for name, axis in plan.axes.items() if axis.legs is not None or plan.maps is not None]
+    if state != "reset" and mixed:
         raise GrowthError(
             f"moments of a plan that mixes coordinates ({plan.method})",
             where=f"axis {mixed[0]}",

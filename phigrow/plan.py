@@ -7,7 +7,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from phigrow.axes import AxisMap, kronecker, part_map
 from phigrow.config import Config, normalised
@@ -16,6 +19,8 @@ from phigrow.families import all_families
 from phigrow.family import Axis, Family, Parameter, Sizes
 from phigrow.flops import Cost, count
 from phigrow.folding import Fold, folds
+from phigrow.learned import Learned
+from phigrow.maps import FILE, Maps
 
 FORMAT = 1
 
@@ -35,6 +40,7 @@ class TensorGrowth:
         layer: its destination layer; None outside of layers.
         fold: the normalisation that is folded into it, or of which it is part; None where nothing is folded.
         above: the same tensor of the next source layer, where some of what it writes comes from there.
+        blend: (source tensor, coefficient) of every layer that it is a sum of; empty where it comes from ``source``.
     """
 
     name: str
@@ -47,6 +53,7 @@ class TensorGrowth:
     layer: int | None = None
     fold: Fold | None = None
     above: str | None = None
+    blend: tuple[tuple[str, float], ...] = ()
 
     @property
     def parts(self) -> int:
@@ -56,7 +63,8 @@ class TensorGrowth:
     @property
     def others(self) -> tuple[str, ...]:
         """Source tensors that it needs besides ``source``."""
-        return (*(self.fold.sources if self.fold else ()), *([self.above] if self.above else ()))
+        above = [self.above] if self.above else []
+        return (*(self.fold.sources if self.fold else ()), *above, *(name for name, _ in self.blend))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,6 +92,7 @@ class Plan:
         src_config, dst_config: the configurations as they were spelled.
         approximations: why the plan does not preserve the function; empty when it claims that it does.
         notes: what a user should know besides.
+        maps: of a learned method, the matrices that take the place of the copies in ``axes`` and ``layers``.
     """
 
     family: str
@@ -101,6 +110,7 @@ class Plan:
     dst_config: Config
     approximations: tuple[str, ...]
     notes: tuple[str, ...]
+    maps: Maps | None = None
 
     @property
     def exact(self) -> bool:
@@ -129,13 +139,23 @@ class Plan:
         return count(self.src_config, seq_len), count(self.dst_config, seq_len)
 
     @cached_property
-    def _composites(self) -> dict[Axis, AxisMap]:
+    def composites(self) -> dict[Axis, AxisMap]:
+        """The map of every axis that a parameter has, composite ones among them, as the lift uses it."""
         axes = {axis for p in self.table.parameters for axis in (*p.axes, p.read or p.written)}
-        return {axis: kronecker(axis, [part_map(self.axes, part) for part in axis]) for axis in axes}
+        made = {axis: kronecker(axis, [part_map(self.axes, part) for part in axis]) for axis in axes}
+        return {axis: self.learned.grown(axis, start) for axis, start in made.items()} if self.learned else made
+
+    @cached_property
+    def learned(self) -> Learned | None:
+        """What is learned, of a plan of a learned method."""
+        if self.maps is None:
+            return None
+        src_layers = self.src_sizes["layer"]
+        return Learned(self.maps, self.table, self.dst_config, self.axes, self.layers, self.identity_layers, src_layers)
 
     @cached_property
     def _folds(self) -> dict[str, Fold]:
-        mixed = {axis for axis, made in self._composites.items() if made.legs is not None and made.legs.folds}
+        mixed = {axis for axis, made in self.composites.items() if made.legs is not None and made.legs.folds}
         return folds(self.table, self.src_config, mixed)
 
     def tensors(self) -> Iterator[TensorGrowth]:
@@ -152,7 +172,7 @@ class Plan:
                         yield self._growth(p, layer)
 
     def _growth(self, parameter: Parameter, layer: int | None) -> TensorGrowth:
-        maps = tuple(self._composites[axis] for axis in parameter.axes)
+        maps = tuple(self.composites[axis] for axis in parameter.axes)
         is_norm = parameter.kind in ("scale", "shift")
         source_layer = None if layer is None else self.layers[layer]
         written = parameter.axes.index(parameter.written)
@@ -161,17 +181,28 @@ class Plan:
         has_above = maps[written].ahead is not None and not is_norm
         if has_above and source_layer is not None and source_layer + 1 < self.src_sizes["layer"]:
             above = parameter.name.format(layer=source_layer + 1)
+        zero = layer in self.identity_layers and parameter.written == (self.table.residual,)
+        blend: tuple[tuple[str, float], ...] = ()
+        if self.learned is not None and layer is not None:
+            coefficients = self.learned.depth(parameter.name)[layer]
+            used = [int(k) for k in np.flatnonzero(coefficients)]
+            zero = not used
+            if len(used) == 1 and coefficients[used[0]] == 1:
+                source_layer = used[0]
+            else:
+                blend = tuple((parameter.name.format(layer=k), float(coefficients[k])) for k in used)
         return TensorGrowth(
             name=parameter.name.format(layer=layer),
             source=parameter.name.format(layer=source_layer),
             parameter=parameter,
             maps=maps,
             written=written,
-            norm_read=self._composites[parameter.read] if is_norm and parameter.read else None,
-            zero=layer in self.identity_layers and parameter.written == (self.table.residual,),
+            norm_read=self.composites[parameter.read] if is_norm and parameter.read else None,
+            zero=zero,
             layer=layer,
             fold=fold.at(source_layer) if (fold := self._folds.get(parameter.name)) else None,
             above=above,
+            blend=blend,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -196,11 +227,16 @@ class Plan:
             "axes": {name: axis.to_json() for name, axis in self.axes.items()},
             "source": dict(self.src_config),
             "destination": dict(self.dst_config),
+            **({"maps": {"sha256": self.maps.sha256}} if self.maps else {}),
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Plan:
+    def from_json(cls, data: dict[str, Any], folder: Path | None = None) -> Plan:
         """Read what `to_json` wrote.
+
+        Args:
+            data: the JSON object.
+            folder: where its learned maps lie, if it has any.
 
         Raises:
             GrowthError: another format, a missing key, or maps that do not fit the configurations.
@@ -227,6 +263,7 @@ class Plan:
                 dst_config=dict(data["destination"]),
                 approximations=tuple(data["approximations"]),
                 notes=tuple(data["notes"]),
+                maps=Maps(data["maps"]["sha256"], folder and folder / FILE) if "maps" in data else None,
             )
         except KeyError as error:
             raise GrowthError(f"a plan without {error}", fix="make it again with phigrow plan --json") from error
@@ -241,6 +278,8 @@ class Plan:
             axis = self.axes.get(name)
             if axis is None or (axis.src_size, axis.dst_size) != sizes:
                 raise GrowthError("a plan whose axis maps do not fit its configurations", where=f"axis {name}")
+        if self.maps is not None and not isinstance(self.maps.sha256, str | None):
+            raise GrowthError("a plan whose maps have no hash", fix="make it again with phigrow plan --json")
         if self.noise_on not in ("copies", "all"):
             raise GrowthError(f"a plan with noise on {self.noise_on!r}", fix="make it again with phigrow plan --json")
         if len(self.layers) != self.dst_sizes["layer"] or not all(

@@ -54,7 +54,7 @@ def read_plan_file(path: str | Path) -> PlanFile:
     try:
         record = data if "plan" in data else None
         content = data["plan"] if record else data
-        plan = Plan.from_json(content)
+        plan = Plan.from_json(content, file.parent)
         said = content.get("hash")
     except GrowthError as error:
         raise GrowthError(error.what, where=str(file), why=error.where or error.why, fix=error.fix) from error

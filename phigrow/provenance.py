@@ -41,11 +41,13 @@ def provenance(
     dtype: str,
     command: str,
     seconds: float,
+    learning: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``phigrow.json``: the resolved plan, the source's hashes, versions, and the command.
 
     ``source.training`` holds the tokens, FLOPs and seconds that the source's training cost, where the source says so
     (``training.json``, written by the pretraining recipe): the charged account of a run that starts here needs them.
+    ``learning`` says how learned maps came to be, and what that cost besides.
     """
     entry: dict[str, Any] = {"name": source_name, "revision": revision}
     entry["files"] = {name: {"bytes": (source / name).stat().st_size, "sha256": h} for name, h in hashes.items()}
@@ -56,6 +58,7 @@ def provenance(
         "plan": {"hash": plan.hash, **plan.to_json()},
         "source": entry,
         "copied": copied_values(plan),
+        **({"learning": learning} if learning else {}),
         "dtype": dtype,
         "command": command,
         "seconds": round(seconds, 3),
@@ -109,7 +112,13 @@ def _training_of(folder: Path) -> Any:
 
 
 def command_line(
-    plan: Plan, src: str | Path, dst_config: str | Path | Config, out: Path, dtype: str, revision: str | None
+    plan: Plan,
+    src: str | Path,
+    dst_config: str | Path | Config,
+    out: Path,
+    dtype: str,
+    revision: str | None,
+    maps: str | Path | None = None,
 ) -> str:
     """The command that repeats an expansion, with every default written out."""
     target = "config.json" if isinstance(dst_config, dict) else str(dst_config)
@@ -124,6 +133,8 @@ def command_line(
     words += ["--seed", str(plan.seed)]
     if plan.noise and plan.noise_on == "copies" and "snr" not in plan.options:
         words += ["--noise", repr(plan.noise)]
+    if maps is not None:
+        words += ["--maps", str(maps)]
     if revision is not None:
         words += ["--revision", revision]
     return shlex.join([*words, "--dtype", dtype, "--out", str(out)])

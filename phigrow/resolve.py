@@ -9,7 +9,8 @@ from phigrow.config import Config, load_config
 from phigrow.errors import GrowthError
 from phigrow.families import family_of
 from phigrow.hub import source_config
-from phigrow.method import Growth
+from phigrow.maps import Maps, read_maps
+from phigrow.method import Growth, Method
 from phigrow.methods.depth import layer_map
 from phigrow.mixing import method_of
 from phigrow.plan import Plan, function_changes
@@ -28,6 +29,7 @@ def plan(
     seed: int = 0,
     noise: float = 0.0,
     revision: str | None = None,
+    maps: str | Path | None = None,
     **options: Any,
 ) -> Plan:
     """Decide how a model grows, without its weights.
@@ -42,6 +44,8 @@ def plan(
         seed: of new random values.
         noise: symmetry-breaking noise for ``tile``, as a fraction of each tensor's root mean square.
         revision: hub revision of the source.
+        maps: of a learned method, what `phigrow learn-growth` wrote; seed, depth and options are then those with which
+            it was learned. Without, the plan is the one that learning starts from.
         options: of the width method, such as ``scale="preserve"`` or ``anchor="center"``.
 
     Returns:
@@ -58,9 +62,13 @@ def plan(
     family = family_of(old, "the source configuration")
     if family_of(new, "the destination configuration") is not family:
         raise GrowthError(f"the destination is no {family.model_type}", fix="growth stays inside one family")
+    width, resolved = method_of(method, options)
+    learned: Maps | None = Maps() if width.learns else None
+    if maps is not None:
+        learned, start = _learned(width, maps, resolved, depth)
+        resolved, depth, rounding, seed = start["options"], start["depth"], start["rounding"], int(start["seed"])
     growth = Growth(family, old, new, family.sizes_of(old), family.sizes_of(new), seed)
     _refuse_smaller(growth)
-    width, resolved = method_of(method, options)
     if noise < 0 or (noise > 0 and not width.takes_noise):
         raise GrowthError(
             f"noise {noise:g} with method {method}",
@@ -87,7 +95,9 @@ def plan(
         )
     axes = width.axis_maps(growth, resolved)
     claims = width.approximations(growth, resolved)
-    return Plan(
+    if learned is not None and learned.sha256 is not None:
+        claims = [f"the maps of {width.name} are learned: the function is another, of a lower loss", *claims]
+    made = Plan(
         family=family.name,
         method=width.name,
         options=resolved,
@@ -107,8 +117,44 @@ def plan(
             *(f"the configurations compute different functions: {change}" for change in changes),
             *_leg_approximations(growth, axes, claims),
         ),
-        notes=tuple(_notes(growth)),
+        notes=(*_notes(growth), *_start_notes(width, learned)),
+        maps=learned,
     )
+    if made.learned is not None and maps is not None:
+        made.learned.check(maps)
+    return made
+
+
+def _learned(
+    width: Method, maps: str | Path, options: dict[str, Any], depth: str | None
+) -> tuple[Maps, dict[str, Any]]:
+    """Learned maps, and the options, depth, rounding and seed of the plan from which they were learned."""
+    if not width.learns:
+        raise GrowthError(f"maps with method {width.name}", why="only ligo has any", fix="leave --maps out")
+    found, record = read_maps(maps)
+    start = record["start"]
+    try:
+        known: dict[str, Any] = {"options": width.resolve_options(start["options"]), "depth": str(start["depth"])}
+        known |= {"rounding": str(start["rounding"]), "seed": int(start["seed"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise GrowthError("learned maps that nobody described", where=str(found.path), why=repr(error)) from error
+    # A default may have been typed or not; it gives way to what the maps say.
+    asked = {name: value for name, value in options.items() if value != width.options[name].default}
+    asked |= {"depth": depth} if depth else {}
+    for name, value in asked.items():
+        if value != (learned := {**known["options"], "depth": known["depth"]}.get(name)):
+            raise GrowthError(
+                f"{name} {value!r} with maps that were learned from {name} {learned!r}",
+                where=str(found.path),
+                fix=f"leave {name} out, or learn the maps again",
+            )
+    return found, known
+
+
+def _start_notes(width: Method, learned: Maps | None) -> list[str]:
+    if learned is None or learned.sha256 is not None:
+        return []
+    return [f"{width.name} without learned maps is the operator that it starts from: learn them, and give --maps"]
 
 
 def _refuse_smaller(growth: Growth) -> None:

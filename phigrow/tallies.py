@@ -11,11 +11,11 @@ from phigrow.plan import Plan
 def by_line(plan: Plan) -> dict[str, dict[Kind, int]]:
     """Line of the family table -> how many values of each kind its tensors hold, over all layers."""
     lines: dict[str, dict[Kind, int]] = {}
-    # Layers differ in nothing but whether they are identity layers.
-    known: dict[tuple[str, bool], dict[Kind, int]] = {}
+    # Layers differ in nothing but whether they are identity layers, or sums of several.
+    known: dict[tuple[str, bool, bool], dict[Kind, int]] = {}
     for growth in plan.tensors():
         line = growth.parameter.name
-        key = line, growth.zero
+        key = line, growth.zero, bool(growth.blend)
         if key not in known:
             known[key] = anatomy(growth, plan.axes).counts
         total = lines.setdefault(line, dict.fromkeys(Kind, 0))

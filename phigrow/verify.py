@@ -153,7 +153,7 @@ def read_plan(folder: Path) -> Plan | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))["plan"]
-        plan = Plan.from_json(data)
+        plan = Plan.from_json(data, folder)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, GrowthError):
             raise

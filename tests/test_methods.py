@@ -277,8 +277,8 @@ def test_a_plan_between_equal_configurations_changes_no_bit(method):
 
 def test_methods_are_found_by_name_and_check_their_options():
     assert sorted(all_methods()) == [
-        "aki", "fpi", "gesmundo", "hypercloning", "isometric", "lemon", "lossless", "net2net", "shrink_perturb",
-        "sparkling", "staged", "tile", "wr",
+        "aki", "fpi", "gesmundo", "hypercloning", "isometric", "lemon", "ligo", "lossless", "net2net",
+        "shrink_perturb", "sparkling", "staged", "tile", "wr",
     ]  # fmt: skip
     assert find_method("tile").resolve_options({"scale": "rms"}) == {"anchor": "edge", "scale": "rms"}
     with pytest.raises(GrowthError, match=r"unknown method 'copy'\n.*choose one of aki, .*lossless, .*tile, wr"):

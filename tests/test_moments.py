@@ -102,7 +102,7 @@ def nothing_reads(plan, growth):
     axes = dict(plan.axes)
     # What is read of a key's new coordinate is what its query holds there.
     axes["k"] = replace(axes["k"], read_random=axes["q"].write_random)
-    axis = replace(plan, axes=axes)._composites[growth.parameter.written]
+    axis = replace(plan, axes=axes).composites[growth.parameter.written]
     return ~axis.is_copy & ~axis.read_random
 
 

@@ -19,6 +19,7 @@ from phigrow.cli.options import (
     Dtype,
     GpuName,
     Gpus,
+    MapsFolder,
     MethodName,
     Mfu,
     MicroBatch,
@@ -72,6 +73,7 @@ def expand(
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+    maps: MapsFolder = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Let NaN and infinities of the source through.")
     ] = False,
@@ -88,7 +90,7 @@ def expand(
     from phigrow.allocator import keep_freed_memory
     from phigrow.expand import default_out, preview
 
-    shape = shape_of(depth, rounding, noise, seed, revision, anchor, scale)
+    shape = shape_of(depth, rounding, noise, seed, revision, anchor, scale) | {"maps": maps}
     if dry_run:
         plan, size, found_dtype = preview(src, dst_config, method=method, dtype=dtype, **shape)
         print_plan(plan, advised=advice(plan, dtype=found_dtype))
@@ -151,6 +153,7 @@ def plan(
     noise: Noise = 0.0,
     seed: Seed = 0,
     revision: Revision = None,
+    maps: MapsFolder = None,
     seq_len: Annotated[
         int | None, typer.Option(help="Tokens of context for FLOPs.  \\[default: max_position_embeddings]", min=1)
     ] = None,
@@ -199,7 +202,7 @@ def plan(
         from phigrow.capacity import capacity
 
         if src is None:
-            growth_only = ("method", "depth", "rounding", "anchor", "scale", "noise", "seed", "revision")
+            growth_only = ("method", "depth", "rounding", "anchor", "scale", "noise", "seed", "revision", "maps")
             refuse_without(context, "src", *growth_only)
         found = capacity(
             required(dst_config, "--dst-config"), gpus, tokens=budget, mfu=mfu,
@@ -210,7 +213,7 @@ def plan(
         return
     made = phigrow.plan(
         required(src, "--src"), required(dst_config, "--dst-config"), method,
-        **shape_of(depth, rounding, noise, seed, revision, anchor, scale),
+        maps=maps, **shape_of(depth, rounding, noise, seed, revision, anchor, scale),
     )  # fmt: skip
     advised = advice(made, tokens=budget)
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -71,6 +72,9 @@ MethodName = Annotated[
         help="Width method: wr (weight reuse), lossless (function-preserving), tile or another of the README's table; "
         "tile:scale=preserve gives an option, hidden=lossless,mlp=tile one method an axis.",
     ),
+]
+MapsFolder = Annotated[
+    Path | None, typer.Option("--maps", help="ligo: folder of learned maps, as phigrow learn-growth writes it.")
 ]
 DepthName = Annotated[
     Depth | None, typer.Option("--depth", help="Depth method; by default interpose, and identity for lossless.")

@@ -1,9 +1,14 @@
 """AKI, advanced knowledge initialisation (bert2BERT): FPI, but new neurons are taken from the layer above.
 
-C. Chen et al., bert2BERT: Towards Reusable Pretrained Language Models (2110.07143). The fan-in grows as in `fpi`:
-copied, over its count. Of the fan-out, neuron j <= d of layer l comes from layer l and neuron j > d from neuron g(j) of
-layer l + 1, for all matrices of attention and mlp with their biases; queries, keys and values by whole heads.
-Embeddings, normalisations and the last layer, which has none above it, grow as in `fpi`.
+C. Chen et al., bert2BERT: Towards Reusable Pretrained Language Models (2110.07143), section 3.3. With W~ the matrix
+whose fan-in is grown as in `fpi` (copied, over its count), columns being the fan-out:
+
+    U_l[:, j] = W~_l[:, j] for j <= d,  W~_{l+1}[:, g(j)] for j > d
+
+for all matrices of attention and mlp, with their biases; queries, keys and values by whole heads. That much is the
+paper's. Of the paper this does not say, and chosen here: normalisations, and the last layer, which has none above it,
+grow as in `fpi`, embeddings too; g is drawn in even rounds as in `fpi`, one map for all layers, where the paper draws
+one a layer; layers are repeated in place (`interpose`), where the paper stacks (``--depth stack``).
 
 Not function-preserving: the paper gives that up so that copies differ. With a single layer it is `fpi`.
 """

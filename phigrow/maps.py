@@ -1,0 +1,132 @@
+"""Learned matrices of a growth: one safetensors file, named in plans by its hash, that says how they were learned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phigrow.errors import GrowthError
+
+Floats = npt.NDArray[np.float64]
+
+FILE = "growth-maps.safetensors"
+"""Its name in the folder of a learning run, and beside the weights of what was grown with it."""
+
+_RECORD = "phigrow"
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Matrices by name, read when they are first asked for.
+
+    Attributes:
+        sha256: of the file; None for the matrices that learning starts from, which are in no file.
+        path: the file, where it is known.
+    """
+
+    sha256: str | None = None
+    path: Path | None = None
+
+    @cached_property
+    def tensors(self) -> dict[str, Floats]:
+        """Name -> float64 matrix; none at the start.
+
+        Raises:
+            GrowthError: no file, a damaged one, or another than the plan was made with.
+        """
+        if self.sha256 is None:
+            return {}
+        if self.path is None or not self.path.is_file():
+            raise GrowthError(
+                "the learned maps of a plan are not there",
+                where=str(self.path) if self.path else f"sha256 {self.sha256[:16]}",
+                why=f"a learned plan holds the hash of its matrices, and they lie beside it in {FILE}",
+                fix="put the file beside the plan, or make the plan again with --maps",
+            )
+        if (found := _sha256(self.path)) != self.sha256:
+            raise GrowthError(
+                "learned maps that are not those of the plan",
+                where=str(self.path),
+                why=f"their sha256 is {found[:16]}, the plan's {self.sha256[:16]}",
+                fix="take the file that was learned with this plan, or make the plan again with --maps",
+            )
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return {name: value.astype(np.float64) for name, value in load_file(self.path).items()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise GrowthError("learned maps that cannot be read", where=str(self.path), why=str(error)) from error
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Floats | None:
+        """A matrix, or None at the start.
+
+        Raises:
+            GrowthError: it is missing, of another shape, or not finite.
+        """
+        if self.sha256 is None:
+            return None
+        found = self.tensors.get(name)
+        if found is None or found.shape != shape or not np.isfinite(found).all():
+            said = "missing" if found is None else f"of shape {list(found.shape)}, or not finite"
+            raise GrowthError(
+                "learned maps that do not fit the plan",
+                where=f"{name} in {self.path}",
+                why=f"it should be {list(shape)}, and is {said}",
+                fix="learn them again for this source and this destination",
+            )
+        return found
+
+
+def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
+    """The maps in a file, or in a folder of a learning run or of a grown model, and how they were learned.
+
+    Raises:
+        GrowthError: there are none, or nothing says how they were learned.
+    """
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise GrowthError(
+            f"no learned maps {str(path)!r}",
+            where=str(file.absolute()),
+            fix="give the folder that phigrow learn-growth wrote",
+        )
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as opened:
+            record = json.loads((opened.metadata() or {}).get(_RECORD, ""))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise GrowthError(
+            "learned maps that cannot be read",
+            where=str(file),
+            why=str(error) or "nothing says how they were learned",
+            fix="give the folder that phigrow learn-growth wrote",
+        ) from error
+    if not isinstance(record, dict) or not isinstance(record.get("start"), dict):
+        raise GrowthError("learned maps that nobody described", where=str(file), fix="learn them again")
+    return Maps(_sha256(file), file), record
+
+
+def write_maps(folder: Path, tensors: Mapping[str, npt.NDArray[Any]], record: dict[str, Any]) -> Maps:
+    """Write matrices, as float32, with how they were learned; the file is there whole or not at all."""
+    from safetensors.numpy import save_file
+
+    partial, file = folder / f".{FILE}.partial", folder / FILE
+    held = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()}
+    save_file(held, partial, metadata={_RECORD: json.dumps(record, sort_keys=True)})
+    partial.replace(file)
+    return Maps(_sha256(file), file)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
