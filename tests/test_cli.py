@@ -15,10 +15,12 @@ from phigrow.errors import GrowthError
 
 FROZEN = {
     "expand": "--src --dst-config --method --out --depth --rounding --anchor --scale --noise --seed --dtype --revision "
-    "--shard-size --dry-run --overwrite --allow-nonfinite",
+    "--shard-size --dry-run --overwrite --maps --allow-nonfinite",
+    "learn-growth": "--src --dst-config --out --data --method --depth --steps --batch --micro-batch --lr --noise "
+    "--seed --dtype --zero --seq-len --threads --revision --overwrite",
     "grow-optimizer": "--checkpoint --grown --out --state --overwrite",
-    "plan": "--src --dst-config --method --depth --rounding --anchor --scale --noise --seed --revision --seq-len "
-    "--diff --gpus --tokens --mfu --gpu --price --batch --micro-batch --checkpointing --json",
+    "plan": "--src --dst-config --method --depth --rounding --anchor --scale --noise --seed --revision --maps "
+    "--seq-len --diff --gpus --tokens --mfu --gpu --price --batch --micro-batch --checkpointing --json",
     "inspect": "folder --tensor --plot --json",
     "verify": "src dst --dtype --text --tokens --seed --revision --save --certificate --json",
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "

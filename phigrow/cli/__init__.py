@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from phigrow.cli import growth, runs
+from phigrow.cli import growth, learning, runs
 from phigrow.errors import GrowthError
 
 app = typer.Typer(
@@ -22,8 +22,8 @@ app = typer.Typer(
 )
 
 for command in (
-    growth.expand, growth.grow_optimizer, growth.plan, growth.inspect, growth.verify, runs.data, runs.demo,
-    runs.compare, runs.grow_train, runs.report,
+    growth.expand, learning.learn_growth, growth.grow_optimizer, growth.plan, growth.inspect, growth.verify, runs.data,
+    runs.demo, runs.compare, runs.grow_train, runs.report,
 ):  # fmt: skip
     app.command()(command)
 

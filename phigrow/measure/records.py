@@ -111,8 +111,9 @@ class Run:
         return self._meta_number(f"source_{unit}", math.nan)
 
     def expand_cost(self, unit: str) -> float:
-        """What the expansion itself had cost: ``expand_seconds``, 0 where it was not recorded, and in other units."""
-        return self._meta_number("expand_seconds", 0.0) if unit == "seconds" else 0.0
+        """What the expansion itself had cost, learning its maps included (``expand_seconds``, ...); 0 where it was not
+        recorded."""
+        return self._meta_number(f"expand_{unit}", 0.0)
 
     def _meta_number(self, key: str, otherwise: float) -> float:
         value = self.meta.get(key)

@@ -44,18 +44,20 @@ class Source:
     """Where a run starts: the arm's name, what training came before it, and the growth that made it (None: none did).
 
     ``expand_seconds`` is what the expansion took, of weights and of the optimizer's state; its FLOPs, one
-    multiplication a value, are fewer than a token's.
+    multiplication a value, are fewer than a token's. Where its maps were learned, all three count that.
     """
 
     arm: str
     cost: Cost
     growth: dict[str, Any] | None = None
     expand_seconds: float | None = None
+    expand_tokens: float = 0
+    expand_flops: float = 0.0
 
     @property
     def before(self) -> Cost:
         """Everything that was spent before the run's first step, the expansion included."""
-        return self.cost.plus(Cost(0, 0.0, self.expand_seconds or 0.0))
+        return self.cost.plus(Cost(self.expand_tokens, self.expand_flops, self.expand_seconds or 0.0))
 
 
 def source_of(config: RunConfig) -> Source:
@@ -69,7 +71,7 @@ def source_of(config: RunConfig) -> Source:
     """
     if config.init == SCRATCH:
         return Source(config.arm or SCRATCH, NOTHING)
-    folder, growth, cost, took = Path(config.init), None, Cost(), None
+    folder, growth, cost, took, learning = Path(config.init), None, Cost(), None, NOTHING
     if (grown := _read(folder / GROWN_FILE)) is not None:
         plan = _mapping(grown.get("plan"))
         growth = {
@@ -80,11 +82,15 @@ def source_of(config: RunConfig) -> Source:
         }
         cost = _cost(_mapping(grown.get("source")).get("training"))
         took = _cost(grown).seconds
+        if (learned := grown.get("learning")) is not None:
+            learning = _cost(_mapping(learned).get("cost"))
+            took = None if took is None else took + (learning.seconds or 0.0)
     elif (trained := _read(folder / TRAINING_FILE)) is not None:
         cost = _cost(trained)
     given = (config.source_tokens, config.source_flops, config.source_seconds)
     cost = Cost(*(own if own is not None else found for own, found in zip(given, cost.values(), strict=True)))
-    return Source(config.arm or (growth or {}).get("method") or "continued", cost, growth, took)
+    arm = config.arm or (growth or {}).get("method") or "continued"
+    return Source(arm, cost, growth, took, learning.tokens or 0, learning.flops or 0.0)
 
 
 def _cost(training: Any) -> Cost:

@@ -40,6 +40,9 @@ def run_record(
         "source_flops": flops,
         "source_seconds": seconds,
         "expand_seconds": source.expand_seconds,
+        **(
+            {"expand_tokens": source.expand_tokens, "expand_flops": source.expand_flops} if source.expand_tokens else {}
+        ),
         **data_facts(blocks, feed),
         "world_size": world.size,
         "device": device_name(world),

@@ -1,0 +1,63 @@
+"""The command that learns a growth: learn-growth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phigrow.cli.options import DepthName, DstConfig, Revision, Seed, Src
+
+
+def learn_growth(
+    src: Src,
+    dst_config: DstConfig,
+    out: Annotated[Path, typer.Option(help="New folder of learned maps.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder of 'phigrow data', by the source's tokenizer.  \\[default: the embedded corpus]"),
+    ] = None,
+    method: Annotated[str, typer.Option(help="What is learned: ligo, or ligo:start=tile.")] = "ligo",
+    depth: DepthName = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 100,
+    batch: Annotated[int, typer.Option(help="Sequences a step, over all ranks.", min=1)] = 16,
+    micro_batch: Annotated[int | None, typer.Option(help="Sequences a rank holds at once.", min=1)] = None,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.", min=0.0)] = 2e-3,
+    noise: Annotated[
+        float, typer.Option(help="Random part of every row of a map at the start, as a fraction.", min=0.0)
+    ] = 0.03,
+    seed: Seed = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the large model: fp32 or bf16.  \\[default: bf16 on a GPU, else fp32]")
+    ] = None,
+    zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 or 1.", min=0, max=1)] = 1,
+    seq_len: Annotated[int, typer.Option(help="Tokens a block, of the embedded corpus.", min=2)] = 256,
+    threads: Annotated[int | None, typer.Option(help="CPU threads a rank.", min=1)] = None,
+    revision: Revision = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+) -> None:
+    """Learn how to grow (LiGO): linear maps of width and depth, by a short training run under DeepSpeed.
+
+    The source stays as it is; expand then applies the maps with --method ligo --maps OUT. On several GPUs:
+    deepspeed --no_local_rank --module phigrow.cli learn-growth ...
+
+    phigrow learn-growth --src phi-1_5 --dst-config phi2.json --data data --out maps
+    """
+    from phigrow.allocator import keep_freed_memory
+    from phigrow.learning import learn_growth as learn
+    from phigrow.training.entry import leave
+    from phigrow.training.process import own_rank
+
+    keep_freed_memory()
+    try:
+        learned = learn(
+            src, dst_config, out, data=data, method=method, depth=depth.value if depth else None, steps=steps,
+            batch=batch, micro_batch=micro_batch, lr=lr, noise=noise, seed=seed, dtype=dtype, zero=zero,
+            seq_len=seq_len, threads=threads, revision=revision, overwrite=overwrite,
+        )  # fmt: skip
+    finally:
+        leave()
+    if own_rank() == 0:
+        typer.echo(f"wrote {out}: {learned.tokens:,} tokens, {learned.flops:.3g} FLOPs, {learned.seconds:.1f} s")
+        typer.echo(f"apply it with: phigrow expand --src {src} --dst-config {dst_config} --method ligo --maps {out}")
