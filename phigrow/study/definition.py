@@ -31,6 +31,9 @@ NEEDED = ("data", "source", "dst", "arms", "budgets", "train")
 GROWTH = ("depth", "rounding", "noise")
 """Options of every growth; the method has more."""
 
+LEARN: dict[str, type] = {"steps": int, "map_batch": int, "map_lr": float, "map_noise": float}
+"""Of an arm whose method is learned: how; or else ``maps``, what was learned before."""
+
 MANAGED = (
     "init", "model", "data", "stream", "arm", "out", "seed", "steps", "schedule", "decay", "trunk", "branch_from",
     "save_at", "lr_chosen_by", "resume", "universal", "source_tokens", "source_flops", "source_seconds", "optimizer",
@@ -202,6 +205,24 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
     train = run_keys(found.pop("train", None), (*MANAGED, *SAME), f"train of {where}", "it is the same for every arm")
     grows = method not in (SCRATCH, CONTINUED)
     state = found.pop("state", None) if grows else None
+    learns = grows and not mixture and find_method(method).learns
     if not mixture:
-        only(found, ("method", "train", *((*GROWTH, *find_method(method).options) if grows else ())), where)
-    return Arm(name, method, found, train, None if state is None else str(state))
+        more = (*GROWTH, *find_method(method).options) if grows else ()
+        only(found, ("method", "train", *more, *((*LEARN, "maps") if learns else ())), where)
+    learn = _learn(found, path, where) if learns else None
+    return Arm(name, method, found, train, None if state is None else str(state), learn)
+
+
+def _learn(found: dict[str, Any], path: Path, where: str) -> dict[str, Any] | None:
+    """Take how its maps are learned out of an arm's keys; None where they were learned before."""
+    how = {key: found.pop(key) for key in LEARN if key in found}
+    if "maps" in found:
+        if how:
+            raise GrowthError(f"maps and {next(iter(how))}", where=where, fix="give learned maps, or how to learn them")
+        found["maps"] = str(beside(str(found["maps"]), path))
+        return None
+    made = {"steps": 100} | {
+        key: whole(value, key, path, least=1)[0] if LEARN[key] is int else number(value, key, path)
+        for key, value in how.items()
+    }
+    return {key.removeprefix("map_"): value for key, value in made.items()}

@@ -129,6 +129,8 @@ class _Jobs:
         expanded.add(name)
         key = self._start_key(arm, seed)
         needs = ("source",) if self.study.source.path is None else ()
+        if arm.learn is not None:
+            needs = (*self.needs_data, *needs)
         yield Job(name, "expand", key, self._start(arm, seed), needs, arm=arm, seed=seed)
         if arm.state is not None:
             made = self._state(arm, seed)
@@ -143,7 +145,9 @@ class _Jobs:
             return _hash(study.dst)
         if arm.method == CONTINUED:
             return self.source_key
-        return _hash([self.source_key, plan(study.source.config, study.dst, arm.method, seed=seed, **arm.growth).hash])
+        made = plan(study.source.config, study.dst, arm.method, seed=seed, **arm.growth).hash
+        learning = [arm.learn, self.data_key] if arm.learn is not None else []
+        return _hash([self.source_key, made, *learning])
 
     def _start(self, arm: Arm, seed: int) -> Path:
         if not arm.grows:

@@ -136,7 +136,7 @@ class Ranks:
                 raise GrowthError(
                     f"training ended with code {code}",
                     where=str(run),
-                    why=_last_words(run / LOG),
+                    why=last_words(run / LOG),
                     fix=f"read {run / LOG}, then run the same command again: it resumes",
                 )
             return True
@@ -163,7 +163,7 @@ class Ranks:
         with log.open("a", encoding="utf-8") as file:
             self._process = subprocess.Popen(
                 command, env=environment(self.ranks * self.places), stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent(),
+                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent(),
             )  # fmt: skip
 
     def _end(self) -> None:
@@ -240,7 +240,7 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _end_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
     """On Linux: have the launcher asked to end when this process is gone, even if it was killed."""
     if not sys.platform.startswith("linux"):
         return None
@@ -248,7 +248,7 @@ def _end_with_parent() -> Callable[[], None] | None:
     return lambda: prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _last_words(log: Path) -> str:
+def last_words(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     told = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     return "\n".join(lines[told[-1] :][:4] if told else lines[-6:])

@@ -17,6 +17,7 @@ from phigrow.errors import GrowthError
 from phigrow.study import progress
 from phigrow.study.jobs import Job, jobs_of
 from phigrow.study.launch import Ranks, still_running
+from phigrow.study.learning import learned_maps
 from phigrow.study.results import write_results
 from phigrow.study.settings import Study
 from phigrow.study.table import Display
@@ -225,6 +226,9 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
         return
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     options = {"dtype": "float32", **job.arm.growth}
+    if job.arm.learn is not None:
+        data = study.data if isinstance(study.data, Path) else next(o for o in jobs if o.kind == "data").folder
+        options = {"dtype": "float32", "maps": learned_maps(study, job, source, data)}
     expand(source, study.dst, job.folder, method=job.arm.method, seed=job.seed, **options)
 
 

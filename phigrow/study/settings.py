@@ -21,6 +21,7 @@ class Arm:
         method: a width method, ``scratch``, or ``continued``: the source itself, trained on without growing.
         growth: options of `phigrow.expand`, such as depth, noise, scale.
         train: keys of the training run that this arm has for itself.
+        learn: keys of `phigrow.learning.learn_growth`, such as steps, where the maps of its method are learned first.
         state: what becomes of the source's optimizer state, of `phigrow.moments.STATES`; None: AdamW starts afresh.
     """
 
@@ -29,6 +30,7 @@ class Arm:
     growth: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     state: str | None = None
+    learn: dict[str, Any] | None = None
 
     @property
     def grows(self) -> bool:

@@ -85,6 +85,11 @@ def arms(**more):
         (arms(tile={"train": {"lr": 1}}), r"lr is no key of this place\n.*\n  why: it is the same for every arm"),
         (arms(tile={"state": "half"}), r"state 'half' is unknown\n  where: arm tile in"),
         (arms(isometric={"state": "scale"}), r"moments of a plan that mixes coordinates[\s\S]*arm isometric in"),
+        (arms(ligo={"state": "scale"}), r"moments of a plan that mixes coordinates[\s\S]*arm ligo in"),
+        (arms(ligo={"maps": "m", "steps": 3}), r"maps and steps\n  where: arm ligo in"),
+        (arms(ligo={"maps": "nowhere"}), r"no learned maps 'nowhere'\n  where: arm ligo in"),
+        (arms(ligo={"steps": 0}), r"steps is \[?0"),
+        (arms(tile={"maps": "m"}), r"no key 'maps'\n  where: arm tile in"),
         ({"arms": {"scratch": {"state": "scale"}}}, r"no key 'state'\n  where: arm scratch"),
         ({"train": {"optimizer": "x"}}, r"optimizer is no key of this place"),
         ({"arms": {"scratch": {"noise": 1}}}, r"no key 'noise'\n  where: arm scratch"),
@@ -124,3 +129,17 @@ def test_the_dry_run_lists_jobs_and_writes_nothing(tmp_path):
     assert [path.name for path in Path(tmp_path).iterdir()] == ["study.yaml"]
     unknown = CliRunner().invoke(app, ["compare", str(path), "--dry-run", "--only", "tle"])
     assert str(unknown.exception) == "no arm 'tle'\n  where: study study\n  what to do: one of scratch, tile, lossless"
+
+
+def test_a_learned_arm_says_how_it_is_learned(tmp_path):
+    keys, starts = {}, {}
+    for steps in (5, 6):
+        study = load_study(written(tmp_path, **arms(ligo={"steps": steps, "map_lr": 0.01, "start": "tile"})))
+        arm = next(arm for arm in study.arms if arm.name == "ligo")
+        keys[steps], expected = arm.learn, {"steps": steps, "lr": 0.01}
+        assert arm.learn == expected
+        assert arm.growth == {"start": "tile"}
+        (start,) = (job for job in jobs_of(study) if job.kind == "expand" and job.arm.name == "ligo")
+        starts[steps] = start.key
+        assert start.needs == ("data", "source")  # text, which other growths do not need
+    assert starts[5] != starts[6]

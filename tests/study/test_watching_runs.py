@@ -15,7 +15,7 @@ from test_jobs import SWEPT, finish
 
 from phigrow.errors import GrowthError
 from phigrow.study import jobs_of, run_study
-from phigrow.study.launch import GROUP, Layout, Ranks, _devices, _last_words, default_ranks, layout, still_running
+from phigrow.study.launch import GROUP, Layout, Ranks, _devices, default_ranks, last_words, layout, still_running
 from phigrow.study.runner import alone
 from phigrow.study.table import Display, position
 
@@ -116,9 +116,9 @@ def test_a_study_is_run_by_one_command_at_a_time(tmp_path):
 def test_the_reason_of_a_failure_is_what_the_run_said(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("step 1\nerror: no blocks\n  where: data\n  why: empty\n  what to do: more\n[rank0] gone\n")
-    assert _last_words(log) == "error: no blocks\n  where: data\n  why: empty\n  what to do: more"
+    assert last_words(log) == "error: no blocks\n  where: data\n  why: empty\n  what to do: more"
     log.write_text("".join(f"line {n}\n" for n in range(9)))
-    assert _last_words(log).splitlines() == [f"line {n}" for n in range(3, 9)]
+    assert last_words(log).splitlines() == [f"line {n}" for n in range(3, 9)]
 
 
 def test_a_machine_is_shared_by_runs_of_one_rank_unless_told_otherwise(monkeypatch):
