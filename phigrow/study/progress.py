@@ -120,7 +120,7 @@ def chosen_rates(study: Study, jobs: list[Job], arm: Arm) -> dict[float, float] 
 
 def pace(jobs: list[Job], flops_per_second: float | None) -> Pace | None:
     """How fast the runs that are done went; before the first what the study says, with `START`; None if it does not."""
-    found = [content for job in jobs if job.trains and (content := done(job)) and content["trained"] > 0]
+    found = [content for job in jobs if job.trains and (content := done(job)) and content["flops"] > 0]
     if not found:
         return None if flops_per_second is None else Pace(flops_per_second, START)
     wall, trained, flops = (sum(content[key] for content in found) for key in ("wall", "trained", "flops"))

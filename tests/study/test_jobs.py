@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -182,8 +183,14 @@ def test_time_is_told_from_runs_that_were_timed(tmp_path):
     assert progress.time_left(study, jobs, jobs) is None
     for job in jobs[:2]:
         finish(job)
+    trunk = next(job for job in jobs if job.kind == "trunk")
+    finish(trunk)  # by a launch that found nothing left to train: it took time, and tells no pace
+    content = json.loads((trunk.folder / progress.DONE).read_text())
+    (trunk.folder / progress.DONE).write_text(json.dumps(content | {"flops": 0.0}))
+    assert progress.pace([trunk], None) is None
     pace = progress.pace(jobs, None)
     assert pace == progress.Pace(5e9, 2.0)
+    shutil.rmtree(trunk.folder)
     assert pace.seconds(1e10, 2) == 6.0
     missing = [job for job in jobs[2:] if job.trains]
     assert progress.time_left(study, jobs, jobs) == pytest.approx(
