@@ -126,5 +126,6 @@ def test_what_our_study_says_of_tile_and_of_small_budgets():
     parameters = plan.cost()[1].parameters
     assert said(plan, tokens=0.5 * parameters)["continued"].startswith("0.5 tokens a parameter: at 0.4, training the")
     assert "continued" not in said(plan, tokens=0.6 * parameters)
-    assert "continued" not in said(phigrow.plan(SRC, DOUBLE, "tile"), tokens=100)  # more than twice the parameters
+    larger = phi_config(72, 9, 108, 3, 4)
+    assert "continued" not in said(phigrow.plan(SRC, larger, "tile"), tokens=100)  # more than the study grew
     assert "continued" not in said(phigrow.plan(SRC, SRC, "tile"), tokens=100)
