@@ -115,7 +115,7 @@ def test_dry_run_writes_nothing(tmp_path, save_model):
     (tmp_path / "dst.json").write_text(json.dumps(phi_config(48, 6)))
     done = phigrow("expand", "--src", "src", "--dst-config", "dst.json", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0
-    assert "of float32 to src-to-dst-tile; wrote nothing" in done.stdout
+    assert "of float32 to src-to-dst-wr; wrote nothing" in done.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dst.json", "src"]
 
 

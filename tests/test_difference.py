@@ -12,6 +12,7 @@ from models import phi_config, random_growth
 import phigrow
 from phigrow.difference import ABSENT, Difference, differences
 from phigrow.errors import GrowthError
+from phigrow.maps import Maps
 from phigrow.plan import Plan
 from phigrow.planfile import inspection_json, origin, read_plan_file
 
@@ -64,6 +65,7 @@ def test_no_part_of_a_plan_is_forgotten(field):
         "dst_config": plan.dst_config | {"resid_pdrop": 0.3},
         "approximations": (),
         "notes": ("mind the gap",),
+        "maps": Maps("5" * 64),
     }
     other = dataclasses.replace(plan, **{field: bumped[field]})
     found = differences(plan, other)
