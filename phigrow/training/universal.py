@@ -63,7 +63,10 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
     for old in (partial, folder):
         shutil.rmtree(old, ignore_errors=True)
     partial.mkdir(parents=True)
-    with restricted_pickles():
+    from torch.utils.serialization import config
+
+    # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
+    with restricted_pickles(), config.patch("load.mmap", True):
         if any(source.glob("*_optim_states.pt")):
             _convert_zero(source, partial)
         else:

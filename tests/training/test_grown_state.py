@@ -55,6 +55,23 @@ def optimizer(source, grown) -> Path:
     return phigrow.grow_optimizer(source, grown, source.parent / "state")
 
 
+def test_a_conversion_maps_the_files_of_ranks_instead_of_holding_them(source, tmp_path, monkeypatch):
+    from torch.utils.serialization import config
+
+    load, mapped = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **k: (mapped.append(config.load.mmap), load(*a, **k))[1])
+    newest = marked_checkpoints(source)[0][-1]
+    universal.convert(newest.folder, tmp_path / "converted", newest.marker)
+    assert mapped.count(True) == len(mapped) > 0
+    assert not config.load.mmap  # as before
+    for name in universal.parameters(tmp_path / "converted"):
+        former = source / UNIVERSAL / newest.folder.name
+        for kind in ("fp32", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(
+                universal.stored(tmp_path / "converted", name, kind), universal.stored(former, name, kind)
+            )
+
+
 def expected(folder: Path, grown: Path, state: str) -> dict[str, dict[str, torch.Tensor]]:
     """Masters and moments of the destination, from a universal folder of the source, tensor by tensor."""
     plan, found = read_plan_file(grown).plan, {}
