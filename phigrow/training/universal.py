@@ -66,7 +66,7 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
     from torch.utils.serialization import config
 
     # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
-    with restricted_pickles(), config.patch("load.mmap", True):
+    with restricted_pickles(), config.patch("load.mmap", True):  # type: ignore[attr-defined]
         if any(source.glob("*_optim_states.pt")):
             _convert_zero(source, partial)
         else:
