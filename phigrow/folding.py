@@ -13,7 +13,7 @@ Neither divides by a weight, so both are exact whatever the weights are.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from phigrow.config import Config
 from phigrow.family import Axis, Family, Parameter
@@ -26,6 +26,7 @@ class Fold:
     Attributes:
         scale, shift: tensors of its weight and bias (None without).
         reader: for the bias of a reader, the matrix through which it takes in the shift.
+        bias: for a matrix that reads the normalisation, its bias (None without).
         aside: the shift is read along a direction of its own.
     """
 
@@ -33,11 +34,13 @@ class Fold:
     shift: str | None
     reader: str | None
     aside: bool
+    bias: str | None = None
 
     def at(self, layer: int | None) -> Fold:
         """With the names of a source layer."""
-        scale, shift, reader = (n and n.format(layer=layer) for n in (self.scale, self.shift, self.reader))
-        return Fold(str(scale), shift, reader, self.aside)
+        names = (self.scale, self.shift, self.reader, self.bias)
+        scale, shift, reader, bias = (n and n.format(layer=layer) for n in names)
+        return Fold(str(scale), shift, reader, self.aside, bias)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -63,10 +66,11 @@ def folds(family: Family, config: Config, axes: Collection[Axis]) -> dict[str, F
         biases = [_bias(reader, present) for reader in readers]
         aside = shift is not None and None in biases
         fold = Fold(scale.name, shift.name if shift else None, None, aside)
-        found |= {p.name: fold for p in (scale, *readers, *([shift] if shift else []))}
-        if shift is not None and not aside:
-            named = zip(readers, biases, strict=True)
-            found |= {b.name: Fold(scale.name, shift.name, p.name, False) for p, b in named if b is not None}
+        found |= {p.name: fold for p in (scale, *([shift] if shift else []))}
+        for reader, bias in zip(readers, biases, strict=True):
+            found[reader.name] = replace(fold, bias=bias.name if bias else None)
+            if shift is not None and bias is not None and not aside:
+                found[bias.name] = replace(fold, reader=reader.name)
     return found
 
 

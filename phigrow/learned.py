@@ -78,6 +78,9 @@ class LearnedLegs:
         product = (self._matrix.T * gains) @ self._matrix
         return float(np.abs(product - np.eye(len(product))).max())
 
+    def dual(self, power: int) -> None:
+        """Nothing undoes what is learned, so no rule says what becomes of gradients."""
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": "learned" if self.learned.maps.sha256 else "learned, at its start"}
 

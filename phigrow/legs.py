@@ -5,7 +5,7 @@ An `Isometry` is drawn, not stored: a plan holds its seed, and the matrix is mad
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -44,6 +44,10 @@ class Legs(Protocol):
         """max |R E - I|; ``gains`` [dst] are those of both legs, multiplied."""
         ...
 
+    def dual(self, power: int) -> Legs | None:
+        """The legs of gradients, R^T to write and E^T to read, every entry to a power; None where no rule is known."""
+        ...
+
     def to_json(self) -> dict[str, Any]: ...
 
 
@@ -55,15 +59,18 @@ class Isometry:
     one matrix, so R E = I. Made by a QR decomposition, about 3 dst src^2 operations, and held once for each dtype in
     use, 8 or 4 bytes a value: 42 MB from 2048 to 2560 in float64. LAPACK's rounding differs between machines in the
     last bits of float64.
+
+    With ``power`` 2 the legs are the squares of Q's entries: second moments of a mixture whose parts are independent.
     """
 
     src_size: int
     dst_size: int
     seed: int
     folds: bool = True
+    power: int = 1
 
     def write(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
-        return _basis(self.src_size, self.dst_size, self.seed, np.dtype(compute).name)[:, :-1]
+        return _entries(self.src_size, self.dst_size, self.seed, np.dtype(compute).name, self.power)
 
     def read(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
         return self.write(compute).T
@@ -74,6 +81,10 @@ class Isometry:
 
     def left_inverse_error(self, gains: Floats) -> float:
         return max(_error(self.src_size, self.dst_size, self.seed), float(np.abs(gains - 1).max()))
+
+    def dual(self, power: int) -> Isometry:
+        """Gradients are turned as activations are: R^T = Q."""
+        return replace(self, power=power)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "isometry", "seed": self.seed}
@@ -88,6 +99,13 @@ def legs_from_json(data: dict[str, Any], src_size: int, dst_size: int) -> Legs:
     if data["kind"] != "isometry" or src_size >= dst_size:
         raise ValueError(f"dense legs {data['kind']!r}, {src_size} -> {dst_size}")
     return Isometry(src_size, dst_size, int(data["seed"]))
+
+
+@lru_cache(maxsize=2)
+def _entries(src: int, dst: int, seed: int, dtype: str, power: int) -> npt.NDArray[Any]:
+    """[dst, src]"""
+    turned = _basis(src, dst, seed, dtype)[:, :-1]
+    return turned if power == 1 else turned**power
 
 
 @lru_cache(maxsize=2)

@@ -26,7 +26,7 @@ from phigrow.checkpoint import CheckpointReader
 from phigrow.errors import GrowthError
 from phigrow.journal import PartialFolder, remove
 from phigrow.lift import InMemory, Lift
-from phigrow.moments import POWER, STATES, moment_growth
+from phigrow.moments import POWER, STATES, moment_growth, moment_source
 from phigrow.plan import Plan, TensorGrowth
 from phigrow.planfile import read_plan_file
 from phigrow.provenance import installed_version
@@ -122,17 +122,27 @@ def check_state(plan: Plan, state: str) -> None:
     """Refuse a state that a plan's moments cannot have.
 
     Raises:
-        GrowthError: an unknown state, or another than ``reset`` for a plan that mixes coordinates.
+        GrowthError: an unknown state, another than ``reset`` for a learned plan, or than ``scale`` and ``reset`` for
+            one that turns the stream.
     """
     if state not in STATES:
         raise GrowthError(f"state {state!r} is unknown", where="state", fix=f"choose one of {', '.join(STATES)}")
-    mixed = [name for name, axis in plan.axes.items() if axis.legs is not None or plan.maps is not None]
-    if state != "reset" and mixed:
+    if state == "reset":
+        return
+    if plan.maps is not None:
         raise GrowthError(
-            f"moments of a plan that mixes coordinates ({plan.method})",
-            where=f"axis {mixed[0]}",
-            why="second moments of a mixture are not a mixture of second moments",
+            f"moments of a learned plan ({plan.method})",
+            where="state",
+            why="no rule says what becomes of gradients where matrices were learned",
             fix="grow with state reset: fp32 masters without moments",
+        )
+    mixed = [name for name, axis in plan.axes.items() if axis.legs is not None]
+    if mixed and state != "scale":
+        raise GrowthError(
+            f"state {state} of a plan that mixes coordinates ({plan.method})",
+            where=f"axis {mixed[0]}",
+            why="a mixture is no copy",
+            fix="grow with state scale, or reset",
         )
 
 
@@ -205,7 +215,8 @@ class _Writer:
             return torch.zeros(growth.shape)
         others = {name: self._source(name, kind) for name in how.others}
         plan = self.plan if master else self.quiet
-        lift = Lift(how, self._source(growth.source, kind), plan, "float32", others)
+        source = self._source(growth.source, kind) if master else moment_source(growth, kind, self._source)
+        lift = Lift(how, source, plan, "float32", others)
         out = np.empty(growth.shape, dtype=np.uint32)
 
         def fill(block: tuple[int, int]) -> None:

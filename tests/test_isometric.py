@@ -17,7 +17,6 @@ from phigrow.families import all_families
 from phigrow.folding import folds
 from phigrow.legs import Isometry
 from phigrow.lift import InMemory, Lift
-from phigrow.moments import moment_growth
 from phigrow.plan import Plan
 from phigrow.verify import widen_norms
 
@@ -162,29 +161,6 @@ def test_no_two_coordinates_are_alike_and_all_of_the_width_is_in_use():
     assert float(stream.detach().square().mean(0).min()) > 0.2 * float(stream.detach().square().mean())
 
 
-def gradients(model, ids):
-    model.zero_grad()
-    model(ids, labels=ids).loss.backward()
-    return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-
-
-def test_gradients_take_the_other_legs():
-    """Writers and readers' rows as everywhere; columns of readers with what was folded in taken off again."""
-    model, wide, _ = grown(SRC, phi_config(40, 5, 37, 1, 4))
-    ids = probe(61)
-    small, large = gradients(model, ids), gradients(wide, ids)
-    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    q, c = Isometry(24, 40, 0).write(np.float64), (40 / 24) ** 0.5
-    for name in ("model.embed_tokens.weight", LAYER + "mlp.fc2.weight", LAYER + "mlp.fc2.bias"):
-        source = small[name] @ q.T if "embed" in name else q @ small[name]
-        np.testing.assert_allclose(large[name][..., : source.shape[-1]], source / c, atol=1e-12, err_msg=name)
-    for stem, norm in ((LAYER + "mlp.fc1", LAYER + "input_layernorm"), ("lm_head", "model.final_layernorm")):
-        seen = small[stem + ".weight"] - np.outer(small[stem + ".bias"], weights[norm + ".bias"])
-        expected = (seen / weights[norm + ".weight"]) @ q.T
-        np.testing.assert_allclose(large[stem + ".weight"][: len(seen)], expected, atol=1e-12)
-        np.testing.assert_allclose(large[stem + ".bias"][: len(seen)], small[stem + ".bias"], atol=1e-12)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_blocks_do_not_show(dtype):
     src, dst = phi_config(48, 3, 70, 1, 4), phi_config(104, 4, 90, 2, 4)
@@ -252,12 +228,6 @@ def test_a_plan_of_other_dense_legs_is_refused(change):
         del axis["legs"]
     with pytest.raises(GrowthError, match="a malformed axis map in a plan"):
         Plan.from_json({**data, "axes": {**data["axes"], "hidden": axis}})
-
-
-def test_moments_of_a_turned_stream_start_at_zero():
-    plan = phigrow.plan(SRC, DST, "isometric")
-    kept = {g.name for g in plan.tensors() if moment_growth(g, plan, "exp_avg") is not None}
-    assert kept == set()  # in a Phi everything writes the stream or reads it, or is the bias of what does
 
 
 def test_what_isometric_cannot_do_is_refused():

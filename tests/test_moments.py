@@ -11,11 +11,11 @@ import torch
 from models import logits, model_of, phi_config, probe, random_pair
 
 import phigrow
-from phigrow.axes import MEAN
+from phigrow.axes import DENSE, MEAN
 from phigrow.errors import GrowthError
 from phigrow.families import all_families
 from phigrow.lift import InMemory, lift
-from phigrow.moments import POWER, STATES, moment_growth
+from phigrow.moments import POWER, STATES, moment_growth, moment_source
 from phigrow.verify import widen_norms
 
 EXACT = 1e-10
@@ -94,7 +94,12 @@ def by_legs(growth, source):
     said = read.T @ turned(growth, source)
     if growth.parameter.kind == "scale":
         return said * normed_gain(growth)
-    return said @ np.where(inner[0][2].is_copy, inner[0][0].T, 0) if inner else said
+    return said @ np.where(held(inner[0][2]), inner[0][0].T, 0) if inner else said
+
+
+def held(axis):
+    """bool: coordinates that come from the source."""
+    return axis.is_copy | (axis.source == DENSE)
 
 
 def nothing_reads(plan, growth):
@@ -219,6 +224,144 @@ def test_what_the_law_does_not_say_is_seen():
         source, grown = measured(plan, "hypercloning", options)
         off = max(gap(plan, growth, grown, source)[0] for growth in kept(plan))
         assert (off <= EXACT) == (options["snr"] == "none"), off
+
+
+TURNED = [("phi", {}), ("llama", {}), ("qwen2", {}), ("gpt_neox", {}), ("gpt_neox", {"attention_bias": False})]
+
+
+def turned_pair(family, flags):
+    """A source, its growth by an isometry, their weights and gradients, and the plan."""
+    src, dst = random_pair(FAMILIES[family], random.Random(6), tie_word_embeddings=False)
+    plan = phigrow.plan(src | flags, dst | flags, "isometric")
+    assert plan.exact
+    model = model_of(src | flags)
+    grown = phigrow.expand_model(model, dst | flags, method="isometric")
+    widen_norms(grown)
+    ids = probe(src["vocab_size"])
+    found = [stored(plan, gradients(each, ids)) for each in (model, grown)]
+    weights = [stored(plan, {n: p.detach().numpy() for n, p in each.named_parameters()}) for each in (model, grown)]
+    return plan, *weights, *found
+
+
+def taken_out(growth, weights, source):
+    """The source's gradient as it would be, were its normalisation not folded; written as the formulas have it."""
+    fold, gradient = growth.fold, source[growth.source]
+    if fold is None or growth.parameter.kind == "bias":
+        return gradient
+    if growth.parameter.kind == "shift":
+        return gradient * weights[fold.scale]
+    seen = np.outer(source[fold.bias], weights[fold.shift]) if fold.shift else 0
+    return (gradient - seen) / weights[fold.scale]
+
+
+def of_the_norm(plan, growth, wide, grown):
+    """The gradient of what a folded normalisation has left, from all that its readers get: weight, then bias."""
+    norm, layer = growth.fold.scale, growth.layer
+    readers = [g for g in plan.tensors() if g.layer == layer and g.fold and g.fold.scale == norm and len(g.maps) == 2]
+    gain, axis = 1 / growth.norm_read.write, growth.maps[0]
+    across = axis.legs.aside(np.float64) if growth.fold.aside else np.zeros(axis.dst_size)
+    weight = bias = 0.0
+    for reader in readers:
+        matrix, gradient = wide[reader.name], grown[reader.name]
+        # Along u a reader sees 1 in every token where the shift is read aside.
+        own = reader.name.replace("weight", "bias")
+        summed = grown[own] if own in grown else gradient @ across
+        weight = weight + (matrix * (gradient - np.outer(summed, across))).sum(0)
+        bias = bias + matrix.T @ summed
+    return weight / gain, bias
+
+
+@pytest.mark.parametrize(("family", "flags"), TURNED)
+def test_gradients_of_a_turned_stream(family, flags):
+    """Every parameter of the isometric method, those that took in a normalisation and what is left of it too."""
+    plan, weights, wide, source, grown = turned_pair(family, flags)
+    u = plan.axes[plan.table.residual].legs.aside(np.float64)
+    q = plan.axes[plan.table.residual].legs.write(np.float64)
+    anything_aside = any(g.fold and g.fold.aside for g in plan.tensors())
+    folded = spoken = values = 0
+    not_taken_out = 0.0
+    for growth in kept(plan):
+        found, kind = grown[growth.name], growth.parameter.kind
+        values += found.size
+        tolerance = EXACT * max(1.0, np.abs(source[growth.source]).max())
+        if growth.fold is not None and kind in ("scale", "shift"):
+            said = of_the_norm(plan, growth, wide, grown)[kind == "shift"]
+            assert np.abs(said - found).max() <= tolerance, growth.name
+            folded, spoken = folded + 1, spoken + found.size
+        if growth.fold is not None and growth.fold.aside:
+            if kind == "matrix":  # the source's gradient from the grown one; the other way needs what no moment holds
+                old = legs(growth)[0][2].is_copy
+                seen = found @ q * weights[growth.fold.scale] + np.outer(found @ u, weights[growth.fold.shift])
+                assert np.abs(seen[old] - source[growth.source]).max() <= tolerance, growth.name
+                folded, spoken = folded + 1, spoken + found.size
+            continue
+        if growth.fold is not None and kind == "scale":
+            continue
+        said = by_legs(growth, taken_out(growth, weights, source))
+        found, (out, *into) = turned(growth, found), [axis for _, _, axis in legs(growth)]
+        if growth.parameter.written == (plan.table.residual,) and anything_aside:
+            found = found - (np.outer(u, u @ found) if found.ndim == 2 else u * (u @ found))  # what reads u asks for u
+        closed = nothing_reads(plan, growth) & ~held(out)
+        speaks = held(out) | closed
+        if into:
+            nothing_comes = ~held(into[0]) & ~into[0].write_random
+            speaks = (held(out)[:, None] & held(into[0])) | closed[:, None] | nothing_comes
+            said = np.where(held(out)[:, None] & held(into[0]), said, 0.0)
+        off = np.abs(np.where(speaks, said - found, 0)).max()
+        assert off <= tolerance, (growth.name, off)
+        without = np.where(speaks, by_legs(growth, source[growth.source]) * (said != 0) - found, 0)
+        not_taken_out = max(not_taken_out, float(np.abs(without).max()))
+        folded, spoken = folded + (growth.fold is not None), spoken + int(speaks.sum())
+    assert folded >= 6
+    assert not_taken_out > 1e-3  # negative control: the normalisation left in
+    assert spoken > 0.5 * values
+
+
+@pytest.mark.parametrize(("family", "flags"), TURNED)
+def test_moments_of_a_turned_stream(family, flags):
+    """The library's moments against the formulas, both powers; zero only where the docstring says so."""
+    plan, weights, _, _, _ = turned_pair(family, flags)
+    values = np.random.default_rng(1)
+    moments = {g.source: values.normal(size=g.source_shape) for g in plan.tensors()}
+    unknown = {g.name for g in kept(plan) if g.fold and (g.fold.aside or g.parameter.kind == "scale")}
+    assert {g.name for g in kept(plan) if moment_growth(g, plan, "exp_avg") is None} == unknown
+    for moment, power in POWER.items():
+        # Of gradients alone, or of independent parts: what was added is taken off again, squares from squares.
+        def read(name, kind, power=power):
+            return InMemory(torch.from_numpy(weights[name] if kind == "fp32" else np.abs(moments[name]) ** power))
+
+        for growth in kept(plan):
+            dual = moment_growth(growth, plan, moment)
+            if dual is None:
+                continue
+            squared = {name: value**power for name, value in weights.items()}
+            given = {name: np.abs(value) ** power for name, value in moments.items()}
+            want = taken_out(growth, squared, given)
+            want = np.maximum(want, 0) if power == 2 else want
+            (_, back, _), *inner = legs(growth)
+            want = (back.T**power) @ turned(growth, want)
+            if inner:
+                want = want @ np.where(held(inner[0][2]), inner[0][0].T, 0) ** power
+            found = lift(dual, moment_source(growth, moment, read), plan, torch.float64).numpy()
+            assert np.abs(turned(dual, found) - want).max() <= 1e-12 * np.abs(want).max(), (growth.name, moment)
+
+
+def test_moments_are_not_divided_by_weights_of_next_to_nothing():
+    plan, weights, _, source, _ = turned_pair("phi", {})
+    fc1 = {g.name: g for g in plan.tensors()}["model.layers.0.mlp.fc1.weight"]
+    held_weights = {**weights, fc1.fold.scale: np.array([1e-9, -1e-9, 0.0, *weights[fc1.fold.scale][3:]])}
+    least = 0.01 * np.sqrt(np.square(held_weights[fc1.fold.scale]).mean())
+    for moment, power in POWER.items():
+        given = {name: np.abs(value) ** power for name, value in source.items()}
+        found = moment_source(
+            fc1, moment, lambda n, k, g=given: InMemory(torch.from_numpy(held_weights[n] if k == "fp32" else g[n]))
+        )
+        taken = found.bits(0, 4).view(np.float64)
+        over = given[fc1.source][:4] - np.outer(given[fc1.fold.bias][:4], held_weights[fc1.fold.shift] ** power)
+        over = np.maximum(over, 0) if power == 2 else over
+        sign = np.array([1, -1, 1]) if power == 1 else 1
+        np.testing.assert_allclose(taken[:, :3], over[:, :3] * sign / least**power, rtol=1e-12)
+        np.testing.assert_allclose(taken[:, 3:], over[:, 3:] / held_weights[fc1.fold.scale][3:] ** power, rtol=1e-12)
 
 
 LR, EPS, BETAS = 1e-2, 1e-3, (0.9, 0.95)

@@ -102,7 +102,10 @@ def grow(**keys: Any) -> dict[str, Any]:
         (grow(method="tiel"), r"unknown method 'tiel'|no method 'tiel'"),
         (grow(scal="rms"), r"has no option 'scal'"),
         (grow(state="half"), r"state 'half' is unknown\n  where: grow of stage 2"),
-        (grow(method="isometric"), r"mixes coordinates[\s\S]*grow of stage 2[\s\S]*with state reset"),
+        (
+            grow(method="isometric", state="copy"),
+            r"mixes coordinates[\s\S]*grow of stage 2[\s\S]*state scale, or reset",
+        ),
         ({"train": {"warmup": 95}}, r"warmup 95 is longer than the 90 steps"),
     ],
 )

@@ -17,7 +17,7 @@ from scenarios import SETTINGS, TINY, FakeBlocks, captured_state
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.lift import InMemory, lift
-from phigrow.moments import POWER, STATES, moment_growth
+from phigrow.moments import POWER, STATES, moment_growth, moment_source
 from phigrow.planfile import read_plan_file
 from phigrow.training import RunConfig, train, universal
 from phigrow.training.checkpoints import UNIVERSAL, marked_checkpoints
@@ -75,14 +75,20 @@ def test_a_conversion_maps_the_files_of_ranks_instead_of_holding_them(source, tm
 def expected(folder: Path, grown: Path, state: str) -> dict[str, dict[str, torch.Tensor]]:
     """Masters and moments of the destination, from a universal folder of the source, tensor by tensor."""
     plan, found = read_plan_file(grown).plan, {}
+    shapes = plan.table.state_shapes(plan.src_config)
+
+    def read(name: str, kind: str) -> InMemory:
+        return InMemory(universal.stored(folder, name, kind).reshape(shapes[name]))
+
     for growth in plan.tensors():
-        sources = {key: universal.stored(folder, growth.source, key) for key in ("fp32", *POWER)}
-        sources = {key: InMemory(value.reshape(growth.source_shape)) for key, value in sources.items()}
-        found[growth.name] = {"fp32": lift(growth, sources["fp32"], plan, torch.float32)}
+        others = {name: read(name, "fp32") for name in growth.others}
+        found[growth.name] = {"fp32": lift(growth, read(growth.source, "fp32"), plan, torch.float32, others)}
         for moment in POWER:
             dual = moment_growth(growth, plan, moment, state)
-            zero = torch.zeros(growth.shape)
-            found[growth.name][moment] = lift(dual, sources[moment], _quiet(plan), torch.float32) if dual else zero
+            found[growth.name][moment] = torch.zeros(growth.shape)
+            if dual:
+                value = lift(dual, moment_source(growth, moment, read), _quiet(plan), torch.float32)
+                found[growth.name][moment] = value
     return found
 
 
@@ -315,14 +321,27 @@ def test_the_command_says_how_to_go_on(source, grown, tmp_path):
     assert "the output folder exists" in str(done.exception)
 
 
-def test_a_turned_stream_has_masters_but_no_moments(source, tmp_path):
+def test_the_moments_of_a_turned_stream(source, alone, tmp_path):
     turned = phigrow.expand(source / "export", LARGER, tmp_path / "turned", method="isometric")
-    with pytest.raises(GrowthError, match=r"mixes coordinates[\s\S]*axis hidden[\s\S]*grow with state reset"):
-        phigrow.grow_optimizer(source, turned)
-    out = phigrow.grow_optimizer(source, turned, state="reset")
+    with pytest.raises(
+        GrowthError, match=r"state copy of a plan that mixes[\s\S]*axis hidden[\s\S]*state scale, or reset"
+    ):
+        phigrow.grow_optimizer(source, turned, state="copy")
+    out = phigrow.grow_optimizer(source, turned)
+    reset = phigrow.grow_optimizer(source, turned, tmp_path / "r", state="reset")
     assert out == tmp_path / "turned-optimizer"
+    assert same(held(out), expected(source / UNIVERSAL / "step-6", turned, "scale"))
+    assert same(held(reset), expected(source / UNIVERSAL / "step-6", turned, "reset"))
     weights = load_file(turned / "model.safetensors")
     assert all(torch.equal(value["fp32"], weights[name]) for name, value in held(out).items())
+    squares = held(out)["model.layers.0.mlp.fc1.weight"]["exp_avg_sq"]
+    assert squares[: TINY["intermediate_size"]].min() > 0  # every column of an old row is a mixture of old columns
+    start = {"init": str(turned), "model": None, "steps": 3, "warmup": 0, "log_every": 1}
+    for name, folder in (("scale", out), ("reset", reset)):
+        run(tmp_path / name, **start, optimizer=str(folder))
+    one, other = losses(tmp_path / "scale"), losses(tmp_path / "reset")
+    assert one[0] == other[0]
+    assert abs(one[2] / other[2] - 1) > 1e-4
 
 
 @pytest.mark.slow
