@@ -21,7 +21,7 @@ import numpy as np
 from phigrow.axes import DENSE, MEAN, AxisMap, Bools, Floats, Ints, part_map
 from phigrow.errors import GrowthError
 from phigrow.family import spelled
-from phigrow.plan import Plan, TensorGrowth
+from phigrow.plan import NoiseOn, Plan, TensorGrowth
 
 
 class Kind(IntEnum):
@@ -220,7 +220,9 @@ def _outer(one: Ints, other: Ints) -> Ints:
     return np.where(highest <= Kind.TILED_SCALED, np.bitwise_or.outer(one, other), highest)
 
 
-def anatomy(growth: TensorGrowth, axes: Mapping[str, AxisMap], noise: float = 0.0, noise_on: str = "copies") -> Anatomy:
+def anatomy(
+    growth: TensorGrowth, axes: Mapping[str, AxisMap], noise: float = 0.0, noise_on: NoiseOn = "copies"
+) -> Anatomy:
     """Where every value of a tensor comes from.
 
     Args:
@@ -233,10 +235,7 @@ def anatomy(growth: TensorGrowth, axes: Mapping[str, AxisMap], noise: float = 0.
     104857600
     """
     sides = tuple(_side(growth, stored, axes) for stored in range(len(growth.maps)))
-    noisy = not growth.zero and len(sides) == 2
-    if noise_on == "copies":
-        noisy = noisy and growth.written == 0 and int(growth.maps[1].counts.max()) > 1
-    return Anatomy(growth, sides, noise if noisy else 0.0)
+    return Anatomy(growth, sides, noise if growth.carries_noise(noise_on) else 0.0)
 
 
 def _side(growth: TensorGrowth, stored: int, axes: Mapping[str, AxisMap]) -> Side:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from phigrow.axes import MEAN, Bools, Floats
+from phigrow.axes import MEAN, AxisMap, Bools, Floats, Ints
 from phigrow.bits import STORED, Bits, Values, bits_of, narrow, scaled, tensor_of, widen
 from phigrow.blend import Blend
 from phigrow.dense import aligned, mixed_columns, mixed_rows
@@ -84,7 +84,7 @@ class Lift:
         self.others = {name: (others or {})[name] for name in growth.others}
         self.seed, self.noise, self.std = plan.seed, plan.noise, plan.initializer_range
         self.stream = plan.axes[plan.table.residual].src_size
-        self.noise_everywhere = plan.noise_on == "all"
+        self.noise_on = plan.noise_on
         mixed_axes = any(each.legs is not None for each in growth.maps)
         self.mixes = mixed_axes or growth.fold is not None or bool(growth.blend)
         wide = "float64" in (source.dtype_name, dtype) or (self.mixes and dtype == "float32")
@@ -181,7 +181,7 @@ class Lift:
         if self.growth.parts > 1:
             self._part(out, start, stop)
         if self._noise_applies:
-            (self._perturb if self.noise_everywhere else self._add_noise)(out, start, stop)
+            (self._perturb if self.noise_on == "all" else self._add_noise)(out, start, stop)
         bits: Bits = out if moved else narrow(out, self.dtype)
         return bits
 
@@ -339,31 +339,41 @@ class Lift:
 
     @cached_property
     def _noise_applies(self) -> bool:
-        growth = self.growth
-        if self.noise == 0 or len(growth.maps) != 2:
-            return False
-        if self.noise_everywhere:
-            return True
-        read = growth.maps[1 - growth.written]
-        # Tokens are looked up, not summed over: there is nothing for noise on the vocabulary axis to cancel in.
-        return growth.written == 0 and int(read.counts.max()) > 1
+        return self.noise != 0 and self.growth.carries_noise(self.noise_on)
 
     def _add_noise(self, out: Values, start: int, stop: int) -> None:
-        """Add N (I - E R) on the read axis, R the leg that averages copies: copies still add up to what they did."""
+        """Add noise to the columns that read copies, so that copies add up to what they did."""
         row_map, read = self.growth.maps
         copies = np.flatnonzero(read.is_copy)
+        size = self.noise * self._root_mean_square() * read.read[copies]
+        noise = (self._paired if self.noise_on == "pairs" else self._shared)(start, stop, read, copies, size)
+        written = row_map.is_copy | (row_map.source == MEAN)
+        noise[~written[start:stop]] = 0
+        out[:, copies] += noise.astype(out.dtype)
+
+    def _shared(self, start: int, stop: int, read: AxisMap, copies: Ints, size: Floats) -> Floats:
+        """N (I - E R), R the leg that averages copies: each has its own, and what does not cancel is taken off."""
         source, write = read.source[copies], read.write[copies]
         back = 1.0 / (write * read.counts[source])
-        drawn = Stream(self.seed, "noise", self.growth.name, len(copies)).values(start, stop - start)
-        noise = drawn * (self.noise * self._root_mean_square()) * read.read[copies]
+        noise = Stream(self.seed, "noise", self.growth.name, len(copies)).values(start, stop - start) * size
         weighted = (noise * write)[:, np.argsort(source, kind="stable")]
         first_copies = np.concatenate([[0], np.cumsum(read.counts[read.counts > 0])[:-1]])
         summed = np.zeros((stop - start, read.src_size))
         summed[:, read.counts > 0] = np.add.reduceat(weighted, first_copies, axis=1)
-        noise -= summed[:, source] * back
-        written = row_map.is_copy | (row_map.source == MEAN)
-        noise[~written[start:stop]] = 0
-        out[:, copies] += noise.astype(out.dtype)
+        shared: Floats = noise - summed[:, source] * back
+        return shared
+
+    def _paired(self, start: int, stop: int, read: AxisMap, copies: Ints, size: Floats) -> Floats:
+        """+N and -N on the first and second, third and fourth copy of a coordinate; none on one that is left over."""
+        order = np.argsort(read.source[copies], kind="stable")
+        counts = read.counts[read.counts > 0]
+        nth = np.arange(len(copies)) - np.repeat(np.cumsum(counts) - counts, counts)
+        even = np.flatnonzero((nth % 2 == 0) & (nth + 1 < np.repeat(counts, counts)))
+        one, other = order[even], order[even + 1]
+        noise, write = np.zeros((stop - start, len(copies))), read.write[copies]
+        noise[:, one] = Stream(self.seed, "noise", self.growth.name, len(one)).values(start, stop - start) * size[one]
+        noise[:, other] = -noise[:, one] * (write[one] / write[other])
+        return noise
 
     def _perturb(self, out: Values, start: int, stop: int) -> None:
         """Add values of an initialisation to what came from the source; what is new is drawn already."""

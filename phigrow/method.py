@@ -80,7 +80,7 @@ class Method:
         options: name -> option.
         takes_noise: whether symmetry-breaking noise means something for it.
         own_noise: resolved options -> the symmetry-breaking noise that belongs to the method.
-        noise_on: ``copies``, where copies cancel it, or ``all`` values of every matrix.
+        noise_on: ``copies`` or ``pairs`` of them, where it cancels, or ``all`` values of matrices (`Plan.noise_on`).
         learns: matrices that a training run learns take the place of its copies, where a plan is given them.
         always_exact: it preserves the function or refuses, so configurations must compute the same function.
     """
@@ -93,7 +93,7 @@ class Method:
     options: dict[str, Option] = field(default_factory=dict)
     takes_noise: bool = False
     own_noise: Callable[[dict[str, Any]], float] | None = None
-    noise_on: Literal["copies", "all"] = "copies"
+    noise_on: Literal["copies", "pairs", "all"] = "copies"
     always_exact: bool = False
     learns: bool = False
 

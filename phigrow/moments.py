@@ -12,23 +12,20 @@ them gradients of their own, which the old rows pay for: ``G' = R_out^T (G - M^T
 that are means. `tests/test_moments.py` holds all of this to 1e-10.
 
 Where a stream is turned by an isometry Q, gradients are turned with it, and readers that took in a normalisation,
-``W' = W diag(g) Q^T``, get ``G' = (G - s b^T) diag(1/g) Q^T`` with s the gradient of their bias: `moment_source` takes
-the normalisation out. Second moments grow by the squares of Q's entries, as if gradients of different coordinates were
-independent. What the normalisation itself has left, one gain for all coordinates, is new and starts at zero; and where
-readers have no bias (GPT-NeoX's head), s is unknown, and they start at zero too.
+``W' = W diag(g) Q^T``, get ``G' = (G - s b^T) diag(1/g) Q^T`` with s the gradient of their bias: `phigrow.unfolding`
+takes the normalisation out. Second moments grow by the squares of Q's entries, as if gradients of different coordinates
+were independent. What the normalisation itself has left, one gain for all coordinates, is new and starts at zero; and
+where readers have no bias (GPT-NeoX's head), s is unknown, and they start at zero too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from phigrow.axes import FRESH, AxisMap, Bools, Floats
-from phigrow.bits import Bits, widen
-from phigrow.blend import Rows
 from phigrow.inspection import Kind, anatomy
 from phigrow.plan import Plan, TensorGrowth
 
@@ -50,10 +47,6 @@ STATES = {
 - ``reset``: HyperCloning, bert2BERT and every tool that writes weights alone.
 """
 
-LEAST_WEIGHT = 0.01
-"""Moments are divided by the weights of a folded normalisation, but by no less than this part of their root mean
-square: they are averages over steps at which these weights were not quite the same."""
-
 
 def moment_growth(growth: TensorGrowth, plan: Plan, moment: str, state: str = "scale") -> TensorGrowth | None:
     """How a moment of one destination tensor comes from that of its source tensor; None where all of it is zero.
@@ -65,8 +58,8 @@ def moment_growth(growth: TensorGrowth, plan: Plan, moment: str, state: str = "s
         state: one of `STATES`.
 
     Returns:
-        A growth for `phigrow.lift.Lift`, from `moment_source`, with neither random values nor means; the plan's noise
-        must be left out.
+        A growth for `phigrow.lift.Lift`, with neither random values nor means; its values come from
+        `phigrow.unfolding.moment_source`, and the plan's noise must be left out.
 
     >>> plan = phigrow.plan("phi-1_5", "phi2.json", "lossless")  # doctest: +SKIP
     >>> moment_growth(next(plan.tensors()), plan, "exp_avg").maps[1].write[0]  # of hidden: 1 / c  # doctest: +SKIP
@@ -85,58 +78,6 @@ def moment_growth(growth: TensorGrowth, plan: Plan, moment: str, state: str = "s
     above = growth.above if any(axis.ahead is not None and axis.ahead.any() for axis in maps) else None
     parameter = replace(growth.parameter, kind=kind)
     return replace(growth, parameter=parameter, maps=maps, norm_read=None, fold=None, above=above)
-
-
-def moment_source(growth: TensorGrowth, moment: str, read: Callable[[str, str], Rows]) -> Rows:
-    """What a tensor's moment is lifted from: its source's, less the normalisation that its weights take in.
-
-    Args:
-        growth: of `Plan.tensors`.
-        moment: ``exp_avg`` or ``exp_avg_sq``.
-        read: (source tensor, ``fp32`` or a moment) -> its values.
-    """
-    source, fold = read(growth.source, moment), growth.fold
-    if fold is None or growth.parameter.kind == "bias":  # a bias gets the gradient of what it is added to
-        return source
-
-    def whole(name: str, kind: str, size: int) -> Floats:
-        values = read(name, kind)
-        return widen(values.bits(0, size), values.dtype_name, np.float64).astype(np.float64, copy=False)
-
-    power, (rows, columns) = POWER[moment], (growth.source_shape[0], growth.source_shape[-1])
-    weights = whole(fold.scale, "fp32", columns) ** power
-    if growth.parameter.kind == "shift":  # n -> g n + b: what readers pass back goes through g
-        return _Unfolded(source, weights)
-    least = (LEAST_WEIGHT * np.sqrt(np.square(weights).mean())) if power == 1 else LEAST_WEIGHT**2 * weights.mean()
-    divisor = np.copysign(np.maximum(np.abs(weights), least), weights)
-    if fold.shift is None or fold.bias is None:
-        return _Unfolded(source, 1 / divisor)
-    shift = whole(fold.shift, "fp32", columns) ** power
-    return _Unfolded(source, 1 / divisor, whole(fold.bias, moment, rows), shift, positive=power == 2)
-
-
-@dataclass(frozen=True, eq=False)
-class _Unfolded:
-    """``(M - down across^T) * gains``, float64, read like a stored tensor; not below zero where that is asked."""
-
-    source: Rows
-    gains: Floats
-    down: Floats | None = None
-    across: Floats | None = None
-    positive: bool = False
-
-    @property
-    def dtype_name(self) -> str:
-        return "float64"
-
-    def bits(self, start: int, stop: int) -> Bits:
-        values = widen(self.source.bits(start, stop), self.source.dtype_name, np.float64)
-        if self.down is not None and self.across is not None:
-            values = values - np.outer(self.down[start:stop], self.across)
-        if self.positive:
-            values = np.maximum(values, 0)
-        gains = self.gains if values.ndim == 2 else self.gains[start:stop]
-        return (values * gains).view(np.uint64)
 
 
 def _keeps(growth: TensorGrowth, plan: Plan, state: str) -> bool:

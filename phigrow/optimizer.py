@@ -26,7 +26,7 @@ from phigrow.checkpoint import CheckpointReader
 from phigrow.errors import GrowthError
 from phigrow.journal import PartialFolder, remove
 from phigrow.lift import InMemory, Lift
-from phigrow.moments import POWER, STATES, moment_growth, moment_source
+from phigrow.moments import POWER, STATES, moment_growth
 from phigrow.plan import Plan, TensorGrowth
 from phigrow.planfile import read_plan_file
 from phigrow.provenance import installed_version
@@ -34,6 +34,7 @@ from phigrow.stream import block_rows, progress_bar
 from phigrow.trained import Trained, as_universal, check_step, find_trained, position_in_data
 from phigrow.training import universal
 from phigrow.training.integrity import digest, write_json, write_marker
+from phigrow.unfolding import moment_source
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from phigrow.learned import Learned
 from phigrow.maps import FILE, Maps
 
 FORMAT = 1
+NoiseOn = Literal["copies", "pairs", "all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,14 @@ class TensorGrowth:
         """Blocks on the diagonal of a matrix that is zero elsewhere; 1 for any other tensor."""
         return self.maps[0].parts if len(self.maps) == 2 and self.maps[0].parts == self.maps[1].parts else 1
 
+    def carries_noise(self, noise_on: NoiseOn) -> bool:
+        """Whether a plan's noise goes onto it; see `Plan.noise_on`."""
+        if len(self.maps) != 2 or self.zero:
+            return False
+        # Tokens are looked up, not summed over: there is nothing for noise on the vocabulary axis to cancel in.
+        cancels = self.written == 0 and int(self.maps[1].counts.max(initial=0)) > 1
+        return noise_on == "all" or (cancels and (noise_on == "copies" or self.layer is not None))
+
     @property
     def others(self) -> tuple[str, ...]:
         """Source tensors that it needs besides ``source``."""
@@ -88,7 +97,9 @@ class Plan:
         identity_layers: destination layers that write nothing to the residual stream.
         seed: of all new random values.
         noise: symmetry-breaking noise, as a fraction of each source tensor's root mean square; 0 for none.
-        noise_on: ``copies``, which cancel it, or ``all`` values of matrices, as a fraction of ``initializer_range``.
+        noise_on: ``copies``, which cancel it together; ``pairs`` of copies in matrices of layers, the second of which
+            gets what the first got with the other sign; or ``all`` values of matrices, as a fraction of
+            ``initializer_range``.
         src_config, dst_config: the configurations as they were spelled.
         approximations: why the plan does not preserve the function; empty when it claims that it does.
         notes: what a user should know besides.
@@ -105,7 +116,7 @@ class Plan:
     identity_layers: frozenset[int]
     seed: int
     noise: float
-    noise_on: Literal["copies", "all"]
+    noise_on: NoiseOn
     src_config: Config
     dst_config: Config
     approximations: tuple[str, ...]
@@ -280,7 +291,7 @@ class Plan:
                 raise GrowthError("a plan whose axis maps do not fit its configurations", where=f"axis {name}")
         if self.maps is not None and not isinstance(self.maps.sha256, str | None):
             raise GrowthError("a plan whose maps have no hash", fix="make it again with phigrow plan --json")
-        if self.noise_on not in ("copies", "all"):
+        if self.noise_on not in get_args(NoiseOn):
             raise GrowthError(f"a plan with noise on {self.noise_on!r}", fix="make it again with phigrow plan --json")
         if len(self.layers) != self.dst_sizes["layer"] or not all(
             0 <= k < self.src_sizes["layer"] for k in self.layers

@@ -131,7 +131,7 @@ def command_line(
     for name, value in plan.depth_options.items():
         words += [f"--{name}", str(value)]
     words += ["--seed", str(plan.seed)]
-    if plan.noise and plan.noise_on == "copies" and "snr" not in plan.options:
+    if plan.noise and plan.noise_on == "copies":
         words += ["--noise", repr(plan.noise)]
     if maps is not None:
         words += ["--maps", str(maps)]

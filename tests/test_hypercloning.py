@@ -7,9 +7,9 @@ github.com/apple/ml-hypercloning, ``hypercloning/common.py``, ``llama_cloning.py
 - of queries, keys and values whole heads are repeated (Pythia's are fused, head by head);
 - with noise, block columns 2k and 2k + 1 of every linear layer but the head get +N and -N, of the given power.
 
-What differs here, by tensor: the head gets noise as well, and all noise has half the power (`phigrow.lift` draws N for
-every copy and takes off what does not cancel). Where key/value heads are fewer than heads the authors' code keeps them
-and repeats the queries in order, so that queries meet another head's keys: see the last test.
+Noise goes onto the same matrices here, in the same pairs, at the same power; its values are drawn otherwise, and scaled
+to their expected power, not each block to its own. Where key/value heads are fewer than heads the authors' code keeps
+them and repeats the queries in order, so that queries meet another head's keys: see the last test.
 """
 
 import random
@@ -102,23 +102,41 @@ def test_the_authors_weights_and_function(family, n):
     assert apart(model, loaded(dst, clone), ids) <= 1e-10
 
 
+def noise_of(noisy, clean, n):
+    """Name -> noise as [rows, copy of what is read, source column], of every matrix that has any."""
+    found = {name: noisy[name] - values for name, values in clean.items() if values.ndim == 2}
+    return {name: each.reshape(len(each), n, -1) for name, each in found.items() if each.any()}
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_where_noise_differs_from_the_authors(family):
-    src, dst = sources(family, 2)
+def test_the_authors_noise(family, n):
+    src, dst = sources(family, n)
     model, ids = model_of(src), probe(src["vocab_size"])
     state = model.state_dict()
-    clean, noisy = theirs(state, src, 2), theirs(state, src, 2, snr=10)
-    ours = phigrow.expand_model(model, dst, method="hypercloning").state_dict()  # 10 dB
-    got = {name for name in clean if not np.array_equal(clean[name], noisy[name])}
-    gets = {name for name in clean if not np.array_equal(clean[name], ours[name].numpy())}
-    head = next(name for name in clean if name.startswith(("lm_head", "embed_out")))
-    assert gets - got == {head}
-    assert got <= gets
-    theirs_power = {name: np.square(noisy[name] - clean[name]).mean() / np.square(clean[name]).mean() for name in got}
-    our_power = {n: np.square(ours[n].numpy() - clean[n]).mean() / np.square(clean[n]).mean() for n in got}
-    np.testing.assert_allclose(list(theirs_power.values()), 0.1, rtol=1e-12)
-    np.testing.assert_allclose(np.mean(list(our_power.values())), 0.05, rtol=0.1)
-    assert apart(model, loaded(dst, noisy), ids) <= 1e-10  # theirs cancels as well
+    clean, noisy = theirs(state, src, n), theirs(state, src, n, snr=10)
+    grown = phigrow.expand_model(model, dst, method="hypercloning")  # 10 dB
+    ours = {name: tensor.numpy() for name, tensor in grown.state_dict().items()}
+    quiet = phigrow.expand_model(model, dst, method="hypercloning", snr="none").state_dict()
+    got = noise_of(noisy, clean, n)
+    gets = noise_of(ours, {name: tensor.numpy() for name, tensor in quiet.items()}, n)
+    assert got.keys() == gets.keys()  # every matrix of the layers, not the embedding and not the head
+    for name, noise in gets.items():
+        repeated = np.square(clean[name]).mean()
+        for each in (noise, got[name]):
+            assert np.abs(each[:, 0:2].sum(1)).max() <= 1e-15, name  # +N, -N
+            assert not each[:, 2 * (n // 2) :].any(), name  # an odd copy has none
+            rows = each.reshape(n, -1, *each.shape[1:])
+            assert np.abs(rows[0] - rows[1]).max() > 1e-3  # every copy of what is written has its own
+            power = np.square(each[:, : 2 * (n // 2)]).mean() / repeated
+            assert power == pytest.approx(0.1, rel=1e-9 if each is got[name] else 0.25), name
+    mean = [np.square(noise[:, :2]).mean() / np.square(clean[name]).mean() for name, noise in gets.items()]
+    assert np.mean(mean) == pytest.approx(0.1, rel=0.05)
+    widen_norms(grown)
+    for wide in (grown, loaded(dst, noisy)):
+        assert apart(model, wide, ids) <= 1e-10
+    values = ours | {name: ours[name] + (0.01 if name in gets else 0) for name in ours}
+    assert apart(model, loaded(dst, values), ids) > 1e-3  # negative control: noise that does not cancel
 
 
 def test_grouped_heads_are_kept_right_here_and_not_by_the_authors():

@@ -18,7 +18,7 @@ GROWTH = {
     "axes", "method", "methods", "copying", "extending", "mixing",
     "plan", "lift", "resolve", "expand", "verify", "explain", "advice",
     "inspection", "blocks", "pictures", "planfile", "difference", "moments", "trained", "optimizer",
-    "legs", "folding", "pieces", "dense", "tallies", "maps", "learned", "blend",
+    "legs", "folding", "pieces", "dense", "tallies", "maps", "learned", "blend", "unfolding",
     "growing", "learning",
 }  # fmt: skip
 MAY_IMPORT = {
@@ -82,6 +82,7 @@ MAY_IMPORT = {
     "planfile": {"errors", "untrusted", "inspection", "plan", "tallies"},
     "difference": {"axes", "plan"},
     "moments": {"axes", "inspection", "plan"},
+    "unfolding": {"axes", "bits", "blend", "moments", "plan"},
     "corpus": ANYONE | {"hub"},
     "training": ANYONE | {"allocator", "bits", "corpus", "checkpoint", "shards"},
     "trained": {"errors", "stream", "training"},
@@ -92,6 +93,7 @@ MAY_IMPORT = {
         "journal",
         "lift",
         "moments",
+        "unfolding",
         "plan",
         "planfile",
         "provenance",

@@ -15,7 +15,8 @@ from phigrow.axes import DENSE, MEAN
 from phigrow.errors import GrowthError
 from phigrow.families import all_families
 from phigrow.lift import InMemory, lift
-from phigrow.moments import POWER, STATES, moment_growth, moment_source
+from phigrow.moments import POWER, STATES, moment_growth
+from phigrow.unfolding import moment_source
 from phigrow.verify import widen_norms
 
 EXACT = 1e-10

@@ -2,8 +2,9 @@
 
 M. Samragh et al., Scaling Smart: Accelerating Large Language Model Pre-training with Small Model Initialization
 (2409.12903). W' = [[W, W], [W, W]] / 2 at a factor of 2, biases, normalisations and embeddings repeated, more heads
-rather than larger ones; then pairs of columns get +N and -N. ``snr`` is the ratio in decibels of a matrix's power to
-that of the noise before the part that copies do not cancel is taken off: 10 did best in the paper.
+rather than larger ones; then, in every matrix of every layer, the columns that read the first and second copy of a
+coordinate get +N and -N, those of the third and fourth the next. ``snr`` is the ratio in decibels of the power of the
+repeated matrix to that of N: 10 did best in the paper.
 
 Exact; whole factors only, others are refused.
 """
@@ -54,4 +55,5 @@ METHOD = Method(
     approximations=_approximations,
     options={"snr": Option(("10", "none", "0", "5", "20", "30", "40"), "signal to noise, in decibels")},
     own_noise=_noise,
+    noise_on="pairs",
 )

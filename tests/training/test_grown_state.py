@@ -17,11 +17,12 @@ from scenarios import SETTINGS, TINY, FakeBlocks, captured_state
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.lift import InMemory, lift
-from phigrow.moments import POWER, STATES, moment_growth, moment_source
+from phigrow.moments import POWER, STATES, moment_growth
 from phigrow.planfile import read_plan_file
 from phigrow.training import RunConfig, train, universal
 from phigrow.training.checkpoints import UNIVERSAL, marked_checkpoints
 from phigrow.training.integrity import read_marker
+from phigrow.unfolding import moment_source
 
 # What torch's own modules say when DeepSpeed imports them in this process.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
