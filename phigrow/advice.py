@@ -123,7 +123,7 @@ def _copies(plan: Plan) -> Iterator[Advice]:
         if not plan.noise and not (plan.maps and plan.maps.sha256) and _equal_copies(plan.axes[axis])
     ]
     if alike:
-        if plan.method.startswith("tile"):
+        if all(part.split(":")[0].rpartition("=")[2] == "tile" for part in plan.method.split(",")):
             instead = "give --noise (with --scale preserve it costs nothing)"
         elif "snr" in plan.options:
             instead = "take snr=10"
@@ -134,8 +134,9 @@ def _copies(plan: Plan) -> Iterator[Advice]:
 
 
 def _equal_copies(axis: AxisMap) -> bool:
-    """Whether two coordinates copy one source coordinate with the same gains on both legs."""
-    legs = np.stack([axis.source, axis.write, axis.read])[:, axis.is_copy]
+    """Whether two coordinates copy one source coordinate, of one layer, with the same gains on both legs."""
+    ahead = np.zeros(axis.dst_size) if axis.ahead is None else axis.ahead
+    legs = np.stack([axis.source, axis.write, axis.read, ahead])[:, axis.is_copy]
     return legs.shape[1] > len(np.unique(legs, axis=1).T)
 
 

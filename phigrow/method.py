@@ -103,6 +103,8 @@ class Method:
         Raises:
             GrowthError: an option that the method does not have, or a value that it does not take.
         """
+        # In Python and in YAML a number is written without quotes.
+        given = {k: f"{v:g}" if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in given.items()}
         for name, value in given.items():
             if name not in self.options:
                 having = ", ".join(self.options) or "no options"

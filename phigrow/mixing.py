@@ -74,6 +74,13 @@ def _mixture(parts: Parts) -> Method:
         for axes, method, options in _shares(growth, parts):
             made = method.axis_maps(_only(growth, axes), options)
             maps.update({axis: made[axis] for axis in axes})
+        if any(axis.legs is not None for axis in maps.values()) and any(a.ahead is not None for a in maps.values()):
+            raise growth.refuse(
+                "aki beside a method that turns the stream",
+                next(name for name, axis in maps.items() if axis.ahead is not None),
+                "neurons from the layer above read through that layer's normalisation, which is folded into its own",
+                "give the axis another method, such as lossless or lemon",
+            )
         return {axis: maps[axis] for axis in growth.family.axis_names}
 
     def approximations(growth: Growth, _: dict[str, Any]) -> list[str]:

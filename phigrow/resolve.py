@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,18 @@ def plan(
         resolved, depth, rounding, seed = start["options"], start["depth"], start["rounding"], int(start["seed"])
     growth = Growth(family, old, new, family.sizes_of(old), family.sizes_of(new), seed)
     _refuse_smaller(growth)
-    if noise < 0 or (noise > 0 and not width.takes_noise):
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not (noise >= 0 and math.isfinite(noise)):
+        raise GrowthError(
+            f"noise {noise!r}", where="noise", why="it is no positive number", fix="leave it out, or give one"
+        )
+    if noise > 0 and not width.takes_noise:
         raise GrowthError(
             f"noise {noise:g} with method {method}",
-            why="noise that copies cancel is an option of tile alone" if noise > 0 else "it is negative",
+            why="noise that copies cancel is an option of tile alone, on every axis",
             fix="leave --noise out, or use --method tile",
         )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise GrowthError(f"seed {seed!r}", where="seed", fix="give a whole number, 0 or more")
     if width.own_noise is not None:
         noise = width.own_noise(resolved)
     if old.get("tie_word_embeddings", False) != new.get("tie_word_embeddings", False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,16 @@ class Trained:
     @property
     def is_universal(self) -> bool:
         return bool(self.marker and self.marker.get("universal"))
+
+    @property
+    def converted(self) -> Path:
+        """Where its run keeps it as a universal folder, if it made one."""
+        return self.folder.parent.parent / UNIVERSAL / self.folder.name
+
+    def sizes(self) -> dict[str, list[int]]:
+        """Bytes and time of change of every file, by which a folder without a marker is known again."""
+        files = {file.name: file.stat() for file in sorted(self.folder.iterdir()) if file.is_file()}
+        return {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
 
     @property
     def step(self) -> int | None:
@@ -77,9 +86,8 @@ def as_universal(source: Trained, work: Path, progress: bool) -> Path:
     """The checkpoint as a universal folder: it is one, the run has made one, or it is converted here."""
     if source.is_universal:
         return source.folder
-    made = source.folder.parent.parent / UNIVERSAL / source.folder.name
-    if source.marker and universal.whole(made):
-        return made
+    if source.marker and universal.whole(source.converted):
+        return source.converted
     import torch
 
     if not torch.accelerator.is_available():
@@ -88,12 +96,14 @@ def as_universal(source: Trained, work: Path, progress: bool) -> Path:
         with progress_bar("reading the checkpoint", 1, progress) as advance:
             universal.convert(source.folder, work, source.marker or {})
             advance(None)
-    except (KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except (GrowthError, OSError):
+        raise
+    except Exception as error:  # whatever DeepSpeed and torch say of a file that is not what they expect
         raise GrowthError(
             "a checkpoint that cannot be converted to DeepSpeed's universal format",
             where=str(source.folder),
             why=f"{type(error).__name__}: {error}",
-            fix="ZeRO 1 to 3 with Adam is read; phigrow's own checkpoints at ZeRO 0 too",
+            fix="give one that is whole: ZeRO 1 to 3 with Adam is read, phigrow's own at ZeRO 0 too",
         ) from error
     return work
 

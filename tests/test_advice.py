@@ -66,6 +66,8 @@ DOUBLE = phi_config(64, 8, 96, 2, 4)
         ({"method": "tile"}, "hidden, kv, mlp", "give --noise"),
         ({"method": "hypercloning", "snr": "none"}, "hidden, kv, mlp", "take snr=10"),
         ({"method": "fpi"}, "hidden, kv, mlp", "such as lemon, lossless or isometric"),
+        ({"method": "tile,mlp=tile:scale=preserve"}, "hidden, kv, mlp", "give --noise"),
+        ({"method": "tile,hidden=lossless"}, "kv, mlp", "such as lemon, lossless or isometric"),  # it takes no noise
         ({"method": "lossless,mlp=net2net"}, "mlp", "such as lemon, lossless or isometric"),
     ],
 )
@@ -80,6 +82,7 @@ def test_copies_that_nothing_tells_apart(how, axes, instead):
     [
         {"method": "tile", "scale": "preserve", "noise": 0.1}, {"method": "hypercloning"}, {"method": "lemon"},
         {"method": "lossless"}, {"method": "isometric"}, {"method": "wr"}, {"method": "shrink_perturb"},
+        {"method": "aki"},
     ],
 )  # fmt: skip
 def test_copies_that_noise_or_shares_tell_apart(how):

@@ -65,6 +65,19 @@ def test_options_can_be_part_of_the_name():
     one, other = phigrow.plan(SRC, DST, "tile:scale=preserve"), phigrow.plan(SRC, DST, "tile", scale="preserve")
     assert one.hash == other.hash
     assert phigrow.plan(SRC, phi_config(64, 8, 48, 2, 4), "hypercloning:snr=20").noise == pytest.approx(0.1)
+    # In Python and YAML a number is a number.
+    wide = phi_config(64, 8, 48, 2, 4)
+    assert phigrow.plan(SRC, wide, "hypercloning", snr=20).hash == phigrow.plan(SRC, wide, "hypercloning:snr=20").hash
+    with pytest.raises(GrowthError, match="snr '15' is unknown"):
+        phigrow.plan(SRC, wide, "hypercloning", snr=15)
+
+
+@pytest.mark.parametrize(
+    "given", [{"seed": "a"}, {"seed": -1}, {"seed": True}, {"noise": float("nan")}, {"noise": "x"}]
+)
+def test_a_seed_and_noise_are_numbers(given):
+    with pytest.raises(GrowthError, match=rf"{next(iter(given))} "):
+        phigrow.plan(SRC, DST, "tile", **given)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +91,7 @@ def test_options_can_be_part_of_the_name():
         ("lossless,mlp=copy", "unknown method 'copy'"),
         ("lossless,mlp=tile:scale=big", "scale 'big' is unknown"),
         ("lossless,mlp=hypercloning", "hypercloning in a mixture"),
+        ("isometric,mlp=aki", "aki beside a method that turns the stream"),
     ],
 )
 def test_mixtures_that_cannot_be(spec, message):

@@ -125,7 +125,7 @@ REFUSALS = [
         phi_config(),
         phi_config(48, 6),
         {"method": "tile", "noise": -1.0},
-        r"noise -1 with method tile\n  why: it is negative",
+        r"noise -1.0\n  where: noise\n  why: it is no positive number",
     ),
     (phi_config(), phi_config(48, 6), {"method": "copy"}, r"unknown method 'copy'"),
     (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"unknown depth method 'deep'\n.*interpose, .*solar"),

@@ -3,8 +3,8 @@
 M. Samragh et al., Scaling Smart: Accelerating Large Language Model Pre-training with Small Model Initialization
 (2409.12903). W' = [[W, W], [W, W]] / 2 at a factor of 2, biases, normalisations and embeddings repeated, more heads
 rather than larger ones; then, in every matrix of every layer, the columns that read the first and second copy of a
-coordinate get +N and -N, those of the third and fourth the next. ``snr`` is the ratio in decibels of the power of the
-repeated matrix to that of N: 10 did best in the paper.
+coordinate get +N and -N, those of the third and fourth the next; of an odd number of copies the last has none.
+``snr`` is the ratio in decibels of the power of the repeated matrix to that of N: 10 did best in the paper.
 
 Exact; whole factors only, others are refused.
 """

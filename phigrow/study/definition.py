@@ -9,6 +9,7 @@ from typing import Any
 from phigrow.config import load_config
 from phigrow.errors import GrowthError
 from phigrow.study.reading import (
+    GROWTH,
     beside,
     config_of,
     data_of,
@@ -19,6 +20,7 @@ from phigrow.study.reading import (
     optional,
     read_yaml,
     run_keys,
+    single,
     whole,
 )
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Source, Study, Sweep
@@ -28,9 +30,6 @@ KEYS = (
     "out", "flops_per_second",
 )  # fmt: skip
 NEEDED = ("data", "source", "dst", "arms", "budgets", "train")
-GROWTH = ("depth", "rounding", "noise")
-"""Options of every growth; the method has more."""
-
 LEARN: dict[str, type] = {"steps": int, "map_batch": int, "map_lr": float, "map_noise": float}
 """Of an arm whose method is learned: how; or else ``maps``, what was learned before."""
 
@@ -169,8 +168,8 @@ def _source(value: Any, path: Path) -> Source:
             raise GrowthError(f"a source without {key!r}", where=where, fix="give a path, or a model and its steps")
     return Source(
         config=config_of(found["model"], path, "model"),
-        steps=whole(found["steps"], "steps", path, least=2)[0],
-        seed=whole(found.get("seed", 0), "seed", path, least=0)[0],
+        steps=single(found["steps"], "steps", path, least=2),
+        seed=single(found.get("seed", 0), "seed", path, least=0),
         train=run_keys(found.get("train"), MANAGED, f"train of source in {path}"),
     )
 
@@ -185,7 +184,7 @@ def _sweep(value: Any, seeds: tuple[int, ...], path: Path) -> Sweep:
     rates = found["lr"] if isinstance(found["lr"], list) else [found["lr"]]
     return Sweep(
         lr=tuple(sorted({number(rate, "lr", path) for rate in rates})),
-        steps=whole(found["steps"], "steps", path, least=2)[0],
+        steps=single(found["steps"], "steps", path, least=2),
         seeds=whole(found.get("seeds", [seeds[0]]), "seeds", path, least=0),
     )
 

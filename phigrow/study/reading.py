@@ -11,6 +11,9 @@ from typing import Any
 from phigrow.config import Config, load_config
 from phigrow.errors import GrowthError
 
+GROWTH = ("depth", "rounding", "noise")
+"""Options of every growth; the method has more."""
+
 
 def read_yaml(path: Path, what: str = "study") -> Any:
     """The content of a YAML file."""
@@ -78,9 +81,16 @@ def whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
     return tuple(items)
 
 
+def single(value: Any, key: str, path: Path, *, least: int) -> int:
+    """One whole number."""
+    if isinstance(value, list):
+        raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give one whole number")
+    return whole(value, key, path, least=least)[0]
+
+
 def optional(found: dict[str, Any], key: str, path: Path) -> int | None:
     """A whole number, or None where the key is left out."""
-    return whole(found[key], key, path, least=1)[0] if found.get(key) else None
+    return single(found[key], key, path, least=1) if found.get(key) else None
 
 
 def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:

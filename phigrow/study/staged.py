@@ -82,7 +82,14 @@ def _grow(staged: Staged, stage: Stage, say: Callable[[str], None]) -> None:
     former = staged.stages[stage.number - 2].folder
     if not stage.start.is_dir():
         options = {"dtype": "float32", **stage.growing.options}
-        expand(former / "export", stage.config, stage.start, method=stage.growing.method, seed=staged.seed, **options)
+        expand(
+            former / "export",
+            stage.config,
+            stage.start,
+            method=stage.growing.method,
+            seed=stage.growing.seed,
+            **options,
+        )
         say(f"    grown into {stage.start}")
     if not stage.state.is_dir():
         grow_optimizer(former, stage.start, stage.state, state=stage.growing.state)

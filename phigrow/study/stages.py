@@ -12,7 +12,19 @@ from phigrow.config import Config, load_config
 from phigrow.errors import GrowthError
 from phigrow.flops import count
 from phigrow.study.jobs import OPERATIONAL
-from phigrow.study.reading import beside, config_of, data_of, mapping, near, only, optional, read_yaml, run_keys, whole
+from phigrow.study.reading import (
+    GROWTH,
+    beside,
+    config_of,
+    data_of,
+    mapping,
+    near,
+    only,
+    optional,
+    read_yaml,
+    run_keys,
+    single,
+)  # fmt: skip
 
 KEYS = ("data", "train", "stages", "schedule", "scratch", "arm", "seed", "ranks", "out")
 STAGE = ("model", "init", "grow", "steps", "train")
@@ -31,6 +43,7 @@ class Growing:
 
     method: str
     state: str
+    seed: int
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -137,7 +150,7 @@ class _Reader:
         self.data_key = _hash(str(self.data) if isinstance(self.data, Path) else self.data)
         self.folder = self.data if isinstance(self.data, Path) else out / f"data-{self.data_key}"
         self.arm = str(found.get("arm", path.stem))
-        self.seed = whole(found.get("seed", 0), "seed", path, least=0)[0]
+        self.seed = single(found.get("seed", 0), "seed", path, least=0)
         self.train = {"batch": 16, "keep": 1} | self._run_keys(found.get("train"), f"train in {path}")
 
     def read(self) -> Staged:
@@ -149,7 +162,10 @@ class _Reader:
         stages: list[Stage] = []
         for number, part in enumerate(parts, 1):
             stages.append(self._stage(number, part, lengths, stages))
-        scratch = self._scratch(stages, sum(lengths)) if self.found.get("scratch") else None
+        wanted = self.found.get("scratch", False)
+        if not isinstance(wanted, bool):
+            raise GrowthError(f"scratch is {wanted!r}", where=f"scratch in {self.path}", fix="give true or false")
+        scratch = self._scratch(stages, sum(lengths)) if wanted else None
         return Staged(
             name=self.path.stem, arm=self.arm, out=self.out, data=self.data, data_folder=self.folder,
             stages=tuple(stages), scratch=scratch, ranks=self.ranks or optional(self.found, "ranks", self.path),
@@ -168,7 +184,7 @@ class _Reader:
                 where=where,
                 fix="the first stage has a model, or init (a checkpoint folder); every later one has grow",
             )
-        return whole(part["steps"], "steps", Path(where), least=1)[0]
+        return single(part["steps"], "steps", Path(where), least=1)
 
     def _run_keys(self, value: Any, where: str) -> dict[str, Any]:
         keys = run_keys(value, MANAGED, where, "the stages decide it")
@@ -180,6 +196,8 @@ class _Reader:
         where = f"stage {number} in {self.path}"
         steps, first = lengths[number - 1], sum(lengths[: number - 1])
         train = self.train | self._run_keys(part.get("train"), f"train of {where}")
+        if train["batch"] < 1:
+            raise GrowthError(f"batch is {train['batch']}", where=f"batch in {where}", fix="give 1 or more")
         read = sum(stage.steps * stage.keys["batch"] for stage in before)
         if read % train["batch"]:
             raise GrowthError(
@@ -192,7 +210,9 @@ class _Reader:
             train |= {"schedule_start": first or None, "schedule_steps": sum(lengths)}
             identity.append(sum(lengths))
         if "grow" in part:
-            growing, config, plan_hash = self._growing(part["grow"], before[-1].config, where)
+            # Every growth draws its own values; a thousand stages apart, so do other seeds.
+            seed = 1000 * self.seed + number
+            growing, config, plan_hash = self._growing(part["grow"], before[-1].config, seed, where)
             identity += [plan_hash, growing.state]
         elif "init" in part:
             folder = beside(str(part["init"]), self.path)
@@ -210,7 +230,8 @@ class _Reader:
         self._check(stage.keys, where)
         return stage
 
-    def _growing(self, value: Any, source: Config, where: str) -> tuple[Growing, Config, str]:
+    def _growing(self, value: Any, source: Config, seed: int, where: str) -> tuple[Growing, Config, str]:
+        from phigrow.methods import all_methods
         from phigrow.optimizer import check_state
         from phigrow.resolve import plan
 
@@ -218,10 +239,14 @@ class _Reader:
         for key in ("dst", "method"):
             if key not in found:
                 raise GrowthError(f"a growth without {key!r}", where=f"grow of {where}", fix="give dst and method")
+        options = {option for method in all_methods().values() for option in method.options}
+        only(found, ("dst", "method", "state", "maps", *GROWTH, *sorted(options)), f"grow of {where}")
         dst = config_of(found.pop("dst"), self.path, "dst")
-        growing = Growing(str(found.pop("method")), str(found.pop("state", "scale")), found)
+        if "maps" in found:
+            found["maps"] = beside(str(found["maps"]), self.path)
+        growing = Growing(str(found.pop("method")), str(found.pop("state", "scale")), seed, found)
         try:
-            made = plan(source, dst, growing.method, seed=self.seed, **growing.options)
+            made = plan(source, dst, growing.method, seed=seed, **growing.options)
             check_state(made, growing.state)
         except GrowthError as error:
             place = f"grow of {where}" + (f": {error.where}" if error.where else "")

@@ -65,15 +65,20 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
     partial.mkdir(parents=True)
     from torch.utils.serialization import config
 
-    # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
-    with restricted_pickles(), config.patch("load.mmap", True):  # type: ignore[attr-defined]
-        if any(source.glob("*_optim_states.pt")):
-            _convert_zero(source, partial)
-        else:
-            _convert_plain(source, partial)
-        write_json(partial / STATE, _state(source, partial))
-    write_marker(partial, {**{k: v for k, v in marker.items() if k != "files"}, "universal": True}, digests(partial))
-    os.replace(partial, folder)
+    try:
+        # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
+        with restricted_pickles(), config.patch("load.mmap", True):  # type: ignore[attr-defined]
+            if any(source.glob("*_optim_states.pt")):
+                _convert_zero(source, partial)
+            else:
+                _convert_plain(source, partial)
+            write_json(partial / STATE, _state(source, partial))
+        said = {key: value for key, value in marker.items() if key != "files"}
+        write_marker(partial, said | {"universal": True}, digests(partial))
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def whole(folder: Path) -> bool:

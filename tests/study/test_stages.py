@@ -72,6 +72,15 @@ def test_a_change_makes_anew_what_comes_after_it(tmp_path):
     assert all("schedule_steps" not in stage.keys and "schedule_start" not in stage.keys for stage in each)
 
 
+def test_every_growth_draws_its_own_values(tmp_path):
+    def seeds(seed):
+        stages = load_stages(written(tmp_path, seed=seed), out=tmp_path).stages
+        return [stage.growing.seed for stage in stages if stage.growing]
+
+    assert seeds(0) == [2, 3]
+    assert seeds(1) == [1002, 1003]
+
+
 def changed(number: int, **keys: Any) -> dict[str, Any]:
     stages = content()["stages"]
     stages[number - 1] = {k: v for k, v in (stages[number - 1] | keys).items() if v is not None}
@@ -100,7 +109,15 @@ def grow(**keys: Any) -> dict[str, Any]:
         (changed(3, train={"save_every": 0}), r"save_every is 0"),
         (grow(method=None), r"a growth without 'method'\n  where: grow of stage 2"),
         (grow(method="tiel"), r"unknown method 'tiel'|no method 'tiel'"),
-        (grow(scal="rms"), r"has no option 'scal'"),
+        (grow(scal="rms"), r"no key 'scal'\n  where: grow of stage 2[\s\S]*did you mean scale"),
+        (grow(seed=3), r"no key 'seed'\n  where: grow of stage 2"),
+        (grow(src="x"), r"no key 'src'\n  where: grow of stage 2"),
+        (grow(snr=10), r"method lossless has no option 'snr'"),
+        (grow(noise="x"), r"noise 'x'\n  where: grow of stage 2"),
+        (changed(2, steps=[5, 6]), r"steps is \[5, 6\]\n.*\n  what to do: give one whole number"),
+        ({"seed": [1, 2]}, r"seed is \[1, 2\]\n.*\n  what to do: give one whole number"),
+        ({"scratch": "false"}, r"scratch is 'false'\n.*\n  what to do: give true or false"),
+        (changed(1, train={"batch": 0}), r"batch is 0\n  where: batch in stage 1"),
         (grow(state="half"), r"state 'half' is unknown\n  where: grow of stage 2"),
         (
             grow(method="isometric", state="copy"),

@@ -90,6 +90,9 @@ def expected(folder: Path, grown: Path, state: str) -> dict[str, dict[str, torch
             if dual:
                 value = lift(dual, moment_source(growth, moment, read), _quiet(plan), torch.float32)
                 found[growth.name][moment] = value
+        if any(axis.legs is not None for axis in growth.maps):
+            first, second = (found[growth.name][moment] for moment in POWER)
+            found[growth.name]["exp_avg_sq"] = torch.maximum(second, first.square())
     return found
 
 
@@ -256,6 +259,67 @@ def test_a_checkpoint_that_does_not_fit_is_refused(source, grown, tmp_path):
         phigrow.expand(source / "export", LARGER, tmp_path / "once"), LARGER, tmp_path / "twice", method="tile"
     )
     assert "the checkpoint is not of the model that was grown" in refused(source, foreign)
+
+
+def without_marker(checkpoint: Path, folder: Path) -> Path:
+    """A checkpoint as DeepSpeed alone would have left it."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "complete.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("harm", ["junk", "cut", "empty", "no weights"])
+def test_a_damaged_folder_of_deepspeed_is_refused_and_leaves_nothing(source, grown, tmp_path, harm):
+    folder = without_marker(source / "checkpoints" / "step-6", tmp_path / "theirs")
+    state = next(folder.glob("*optim_states.pt"))
+    content = {"junk": b"junk" * 99, "cut": state.read_bytes()[:-1000], "empty": b""}
+    if harm == "no weights":
+        next(folder.glob("*model_states.pt")).unlink()
+    else:
+        state.write_bytes(content[harm])
+    with pytest.raises(GrowthError, match=r"cannot be converted to DeepSpeed's universal format[\s\S]*theirs"):
+        phigrow.grow_optimizer(folder, grown, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_full_disk_leaves_nothing(source, grown, tmp_path, monkeypatch):
+    from phigrow import optimizer
+
+    def full(value: torch.Tensor, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = without_marker(source / "checkpoints" / "step-6", tmp_path / "theirs")
+    monkeypatch.setattr(optimizer, "_save", full)
+    with pytest.raises(GrowthError, match=r"cannot be read or written[\s\S]*No space left"):
+        phigrow.grow_optimizer(folder, grown, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_what_an_interrupted_growth_converted_is_not_taken_for_another_checkpoint(source, grown, tmp_path, monkeypatch):
+    from phigrow import optimizer
+
+    silent = shutil.copytree(grown, tmp_path / "silent")  # which does not say of what step it is
+    record = json.loads((silent / "phigrow.json").read_text())
+    del record["source"]["training"]
+    (silent / "phigrow.json").write_text(json.dumps(record))
+    folders = {k: without_marker(source / "checkpoints" / f"step-{k}", tmp_path / f"step-{k}") for k in (3, 6)}
+
+    def interrupted(self: Any, progress: bool) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizer._Writer, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            phigrow.grow_optimizer(folders[3], silent, tmp_path / "out")
+    assert (tmp_path / ".out.source").is_dir()
+    out = phigrow.grow_optimizer(folders[6], silent, tmp_path / "out")
+    assert same(held(out), expected(source / UNIVERSAL / "step-6", grown, "scale"))
+    assert not (tmp_path / ".out.source").exists()
+
+
+def test_a_grown_folder_may_be_the_current_one(source, grown, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(grown, tmp_path / "here"))
+    assert phigrow.grow_optimizer(source, ".") == (tmp_path / "here-optimizer").resolve()
 
 
 @pytest.mark.slow
