@@ -18,6 +18,10 @@ measures peak memory from 0.1B to 3B parameters instead, and
     python benchmarks/expand.py --folder /dev/shm/expand --blocks --out benchmarks/results/DATE-DEVICE-expand-blocks
 
 times tile and wr by the size of a block, and tile by the number of threads: how both were chosen.
+
+    python benchmarks/expand.py --folder /dev/shm/expand --mixtures --out benchmarks/results/DATE-DEVICE-expand-mixtures
+
+times the methods that multiply matrices: isometric, and ligo with maps that are drawn, not learned. Minutes each.
 """
 
 from __future__ import annotations
@@ -133,7 +137,28 @@ def blocks() -> dict[str, list[str]]:
     return sizes | {f"tile, {n} threads": tuned("tile", 1 << 20, n) for n in (1, 2, 4)}
 
 
-def timings(folder: Path, rounds: int, *, in_memory: bool, sync: bool, tune: bool) -> list[dict[str, Any]]:
+def mixtures(folder: Path) -> dict[str, list[str]]:
+    """The methods that multiply matrices; the maps of ligo are written to the folder."""
+    import numpy as np
+
+    import phigrow
+    from phigrow.maps import write_maps
+
+    plan = phigrow.plan(folder / "src" / "config.json", folder / "dst.json", "ligo")
+    drawn, learned = np.random.default_rng(0), plan.learned
+    assert learned is not None, "ligo learns"
+    start = {f"width/{name}": learned.matrix(name) for name in learned.widths}
+    start |= {f"depth/{line}": learned.depth(line) for line in learned.lines()}
+    maps = {name: values + drawn.normal(0, 0.01, values.shape) for name, values in start.items()}
+    said = {"options": plan.options, "depth": plan.depth, "rounding": "half-even", "seed": plan.seed}
+    (folder / "maps").mkdir(exist_ok=True)
+    write_maps(folder / "maps", maps, {"start": said, "cost": {"tokens": 0, "flops": 0.0, "seconds": 0.0}})
+    return {"isometric": expand("isometric"), "ligo": [*expand("ligo"), "--maps", "maps"]}
+
+
+def timings(
+    folder: Path, rounds: int, *, in_memory: bool, sync: bool, tune: bool, mixing: bool
+) -> list[dict[str, Any]]:
     """Records of every process of every counted round."""
     from phigrow.config import load_config
 
@@ -147,7 +172,8 @@ def timings(folder: Path, rounds: int, *, in_memory: bool, sync: bool, tune: boo
     else:
         run(expand("tile"), folder)
         (folder / "out").rename(folder / "reference")
-        commands = {"cp -r": ["cp", "-r", "reference", "out"], **{method: expand(method) for method in METHODS}}
+        methods = mixtures(folder) if mixing else {method: expand(method) for method in METHODS}
+        commands = {"cp -r": ["cp", "-r", "reference", "out"], **methods}
     if sync:
         commands["cp -r, sync"] = ["sh", "-c", "cp -r reference out && sync out/*"]
     records = []
@@ -204,6 +230,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory from 0.1B to 3B instead of timings")
     parser.add_argument("--in-memory", action="store_true", help="tile against the plain way, instead of `cp -r`")
     parser.add_argument("--blocks", action="store_true", help="tile and wr by size of blocks and number of threads")
+    parser.add_argument("--mixtures", action="store_true", help="isometric and ligo instead")
     parser.add_argument("--sync", action="store_true", help="also time `cp -r` and a sync of what it wrote (on a disk)")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     arguments = parser.parse_args()
@@ -218,6 +245,7 @@ def main() -> None:
             in_memory=arguments.in_memory,
             sync=arguments.sync,
             tune=arguments.blocks,
+            mixing=arguments.mixtures,
         )
         text = table(records, "tile" if arguments.blocks else "in memory" if arguments.in_memory else "cp -r")
     shutil.rmtree(arguments.folder)

@@ -2,7 +2,8 @@
 
 A small model of each family is trained for a few minutes on the source code of the standard library, byte by byte, and
 grown by every method it takes: to twice the width, to uneven sizes, and in depth. Arithmetic is float64. Losses are
-nats a byte on files that training did not see. Methods are found by name.
+nats a byte on files that training did not see. Methods are found by name. LiGO is measured before and after its maps
+were learned, by `phigrow.learn_growth` as it is by default: 100 steps, of 2,048 bytes of the same text.
 
     .venv/bin/python benchmarks/methods.py --out benchmarks/results/DATE-methods-MACHINE
 """
@@ -10,20 +11,25 @@ nats a byte on files that training did not see. Methods are found by name.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 import phigrow
+from phigrow.corpus import prepare
 from phigrow.errors import GrowthError
 from phigrow.families import all_families
 from phigrow.family import Family
+from phigrow.learning import learn_growth
 from phigrow.methods import all_methods
 from phigrow.methods.depth import DEPTHS
 from phigrow.verify import widen_norms
@@ -36,12 +42,18 @@ SIZES = {
 }
 LENGTH, ROWS = 128, 16
 EXACT = 1e-10
+LEARNED = "ligo, learned"
+
+
+def library() -> tuple[list[Path], list[Path]]:
+    """Files of the standard library, to train on and held out: every tenth."""
+    files = sorted(Path(os.__file__).parent.glob("*.py"))
+    return [f for k, f in enumerate(files) if k % 10], files[::10]
 
 
 def stdlib() -> tuple[torch.Tensor, torch.Tensor]:
-    """Bytes of the standard library, to train on and held out: every tenth file."""
-    files = sorted(Path(os.__file__).parent.glob("*.py"))
-    texts = [b"".join(f.read_bytes() for k, f in enumerate(files) if (k % 10 == 0) == held) for held in (False, True)]
+    """Bytes of these files."""
+    texts = [b"".join(file.read_bytes() for file in files) for files in library()]
     train, held_out = (torch.frombuffer(bytearray(text), dtype=torch.uint8).long() for text in texts)
     return train, held_out[: 64 * LENGTH].view(64, LENGTH)
 
@@ -75,13 +87,40 @@ def measure(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
     return out.logits, float(out.loss)
 
 
+def packed(folder: Path) -> str:
+    """What sources are trained on, as blocks of bytes for a learning run; byte 0 ends a file."""
+    (folder / "text").mkdir()
+    for file in library()[0]:
+        (folder / "text" / file.with_suffix(".txt").name).write_bytes(file.read_bytes())
+    # ByteLevel shows bytes as characters: those that are printable as themselves, the others from 256 on, in order.
+    shown = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda c: (ord(c) > 255, ord(c)))
+    plain = [ord(c) for c in shown if ord(c) < 256]
+    byte_of = dict(zip(shown, plain + [byte for byte in range(256) if byte not in plain], strict=True))
+    tokenizer = Tokenizer(models.WordLevel(byte_of, unk_token=None))
+    one = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(False, use_regex=False), one])
+    end = next(character for character, byte in byte_of.items() if byte == 0)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end).save_pretrained(folder / "bytes")
+    prepare(folder / "text", folder / "data", seq_len=LENGTH, tokenizer=folder / "bytes", progress=False)
+    return str(folder / "data")
+
+
+def learned(source: Any, target: dict[str, Any]) -> Any:
+    """A source grown by LiGO, its maps learned."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy.deepcopy(source).float().save_pretrained(folder / "source")
+        learn_growth(folder / "source", target, folder / "maps", data=packed(folder), batch=ROWS, threads=1)
+        return phigrow.expand_model(source, target, method="ligo", maps=folder / "maps")
+
+
 def growths(methods: list[str] | None = None) -> Iterator[tuple[str, str, str]]:
     """(method, depth, sizes); depth methods are measured with lossless, which then changes nothing."""
     if methods:
         yield from ((method, "", sizes) for sizes in ("2x width", "uneven") for method in methods)
         return
     for sizes in ("2x width", "uneven"):
-        yield from ((method, "", sizes) for method in all_methods())
+        yield from ((method, "", sizes) for method in (*all_methods(), LEARNED))
         yield "tile:scale=preserve", "", sizes
     yield from (("lossless", depth, "depth") for depth in DEPTHS)
 
@@ -97,16 +136,21 @@ def rows(family: Family, steps: int, seed: int, methods: list[str] | None = None
         # What follows from the number of layers is left to transformers.
         target = {key: value for key, value in target.items() if key != "layer_types"}
         how = {"depth": depth} if depth else {}
+        operator = "ligo" if method == LEARNED else method
         try:
-            plan = phigrow.plan(source.config.to_dict(), target, method, **how)
+            plan = phigrow.plan(source.config.to_dict(), target, operator, **how)
         except GrowthError as refused:
             yield {**row, "refused": refused.what}
             continue
-        new, grown_loss = measure(phigrow.expand_model(source, target, method=method, **how), held_out)
+        if method == LEARNED:
+            grown = learned(source, target)
+        else:
+            grown = phigrow.expand_model(source, target, method=method, **how)
+        new, grown_loss = measure(grown, held_out)
         apart = float((old - new).abs().max())
-        if (apart <= EXACT) != plan.exact:
+        if (apart <= EXACT) != (plan.exact and method != LEARNED):
             raise SystemExit(f"{method} in {family.name}, {sizes}: claims {plan.exact}, differs by {apart}")
-        yield {**row, "exact": plan.exact, "max_abs_dlogit": apart, "loss_above_source": grown_loss - loss}
+        yield {**row, "exact": apart <= EXACT, "max_abs_dlogit": apart, "loss_above_source": grown_loss - loss}
 
 
 def table(found: list[dict[str, Any]]) -> str:
