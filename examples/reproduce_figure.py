@@ -8,7 +8,7 @@ from pathlib import Path
 from phigrow.measure import budget_figure, compare, curves, findings, latex, load_runs, save
 
 study = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "2026-11-21-study-phi-2-2xAMD-EPYC"
-arms = ("scratch", "continued", "wr", "tile", "lossless")
+arms = ("scratch", "continued", "wr", "wr-fresh", "tile", "lossless")
 comparison = compare(load_runs(study / "records" / arm for arm in arms))
 
 for line in findings(comparison):

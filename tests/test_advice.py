@@ -28,7 +28,8 @@ def test_the_timing_of_stacking_is_the_published_table(parameters, tokens, timin
 
 def test_what_needs_no_advice_gets_none():
     plan = phigrow.plan(SRC, WIDER, "lossless")
-    assert advice(plan, tokens=20 * plan.cost()[1].parameters) == []
+    assert set(said(plan, tokens=20 * plan.cost()[1].parameters)) == {"rate"}  # which is no warning
+    assert advice(phigrow.plan(SRC, SRC, "wr")) == []
     assert advice(phigrow.plan(SRC, SRC, "tile"), tokens=1e5) == []
 
 
@@ -126,6 +127,9 @@ def test_what_our_study_says_of_tile_and_of_small_budgets():
     assert said(plan)["method"].startswith("wr reached tile's last loss 1.11x [1.06, 1.17] sooner")
     assert "method" not in said(phigrow.plan(SRC, WIDER, "wr"))
     assert "method" not in said(phigrow.plan(SRC, WIDER, "tile", scale="preserve", noise=0.5))
+    assert said(phigrow.plan(SRC, WIDER, "wr"))["rate"].startswith("train values that are no copies at twice the rate")
+    assert "rate" in said(phigrow.plan(SRC, WIDER, "lossless"))
+    assert "rate" not in said(plan)  # tile copies everything
     parameters = plan.cost()[1].parameters
     assert said(plan, tokens=0.5 * parameters)["continued"].startswith("0.5 tokens a parameter: at 0.4, training the")
     assert "continued" not in said(plan, tokens=0.6 * parameters)

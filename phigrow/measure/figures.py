@@ -24,6 +24,8 @@ COLOURS = (
 )  # fmt: skip
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "*", "h")
 """Colour and marker go together, so that the arms are told apart in grey as well."""
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (1, 1)))
+"""Of the first arms that have all colours, the next, and the next."""
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -74,7 +76,9 @@ def curves(comparison: Comparison, unit: Unit = "tokens") -> Figure:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.5 if _crowded(comparison) else 2.8), layout="constrained")
+        rows = (len(comparison.arms) + 3) // 2  # of the legend: with scratch and the target, in two columns
+        height = 2.8 + 0.125 * (rows - 1) if _crowded(comparison) else 2.8
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         scale, label = axis(comparison, unit)
         for axes, accounting in ((left, "sunk"), (right, "charged")):
@@ -102,8 +106,13 @@ def colour_of(place: int) -> str:
 
 
 def marker_of(place: int) -> str:
-    """The marker of the arm at a place."""
-    return MARKERS[(place - 1) % len(MARKERS)]
+    """The marker of the arm at a place; no two arms have both colour and marker in common."""
+    return MARKERS[(place - 1 + 5 * ((place - 1) // len(COLOURS))) % len(MARKERS)]
+
+
+def line_of(place: int) -> Any:
+    """The style of line of the arm at a place."""
+    return LINES[(place - 1) // len(COLOURS) % len(LINES)] if place else LINES[0]
 
 
 def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accounting, scale: float) -> None:
@@ -120,9 +129,9 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
             shifts = [0.0 if np.isnan(shift) else shift for shift in shifts]
         label, crossing = _label(arm, unit, accounting, is_base)
         if not np.isfinite(shifts).all():
-            axes.plot([], [], color=colour, linewidth=1.6, label=label)
+            axes.plot([], [], color=colour, linewidth=1.6, linestyle=line_of(place), label=label)
             continue
-        _lines(axes, arm, unit, scale, shifts, colour)
+        _lines(axes, arm, unit, scale, shifts, place)
         # An empty line carries the legend entry, with the marker only where the target was met.
         mark: dict[str, Any] = {"color": colour, "markerfacecolor": "white"}
         if crossing is not None:
@@ -138,7 +147,7 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
                 clip_on=False,
                 **mark,
             )
-        axes.plot([], [], linewidth=1.6, markersize=5, label=label, **mark)
+        axes.plot([], [], linewidth=1.6, linestyle=line_of(place), markersize=5, label=label, **mark)
     axes.set_xlim(left=0)
     axes.plot([], [], color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), label=f"target, {target:.2f}")
     look: dict[str, Any] = {"edgecolor": "none", "handlelength": 1.8, "labelspacing": 0.35, "borderaxespad": 0.2}
@@ -155,14 +164,15 @@ def _crowded(comparison: Comparison) -> bool:
     return len(comparison.arms) > CROWD
 
 
-def _lines(axes: Axes, arm: Arm, unit: Unit, scale: float, shifts: list[float], colour: str) -> None:
+def _lines(axes: Axes, arm: Arm, unit: Unit, scale: float, shifts: list[float], place: int) -> None:
     several = len(arm.runs) > 1
+    look: dict[str, Any] = {"color": colour_of(place), "linestyle": line_of(place)}
     for run, shift in zip(arm.runs, shifts, strict=True):
         width, alpha = (0.7, 0.35) if several else (1.6, 1.0)
-        axes.plot((run.evals[unit] + shift) / scale, run.evals["loss"], color=colour, linewidth=width, alpha=alpha)
+        axes.plot((run.evals[unit] + shift) / scale, run.evals["loss"], linewidth=width, alpha=alpha, **look)
     if several and all(np.array_equal(run.evals["step"], arm.runs[0].evals["step"]) for run in arm.runs):
         costs = np.mean([run.evals[unit] + shift for run, shift in zip(arm.runs, shifts, strict=True)], axis=0)
-        axes.plot(costs / scale, np.mean([run.evals["loss"] for run in arm.runs], axis=0), color=colour, linewidth=1.6)
+        axes.plot(costs / scale, np.mean([run.evals["loss"] for run in arm.runs], axis=0), linewidth=1.6, **look)
 
 
 def plain(name: str) -> str:

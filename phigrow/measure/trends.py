@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison, Unit
-from phigrow.measure.figures import STYLE, TITLES, WIDTH, colour_of, marker_of, plain
+from phigrow.measure.figures import STYLE, TITLES, WIDTH, colour_of, line_of, marker_of, plain
 from phigrow.measure.records import DIAGNOSTICS
 from phigrow.measure.wording import NAMES, amount
 
@@ -76,7 +76,8 @@ def diagnostics_figure(comparison: Comparison) -> Figure | None:
                     label = plain(arm.name) if number == 0 else None
                     wide = 1.6 if len(shown) == 1 else 0.9
                     at, values = run.diagnostics["step"], run.diagnostics[key]
-                    axes.plot(at, values, color=colour_of(place), linewidth=wide, label=label)
+                    look = {"color": colour_of(place), "linestyle": line_of(place)}
+                    axes.plot(at, values, linewidth=wide, label=label, **look)
         _legend(figure)
     return figure
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from phigrow.errors import GrowthError
 from phigrow.measure import compare, curves, findings, frame, load_runs, markdown, report, save, terminal
 from phigrow.measure.estimates import Estimate
-from phigrow.measure.figures import colour_of, loss_range, marker_of
+from phigrow.measure.figures import colour_of, line_of, loss_range, marker_of
 from phigrow.measure.wording import amount, cost_text, percent, saving_text, speedup_text, times
 
 LINE, COSTS = [5.0, 4.0, 3.0], [0, 1_000_000, 2_000_000]
@@ -226,6 +226,8 @@ assert not {{"torch", "transformers", "phigrow.training", "matplotlib.pyplot"}} 
 def test_a_dozen_arms_have_colours_and_markers_of_their_own():
     assert len({colour_of(place) for place in range(13)}) == 13
     assert len({marker_of(place) for place in range(1, 13)}) == 12
+    looks = [(colour_of(place), marker_of(place), line_of(place)) for place in range(37)]
+    assert len({(colour, marker) for colour, marker, _ in looks}) == len(set(looks)) == 37
     assets = files("phigrow.measure") / "assets"
     style = (assets / "report.css").read_text()
     light, dark, paper = (block.partition("}")[0] for block in style.split(":root {")[1:])

@@ -19,6 +19,7 @@
   };
   const paint = (node, place) => {
     node.style.setProperty("--colour", `var(--arm${place === 0 ? 0 : 1 + ((place - 1) % 12)})`);
+    if (place > 12) node.dataset.round = Math.floor((place - 1) / 12); // colours come again: dashed, then dotted
     return node;
   };
   const known = (value) => typeof value === "number" && Number.isFinite(value);
