@@ -39,6 +39,14 @@ def load_config(ref: str | Path | Config) -> Config:
     if (name := shipped_name(ref)) is not None:
         with resources.as_file(resources.files("phigrow") / "configs" / name) as shipped:
             return read_object(shipped, "a configuration")
+    if Path(ref).is_dir():
+        export = Path(ref) / "export"
+        raise GrowthError(
+            "a folder without config.json",
+            where=str(ref),
+            why="it is the folder of a training run" if (export / "config.json").is_file() else None,
+            fix=f"give {export}" if (export / "config.json").is_file() else "give the folder of a checkpoint",
+        )
     raise GrowthError(
         f"no configuration {str(ref)!r}",
         where=str(path.absolute()),

@@ -70,7 +70,7 @@ def _download(name: str | Path, revision: str | None, patterns: list[str]) -> Pa
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository = ALIASES.get(str(name), str(name))
-    local = "download the repository elsewhere and give its folder as --src"
+    local = "download the repository elsewhere and give its folder"
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:

@@ -93,7 +93,9 @@ def _write_all(
             _block(writer, partial, lift, start, stop, allow_nonfinite)
             advance(None)
 
-    label = f"{plan.method}: {'resuming' if partial.done else 'writing'} {writer.total_bytes / 1e9:.2f} GB"
+    gigabytes = writer.total_bytes / 1e9
+    size = f"{gigabytes:.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.2f} MB"
+    label = f"{plan.method}: {'resuming' if partial.done else 'writing'} {size}"
     workers = os.cpu_count() or 1
     with progress_bar(label, sum(map(len, lanes)), progress) as advance, ThreadPoolExecutor(workers) as pool:
         try:

@@ -282,8 +282,8 @@ BROKEN = {
     "a configuration that nests a little": (config(x=json.loads("[" * 70 + "]" * 70)), "  why: it is nested too deep"),
     "half a character": (config(hidden_act="\ud800"), "surrogates not allowed"),
     "a key twice": (config_bytes(b'{"hidden_size": 1, "hidden_size": 2}'), "'hidden_size' stands there twice"),
-    "no configuration": (lambda src: (src / "config.json").unlink(), "no configuration 'src'"),
-    "a configuration that is a folder": (config_is_a_folder, "no configuration 'src'"),
+    "no configuration": (lambda src: (src / "config.json").unlink(), "a folder without config.json"),
+    "a configuration that is a folder": (config_is_a_folder, "a folder without config.json"),
     "another architecture": (config(model_type="gpt9"), "no family of model_type 'gpt9'"),
     "an architecture that is a list": (config(model_type=["phi"]), "no family of model_type ['phi']"),
     "remote code for an unknown model": (

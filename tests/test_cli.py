@@ -83,9 +83,25 @@ def test_expand_as_typed_then_verify(tmp_path, save_model):
     assert done.returncode == 0, done.stderr
     assert "wrote phi-1_5-to-phi2-tile" in done.stdout
     assert "100%" in done.stderr  # the progress bar
+    assert "advice: copies of hidden, mlp get equal gradients for ever" in done.stdout
     done = phigrow("verify", "phi-1_5", "phi-1_5-to-phi2-tile", cwd=tmp_path)
     assert done.returncode == 0
     assert "approximate by design" in done.stdout
+
+
+def test_a_learned_method_without_maps_says_what_it_wrote(tmp_path, save_model):
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(64, 8, 60, 2, 4)))
+    done = phigrow("expand", "--src", "src", "--dst-config", "dst.json", "--method", "ligo", cwd=tmp_path)
+    assert "note: ligo without learned maps is the operator that it starts from" in " ".join(done.stdout.split())
+
+
+def test_the_folder_of_a_run_is_not_taken_for_its_checkpoint(tmp_path, save_model):
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32), "run/export")
+    for words in (("expand", "--src", "run", "--dst-config", "phi2.json"), ("verify", "run", "run/export")):
+        done = phigrow(*words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "it is the folder of a training run\n  what to do: give run/export" in done.stderr
 
 
 def test_verify_fails_with_exit_code_1_when_a_claim_does_not_hold(tmp_path, save_model, monkeypatch):
@@ -147,7 +163,7 @@ def test_plan_says_what_fits_and_how_long_it_takes():
     )
     done = phigrow(*words)
     assert done.returncode == 0, done.stderr
-    for text in ("3 + offload all", "chosen", "1.4e+12 tokens, 503.7 a parameter", "14 days", "cost "):
+    for text in ("3 + offload all", "chosen", "1.4T tokens, 503.7 a parameter", "14 days", "cost "):
         assert text in done.stdout
     found = json.loads(phigrow(*words, "--json").stdout)
     assert found["chosen"]["stage"] == 1
@@ -161,6 +177,9 @@ def test_plan_says_what_fits_and_how_long_it_takes():
     assert "GiB a GPU" in both.stdout
     none = phigrow("plan", "--dst-config", "phi2.json", "--gpus", "1x8")
     assert "nothing fits: more GPUs, more memory, or with --checkpointing" in none.stdout
+    assert none.returncode == 1
+    rows = [line.rstrip() for line in done.stdout.splitlines() if line.startswith(" ")]
+    assert max(map(len, rows)) <= 80  # a terminal is as wide: no cell is broken
 
 
 def test_plan_diff_says_what_differs_and_exits_as_diff_does(tmp_path):

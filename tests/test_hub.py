@@ -64,4 +64,4 @@ def test_no_network_says_what_to_do(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(GrowthError, match="cannot reach the hub for 'microsoft/phi-2'") as caught:
         hub.locate("phi-2")
-    assert "give its folder as --src" in str(caught.value)
+    assert "download the repository elsewhere and give its folder" in str(caught.value)

@@ -46,6 +46,7 @@ from phigrow.cli.printing import (
     print_inspection,
     print_json,
     print_plan,
+    print_remarks,
     print_tensors,
 )
 
@@ -89,6 +90,7 @@ def expand(
     from phigrow.advice import advice
     from phigrow.allocator import keep_freed_memory
     from phigrow.expand import default_out, preview
+    from phigrow.planfile import read_plan_file
 
     shape = shape_of(depth, rounding, noise, seed, revision, anchor, scale) | {"maps": maps}
     if dry_run:
@@ -103,6 +105,8 @@ def expand(
         allow_nonfinite=allow_nonfinite, **shape,
     )  # fmt: skip
     typer.echo(f"wrote {written}")
+    made = read_plan_file(written)
+    print_remarks(made.plan, advice(made.plan, dtype=(made.record or {}).get("dtype")))
     typer.echo(f"check it with: phigrow verify {src} {written}")
 
 
@@ -210,6 +214,8 @@ def plan(
         )  # fmt: skip
     if found is not None and src is None:
         print_json(found.to_json()) if as_json else print_capacity(found)
+        if found.chosen is None:
+            raise typer.Exit(1)
         return
     made = phigrow.plan(
         required(src, "--src"), required(dst_config, "--dst-config"), method,

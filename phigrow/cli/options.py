@@ -77,7 +77,8 @@ MapsFolder = Annotated[
     Path | None, typer.Option("--maps", help="ligo: folder of learned maps, as phigrow learn-growth writes it.")
 ]
 DepthName = Annotated[
-    Depth | None, typer.Option("--depth", help="Depth method; by default interpose, and identity for lossless.")
+    Depth | None,
+    typer.Option("--depth", help="Depth method.  \\[default: the method's own, as the README's table has it]"),
 ]
 RoundingName = Annotated[Rounding, typer.Option("--rounding", help="Rounding of the layer map of interpose.")]
 AnchorName = Annotated[

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice] = ()) -> None:
-    from phigrow.explain import axis_rows, claim, cost_rows, layer_rows
+    from phigrow.explain import axis_rows, cost_rows, layer_rows
 
     console = _console()
     options = "".join(f", {name} {value}" for name, value in plan.options.items())
@@ -34,6 +34,14 @@ def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice]
         _table("Layers", ["layer", "from", ""] * _LAYER_BLOCKS, _side_by_side(layer_rows(plan), _LAYER_BLOCKS))
     context = seq_len or plan.dst_config.get("max_position_embeddings", 2048)
     _table(f"Cost (context {context})", ["", "source", "destination", "factor"], cost_rows(plan, seq_len))
+    print_remarks(plan, advised)
+
+
+def print_remarks(plan: Plan, advised: Sequence[Advice]) -> None:
+    """What a plan claims, notes and is advised."""
+    from phigrow.explain import claim
+
+    console = _console()
     console.print(escaped(claim(plan)))
     for note in plan.notes:
         console.print(escaped(f"note: {note}"))
@@ -69,13 +77,14 @@ def print_capacity(found: Capacity) -> None:
                 numbers[6],
             )
         )
-    columns = "ZeRO|weights|gradients|optimizer|buffers|activations|micro|in all|fits|at most|host"
-    _table("GiB a GPU, and of the host for each", columns.split("|"), rows, right=True)
+    columns = "ZeRO|weights|grads|optim|buf|activ|micro|in all|fits|most|host"
+    _table("GiB a GPU, and of the host for each", columns.split("|"), rows, right=True, narrow=True)
     if found.chosen is None:
         where = "with fewer tokens a sequence" if found.checkpointing else "with --checkpointing"
         console.print(f"nothing fits: more GPUs, more memory, or {where}")
     console.print(
-        f"fits: in all at most {1 - RESERVED:.0%} of a GPU; activations: or the optimizer's step, if that is more"
+        f"fits: in all at most {1 - RESERVED:.0%} of a GPU; buf: buffers; activ: activations, or the optimizer's step "
+        "if that is more; micro: sequences a GPU holds at once, most: the most of these"
     )
     if found.recipe:
         keys = ", ".join(f"{key}: {str(value).lower()}" for key, value in found.recipe.items())
@@ -83,7 +92,7 @@ def print_capacity(found: Capacity) -> None:
     if found.tokens is None or found.flops is None or found.seconds is None:
         return
     console.print(
-        f"{found.tokens:.4g} tokens, {found.tokens / found.parameters:.1f} a parameter, {found.flops:.3g} FLOPs: "
+        f"{amount(found.tokens)} tokens, {found.tokens / found.parameters:.1f} a parameter, {found.flops:.3g} FLOPs: "
         f"[bold]{found.seconds / 86400:.3g} days[/] at {found.mfu:.0%} of {found.peak_flops / 1e12:.0f} TFLOP/s, "
         f"{found.gpu_hours:,.0f} GPU hours" + ("" if found.cost is None else f", cost {found.cost:,.0f}")
     )
@@ -105,7 +114,9 @@ def _side_by_side(rows: list[Any], blocks: int) -> list[tuple[Any, ...]]:
 def print_certificate(certificate: Certificate) -> None:
     """What `verify` measured, and its verdict."""
     verdicts = {
-        None: "approximate by design: the plan claims nothing" if certificate.plan_hash else "no plan to hold it to",
+        None: "approximate by design: the plan claims nothing"
+        if certificate.plan_hash
+        else "no plan to hold it to: the second folder is none that phigrow expand wrote",
         True: "PASSED: the plan claims to preserve the function, and does",
         False: "FAILED: the plan claims to preserve the function, and does not",
     }
@@ -200,10 +211,24 @@ def _console() -> Console:
     return Console(highlight=False, width=shutil.get_terminal_size((120, 24)).columns)
 
 
-def _table(title: str, columns: list[str], rows: Sequence[Any], right: bool = False) -> None:
+def amount(value: float) -> str:
+    """As it would be typed: 100B, 1.4T.
+
+    >>> amount(1e11)
+    '100B'
+    """
+    scale, letter = next(
+        (s, name) for s, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1, "")) if value >= s or s == 1
+    )
+    return f"{value / scale:.4g}{letter}"
+
+
+def _table(title: str, columns: list[str], rows: Sequence[Any], right: bool = False, narrow: bool = False) -> None:
+    from rich.box import HEAVY_HEAD, SIMPLE_HEAD
     from rich.table import Table
 
-    grid = Table(title=title or None, title_justify="left", title_style="bold")
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": 0, "pad_edge": False} if narrow else {"box": HEAVY_HEAD}
+    grid = Table(title=title or None, title_justify="left", title_style="bold", **look)
     for place, column in enumerate(columns):
         grid.add_column(escaped(column), justify="right" if right and place else "left", overflow="fold")
     for row in rows:
