@@ -288,7 +288,7 @@ def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
     [
         (
             ("expand", "--src", "nobody/nothing", "--dst-config", "phi2.json"),
-            ("cannot reach the hub for 'nobody/nothing'", "give its folder as --src"),
+            ("cannot reach the hub for 'nobody/nothing'", "download the repository elsewhere and give its folder"),
         ),
         (("expand", "--src", "not a name", "--dst-config", "phi2.json"), ("no checkpoint 'not a name'",)),
         (("plan", "--src", "phi-1_5", "--dst-config", "phi9.json"), ("no configuration 'phi9.json'",)),
