@@ -80,7 +80,8 @@ def grow_optimizer(
     began = time.perf_counter()
     grown, made = Path(grown), read_plan_file(grown)
     plan = made.plan
-    out = Path(out) if out is not None else grown.resolve().with_name(grown.resolve().name + "-optimizer")
+    named = grown if grown.name not in ("", "..") else grown.resolve()
+    out = Path(out) if out is not None else named.with_name(named.name + "-optimizer")
     if out.exists() and not overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
     check_state(plan, state)
