@@ -144,13 +144,15 @@ def report(
     Speedup and saving at scratch's final held-out loss, in tokens, FLOPs and seconds, with the source's training left
     out and counted, with intervals over paired seeds. Writes report.html, .md, .tex, .json and figures.
     """
-    from phigrow.measure import findings
     from phigrow.measure import report as write_report
+    from phigrow.measure.wording import finding_lines
 
     comparison = write_report(runs, out, baseline, budget)
     if as_json:
         typer.echo((out / "report.json").read_text(encoding="utf-8"), nl=False)
         return
-    for line in findings(comparison):
+    for line in finding_lines(comparison):
         typer.echo(line)
+    for note in comparison.notes:
+        typer.echo(f"note: {note}")
     typer.echo(f"wrote {out / 'report.html'}, and report.md, report.tex, report.json and figures beside it")

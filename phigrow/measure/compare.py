@@ -14,6 +14,7 @@ from phigrow.measure.intervals import speedup_intervals
 from phigrow.measure.pairing import Seeds, chosen_budget, grouped, paired_runs
 from phigrow.measure.reaching import Reach, Reached, reach
 from phigrow.measure.records import Run
+from phigrow.measure.sizes import check_sizes, without_sources
 
 MID_SCHEDULE_POINTS = 12
 """Budgets on the curves of a study with one budget, spaced evenly in their logarithm."""
@@ -40,6 +41,8 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     ``source_seconds`` of the run record) to the arm that was grown. Seconds count the expansion in both
     (``expand_seconds``). From 3 seeds on there is an interval, see `speedup_intervals`.
 
+    A run that another was grown from is no arm: it is left out, and a note says so.
+
     Args:
         runs: from ``load_runs``; one run for every arm, seed and budget.
         baseline: the arm that sets the target.
@@ -47,20 +50,23 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
 
     Raises:
         GrowthError: no run of the baseline; a seed or an arm that cannot be paired (two runs of one seed, none in
-            the baseline, other data, schedule or evaluation text); a baseline that is unfinished or diverged; no
-            evaluations.
+            the baseline, other data, schedule or evaluation text); an arm of two models; a baseline of another size
+            than a grown arm; a baseline that is unfinished or diverged; no evaluations.
 
     >>> compare(load_runs("runs"))["wr"].estimate("tokens", "sunk").speedup  # doctest: +SKIP
     4.17
     """
+    runs, sources = without_sources(runs)
     arms = grouped(runs)
+    left_out = [f"{folder} is left out: it is the source that {arm} was grown from" for folder, arm in sources.items()]
     if baseline not in arms:
         raise GrowthError(
             f"no run of the baseline {baseline!r}",
-            where=f"arms found: {', '.join(sorted(arms)) or 'none'}",
+            where="; ".join([f"arms found: {', '.join(sorted(arms)) or 'none'}", *left_out]),
             why="its final held-out loss is the target",
-            fix="add its run folders, or name another baseline",
+            fix="add its run folders, of the grown model trained from scratch, or name another baseline",
         )
+    check_sizes(arms, baseline)
     seeds = arms.pop(baseline)
     at = chosen_budget(seeds, budget, baseline)
     base = {seed: reach(by_budget, by_budget[at]) for seed, by_budget in seeds.items() if at in by_budget}
@@ -72,7 +78,7 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
         *_no_ends(seeds, at),
         *(note for seed, own in base.items() for note in _pooled_end(own, targets[seed])),
     )
-    compared, left_out = [], []
+    compared = []
     for name, found in arms.items():
         chosen, said = paired_runs(found, seeds, at, baseline)
         if chosen:

@@ -10,6 +10,7 @@ import numpy as np
 
 from phigrow.errors import GrowthError
 from phigrow.measure.records import Columns, Run
+from phigrow.measure.sizes import check_one_model
 
 SAME_META = ("data_fingerprint", "eval_fingerprint", "eval_blocks")
 SAME_CONFIG = ("steps", "batch", "schedule", "lr", "seed", "eval_blocks")
@@ -26,9 +27,10 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
     Trunks themselves, which never decay, are left out.
 
     Raises:
-        GrowthError: two runs of one arm, seed and budget, or a run without evaluations.
+        GrowthError: two runs of one arm, seed and budget, a run without evaluations, or an arm of two models.
     """
     runs = list(runs)
+    check_one_model(runs)
     trunks = {(run.arm, run.seed, run.trunk): run for run in runs if run.is_trunk}
     arms: dict[str, Seeds] = {}
     for run in runs:

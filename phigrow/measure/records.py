@@ -26,6 +26,8 @@ PACKED = "records.jsonl.gz"
 COSTS = ("tokens", "flops", "seconds")
 """Cumulative costs that every step and eval record carries; ``seconds`` leaves evaluations out."""
 
+WHAT_TO_GIVE = "give the folders that runs were trained into (their --out), or a folder that holds them"
+
 REQUIRED = ("step", *COSTS, "loss")
 OPTIONAL = {"step": ("lr", "grad_norm", "tokens_per_second", "data_wait"), "eval": ()}
 FLAGS = ("skipped", "spike")
@@ -202,25 +204,38 @@ def load_run(folder: str | Path) -> Run:
     return replace(run, notes=tuple(notes))
 
 
-def load_runs(folders: str | Path | Iterable[str | Path]) -> list[Run]:
+def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | None = None) -> list[Run]:
     """Read several runs: run folders, or parents of run folders at any depth.
+
+    Args:
+        folders: one, or several.
+        notes: where given, a folder without records is passed over while others have some, and a sentence about it
+            is added here.
 
     Returns:
         The runs, parents searched in the order of their paths.
 
     Raises:
-        GrowthError: a folder without any records below it, and everything that ``load_run`` raises.
+        GrowthError: no such folder; a folder without any records below it; everything that ``load_run`` raises.
     """
     roots = [folders] if isinstance(folders, str | Path) else list(folders)
     found: dict[Path, Path] = {}  # resolved -> as given, so that a folder named twice is read once
+    empty: list[Path] = []
     for root in map(Path, roots):
         here = [root]
         if not any((root / name).is_file() for name in (FILE, PACKED)):
             here = sorted({path.parent for name in (FILE, PACKED) for path in root.rglob(name)})
         if not here:
-            raise GrowthError("no runs", where=str(root), why=f"there is no {FILE} in it or below it")
+            if not root.exists():
+                raise GrowthError("no such folder", where=str(root), fix=WHAT_TO_GIVE)
+            empty.append(root)
         for folder in here:
             found.setdefault(folder.resolve(), folder)
+    if not found or (empty and notes is None):
+        where = ", ".join(map(str, empty)) or None
+        raise GrowthError("no runs", where=where, why=f"there is no {FILE} in it or below it", fix=WHAT_TO_GIVE)
+    if notes is not None:
+        notes += [f"{root} is left out: there is no {FILE} in it or below it" for root in empty]
     return [load_run(folder) for folder in found.values()]
 
 

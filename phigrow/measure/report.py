@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phigrow.errors import GrowthError
 from phigrow.measure.compare import compare
 from phigrow.measure.data import as_json
 from phigrow.measure.estimates import Comparison
@@ -56,7 +59,7 @@ def report(
     place, so that a reader never sees half of one.
 
     Args:
-        folders: run folders or parents of them, as for ``load_runs``.
+        folders: run folders or parents of them, as for ``load_runs``; a note says which had no records.
         out: a folder, made if it is missing; files of an earlier report are replaced.
         baseline: the arm that sets the target.
         budget: in steps, where the baseline was trained to several; by default the largest.
@@ -65,12 +68,21 @@ def report(
         The comparison that was written.
 
     Raises:
-        GrowthError: as ``load_runs`` and ``compare``; then nothing is written.
+        GrowthError: as ``load_runs`` and ``compare``, then nothing is written; ``out`` cannot be written, which is
+            found out first.
 
     >>> report("runs", "report").arms[0].name  # doctest: +SKIP
     'wr'
     """
-    comparison = compare(load_runs(folders), baseline, budget)
+    with _made(Path(out)) as folder:
+        notes: list[str] = []
+        comparison = compare(load_runs(folders, notes=notes), baseline, budget)
+        comparison = replace(comparison, notes=(*notes, *comparison.notes))
+        _write(comparison, folder)
+    return comparison
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
     drawn = {
         "curves": curves(comparison),
         "budgets": budget_figure(comparison),
@@ -83,14 +95,37 @@ def report(
         "report.json": json.dumps(as_json(comparison), indent=1, allow_nan=False) + "\n",
         "report.html": page(comparison, definitions(comparison)),
     }
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        for ending in FORMATS:
-            _put(folder / f"{name}.{ending}", lambda path, figure=figure: save(figure, path))  # type: ignore[misc]
-    for name, text in texts.items():
-        _put(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
-    return comparison
+    try:
+        for name, figure in figures.items():
+            for ending in FORMATS:
+                _put(folder / f"{name}.{ending}", lambda path, figure=figure: save(figure, path))  # type: ignore[misc]
+        for name, text in texts.items():
+            _put(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """Make a folder that files can be put into; what was made of it goes again where nothing came to lie there."""
+    made: list[Path] = []
+    try:
+        try:
+            made = [each for each in (folder, *folder.parents) if not each.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            _put(folder / "report.md", lambda path: path.touch(), keep=False)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        yield folder
+    except BaseException:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
+def _unwritable(folder: Path, error: OSError) -> GrowthError:
+    return GrowthError("the output cannot be written", where=str(folder), why=str(error))
 
 
 def definitions(comparison: Comparison) -> str:
@@ -126,11 +161,12 @@ def markdown_report(comparison: Comparison, figures: Iterable[str] = ("curves",)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _put(path: Path, write: Callable[[Path], object]) -> None:
+def _put(path: Path, write: Callable[[Path], object], *, keep: bool = True) -> None:
     # The ending stays last: it is what tells matplotlib the format.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         write(partial)
-        os.replace(partial, path)
+        if keep:
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

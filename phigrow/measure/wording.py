@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from phigrow.measure.estimates import ACCOUNTINGS, Accounting, Arm, Comparison, Estimate, Unit
+from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Accounting, Arm, Comparison, Estimate, Unit
 from phigrow.measure.intervals import Interval
 
 SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -64,14 +64,24 @@ def cost_text(estimate: Estimate) -> str:
 def findings(comparison: Comparison) -> list[str]:
     """Say in one paragraph an arm what it saved, or that it never got there, always with unit and accounting.
 
+    Where there is no source's training to charge, only the sunk account is said: the charged one is the same.
+
     >>> print(findings(compare(load_runs("runs")))[0])  # doctest: +SKIP
     wr reached scratch's final held-out loss (3.87) after 0.59M of 2.46M tokens: 4.17x speedup, 76 % saving (tokens,
     sunk); counting the source's training 1.90x speedup, 47 % saving (tokens, charged). ...
     """
-    return [_finding(comparison, arm) for arm in comparison.arms]
+    found = (_sentences(comparison, arm) for arm in comparison.arms)
+    return [f"{head}: {'. '.join(others)}." for head, *others in found]
 
 
-def _finding(comparison: Comparison, arm: Arm) -> str:
+def finding_lines(comparison: Comparison) -> list[str]:
+    """The findings for a terminal: every unit, and everything else, on an indented line of its own."""
+    found = (_sentences(comparison, arm) for arm in comparison.arms)
+    return [line for head, *others in found for line in (f"{head}:", *(f"    {each}." for each in others))]
+
+
+def _sentences(comparison: Comparison, arm: Arm) -> list[str]:
+    """What an arm did, then the sentences that say how well, without their full stops."""
     base, target = comparison.baseline.name, comparison.target(arm)
     sunk, charged = arm.estimate("tokens", "sunk"), arm.estimate("tokens", "charged")
     goal = f"{base}'s final held-out loss ({target:.2f})"
@@ -85,18 +95,26 @@ def _finding(comparison: Comparison, arm: Arm) -> str:
         spent = amount(sunk.cost, "tokens", like=sunk.baseline_cost)
         head = f"{arm.name} was below {goal} at its smallest budget, {spent} of {budget} tokens"
     elif sunk.cost == 0:
-        head = f"{arm.name} was at {goal} before its first update, after 0 of {budget} tokens"
+        head = f"{arm.name} was at {goal} before its first update"
     else:
         head = f"{arm.name} reached {goal} after {cost_text(sunk)} of {budget} tokens"
-    parts = [
-        f"{head}: {_result(sunk)} (tokens, sunk); counting the source's training {_result(charged)} (tokens, charged)"
-    ]
-    for unit in ("flops", "seconds"):
-        in_unit = [f"{_result(arm.estimate(unit, how))} ({NAMES[unit]}, {how})" for how in ("sunk", "charged")]
-        parts.append("; ".join(in_unit))
-    parts += [text for accounting in ACCOUNTINGS if (text := vanishing_text(arm, accounting))]
+    parts: list[str] = []
+    for unit in UNITS:
+        first, second = arm.estimate(unit, "sunk"), arm.estimate(unit, "charged")
+        said = f"{_result(first)} ({NAMES[unit]}, sunk)"
+        if not _alike(first, second):
+            source = "counting the source's training " if unit == "tokens" else ""
+            said += f"; {source}{_result(second)} ({NAMES[unit]}, charged)"
+        parts.append(said[0].upper() + said[1:] if parts else said)
+    accountings = ACCOUNTINGS[:1] if _alike(sunk, charged) else ACCOUNTINGS
+    parts += [text for accounting in accountings if (text := vanishing_text(arm, accounting))]
     parts.append(f"It ended at {arm.final_loss:.2f} ({base}: {target:.2f})")
-    return ". ".join([*parts, arm.interval_note[0].upper() + arm.interval_note[1:]]) + "."
+    return [head, *parts, arm.interval_note[0].upper() + arm.interval_note[1:]]
+
+
+def _alike(sunk: Estimate, charged: Estimate) -> bool:
+    """Whether there was no source to charge, so that both accounts are one."""
+    return (sunk.cost, sunk.baseline_cost) == (charged.cost, charged.baseline_cost)
 
 
 def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> str:
@@ -116,6 +134,8 @@ def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> s
 def _result(estimate: Estimate) -> str:
     if math.isnan(estimate.cost):
         return "unknown, since the source's cost was not recorded,"
+    if estimate.cost == 0:
+        return f"met before training, {percent(estimate.saving)} saving"
     # A censored arm's speedup is a bound; whether it is slower than the baseline is then already said.
     slower = ", slower" if estimate.speedup < 1 and not (estimate.censored or estimate.early) else ""
     return f"{speedup_text(estimate)} speedup, {saving_text(estimate)} saving{slower}"

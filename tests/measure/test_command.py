@@ -47,6 +47,21 @@ def test_json_baseline_and_budget(write_run, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_failed_start_among_the_runs_is_said(write_run, tmp_path):
+    parent = write_run("scratch", [5.0, 4.0, 3.0], [0, 1e6, 2e6]).parent
+    grown = write_run("wr", [5.0, 2.0, 1.0], [0, 1e6, 2e6])
+    (failed := parent / "g1").mkdir()
+    done = run(parent / "scratch-0", failed, grown, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [
+        "wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens:",
+        "    3.00x speedup, 67 % saving (tokens, sunk).",
+    ]
+    assert lines[-2] == f"note: {failed} is left out: there is no records.jsonl in it or below it"
+    assert "note:" not in run(parent / "scratch-0", grown, "--out", tmp_path / "out").stdout
+
+
 @pytest.mark.slow
 def test_fifty_runs_of_5000_steps_take_seconds(write_run, tmp_path):
     tokens = np.arange(5001) * 5e5

@@ -152,6 +152,23 @@ def test_no_file(tmp_path):
         load_runs(tmp_path)
 
 
+def test_folders_without_records(experiment, tmp_path):
+    parent, empty = experiment(), tmp_path / "empty"
+    empty.mkdir()
+    notes = []
+    assert len(load_runs([parent, empty], notes=notes)) == 3
+    assert notes == [f"{empty} is left out: there is no records.jsonl in it or below it"]
+    give = "what to do: give the folders that runs were trained into (their --out), or a folder that holds them"
+    # Without a place for notes nothing is left out; with one, something has to be there; a folder has to exist.
+    for folders, said in (([parent, empty], None), ([empty], notes), ([parent, tmp_path / "missing"], notes)):
+        with pytest.raises(GrowthError) as caught:
+            load_runs(folders, notes=said)
+        assert str(caught.value).startswith(("no runs" if empty in folders else "no such folder") + "\n  where: ")
+        assert caught.value.where == str(folders[-1])
+        assert give in str(caught.value)
+    assert len(notes) == 1
+
+
 def test_load_runs_takes_parents_and_folders_once(experiment):
     parent = experiment(seeds=(0, 1))
     assert [(run.arm, run.seed) for run in load_runs(parent)] == [

@@ -16,7 +16,7 @@ from phigrow.errors import GrowthError
 from phigrow.measure import compare, curves, findings, frame, load_runs, markdown, report, save, terminal
 from phigrow.measure.estimates import Estimate
 from phigrow.measure.figures import colour_of, line_of, loss_range, marker_of
-from phigrow.measure.wording import amount, cost_text, percent, saving_text, speedup_text, times
+from phigrow.measure.wording import amount, cost_text, finding_lines, percent, saving_text, speedup_text, times
 
 LINE, COSTS = [5.0, 4.0, 3.0], [0, 1_000_000, 2_000_000]
 
@@ -77,9 +77,40 @@ def test_findings(small):
         "< 0 % saving (tokens, sunk); counting the source's training < 0.80x speedup, < -25 % saving (tokens, charged)."
     )
     assert found["lossless"].startswith(
-        "lossless was at scratch's final held-out loss (3.00) before its first update, after 0 of 2M tokens: "
-        "inf speedup, 100 % saving (tokens, sunk); counting the source's training 4.00x speedup, 75 % saving"
+        "lossless was at scratch's final held-out loss (3.00) before its first update: met before training, 100 % "
+        "saving (tokens, sunk); counting the source's training 4.00x speedup, 75 % saving (tokens, charged). Met "
+        "before training, 100 % saving (FLOPs, sunk); 12.0x speedup, 92 % saving (FLOPs, charged)."
     )
+    assert not [text for text in found.values() if "inf" in text]
+
+
+def test_findings_say_both_accounts_only_where_they_differ(write_run):
+    write_run("scratch", LINE, COSTS)
+    write_run("stages", [5.0, 2.0, 1.0], COSTS)
+    write_run("wr", [5.0, 2.0, 1.0], COSTS, source_tokens=3)  # negative control: next to nothing, but not nothing
+    stages, wr = findings(compare(load_runs(write_run("at-once", [2.9, 2.8, 2.7], COSTS).parent)))[1:]
+    assert stages == (
+        "stages reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens: 3.00x speedup, 67 % saving "
+        "(tokens, sunk). 3.00x speedup, 67 % saving (FLOPs, sunk). 3.00x speedup, 67 % saving (seconds, sunk). "
+        "It ended at 1.00 (scratch: 3.00). 1 seed: no interval."
+    )
+    assert wr.count("charged") == 3
+
+
+def test_findings_for_a_terminal_have_a_line_for_every_unit(small):
+    comparison = compare(load_runs(small))
+    lines = finding_lines(comparison)
+    place = lines.index("wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens:")
+    assert lines[place + 1 : place + 6] == [
+        "    3.00x speedup, 67 % saving (tokens, sunk); counting the source's training 1.88x speedup, 47 % saving "
+        "(tokens, charged).",
+        "    3.00x speedup, 67 % saving (FLOPs, sunk); 2.50x speedup, 60 % saving (FLOPs, charged).",
+        "    3.00x speedup, 67 % saving (seconds, sunk); 2.31x speedup, 57 % saving (seconds, charged).",
+        "    It ended at 1.00 (scratch: 3.00).",
+        "    1 seed: no interval.",
+    ]
+    assert len(lines) == 18
+    assert " ".join(line.strip() for line in lines) == " ".join(findings(comparison))
 
 
 def test_an_arm_that_loses_is_called_slower(write_run):
@@ -201,6 +232,50 @@ def test_a_report_that_is_refused_writes_nothing(small, tmp_path):
     with pytest.raises(GrowthError, match="no run of the baseline"):
         report(small, tmp_path / "out", baseline="missing")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/report", "file", "file/report"])
+def test_an_output_that_cannot_be_written_is_found_out_first(small, tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(
+        sys.modules["phigrow.measure.report"], "load_runs", lambda *_, **__: pytest.fail("computed before")
+    )
+    with pytest.raises(GrowthError, match="the output cannot be written") as caught:
+        report(small, tmp_path / place)
+    assert caught.value.where == str(tmp_path / place)
+    assert caught.value.why.startswith("[Errno ")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_fills_while_writing(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["phigrow.measure.report"], "save", lambda *_: (_ for _ in ()).throw(OSError(28, "no space"))
+    )
+    with pytest.raises(
+        GrowthError, match=r"the output cannot be written\n  where: .*out\n  why: \[Errno 28\] no space"
+    ):
+        report(small, tmp_path / "deep" / "out")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_refused_report_leaves_the_earlier_one(small, tmp_path):
+    """Negative control of what is taken away again: nothing that was there before."""
+    report(small, tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(GrowthError, match="no run of the baseline"):
+        report(small, tmp_path / "out", baseline="missing")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_folders_without_records_are_in_the_notes(small, tmp_path):
+    failed = tmp_path / "g1"
+    failed.mkdir()
+    (failed / "run.json").write_text("{}")
+    note = f"{failed} is left out: there is no records.jsonl in it or below it"
+    assert report([small, failed], tmp_path / "out").notes == (note,)
+    for name in ("report.md", "report.html", "report.json"):
+        assert note in (tmp_path / "out" / name).read_text()
+    assert report(small, tmp_path / "whole").notes == ()
 
 
 def test_scratch_alone(write_run, tmp_path):

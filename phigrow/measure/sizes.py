@@ -1,0 +1,127 @@
+"""Which models runs are of: sources of other runs, arms of two models, baselines of another size than the grown arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phigrow.errors import GrowthError
+from phigrow.measure.records import COSTS, Run
+
+if TYPE_CHECKING:
+    from phigrow.measure.pairing import Seeds
+
+SHAPE = (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads",
+)  # fmt: skip
+"""Keys of a record's ``model`` that make two models two, whatever the number of their parameters."""
+
+SECONDS = 0.005
+"""How far two records of the same seconds may be apart: each piece of the sum was rounded to a thousandth."""
+
+
+def without_sources(runs: Iterable[Run]) -> tuple[list[Run], dict[str, str]]:
+    """Leave out the runs that a grown run among them was grown from: they are no arms, but what growth began with.
+
+    Records name no folder of the source, but what its training had cost: a run of another size that spent just these
+    tokens, FLOPs and seconds, what came before it included, is taken for it.
+
+    Returns:
+        The other runs, and by folder of those left out the name of an arm that was grown from it.
+    """
+    runs = list(runs)
+    grown = [run for run in runs if run.meta.get("growth") and run.source_cost("tokens") > 0]
+    kept, sources = [], {}
+    for run in runs:
+        arm = next((other.arm for other in grown if _is_source(run, other)), None)
+        if arm is None:
+            kept.append(run)
+        else:
+            sources[str(run.folder)] = arm
+    return kept, sources
+
+
+def _is_source(run: Run, grown: Run) -> bool:
+    sizes = run.meta.get("parameters"), grown.meta.get("parameters")
+    if run is grown or run.is_trunk or not len(run.evals["step"]) or None in sizes or sizes[0] == sizes[1]:
+        return False
+    return all(
+        np.isclose(
+            float(run.evals[unit][-1]) + _before(run, unit),
+            grown.source_cost(unit),
+            rtol=1e-9,
+            atol=SECONDS if unit == "seconds" else 0.5,
+        )
+        for unit in COSTS
+    )
+
+
+def _before(run: Run, unit: str) -> float:
+    cost = run.source_cost(unit) + run.expand_cost(unit)
+    return 0.0 if math.isnan(cost) and not run.meta.get("growth") else cost
+
+
+def check_one_model(runs: Sequence[Run]) -> None:
+    """Refuse an arm of two models, or of two texts within a seed: its runs are not budgets or seeds of one thing.
+
+    Raises:
+        GrowthError: two runs of one arm differ in ``parameters`` or in ``SHAPE``, or two of one arm and seed in
+            ``data_fingerprint``, where both say it.
+    """
+    models: dict[str, Run] = {}
+    texts: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        first = models.setdefault(run.arm, run)
+        pairs = [(key.replace("_", " "), _model(first).get(key), _model(run).get(key)) for key in SHAPE]
+        pairs.insert(0, ("parameters", first.meta.get("parameters"), run.meta.get("parameters")))
+        _refuse(run, first, f"the runs of {run.arm} are of two models", pairs)
+        first = texts.setdefault((run.arm, run.seed), run)
+        prints = ("data_fingerprint", first.meta.get("data_fingerprint"), run.meta.get("data_fingerprint"))
+        _refuse(run, first, f"the runs of {run.name}, read two texts", [prints])
+
+
+def _refuse(run: Run, first: Run, what: str, pairs: Iterable[tuple[str, Any, Any]]) -> None:
+    for key, one, other in pairs:
+        if one is not None and other is not None and one != other:
+            raise GrowthError(
+                f"{what}: {key} {_said(one)} against {_said(other)}",
+                where=f"{first.folder} and {run.folder}",
+                why="runs of one arm are taken for seeds and budgets of the same training",
+                fix="give them different arm names (train the smaller one with --arm source), or leave one of them out",
+            )
+
+
+def check_sizes(arms: Mapping[str, Seeds], baseline: str) -> None:
+    """Refuse a baseline of another size than an arm that was grown.
+
+    An arm that was not grown may be smaller: the source trained on, say.
+
+    Raises:
+        GrowthError: ``parameters`` of a grown run and of the baseline differ.
+    """
+    base = next(run for by_budget in arms[baseline].values() for run in by_budget.values())
+    for seeds in arms.values():
+        for run in (run for by_budget in seeds.values() for run in by_budget.values()):
+            mine, theirs = run.meta.get("parameters"), base.meta.get("parameters")
+            if run.meta.get("growth") and None not in (mine, theirs) and mine != theirs:
+                raise GrowthError(
+                    f"{run.arm} was grown to {_said(mine)} parameters, the baseline {baseline} has {_said(theirs)}",
+                    where=f"{run.folder} and {base.folder}",
+                    why="a grown model is compared with the same model trained from scratch",
+                    fix="give a run of the grown model from scratch as the baseline, or leave one of these out",
+                )
+
+
+def _model(run: Run) -> dict[str, Any]:
+    model = run.meta.get("model")
+    return model if isinstance(model, dict) else {}
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value[:12] if isinstance(value, str) else repr(value)
