@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.output import writing
 
 JOURNAL = "journal.jsonl"
 
@@ -48,11 +49,9 @@ class PartialFolder:
         self.done: dict[Block, str] = {}
         self._writing = Lock()
         self._made = [folder for folder in self.path.parents if not folder.exists()]
-        try:
+        with writing(out):
             self.path.mkdir(parents=True, exist_ok=True)
             self._file = (self.path / JOURNAL).open("a+b")
-        except OSError as error:
-            raise GrowthError("the output cannot be written", where=str(out), why=str(error)) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

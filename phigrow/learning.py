@@ -15,6 +15,7 @@ from phigrow.expand import check_source
 from phigrow.flops import count
 from phigrow.hub import display_name, locate
 from phigrow.maps import write_maps
+from phigrow.output import writing
 from phigrow.pickles import open_checkpoint
 from phigrow.plan import Plan
 from phigrow.provenance import installed_version
@@ -120,15 +121,16 @@ def _best(world: Any) -> str:
 def _write(out: Path, matrices: dict[str, Any], record: dict[str, Any]) -> None:
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        write_maps(partial, matrices, record)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise GrowthError("the output cannot be written", where=str(out), why=str(error)) from error
+    with writing(out):
+        try:
+            partial.mkdir(parents=True)
+            write_maps(partial, matrices, record)
+            if out.exists():
+                shutil.rmtree(out)
+            partial.rename(out)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 class _Run:
@@ -145,7 +147,7 @@ class _Run:
 
         self.plan, self.config, self.out, self.world, self.dtype = plan, config, out, world, dtype
         self.blocks = blocks = load_data(config, out, world)
-        _check_data(plan, blocks)
+        _check_data(plan, blocks, folder)
         self.feed = make_feed(config, blocks)
         self.micro = micro_batch(config, world.size, blocks.seq_len)
         with open_checkpoint(folder) as reader:
@@ -265,7 +267,9 @@ class _Run:
         }
 
 
-def _check_data(plan: Plan, blocks: Any) -> None:
+def _check_data(plan: Plan, blocks: Any, source: Path) -> None:
+    from phigrow.training.data import check_tokenizer
+
     vocab, positions = plan.src_sizes[plan.table.vocab], plan.dst_config.get("max_position_embeddings", 2048)
     if blocks.vocab_size > vocab:
         raise GrowthError(
@@ -273,5 +277,6 @@ def _check_data(plan: Plan, blocks: Any) -> None:
             where="data",
             fix="prepare the data with the source's tokenizer",
         )
+    check_tokenizer(source, blocks)
     if blocks.seq_len > positions:
         raise GrowthError(f"blocks of {blocks.seq_len} tokens, but positions for {positions}", where="data")

@@ -24,7 +24,7 @@ FROZEN = {
     "inspect": "folder --tensor --plot --json",
     "verify": "src dst --dtype --text --tokens --seed --revision --save --certificate --json",
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
-    "--config --revision --workers --overwrite",
+    "--config --revision --workers --overwrite --json",
     "demo": "--out --ranks --steps --seed",
     "compare": "study --only --seeds --workers --ranks --out --dry-run",
     "grow-train": "stages --ranks --out --dry-run",
@@ -133,6 +133,24 @@ def test_dry_run_writes_nothing(tmp_path, save_model):
     assert done.returncode == 0
     assert "of float32 to src-to-dst-wr; wrote nothing" in done.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dst.json", "src"]
+
+
+def test_data_says_in_two_sentences_what_it_packed_and_where(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("to be or not to be, that is the question. " * 40)
+    words = ("data", text, "--seq-len", 16, "--vocab-size", 300, "--heldout", 0, "--out")
+    done = run(*words, tmp_path / "first")
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "first" / "data.json").read_text())
+    tokens, blocks = facts["train"]["tokens_seen"], facts["train"]["blocks"]
+    assert done.stdout == (
+        f"1 document of 1 source, {tokens:,} tokens of a vocabulary of {facts['vocab_size']}, packed into blocks "
+        f"of 16: {blocks} to train on and 0 held out.\nThey are in {tmp_path / 'first'}, with their tokenizer and "
+        "data.json, which has every number.\n"
+    )
+    found = json.loads(run(*words, tmp_path / "second", "--json").stdout)
+    assert found.pop("folder") == str(tmp_path / "second")
+    assert found == facts
 
 
 def test_plan_prints_axes_layers_and_cost():

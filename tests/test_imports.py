@@ -13,7 +13,7 @@ import phigrow
 
 ROOT = Path(phigrow.__file__).parent
 
-ANYONE = {"errors", "config", "flops"}
+ANYONE = {"errors", "config", "flops", "output"}
 GROWTH = {
     "axes", "method", "methods", "copying", "extending", "mixing",
     "plan", "lift", "resolve", "expand", "verify", "explain", "advice",
@@ -23,6 +23,7 @@ GROWTH = {
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
+    "output": {"errors"},
     "allocator": set(),
     "untrusted": {"errors"},
     "config": {"errors", "untrusted"},
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     "resolve": {"errors", "config", "hub", "families", "maps", "method", "methods", "mixing", "plan"},
     "provenance": {"config", "inspection", "plan", "untrusted"},
     "shards": {"bits", "checkpoint"},
-    "journal": {"errors"},
+    "journal": {"errors", "output"},
     "stream": {"errors", "bits", "checkpoint", "shards", "journal", "lift", "plan"},
     "expand": {
         "errors",

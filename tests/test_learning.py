@@ -17,7 +17,7 @@ import phigrow
 from phigrow.errors import GrowthError
 from phigrow.families import all_families
 from phigrow.growing import GrownModel, map_flops
-from phigrow.learning import learn_growth
+from phigrow.learning import _check_data, learn_growth
 from phigrow.lift import InMemory, lift
 from phigrow.maps import read_maps
 from phigrow.training.accounts import source_of
@@ -118,6 +118,30 @@ def test_what_cannot_be_learned_is_said(tmp_path):
         learn_growth(SRC, SRC, tmp_path / "maps")
     with pytest.raises(GrowthError, match="ZeRO stage 3"):
         learn_growth(SRC, DST, tmp_path / "maps", zero=3)
+
+
+def test_data_of_another_tokenizer_is_refused(tmp_path):
+    from types import SimpleNamespace
+
+    from phigrow.corpus import train_tokenizer
+
+    for name, text in (("source", "to be or not to be "), ("data", "another text ")):
+        train_tokenizer([text * 9], 260).save_pretrained(tmp_path / name)
+    plan = phigrow.plan({**SRC, "vocab_size": 300}, {**DST, "vocab_size": 300}, "ligo")
+    facts = {"vocab_size": 260, "seq_len": 16, "train": [0]}
+    blocks = SimpleNamespace(**facts, tokenizer_dir=tmp_path / "data")
+    with pytest.raises(GrowthError) as error:
+        _check_data(plan, blocks, tmp_path / "source")
+    assert str(error.value) == (
+        "the data was prepared with another tokenizer\n"
+        f"  where: {tmp_path}/data/tokenizer.json, and {tmp_path}/source/tokenizer.json\n"
+        "  why: one id means two things\n"
+        f"  what to do: prepare it with --tokenizer {tmp_path}/source"
+    )
+    # Its own, and none on either side.
+    _check_data(plan, SimpleNamespace(**facts, tokenizer_dir=tmp_path / "source"), tmp_path / "source")
+    _check_data(plan, SimpleNamespace(**facts, tokenizer_dir=None), tmp_path / "source")
+    _check_data(plan, blocks, tmp_path)
 
 
 def test_the_cost_of_learning_is_charged_to_the_arm(tmp_path):

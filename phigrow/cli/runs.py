@@ -36,6 +36,7 @@ def data(
     revision: Annotated[str | None, typer.Option(help="Revision of a hub dataset.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that tokenise.", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of data.json instead of sentences.")] = False,
 ) -> None:
     """Turn text into packed blocks of tokens for pretraining, with documents held out for evaluation.
 
@@ -50,7 +51,10 @@ def data(
         across_sources=across_sources, text_column=text_column, split=split, config=config, revision=revision,
         num_proc=workers, overwrite=overwrite,
     )  # fmt: skip
-    print_json(info)
+    if as_json:
+        print_json(info)
+    else:
+        typer.echo(info)
 
 
 def demo(

@@ -21,9 +21,11 @@ from phigrow.corpus.packing import Stream, by_source, pack, select, source_names
 from phigrow.corpus.sources import EMBEDDED, load_documents
 from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
+from phigrow.output import writing
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 TRAINING_CHARACTERS = 200_000_000
 """Text a tokenizer is trained on at most. The documents come in random order: it is a fair sample of them."""
@@ -91,21 +93,30 @@ def prepare(
         "config": config,
         "revision": revision,
     }
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+    given = None if tokenizer is None else load_tokenizer(tokenizer)  # before minutes of reading
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
     try:
         with _library_state(progress, num_proc):
             documents = load_documents(
                 ref, text_column=text_column, split=split, config=config, revision=revision, cache_dir=staging / "text"
             )
-            info = _write(documents, staging, place, arguments, num_proc)
+            info = _write(documents, given, staging, place, arguments, num_proc)
         _move(staging, place)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return info
 
 
-def _write(documents: Dataset, staging: Path, place: Path, arguments: dict[str, Any], num_proc: int) -> DataInfo:
+def _write(
+    documents: Dataset,
+    given: PreTrainedTokenizerBase | None,
+    staging: Path,
+    place: Path,
+    arguments: dict[str, Any],
+    num_proc: int,
+) -> DataInfo:
     """Make everything under ``staging/data``; the rest of ``staging`` is scratch."""
     import numpy as np
     from tokenizers import Tokenizer
@@ -114,10 +125,9 @@ def _write(documents: Dataset, staging: Path, place: Path, arguments: dict[str, 
     root.mkdir()
     seq_len, heldout = arguments["seq_len"], arguments["heldout"]
     chosen = select(documents, heldout, arguments["seed"])
-    if arguments["tokenizer"] is None:
-        tokenizer: Any = train_tokenizer(_sample(documents.select(chosen.train)), arguments["vocab_size"])
-    else:
-        tokenizer = load_tokenizer(arguments["tokenizer"])
+    tokenizer: Any = given
+    if tokenizer is None:
+        tokenizer = train_tokenizer(_sample(documents.select(chosen.train)), arguments["vocab_size"])
     tokenizer.save_pretrained(root / "tokenizer")
     vocab_size = max(tokenizer.get_vocab().values()) + 1  # more than len() where ids have gaps
     eos = int(tokenizer.eos_token_id)

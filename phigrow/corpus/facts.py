@@ -52,6 +52,17 @@ class DataInfo:
     versions: dict[str, str]
     arguments: dict[str, Any]
 
+    def __str__(self) -> str:
+        """What was packed and where it is, in two sentences."""
+        train, held, sources = self.train, self.heldout, len(self.sources)
+        documents, tokens = train.documents + held.documents, train.tokens_seen + held.tokens_seen
+        return (
+            f"{documents:,} document{'s' * (documents != 1)} of {sources:,} source{'s' * (sources != 1)}, "
+            f"{tokens:,} tokens of a vocabulary of {self.vocab_size:,}, packed into blocks of {self.seq_len:,}: "
+            f"{train.blocks:,} to train on and {held.blocks:,} held out.\n"
+            f"They are in {self.folder}, with their tokenizer and {FACTS}, which has every number."
+        )
+
 
 def read_facts(root: Path) -> dict[str, Any]:
     """Read ``data.json`` of a complete folder of blocks, or raise the `GrowthError` that says how to make one."""

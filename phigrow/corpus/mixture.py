@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phigrow.corpus.blocks import BlockArray, Blocks, MixedSource, Rows, load_blocks
+from phigrow.corpus.tokenizer import same_tokens
 from phigrow.errors import GrowthError
 
 
@@ -170,8 +171,8 @@ def _check_agreement(first: Blocks, other: Blocks) -> None:
             where=where,
             fix="prepare both with one --seq-len",
         )
-    one, two = ((part.tokenizer_dir / "tokenizer.json").read_bytes() for part in (first, other))
-    if one != two or first.eos_token_id != other.eos_token_id:
+    one, two = ((part.tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8") for part in (first, other))
+    if not same_tokens(one, two, where) or first.eos_token_id != other.eos_token_id:
         raise GrowthError(
             f"blocks of two tokenizers, of {first.vocab_size} and {other.vocab_size} tokens",
             where=where,

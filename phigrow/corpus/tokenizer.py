@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +107,39 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise GrowthError("a tokenizer without a tokenizer.json", where=str(ref), why="it has no Rust implementation")
     return tokenizer
+
+
+def same_tokens(one: str, two: str, where: str) -> bool:
+    """Return whether two tokenizers agree on every id that both have, and on the merges.
+
+    Everything else may differ, padding and post-processing for example, and one may have tokens added behind its own.
+
+    Args:
+        one, two: contents of ``tokenizer.json``.
+        where: what an error names as their place.
+
+    Raises:
+        GrowthError: one of them cannot be read.
+    """
+    if one == two:
+        return True
+    try:
+        (first, merges), (second, other_merges) = _tokens_and_merges(one), _tokens_and_merges(two)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise GrowthError("a tokenizer.json that cannot be read", where=where, why=str(error)) from error
+    return merges == other_merges and all(second.get(number, token) == token for number, token in first.items())
+
+
+def _tokens_and_merges(text: str) -> tuple[dict[int, str], list[str]]:
+    content = json.loads(text)
+    model = content["model"]
+    vocab = model.get("vocab") or {}
+    # Of a unigram model the vocabulary is a list of pieces with their scores.
+    named = vocab if isinstance(vocab, dict) else {piece[0]: number for number, piece in enumerate(vocab)}
+    tokens = {number: token for token, number in named.items()}
+    tokens |= {added["id"]: added["content"] for added in content.get("added_tokens") or []}
+    # Older files write a merge as one string, newer ones as a pair.
+    return tokens, [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
 
 
 _FIX = "give a folder or a tokenizer.json, a name the hub can be reached for, or none: then one is trained on the text"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.output import make_folder
 from phigrow.training import service
 from phigrow.training.loop import STOP_FILE
 from phigrow.training.process import cores
@@ -82,10 +83,13 @@ class Ranks:
     Args:
         ranks: processes.
         place, places: which part of the machine's devices they take, of how many equal parts.
+        say: is told when they are started, which takes longer than many a run.
     """
 
-    def __init__(self, ranks: int, place: int = 0, places: int = 1) -> None:
-        self.ranks, self.place, self.places = ranks, place, places
+    def __init__(
+        self, ranks: int, place: int = 0, places: int = 1, *, say: Callable[[str], None] | None = None
+    ) -> None:
+        self.ranks, self.place, self.places, self._say = ranks, place, places, say
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._run: Path | None = None
@@ -103,11 +107,13 @@ class Ranks:
         import yaml
 
         folder = Path(keys["out"])
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         given = {key: value for key, value in keys.items() if value is not None or key == "export"}
         (folder / RECIPE).write_text(yaml.safe_dump(given), encoding="utf-8")
         self._run = folder
         if self._process is None:
+            if self._say is not None:
+                self._say("starting DeepSpeed ranks (up to a minute)")
             self._start(folder / LOG)
         assert self._process is not None
         assert self._folder is not None

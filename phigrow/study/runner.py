@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.output import make_folder, writing
 from phigrow.study import progress
 from phigrow.study.jobs import Job, jobs_of
 from phigrow.study.launch import Ranks, still_running
@@ -60,10 +61,9 @@ def run_study(
     """
     everything = jobs_of(study)
     jobs = chosen(study, everything, only, seeds)
-    study.out.mkdir(parents=True, exist_ok=True)
     with alone(study.out):
         outcome = Outcome()
-        with Display(study, everything, jobs, say) as display, _Crew(study, jobs) as crew:
+        with Display(study, everything, jobs, say) as display, _Crew(study, jobs, display.tell) as crew:
             _run_all(jobs, crew, display, outcome)
         try:
             outcome.report = write_results(study, everything, say)
@@ -111,10 +111,14 @@ class _Place:
 class _Crew:
     """Who works: one place a run trained side by side, and one thread for what does not train; a context."""
 
-    def __init__(self, study: Study, jobs: list[Job]) -> None:
+    def __init__(self, study: Study, jobs: list[Job], say: Callable[[str], None]) -> None:
         self.study, self.jobs = study, jobs
         chosen = study.layout()
-        self.places = [_Place(Ranks(chosen.ranks, place, chosen.workers)) for place in range(chosen.workers)]
+        # The places start together: one of them says so.
+        self.places = [
+            _Place(Ranks(chosen.ranks, place, chosen.workers, say=None if place else say))
+            for place in range(chosen.workers)
+        ]
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._made: tuple[Job, Future[None]] | None = None
         self._refused: list[tuple[Job, GrowthError]] = []
@@ -224,7 +228,7 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
         start = next(other for other in jobs if other.kind == "expand" and other.name in job.needs)
         grow_optimizer(source.parent, start.folder, job.folder, state=str(job.arm.state))
         return
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(job.folder.parent)
     options = {"dtype": "float32", **job.arm.growth}
     if job.arm.learn is not None:
         data = study.data if isinstance(study.data, Path) else next(o for o in jobs if o.kind == "data").folder
@@ -283,12 +287,15 @@ def _prune(jobs: list[Job], job: Job) -> None:
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Hold a folder for one command; a context.
+    """Make a folder, if it is not there, and hold it for one command; a context.
 
     Raises:
-        GrowthError: another command holds it.
+        GrowthError: another command holds it, or it cannot be written.
     """
-    with (out / LOCK).open("w") as lock:
+    make_folder(out)
+    with writing(out):
+        lock = (out / LOCK).open("w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

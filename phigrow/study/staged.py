@@ -36,14 +36,13 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
     Raises:
         GrowthError: a stage failed; another command works in this folder.
     """
-    staged.out.mkdir(parents=True, exist_ok=True)
     with alone(staged.out):
         if isinstance(staged.data, dict) and not staged.data_folder.is_dir():
             from phigrow.corpus import prepare
 
             say(f"data: packed blocks in {staged.data_folder}")
             prepare(**{"ref": "embedded", **staged.data, "out": staged.data_folder, "progress": False})
-        with Ranks(staged.ranks or default_ranks(staged.batch)) as ranks:
+        with Ranks(staged.ranks or default_ranks(staged.batch), say=say) as ranks:
             for stage in staged.stages:
                 say(described(staged, stage))
                 if not stage.done:

@@ -90,7 +90,10 @@ class Display:
         """A job failed; what does not need it goes on."""
         self.failed.add(job.name)
         self.running.pop(job.name, None)
-        text = f"{job.name} failed: {error}"
+        self.tell(f"{job.name} failed: {error}")
+
+    def tell(self, text: str) -> None:
+        """Say something beside the table."""
         self._live.console.print(text, markup=False) if self._live else self.say(text)
 
     def left(self) -> str:

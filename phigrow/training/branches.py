@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
-from phigrow.training.checkpoints import FOLDER, RUN_FILE, marked_checkpoints
+from phigrow.output import writing
+from phigrow.training.checkpoints import FOLDER, RUN_FILE, has_begun, marked_checkpoints
 from phigrow.training.configuration import RunConfig
 from phigrow.training.records import FILE
 
@@ -35,7 +36,7 @@ def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
         GrowthError: the other folder holds no run, one of other settings, one whose rate has begun to decay by then,
             or no checkpoint of that step.
     """
-    if config.branch_from is None or (out / RUN_FILE).is_file() or marked_checkpoints(out)[0]:
+    if config.branch_from is None or has_begun(out):
         return
     trunk, step = Path(config.branch_from), config.steps - config.decay_steps
     _check(trunk, json.loads(json.dumps(curve)), step)
@@ -50,9 +51,10 @@ def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
         )
     place = out / FOLDER / f"step-{step}"
     partial = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(checkpoints[step], partial, copy_function=_link)
-    os.replace(partial, place)
+    with writing(out):
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoints[step], partial, copy_function=_link)
+        os.replace(partial, place)
 
 
 def starts_branch(config: RunConfig, out: Path) -> Path | None:

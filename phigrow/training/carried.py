@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Start:
     """Where a run begins: the optimizer's state (None: fresh), and its first step in the order of the data.
 
-    ``position`` is where a stream stood; ``state`` what was done with the moments, ``seconds`` what that took.
+    ``position`` is where a stream stood; ``state`` what was done with the moments, ``seconds`` what that took, and
+    ``step`` that of the checkpoint which they come from.
     """
 
     optimizer: Path | None = None
@@ -34,6 +35,7 @@ class Start:
     position: dict[str, Any] | None = None
     state: str | None = None
     seconds: float = 0.0
+    step: int | None = None
 
 
 def start_of(config: RunConfig, blocks: Any) -> Start:
@@ -46,7 +48,8 @@ def start_of(config: RunConfig, blocks: Any) -> Start:
         return Start(first=_steps(config.data_start or 0, config))
     folder = Path(config.optimizer)
     content = _checked(config, folder)
-    data, made = content.get("data"), (content["grown"]["state"], float(content.get("seconds") or 0.0))
+    data, grown = content.get("data"), content["grown"]
+    made = (grown["state"], float(content.get("seconds") or 0.0), grown.get("step"))
     if config.data_start is not None:
         same = data is not None and data["blocks"] == config.data_start
         return Start(folder, _steps(config.data_start, config), data["position"] if data and same else None, *made)

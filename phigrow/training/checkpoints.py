@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.errors import GrowthError
+from phigrow.output import writing
 from phigrow.training import universal
 from phigrow.training.integrity import (
     MARKER,
@@ -23,6 +24,7 @@ from phigrow.training.integrity import (
     write_marker,
 )
 from phigrow.training.process import on_rank_zero
+from phigrow.training.records import FILE as RECORDS
 
 if TYPE_CHECKING:
     from phigrow.training.process import World
@@ -130,8 +132,15 @@ def _set_aside(damaged: list[Damaged]) -> None:
         item.folder.rename(aside)
 
 
+def has_begun(out: Path) -> bool:
+    """Whether a folder has records or checkpoints of a run, rather than only the name of one that failed to start."""
+    return (out / RECORDS).is_file() or any((out / FOLDER).glob("step-*"))
+
+
 def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
     """Make a folder this run's, and return whether an earlier run is continued.
+
+    A run that failed before its first record has trained nothing: its folder is anybody's.
 
     Args:
         out: the folder of the run.
@@ -139,11 +148,12 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
         resume: whether an earlier run may be continued.
 
     Raises:
-        GrowthError: the folder belongs to a run with other settings (each is named), or may not be continued.
+        GrowthError: the folder belongs to a run with other settings (each is named), may not be continued, or cannot
+            be written.
     """
     path = out / RUN_FILE
     curve = json.loads(json.dumps(curve))
-    if continued := path.is_file():
+    if continued := path.is_file() and has_begun(out):
         former = json.loads(path.read_text(encoding="utf-8"))
         if not resume:
             raise GrowthError(
@@ -157,8 +167,9 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
                 why=f"these keys differ: {changes}",
                 fix="choose another out, delete the folder, or go back to the former values",
             )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, curve)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, curve)
     return continued
 
 

@@ -34,6 +34,33 @@ def load_data(config: RunConfig, out: Path, world: World) -> Any:
     return blocks if config.mixture is None else corpus.mix_sources(blocks, config.mixture)
 
 
+def check_tokenizer(checkpoint: Path, blocks: Any) -> None:
+    """Refuse data of another tokenizer than that of a checkpoint's folder, where both have one.
+
+    Raises:
+        GrowthError: an id means one thing to the model and another in the data; a tokenizer that cannot be read.
+    """
+    from phigrow.corpus.tokenizer import same_tokens
+
+    theirs = checkpoint / "tokenizer.json"
+    if not theirs.is_file():
+        return
+    if blocks.train is None:
+        ours, said = blocks.tokenizer.backend_tokenizer.to_str(), "the stream's tokenizer"
+    elif blocks.tokenizer_dir is not None and (path := Path(blocks.tokenizer_dir) / theirs.name).is_file():
+        ours, said = path.read_text(encoding="utf-8"), str(path)
+    else:
+        return
+    where = f"{said}, and {theirs}"
+    if not same_tokens(theirs.read_text(encoding="utf-8"), ours, where):
+        raise GrowthError(
+            "the data was prepared with another tokenizer",
+            where=where,
+            why="one id means two things",
+            fix=f"prepare it with --tokenizer {checkpoint}",
+        )
+
+
 def make_feed(config: RunConfig, blocks: Any, first: int = 0) -> Feed:
     """Return what the steps of a run are read from, which begins at a step ``first`` of the data's order.
 

@@ -11,6 +11,7 @@ from typing import Any
 from phigrow.config import Config
 from phigrow.flops import count
 from phigrow.training.accounts import Source
+from phigrow.training.carried import Start
 from phigrow.training.configuration import SCRATCH, RunConfig
 from phigrow.training.data import data_facts, data_line
 from phigrow.training.feed import Feed
@@ -28,7 +29,7 @@ def run_record(
     return {
         "arm": source.arm,
         "seed": config.seed,
-        "config": config.as_dict() | {"zero": config.stage},
+        "config": config.as_dict() | {"zero": config.stage, "seq_len": blocks.seq_len},
         **({"trunk": config.trunk, "budget": None if config.is_trunk else config.steps} if config.trunk else {}),
         "model": model_dict,
         "parameters": cost.parameters,
@@ -62,6 +63,7 @@ def opening(
     attention: str,
     out: Path,
     source: Source,
+    begins: Start,
 ) -> str:
     """Return the lines that say, before the first step, what the run is going to do."""
     from phigrow.training.loss import chosen_path
@@ -78,6 +80,7 @@ def opening(
     kept = ", kept within documents" if config.documents == "within" else ""
     lines = [
         f"{model_dict.get('model_type')} of {cost.parameters / 1e6:,.1f}M parameters, {start}, into {out}",
+        *goes_on(config, begins),
         data_line(config, blocks, feed),
         f"plan: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens{epochs}, "
         f"{tokens * cost.training_flops:.2e} FLOPs",
@@ -87,6 +90,20 @@ def opening(
         f"{attention}{kept}; loss: {loss}",
     ]
     return "\n".join(lines)
+
+
+def goes_on(config: RunConfig, begins: Start) -> list[str]:
+    """Return the line that says what a run takes over from one before it: optimizer, place in data and schedule."""
+    parts, first = [], config.schedule_start or 0
+    if begins.optimizer is not None and begins.state == "reset":
+        parts.append(f"fp32 masters of {begins.optimizer} (step {begins.step}), Adam's moments at zero")
+    elif begins.optimizer is not None:
+        parts.append(f"Adam's state of {begins.optimizer} (step {begins.step}, {begins.state})")
+    if parts or begins.first:
+        parts.append(f"data from block {begins.first * config.batch}")
+    if parts or first:
+        parts.append(f"schedule from step {first} of {config.whole_schedule}")
+    return [f"goes on from: {', '.join(parts)}"] if parts else []
 
 
 def device_name(world: World) -> str:

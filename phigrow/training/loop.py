@@ -14,13 +14,13 @@ from phigrow.training.accounts import Cost, Source, source_of
 from phigrow.training.branches import branch, starts_branch
 from phigrow.training.checkpoints import Found, Progress
 from phigrow.training.configuration import SCRATCH, RunConfig
-from phigrow.training.data import data_curve, keep_tokenizer, load_data, make_feed
+from phigrow.training.data import check_tokenizer, data_curve, keep_tokenizer, load_data, make_feed
 from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_place
 from phigrow.training.pace import copied_values, is_paced, make_pace
-from phigrow.training.process import StopRequest, World, lost_rank_named, on_rank_zero, start
+from phigrow.training.process import StopRequest, World, forget_stop, lost_rank_named, on_rank_zero, start
 from phigrow.training.progress import Reporter
 from phigrow.training.records import RecordWriter, recorded_losses
 from phigrow.training.schedule import rejoin
@@ -59,6 +59,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     config.stage  # noqa: B018  # an unreadable DeepSpeed file is reported before anything is loaded
     source = source_of(config)
     out = Path(config.out or f"runs/{config.model_name}-{source.arm}-seed{config.seed}")
+    forget_stop(out / STOP_FILE)
     monitors = monitor_sections(config, out)
     if is_paced(config):
         copied_values(config)
@@ -107,13 +108,15 @@ class _Run:
         self.model_dict = model_config(
             config, data_vocab=blocks.vocab_size, seq_len=blocks.seq_len, eos_token_id=blocks.eos_token_id
         )
+        if config.init != SCRATCH:
+            check_tokenizer(Path(config.init), blocks)
         self.micro = micro_batch(config, world.size, blocks.seq_len)
         engine_dict = engine_config(config, world.size, self.micro)
         attention, said = choose_attention(config, world.device)
         if world.first:
             keep_tokenizer(blocks)
             feed, micro = self.feed, self.micro
-            text = opening(config, self.model_dict, world, blocks, feed, micro, engine_dict, said, out, source)
+            text = opening(config, self.model_dict, world, blocks, feed, micro, engine_dict, said, out, source, begins)
             print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
         model = build_model(config, self.model_dict, world, attention, engine_dict, blocks.eos_token_id)
         self.dropout = has_dropout(self.model_dict)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from phigrow.errors import GrowthError
+from phigrow.output import writing
 from phigrow.training.leftovers import free_compile_lock, unlink_shared_buffers
 
 if TYPE_CHECKING:
@@ -175,6 +176,17 @@ def lost_rank_named(world: World, advice: Callable[[], str]) -> Iterator[None]:
         raise LostRank(f"rank {world.rank} lost another rank ({first[:200]}). {advice()}") from error
 
 
+def forget_stop(file: Path) -> None:
+    """Remove a file that asked a run before this one to stop; on rank 0, as the first thing a run does.
+
+    Start-up takes up to a minute: a file that comes in that time is meant for this run. Clocks, which differ between
+    machines, do not decide it.
+    """
+    if own_rank() == 0:
+        with writing(file.parent), contextlib.suppress(NotADirectoryError):  # told when the folder is claimed
+            file.unlink(missing_ok=True)
+
+
 class StopRequest:
     """Set by SIGTERM, SIGUSR1 or SIGINT, or by a file: the loop ends at its next reading, saves, and exits with code 0.
 
@@ -184,6 +196,7 @@ class StopRequest:
 
     Args:
         file: where it is there, it asks too, and is deleted: the way through a launcher that does not pass signals on.
+            It may be there before the first step: who starts a run removes what asked a run before it (`forget_stop`).
     """
 
     PATIENCE = 5.0
@@ -203,8 +216,6 @@ class StopRequest:
         return self._asked_at is not None
 
     def __enter__(self) -> StopRequest:
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)  # it asked a run before this one
         with contextlib.suppress(ValueError):  # not in the main thread: no signals to handle
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._former[number] = signal.signal(number, self._ask)

@@ -65,6 +65,18 @@ def all_blocks(data: Blocks) -> tuple[list[list[int]], list[list[int]]]:
     return data.train.batch(range(len(data.train))).tolist(), data.heldout.batch(range(len(data.heldout))).tolist()
 
 
+def test_a_tokenizer_that_is_not_there_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("the text is read")
+
+    monkeypatch.setattr(build, "load_documents", read)
+    with pytest.raises(GrowthError, match=r"no such tokenizer\n  where: .*nowhere.json"):
+        prepare("embedded", tmp_path / "out", tokenizer="nowhere.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AssertionError, match="the text is read"):  # negative control: one is to be trained
+        prepare("embedded", tmp_path / "out")
+
+
 def test_packing_by_hand(tmp_path: Path, byte_tokenizer: Path) -> None:
     texts = ["abcdefghij", "klmnopqrstuvw", "xyzabc"]
     info, data = make(tmp_path, texts, tokenizer=byte_tokenizer, heldout=0.0)

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from phigrow.corpus import load_tokenizer, train_tokenizer
+from phigrow.corpus.tokenizer import same_tokens
 from phigrow.errors import GrowthError
 
 TEXTS = ["def add(a, b):\n    return a + b\n", "The sum of two numbers, and the sum of three."] * 20
@@ -24,6 +25,30 @@ def test_bytes_come_first_then_merges() -> None:
     bytes_only = train_tokenizer(TEXTS, 257)
     assert sorted(len(token) for token in bytes_only.get_vocab())[-2:] == [1, 13]
     assert len(tokenizer.encode(TEXTS[1])) < len(bytes_only.encode(TEXTS[1])) == len(TEXTS[1])
+
+
+def test_tokenizers_are_compared_by_what_their_ids_mean(tmp_path: Path) -> None:
+    def same(first: Any, second: Any) -> bool:
+        found = {same_tokens(json.dumps(a), json.dumps(b), "here") for a, b in ((first, second), (second, first))}
+        assert len(found) == 1  # whichever is first
+        return found.pop()
+
+    one = json.loads(train_tokenizer(TEXTS, 280).backend_tokenizer.to_str())
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in one["model"]["merges"]]
+    spelled = {**one, "model": one["model"] | {"merges": merges}}  # as older files write them
+    longer = {**one, "added_tokens": [*one["added_tokens"], {"id": 280, "content": "<|pad|>"}]}
+    for other in (one, one | {"truncation": {"max_length": 9}, "post_processor": None}, spelled, longer):
+        assert same(one, other)
+    for size, texts in ((270, TEXTS), (280, ["another text " * 20])):
+        assert not same(one, json.loads(train_tokenizer(texts, size).backend_tokenizer.to_str()))
+    assert not same(longer, {**one, "added_tokens": [{"id": 280, "content": "<|end|>"}]})
+    assert not same(one, {**one, "model": one["model"] | {"merges": merges[::-1]}})
+    pieces = {"model": {"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]]}}
+    assert same(pieces, {"model": {"type": "Unigram", "vocab": [["a", -1.5], ["b", -2.0]]}})
+    assert not same(pieces, {"model": {"type": "Unigram", "vocab": [["b", -1.0], ["a", -2.0]]}})
+    for broken in ("{", "[]", "{}"):
+        with pytest.raises(GrowthError, match=r"a tokenizer.json that cannot be read\n  where: here"):
+            same_tokens(broken, json.dumps(one), "here")
 
 
 def test_training_is_deterministic() -> None:

@@ -188,8 +188,8 @@ class Here:
 
     left = 99
 
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: int, say: Any) -> None:
+        self.ranks, self.say = ranks, say
 
     def __enter__(self) -> Here:
         return self

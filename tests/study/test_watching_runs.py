@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,10 +16,12 @@ from studies import loaded
 from test_jobs import SWEPT, finish
 
 from phigrow.errors import GrowthError
-from phigrow.study import jobs_of, run_study
+from phigrow.study import jobs_of, load_stages, run_stages, run_study
 from phigrow.study.launch import GROUP, Layout, Ranks, _devices, default_ranks, last_words, layout, still_running
-from phigrow.study.runner import alone
+from phigrow.study.runner import _Crew, alone
 from phigrow.study.table import Display, position
+
+ROOT = Path(__file__).parents[2]
 
 
 def shown(display: Display) -> list[str]:
@@ -53,8 +57,8 @@ def test_the_table_has_the_losses_that_are_there_and_where_the_running_one_is(tm
 class Scripted(Ranks):
     """Ranks that are a shell script."""
 
-    def __init__(self, script: str, folder: Path) -> None:
-        super().__init__(1)
+    def __init__(self, script: str, folder: Path, say: Any = None) -> None:
+        super().__init__(1, say=say)
         self.script, self.where = script, folder
 
     def _start(self, log: Path) -> None:
@@ -86,7 +90,8 @@ def test_one_run_after_another_on_the_same_ranks_and_on_new_ones_after_a_failure
     orders = tmp_path / "orders"
     wait = f"until [ -e {orders}/run-$n.json ]; do [ -e {orders}/leave ] && exit; sleep 0.02; done"
     script = f"for n in 0 1; do {wait}; touch {orders}/run-$n.ended; done; n=2; {wait}; exit 3"
-    with Scripted(script, orders) as ranks:
+    said: list[str] = []
+    with Scripted(script, orders, said.append) as ranks:
         processes = []
         for name in ("first", "second"):
             ranks.begin({"out": str(tmp_path / name), "lr": 1e-3, "seed": None, "export": None})
@@ -94,6 +99,7 @@ def test_one_run_after_another_on_the_same_ranks_and_on_new_ones_after_a_failure
             wait_for(ranks)
             assert not (tmp_path / name / GROUP).exists()
         assert processes[0] == processes[1]
+        assert said == ["starting DeepSpeed ranks (up to a minute)"]  # once for both
         recipe = yaml.safe_load((tmp_path / "second" / "recipe.yaml").read_text())
         assert recipe == {"out": str(tmp_path / "second"), "lr": 1e-3, "export": None}
         ranks.begin({"out": str(tmp_path / "third")})
@@ -103,6 +109,7 @@ def test_one_run_after_another_on_the_same_ranks_and_on_new_ones_after_a_failure
         assert not orders.exists()
         ranks.begin({"out": str(tmp_path / "fourth")})
         assert (tmp_path / "fourth" / GROUP).read_text() != processes[0]
+        assert len(said) == 2
 
 
 def test_a_study_is_run_by_one_command_at_a_time(tmp_path):
@@ -111,6 +118,35 @@ def test_a_study_is_run_by_one_command_at_a_time(tmp_path):
     with alone(study.out), pytest.raises(GrowthError, match="another command runs this study"):
         run_study(study, only=["scratch"])
     assert sorted(path.name for path in study.out.iterdir()) == [".lock"]
+
+
+def test_where_a_study_or_stages_cannot_be_written_they_say_so(tmp_path):
+    (tmp_path / "file").write_text("text")
+    beyond = tmp_path / "file" / "out"
+    message = rf"the output cannot be written\n  where: {beyond}\n  why: \[Errno 20\]"
+    with pytest.raises(GrowthError, match=message):
+        run_study(dataclasses.replace(loaded(tmp_path), out=beyond))
+    stages = load_stages(ROOT / "recipes" / "stages" / "tiny.yaml", out=beyond)
+    with pytest.raises(GrowthError, match=message):
+        run_stages(stages)
+    (tmp_path / ".lock").mkdir()  # the folder is there, and nothing can be written into it
+    with pytest.raises(GrowthError, match=r"cannot be written[\s\S]*Is a directory"), alone(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_of_several_places_one_says_that_ranks_are_started(tmp_path, monkeypatch, capsys, terminal):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.setattr(Ranks, "_start", lambda self, log: setattr(self, "_process", object()))
+    said: list[str] = []
+    study = loaded(tmp_path, workers=2)
+    with Display(study, jobs_of(study), jobs_of(study), said.append) as display:
+        crew = _Crew(study, jobs_of(study), display.tell)
+        assert [place.ranks._say is not None for place in crew.places] == [True, False]
+        for place in crew.places:
+            place.ranks._say and place.ranks._say("starting DeepSpeed ranks")
+    assert (said[1:] == ["starting DeepSpeed ranks"]) is not terminal
+    assert ("starting DeepSpeed ranks" in capsys.readouterr().out) is terminal  # above the live table
 
 
 def test_the_reason_of_a_failure_is_what_the_run_said(tmp_path):

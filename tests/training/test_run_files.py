@@ -12,7 +12,7 @@ from phigrow.errors import GrowthError
 from phigrow.measure import load_run
 from phigrow.training import RunConfig
 from phigrow.training.accounts import Cost, source_of
-from phigrow.training.checkpoints import claim
+from phigrow.training.checkpoints import FOLDER, claim
 from phigrow.training.records import RecordWriter
 
 
@@ -126,6 +126,7 @@ def test_a_broken_account_is_refused(tmp_path):
 def test_a_folder_is_claimed_for_one_configuration(tmp_path):
     curve = RunConfig(steps=30).curve()
     assert not claim(tmp_path, curve, resume=True)
+    write(tmp_path)
     assert claim(tmp_path, curve, resume=True)
     assert claim(tmp_path, RunConfig(steps=30, zero=3).curve(), resume=True)  # the checkpoint knows its stage
     with pytest.raises(GrowthError) as error:
@@ -137,9 +138,28 @@ def test_a_folder_is_claimed_for_one_configuration(tmp_path):
         claim(tmp_path, curve, resume=False)
 
 
+@pytest.mark.parametrize("trained", ["records", "checkpoint"])
+def test_a_folder_in_which_nothing_was_trained_is_anybodys(tmp_path, trained):
+    first, other = RunConfig(model="small").curve(), RunConfig(model="small.json").curve()
+    assert not claim(tmp_path, first, resume=True)
+    assert not claim(tmp_path, other, resume=True)  # the first failed before its first record
+    assert not claim(tmp_path, other, resume=False)
+    assert json.loads((tmp_path / "run.json").read_text())["model"] == "small.json"
+    # Negative control: what was trained is not taken over.
+    if trained == "records":
+        write(tmp_path)
+    else:
+        (tmp_path / FOLDER / "step-3").mkdir(parents=True)
+    with pytest.raises(GrowthError, match=r"these keys differ: model \('small.json', now 'small'\)"):
+        claim(tmp_path, first, resume=True)
+    with pytest.raises(GrowthError, match="resume is never"):
+        claim(tmp_path, other, resume=False)
+
+
 def test_a_configuration_with_a_model_in_it_survives_the_round_trip(tmp_path):
     curve = RunConfig(model={"hidden_size": 8, "list": [1, 2]}).curve()
     assert not claim(tmp_path, curve, resume=True)
+    write(tmp_path)
     assert claim(tmp_path, curve, resume=True)  # the same run again, with no checkpoint yet
     # Negative control: a change inside the model is another run.
     with pytest.raises(GrowthError, match="these keys differ: model"):

@@ -1,0 +1,124 @@
+"""How runs begin: a start that fails, a request to stop while one starts, and what a run says of its beginning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from launching import records
+from scenarios import SEQ_LEN, SETTINGS, TINY, FakeBlocks
+
+from phigrow.corpus import train_tokenizer
+from phigrow.errors import GrowthError
+from phigrow.training import RunConfig, carried, train
+from phigrow.training.carried import Start
+from phigrow.training.data import check_tokenizer
+from phigrow.training.facts import goes_on
+from phigrow.training.process import StopRequest, forget_stop
+
+# What torch's own modules say when DeepSpeed imports them in this process.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def run(out: Path, **settings: Any) -> Any:
+    return train(RunConfig(**SETTINGS | {"out": str(out), "zero": 1} | settings), FakeBlocks())
+
+
+def test_a_start_that_failed_does_not_block_the_corrected_command(alone, tmp_path):
+    with pytest.raises(GrowthError, match="no configuration 'small'"):
+        run(tmp_path, model="small")
+    with pytest.raises(GrowthError, match="the model has 90 rows of vocabulary, the data uses 96"):
+        run(tmp_path, vocab_size=90)
+    assert run(tmp_path, steps=1, warmup=0).finished
+    (record,) = records(tmp_path, "run")
+    # What the blocks have, rather than the default of what nothing was prepared with.
+    assert (record["config"]["seq_len"], record["seq_len"], RunConfig().seq_len) == (SEQ_LEN, SEQ_LEN, 256)
+    # Negative control: where something was trained another configuration is refused.
+    with pytest.raises(GrowthError, match=r"another configuration[\s\S]*vocab_size \(None, now 97\)"):
+        run(tmp_path, vocab_size=97)
+
+
+@pytest.mark.parametrize("when", ["before", "while it starts"])
+def test_a_request_to_stop_counts_from_the_first_moment_of_a_run(alone, tmp_path, monkeypatch, when):
+    stop, start_of = tmp_path / "stop", carried.start_of
+
+    def starting(*words: Any) -> Start:
+        assert not stop.exists()  # one that asked a run before this one is gone
+        if when == "while it starts":
+            stop.touch()
+        return start_of(*words)
+
+    if when == "before":
+        stop.touch()
+    monkeypatch.setattr(carried, "start_of", starting)
+    summary = run(tmp_path, log_every=1, steps=4, eval_every=0)
+    assert (summary.finished, summary.step < 4) == ((True, False) if when == "before" else (False, True))
+    assert not stop.exists()
+
+
+def test_a_request_is_forgotten_by_rank_0_alone_and_read_once(tmp_path, monkeypatch):
+    stop = tmp_path / "stop"
+    stop.touch()
+    monkeypatch.setenv("RANK", "1")
+    forget_stop(stop)
+    assert stop.exists()
+    with StopRequest(stop) as request:
+        assert request.asked
+        assert not stop.exists()
+        assert request.asked
+    stop.touch()
+    monkeypatch.setenv("RANK", "0")
+    forget_stop(stop)
+    forget_stop(stop)
+    with StopRequest(stop) as request:
+        assert not request.asked
+
+
+def test_a_run_says_what_it_goes_on_from():
+    config = RunConfig(steps=40, batch=16)
+    later = RunConfig(steps=40, batch=16, schedule_start=40, warmup=0)
+    assert goes_on(config, Start()) == []
+    grown = Start(Path("large-optimizer"), 40, state="scale", step=40)
+    assert goes_on(config, grown) == [
+        "goes on from: Adam's state of large-optimizer (step 40, scale), data from block 640, schedule from step 0 of "
+        "40"
+    ]
+    assert goes_on(later, Start(Path("reset"), 0, state="reset", step=7)) == [
+        "goes on from: fp32 masters of reset (step 7), Adam's moments at zero, data from block 0, schedule from step "
+        "40 of 80"
+    ]
+    assert goes_on(config, Start(first=3)) == ["goes on from: data from block 48, schedule from step 0 of 40"]
+    assert goes_on(later, Start()) == ["goes on from: schedule from step 40 of 80"]
+
+
+def test_data_of_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):
+    init, other = tmp_path / "init", train_tokenizer(["another text " * 9], 260)
+    tokenizer = train_tokenizer(["to be or not to be " * 9], 260)
+    tokenizer.save_pretrained(init)
+    other.save_pretrained(tmp_path / "data" / "tokenizer")
+    message = r"another tokenizer\n.*why: one id means two things\n  what to do: prepare it with --tokenizer .*init"
+    message = message.replace(r"\n.*why", r"\n  where: .*\n  why")
+    with pytest.raises(GrowthError, match=message):
+        check_tokenizer(init, SimpleNamespace(train=[], tokenizer_dir=tmp_path / "data" / "tokenizer"))
+    # A stream has its tokenizer in memory.
+    with pytest.raises(GrowthError, match=r"where: the stream's tokenizer, and .*init/tokenizer.json"):
+        check_tokenizer(init, SimpleNamespace(train=None, tokenizer=other))
+    check_tokenizer(init, SimpleNamespace(train=None, tokenizer=tokenizer))
+    check_tokenizer(init, SimpleNamespace(train=[], tokenizer_dir=init))
+    check_tokenizer(init, SimpleNamespace(train=[], tokenizer_dir=None))
+    check_tokenizer(tmp_path, SimpleNamespace(train=None, tokenizer=other))
+
+
+def test_a_run_compares_the_tokenizers_before_it_trains(alone, tmp_path):
+    from transformers import PhiConfig, PhiForCausalLM
+
+    init = tmp_path / "init"
+    PhiForCausalLM(PhiConfig(**TINY)).save_pretrained(init)
+    train_tokenizer(["to be or not to be " * 9], 260).save_pretrained(init)
+    train_tokenizer(["another text " * 9], 260).save_pretrained(tmp_path / "other")
+    config = RunConfig(**SETTINGS | {"out": str(tmp_path / "run"), "init": str(init), "model": None})
+    with pytest.raises(GrowthError, match="the data was prepared with another tokenizer"):
+        train(config, FakeBlocks(tokenizer_dir=tmp_path / "other"))
+    assert not (tmp_path / "run" / "records.jsonl").exists()
