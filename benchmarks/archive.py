@@ -4,7 +4,7 @@
 
 ``OUT`` is the folder in which `phigrow compare` ran. Trunks are left out: every end repeats its trunk's records. Paths
 of the machine are written as they would be below ``runs/``. The report is made anew from what was archived, so it shows
-what anybody can make of it with `phigrow report`.
+what anybody can make of it with `phigrow report`; where only other arms than the baseline ran, there is none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main() -> None:
         text = (job.folder / "records.jsonl").read_text(encoding="utf-8").replace(str(given.out), f"runs/{study.name}")
         (folder / "records.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     ends = [folder for folder in (given.archive / "records").iterdir() if folder.name != "source"]
-    report(ends, given.archive / "report", study.baseline)
+    if study.baseline in {folder.name for folder in ends}:
+        report(ends, given.archive / "report", study.baseline)
     for picture in (given.archive / "report").glob("*.p*"):  # SVG shows as much, and differs in text
         picture.unlink()
 

@@ -1,9 +1,9 @@
-"""Every main arm of the study of phi-1-small to phi-1 at the better of two learning rates, both trained to the end.
+"""Main arms of both studies at the best of several learning rates, all trained to the end.
 
     .venv/bin/python benchmarks/rates.py
 
 Reads the committed records. `phigrow.measure` pairs runs of different rates only where one sweep chose them; here three
-full runs at each of two rates are that sweep, which is said to it.
+full runs at each rate are that sweep, which is said to it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,32 @@ from pathlib import Path
 from phigrow.measure import compare, findings, load_runs
 
 RESULTS = Path(__file__).parent / "results"
-STUDY = RESULTS / "2026-11-21-study-phi-1-2xAMD-EPYC" / "records"  # at 2e-3, lossless-state-copy at 4e-3
-HIGHER = RESULTS / "2026-11-21-study-phi-1-rate-4e-3-2xAMD-EPYC" / "records"
-BETTER = {STUDY: ("scratch", "lossless-state-copy"), HIGHER: ("wr", "lossless", "continued", "tile")}
 BUDGETS = ("300", "600")
+STUDIES = {
+    "phi-1-small to phi-1": (
+        [2e-3, 4e-3],
+        {"phi-1": ("scratch", "lossless-state-copy"), "phi-1-rate-4e-3": ("wr", "lossless", "continued", "tile")},
+    ),
+    "phi-1.5 to phi-2": (
+        [1e-3, 2e-3, 4e-3],
+        {"phi-2": ("scratch",), "phi-2-rate-2e-3": ("wr", "wr-fresh", "lossless", "lossless-fresh")},
+    ),
+}
+"""Study -> the rates that were trained to the end, and which arm's records are those of its better rate."""
 
 
 def main() -> None:
-    folders = [records / arm for records, arms in BETTER.items() for arm in arms]
-    runs = load_runs(end for folder in folders for end in sorted(folder.glob("seed*/*")) if end.name in BUDGETS)
-    for run in runs:
-        run.meta["config"]["lr_chosen_by"] = {"lr": [2e-3, 4e-3], "steps": 600, "seeds": [0, 1, 2]}
-    print("\n".join(findings(compare(runs))))
+    for study, (rates, better) in STUDIES.items():
+        print(f"{study}, each arm at the better of {', '.join(f'{rate:g}' for rate in rates)}:")
+        folders = [
+            RESULTS / f"2026-11-21-study-{name}-2xAMD-EPYC" / "records" / arm
+            for name, arms in better.items()
+            for arm in arms
+        ]
+        runs = load_runs(end for folder in folders for end in sorted(folder.glob("seed*/*")) if end.name in BUDGETS)
+        for run in runs:
+            run.meta["config"]["lr_chosen_by"] = {"lr": rates, "steps": 600, "seeds": [0, 1, 2]}
+        print("\n".join(findings(compare(runs))))
 
 
 if __name__ == "__main__":

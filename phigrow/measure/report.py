@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phigrow.errors import GrowthError
 from phigrow.measure.compare import compare
 from phigrow.measure.data import as_json
 from phigrow.measure.estimates import Comparison
@@ -22,6 +21,7 @@ from phigrow.measure.records import load_runs
 from phigrow.measure.tables import budget_rows, markdown, markdown_table
 from phigrow.measure.trends import budget_figure, diagnostics_figure
 from phigrow.measure.wording import findings
+from phigrow.output import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,14 +95,12 @@ def _write(comparison: Comparison, folder: Path) -> None:
         "report.json": json.dumps(as_json(comparison), indent=1, allow_nan=False) + "\n",
         "report.html": page(comparison, definitions(comparison)),
     }
-    try:
+    with writing(folder):
         for name, figure in figures.items():
             for ending in FORMATS:
                 _put(folder / f"{name}.{ending}", lambda path, figure=figure: save(figure, path))  # type: ignore[misc]
         for name, text in texts.items():
             _put(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
-    except OSError as error:
-        raise _unwritable(folder, error) from error
 
 
 @contextmanager
@@ -110,22 +108,16 @@ def _made(folder: Path) -> Iterator[Path]:
     """Make a folder that files can be put into; what was made of it goes again where nothing came to lie there."""
     made: list[Path] = []
     try:
-        try:
+        with writing(folder):
             made = [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             _put(folder / "report.md", lambda path: path.touch(), keep=False)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
         yield folder
     except BaseException:
         for each in made:
             with suppress(OSError):
                 each.rmdir()
         raise
-
-
-def _unwritable(folder: Path, error: OSError) -> GrowthError:
-    return GrowthError("the output cannot be written", where=str(folder), why=str(error))
 
 
 def definitions(comparison: Comparison) -> str:
