@@ -23,7 +23,8 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
     Raises:
         GrowthError: the baseline has no end yet, or the runs cannot be compared.
     """
-    from phigrow.measure import findings, report
+    from phigrow.measure import report
+    from phigrow.measure.wording import finding_lines
 
     sweeps = sweep_results(study, jobs)
     if sweeps is not None:
@@ -40,7 +41,7 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
             f"no report yet: {study.baseline} has not ended", where=str(study.out), fix="run the study, or its baseline"
         )
     comparison = report(folders, study.out / "report", study.baseline)
-    for line in findings(comparison):
+    for line in finding_lines(comparison):
         say(line)
     return study.out / "report"
 

@@ -122,9 +122,10 @@ def _join(staged: Staged) -> None:
 
 
 def _report(staged: Staged, scratch: Stage, say: Callable[[str], None]) -> None:
-    from phigrow.measure import findings, report
+    from phigrow.measure import report
+    from phigrow.measure.wording import finding_lines
 
     comparison = report([staged.out, scratch.folder], staged.out / "report", "scratch")
-    for line in findings(comparison):
+    for line in finding_lines(comparison):
         say(line)
     say(f"report: {staged.out / 'report' / 'report.html'}")
