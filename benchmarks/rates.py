@@ -21,7 +21,7 @@ STUDIES = {
     ),
     "phi-1.5 to phi-2": (
         [1e-3, 2e-3, 4e-3],
-        {"phi-2": ("scratch",), "phi-2-rate-2e-3": ("wr", "wr-fresh", "lossless", "lossless-fresh")},
+        {"phi-2-rate-2e-3": ("scratch", "wr-fresh", "lossless", "lossless-fresh"), "phi-2-rate-4e-3": ("wr",)},
     ),
 }
 """Study -> the rates that were trained to the end, and which arm's records are those of its better rate."""
