@@ -168,7 +168,7 @@ def _study(plan: Plan, tokens: float | None) -> Iterator[Advice]:
         yield Advice("method", text, STUDY)
     if any((axis.write_random | axis.read_random).any() for axis in plan.axes.values()):
         text = (
-            "train values that are no copies at twice the rate of copies (fresh_lr: 2): wr and lossless ended 0.03 to "
+            "train values that are no copies at twice the rate of copies (fresh_lr: 2): wr and lossless ended 0.02 to "
         )
         text += "0.07 nats lower with it, lemon 0.015"
         yield Advice("rate", text, STUDY)
