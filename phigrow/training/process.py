@@ -60,9 +60,11 @@ def prepare_environment() -> None:
         # Idle threads of GNU OpenMP spin for milliseconds; where another process wants the core, the thread they wait
         # for cannot run. Spinning briefly was as fast on idle cores and 1.7 times as fast with one core taken.
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    beside = Path(sys.executable).parent  # of a virtual environment that was not activated
-    if shutil.which("ninja") is None and (beside / "ninja").exists():
-        os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
+    # That of a virtual environment that was not activated, as under the launcher: another version of ninja would take
+    # what the former has built for another command, and build it again.
+    ninja = Path(sys.executable).with_name("ninja")
+    if ninja.exists() and shutil.which("ninja") != str(ninja):
+        os.environ["PATH"] = f"{ninja.parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def start(threads: int | None = None) -> World:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from phigrow.errors import GrowthError
+from phigrow.training import process
 from phigrow.training.leftovers import free_compile_lock, unlink_shared_buffers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and shared memory with names: Linux only")
@@ -112,3 +114,23 @@ def test_a_rank_unlinks_its_own_name_and_no_other(monkeypatch, tmp_path):
     unlink_shared_buffers(1, 2, 2, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == others
     unlink_shared_buffers(1, 2, 2, tmp_path)  # absent: no error
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_ninja_beside_the_interpreter_comes_first(tmp_path, monkeypatch, there):
+    """As under DeepSpeed's launcher: each version of ninja builds anew what another has built."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        (folder / "ninja").write_text("#!/bin/sh\n")
+        (folder / "ninja").chmod(0o755)
+    if not there:
+        (own / "ninja").unlink()
+    monkeypatch.setattr(sys, "executable", str(own / "python"))
+    monkeypatch.setenv("PATH", f"{other}{os.pathsep}{own}")
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "GOMP_SPINCOUNT": "1"}.items():
+        monkeypatch.setenv(key, value)
+    for _ in range(2):  # and once only
+        process.prepare_environment()
+        assert shutil.which("ninja") == str((own if there else other) / "ninja")
+    assert os.environ["PATH"].count(str(own)) == 1 + there
