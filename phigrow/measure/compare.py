@@ -11,9 +11,9 @@ import numpy as np
 from phigrow.errors import GrowthError
 from phigrow.measure.estimates import ACCOUNTINGS, STEPS, UNITS, Arm, Basis, BudgetPoint, Comparison, Estimate, Unit
 from phigrow.measure.intervals import speedup_intervals
-from phigrow.measure.pairing import Seeds, chosen_budget, grouped, paired_runs
+from phigrow.measure.pairing import chosen_budget, grouped, paired_runs
 from phigrow.measure.reaching import Reach, Reached, reach
-from phigrow.measure.records import Run
+from phigrow.measure.records import Run, Seeds
 from phigrow.measure.sizes import check_sizes, without_sources
 
 MID_SCHEDULE_POINTS = 12

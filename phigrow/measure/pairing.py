@@ -9,16 +9,12 @@ from typing import Any
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.measure.records import Columns, Run
+from phigrow.measure.records import Columns, Run, Seeds
 from phigrow.measure.sizes import check_one_model
 
 SAME_META = ("data_fingerprint", "eval_fingerprint", "eval_blocks")
 SAME_CONFIG = ("steps", "batch", "schedule", "lr", "seed", "eval_blocks")
 """Keys of the run record, and of its ``config``, that must agree within a pair wherever both runs have them."""
-
-
-Seeds = dict[int, dict[int | None, Run]]
-"""The runs of one arm: by seed, then by budget (steps after which the schedule has decayed), both in order."""
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:

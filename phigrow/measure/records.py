@@ -122,6 +122,10 @@ class Run:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
+Seeds = dict[int, dict[int | None, Run]]
+"""The runs of one arm: by seed, then by budget (steps after which the schedule has decayed), both in order."""
+
+
 def load_run(folder: str | Path) -> Run:
     """Read ``folder/records.jsonl``, or ``records.jsonl.gz``, checking every line.
 

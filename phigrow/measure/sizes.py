@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.measure.records import COSTS, Run
-
-if TYPE_CHECKING:
-    from phigrow.measure.pairing import Seeds
+from phigrow.measure.records import COSTS, Run, Seeds
 
 SHAPE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
