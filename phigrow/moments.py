@@ -13,9 +13,9 @@ that are means. `tests/test_moments.py` holds all of this to 1e-10.
 
 Where a stream is turned by an isometry Q, gradients are turned with it, and readers that took in a normalisation,
 ``W' = W diag(g) Q^T``, get ``G' = (G - s b^T) diag(1/g) Q^T`` with s the gradient of their bias: `phigrow.unfolding`
-takes the normalisation out. Second moments grow by the squares of Q's entries, as if gradients of different coordinates
-were independent. What the normalisation itself has left, one gain for all coordinates, is new and starts at zero; and
-where readers have no bias (GPT-NeoX's head), s is unknown, and they start at zero too.
+takes the normalisation out. Second moments grow by the squares of Q's entries, as if gradients of different
+coordinates, and of the bias, were independent. What the normalisation itself has left, one gain for all coordinates, is
+new and starts at zero; and where readers have no bias (GPT-NeoX's head), s is unknown, and they start at zero too.
 """
 
 from __future__ import annotations

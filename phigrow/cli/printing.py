@@ -52,6 +52,7 @@ def print_remarks(plan: Plan, advised: Sequence[Advice]) -> None:
 def print_capacity(found: Capacity) -> None:
     """Which layouts fit, GiB of each part, the largest micro-batch, and days and cost."""
     from phigrow.capacity import RESERVED
+    from phigrow.measure.wording import amount
 
     console = _console()
     gib = 2**30
@@ -91,8 +92,9 @@ def print_capacity(found: Capacity) -> None:
         console.print(f"chosen, as keys of a recipe: {keys}")
     if found.tokens is None or found.flops is None or found.seconds is None:
         return
+    tokens = amount(found.tokens, "tokens")
     console.print(
-        f"{amount(found.tokens)} tokens, {found.tokens / found.parameters:.1f} a parameter, {found.flops:.3g} FLOPs: "
+        f"{tokens} tokens, {found.tokens / found.parameters:.1f} a parameter, {found.flops:.3g} FLOPs: "
         f"[bold]{found.seconds / 86400:.3g} days[/] at {found.mfu:.0%} of {found.peak_flops / 1e12:.0f} TFLOP/s, "
         f"{found.gpu_hours:,.0f} GPU hours" + ("" if found.cost is None else f", cost {found.cost:,.0f}")
     )
@@ -209,18 +211,6 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, width=shutil.get_terminal_size((120, 24)).columns)
-
-
-def amount(value: float) -> str:
-    """As it would be typed: 100B, 1.4T.
-
-    >>> amount(1e11)
-    '100B'
-    """
-    scale, letter = next(
-        (s, name) for s, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1, "")) if value >= s or s == 1
-    )
-    return f"{value / scale:.4g}{letter}"
 
 
 def _table(title: str, columns: list[str], rows: Sequence[Any], right: bool = False, narrow: bool = False) -> None:
