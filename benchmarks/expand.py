@@ -72,7 +72,7 @@ SIZES = {  # destination: hidden, heads, layers; the source is half as wide and 
 
 
 def phi(hidden: int, heads: int, layers: int) -> dict[str, Any]:
-    from phigrow.config import load_config
+    from phigrow.models.config import load_config
 
     sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers}
     rotary = {"partial_rotary_factor": 32 / (hidden // heads)}
@@ -88,9 +88,9 @@ def make_source(folder: Path, config: dict[str, Any]) -> None:
 def _write_source(folder: Path, config: dict[str, Any]) -> None:
     import torch
 
-    from phigrow.bits import bits_of
-    from phigrow.families import family_of
-    from phigrow.shards import CheckpointWriter
+    from phigrow.checkpoints.bits import bits_of
+    from phigrow.checkpoints.writer import CheckpointWriter
+    from phigrow.models.families import family_of
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -125,7 +125,8 @@ def expand(method: str) -> list[str]:
 
 def tuned(method: str, values: int, threads: int) -> list[str]:
     """`phigrow expand` with another block size and number of threads."""
-    script = f"import os, phigrow.stream; phigrow.stream.BLOCK_VALUES = {values}; os.cpu_count = lambda: {threads}"
+    module = "phigrow.expansion.write_tensors"
+    script = f"import os, {module}; {module}.BLOCK_VALUES = {values}; os.cpu_count = lambda: {threads}"
     command = expand(method)
     return [*command[:2], f"{script}; {command[2]}", *command[3:]]
 
@@ -142,7 +143,7 @@ def mixtures(folder: Path) -> dict[str, list[str]]:
     import numpy as np
 
     import phigrow
-    from phigrow.maps import write_maps
+    from phigrow.growth.matrices import write_maps
 
     plan = phigrow.plan(folder / "src" / "config.json", folder / "dst.json", "ligo")
     drawn, learned = np.random.default_rng(0), plan.learned
@@ -160,7 +161,7 @@ def timings(
     folder: Path, rounds: int, *, in_memory: bool, sync: bool, tune: bool, mixing: bool
 ) -> list[dict[str, Any]]:
     """Records of every process of every counted round."""
-    from phigrow.config import load_config
+    from phigrow.models.config import load_config
 
     make_source(folder / "src", load_config("phi-1_5.json"))
     (folder / "dst.json").write_text(json.dumps(load_config("phi2.json")))

@@ -27,12 +27,12 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 import phigrow
 from phigrow.corpus import prepare
 from phigrow.errors import GrowthError
-from phigrow.families import all_families
-from phigrow.family import Family
-from phigrow.learning import learn_growth
-from phigrow.methods import all_methods
-from phigrow.methods.depth import DEPTHS
-from phigrow.verify import widen_norms
+from phigrow.expansion.verify import widen_norms
+from phigrow.growth.methods import all_methods
+from phigrow.growth.methods.depth import DEPTHS
+from phigrow.ligo.train import learn_growth
+from phigrow.models.families import all_families
+from phigrow.models.family import Family
 
 SOURCE = {"vocab": 256, "hidden": 64, "kv": 4, "group": 1, "q": 16, "rotary": 16, "mlp": 192, "layer": 3}
 SIZES = {

@@ -5,9 +5,10 @@
 
 The model, attention, activation and loss are the recipe's own; around them is a plain loop, so that this needs neither
 DeepSpeed nor a second GPU: bf16 weights and gradients, fp32 masters, fused AdamW, clipping, random tokens. FLOPs are
-`phigrow.flops.count`'s, 3 times forward whatever is recomputed, attention not halved for causality (PaLM, appendix B;
-as llm-foundry counts). The peak is the fastest bf16 product among large squares and the model's own shapes, measured
-before and after the training; the share of it is thus of what this GPU does in this state, not of a data sheet.
+`phigrow.models.cost.count`'s, 3 times forward whatever is recomputed, attention not halved for causality (PaLM,
+appendix B; as llm-foundry counts). The peak is the fastest bf16 product among large squares and the model's own shapes,
+measured before and after the training; the share of it is thus of what this GPU does in this state, not of a data
+sheet.
 
 `--model tiny` runs anywhere, in seconds.
 """
@@ -38,7 +39,7 @@ KINDS = {
 
 def shape(name: str) -> dict[str, Any]:
     """The configuration of a shipped model, without dropout, or a tiny one."""
-    from phigrow.config import load_config
+    from phigrow.models.config import load_config
 
     config = load_config("phi-1_5" if name == "tiny" else name)
     if name == "tiny":
@@ -156,7 +157,7 @@ def profile(work: Callable[[], Any], device: torch.device) -> tuple[dict[str, fl
 
 def measure(config: dict[str, Any], words: argparse.Namespace, micro: int, device: torch.device) -> dict[str, Any]:
     """The record of one micro-batch size; of a size that does not fit, only that."""
-    from phigrow.flops import count
+    from phigrow.models.cost import count
 
     record: dict[str, Any] = {"micro_batch": micro}
     tokens = micro * words.seq_len

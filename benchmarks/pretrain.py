@@ -87,7 +87,7 @@ class Clock:
 
 
 def by_phigrow(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, Any]:
-    from phigrow.allocator import keep_freed_memory
+    from phigrow.training.allocator import keep_freed_memory
 
     keep_freed_memory()  # as the recipe's entry point does, before torch is loaded
     from phigrow.training import RunConfig, step, train
@@ -122,7 +122,7 @@ def by_phigrow(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, A
 
 
 def by_trainer(folder: Path, steps: int, *, tuned: bool) -> dict[str, Any]:
-    from phigrow.allocator import keep_freed_memory
+    from phigrow.training.allocator import keep_freed_memory
 
     if tuned:
         keep_freed_memory()

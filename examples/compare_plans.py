@@ -4,7 +4,7 @@ Run: python examples/compare_plans.py
 """
 
 import phigrow
-from phigrow.explain import axis_rows, claim
+from phigrow.inspection.explain import axis_rows, claim
 
 for method in ("wr", "tile", "lossless"):
     plan = phigrow.plan("phi-1_5", "phi2.json", method)

@@ -6,15 +6,15 @@ Importing it has no effects and loads neither torch nor transformers.
 from typing import TYPE_CHECKING, Any
 
 from phigrow.errors import GrowthError
-from phigrow.expand import expand, expand_model
-from phigrow.plan import Plan
+from phigrow.expansion.expand import expand, expand_model
+from phigrow.expansion.verify import Certificate, verify
+from phigrow.growth.plan import Plan
 
 # These two come last: `plan` and `verify` are functions here, and the submodules of the same names stay importable.
-from phigrow.resolve import plan
-from phigrow.verify import Certificate, verify
+from phigrow.growth.planner import plan
 
 if TYPE_CHECKING:
-    from phigrow.optimizer import grow_optimizer
+    from phigrow.expansion.grow_optimizer import grow_optimizer
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,8 @@ __all__ = ["Certificate", "GrowthError", "Plan", "expand", "expand_model", "grow
 def __getattr__(name: str) -> Any:
     if name != "grow_optimizer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from phigrow.optimizer import grow_optimizer  # it knows training's checkpoints, which measuring must not load
+    from phigrow.expansion.grow_optimizer import (
+        grow_optimizer,  # it knows training's checkpoints, which measuring must not load
+    )
 
     return grow_optimizer

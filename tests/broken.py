@@ -9,8 +9,8 @@ import shutil
 import struct
 
 import torch
-from models import phi_config
 from safetensors.torch import load_file, save_file
+from tiny_models import phi_config
 
 SRC = phi_config(32, 4, 48, 2, 4)
 FC1 = "model.layers.1.mlp.fc1.weight"

@@ -1,4 +1,4 @@
-"""Fixtures for every test; the tiny models themselves are made in models.py."""
+"""Fixtures for every test; the tiny models themselves are made in tiny_models.py."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ import shutil
 import struct
 from pathlib import Path
 
-from models import phi_config, phi_model
+from tiny_models import phi_config, phi_model
 
 import phigrow
-from phigrow.checkpoint import CheckpointReader
-from phigrow.config import load_config
+from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
-from phigrow.expand import preview
+from phigrow.expansion.expand import preview
+from phigrow.models.config import load_config
 
 SRC, DST = phi_config(16, 2, 12, 2, 4, 11), phi_config(24, 3, 20, 3, 4, 13)
 MOST_OUTPUT_BYTES = 4 << 20
@@ -110,7 +110,7 @@ def try_one(work: Path, layouts: list[Files], seed: int, number: int, grow=phigr
 
 
 def variables(seed: int, number: int) -> str:
-    return f"PHIGROW_FUZZ_SEED={seed} PHIGROW_FUZZ_INPUT={number} pytest tests/test_fuzz.py"
+    return f"PHIGROW_FUZZ_SEED={seed} PHIGROW_FUZZ_INPUT={number} pytest tests/expansion/test_fuzz.py"
 
 
 def damage(rng: random.Random, files: Files) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from phigrow.families import all_families
+from phigrow.models.families import all_families
 
 FOLDER = Path(__file__).parent / "golden"
 FAMILIES = sorted(all_families())

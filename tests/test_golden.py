@@ -29,14 +29,14 @@ from golden_cases import (
 )
 
 import phigrow
-from phigrow.certificates import tensor_hashes
-from phigrow.checkpoint import CheckpointReader
+from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
-from phigrow.lift import InMemory, Lift
-from phigrow.moments import POWER, STATES, moment_growth
-from phigrow.planfile import inspection_json, read_plan_file
-from phigrow.provenance import copied_values
-from phigrow.unfolding import moment_source
+from phigrow.expansion.certificates import tensor_hashes
+from phigrow.expansion.provenance import copied_values
+from phigrow.growth.lift import InMemory, Lift
+from phigrow.growth.moments import POWER, STATES, moment_growth
+from phigrow.growth.unfusion import moment_source
+from phigrow.inspection.plan_file import inspection_json, read_plan_file
 
 WRITE = bool(os.environ.get("PHIGROW_WRITE_GOLDEN"))
 REFUSED = "refused"

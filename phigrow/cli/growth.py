@@ -51,7 +51,7 @@ from phigrow.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from phigrow.capacity import Capacity
+    from phigrow.models.capacity import Capacity
 
 
 def expand(
@@ -87,10 +87,10 @@ def expand(
     phigrow expand --src phi-1_5 --dst-config phi2.json --method tile
     """
     import phigrow
-    from phigrow.advice import advice
-    from phigrow.allocator import keep_freed_memory
-    from phigrow.expand import default_out, preview
-    from phigrow.planfile import read_plan_file
+    from phigrow.expansion.expand import default_out, preview
+    from phigrow.inspection.advice import advice
+    from phigrow.inspection.plan_file import read_plan_file
+    from phigrow.training.allocator import keep_freed_memory
 
     shape = shape_of(depth, rounding, noise, seed, revision, anchor, scale) | {"maps": maps}
     if dry_run:
@@ -137,7 +137,7 @@ def grow_optimizer(
     phigrow grow-optimizer --checkpoint runs/small --grown small-to-large --state scale
     """
     import phigrow
-    from phigrow.allocator import keep_freed_memory
+    from phigrow.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     written = phigrow.grow_optimizer(checkpoint, grown, out, state=state.value, overwrite=overwrite, progress=True)
@@ -189,9 +189,9 @@ def plan(
     phigrow plan --dst-config phi2.json --gpus 8x80 --tokens 100B
     """
     import phigrow
-    from phigrow.advice import advice
-    from phigrow.capacity import parse_amount
-    from phigrow.explain import summary
+    from phigrow.inspection.advice import advice
+    from phigrow.inspection.explain import summary
+    from phigrow.models.capacity import parse_amount
 
     if diff is not None:
         refuse_others(context, "diff", "as_json")
@@ -203,7 +203,7 @@ def plan(
     if gpus is None:
         refuse_without(context, "gpus", "mfu", "gpu", "price", "batch", "micro_batch", "checkpointing")
     else:
-        from phigrow.capacity import capacity
+        from phigrow.models.capacity import capacity
 
         if src is None:
             growth_only = ("method", "depth", "rounding", "anchor", "scale", "noise", "seed", "revision", "maps")
@@ -233,8 +233,8 @@ def plan(
 
 def _print_differences(first: Path, second: Path, as_json: bool) -> bool:
     """Print what differs between two plans; whether anything does."""
-    from phigrow.difference import differences
-    from phigrow.planfile import read_plan_file
+    from phigrow.inspection.difference import differences
+    from phigrow.inspection.plan_file import read_plan_file
 
     old, new = (read_plan_file(path).plan for path in (first, second))
     found = differences(old, new)
@@ -265,13 +265,13 @@ def inspect(
 
     phigrow inspect phi-1_5-to-phi2-tile --tensor '*.layers.0.self_attn.q_proj.weight' --plot q_proj.png
     """
-    from phigrow.inspection import matching
-    from phigrow.planfile import inspection_json, read_plan_file
+    from phigrow.growth.origins import matching
+    from phigrow.inspection.plan_file import inspection_json, read_plan_file
 
     read = read_plan_file(folder)
     found = matching(read.plan, tensor) if tensor is not None else []
     if plot is not None:
-        from phigrow.pictures import default_tensors, picture, save
+        from phigrow.inspection.pictures import default_tensors, picture, save
 
         save(picture(read.plan, found or default_tensors(read.plan)), plot)
     if as_json:
@@ -314,7 +314,7 @@ def verify(
 
     if certificate is not None:
         refuse_others(context, "certificate", "src", "dst", "revision", "as_json")
-        from phigrow.certificates import check_certificate
+        from phigrow.expansion.certificates import check_certificate
 
         problems = check_certificate(certificate, src, dst, revision)
         print_check(problems, as_json)
@@ -326,7 +326,7 @@ def verify(
     else:
         print_certificate(found)
     if save is not None:
-        from phigrow.certificates import save_certificate
+        from phigrow.expansion.certificates import save_certificate
 
         save_certificate(save, found, src, dst, revision)
         typer.echo(f"wrote {save}", err=as_json)

@@ -44,8 +44,8 @@ def learn_growth(
 
     phigrow learn-growth --src phi-1_5 --dst-config phi2.json --data data --out maps
     """
-    from phigrow.allocator import keep_freed_memory
-    from phigrow.learning import learn_growth as learn
+    from phigrow.ligo.train import learn_growth as learn
+    from phigrow.training.allocator import keep_freed_memory
     from phigrow.training.entry import leave
     from phigrow.training.process import own_rank
 

@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from phigrow.advice import Advice
-    from phigrow.capacity import Capacity
-    from phigrow.difference import Difference
-    from phigrow.inspection import Anatomy, Kind
-    from phigrow.plan import Plan
-    from phigrow.planfile import PlanFile
-    from phigrow.verify import Certificate
+    from phigrow.expansion.verify import Certificate
+    from phigrow.growth.origins import Anatomy, Kind
+    from phigrow.growth.plan import Plan
+    from phigrow.inspection.advice import Advice
+    from phigrow.inspection.difference import Difference
+    from phigrow.inspection.plan_file import PlanFile
+    from phigrow.models.capacity import Capacity
 
 
 def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice] = ()) -> None:
-    from phigrow.explain import axis_rows, cost_rows, layer_rows
+    from phigrow.inspection.explain import axis_rows, cost_rows, layer_rows
 
     console = _console()
     options = "".join(f", {name} {value}" for name, value in plan.options.items())
@@ -39,7 +39,7 @@ def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice]
 
 def print_remarks(plan: Plan, advised: Sequence[Advice]) -> None:
     """What a plan claims, notes and is advised."""
-    from phigrow.explain import claim
+    from phigrow.inspection.explain import claim
 
     console = _console()
     console.print(escaped(claim(plan)))
@@ -51,8 +51,8 @@ def print_remarks(plan: Plan, advised: Sequence[Advice]) -> None:
 
 def print_capacity(found: Capacity) -> None:
     """Which layouts fit, GiB of each part, the largest micro-batch, and days and cost."""
-    from phigrow.capacity import RESERVED
     from phigrow.measure.wording import amount
+    from phigrow.models.capacity import RESERVED
 
     console = _console()
     gib = 2**30
@@ -166,9 +166,9 @@ def _value(value: Any) -> str:
 
 def print_inspection(read: PlanFile) -> None:
     """Where a grown folder came from, and what every line of the family table holds."""
-    from phigrow.explain import claim
-    from phigrow.planfile import origin
-    from phigrow.tallies import by_line, totals
+    from phigrow.inspection.explain import claim
+    from phigrow.inspection.plan_file import origin
+    from phigrow.inspection.tallies import by_line, totals
 
     for what, value in origin(read):
         typer.echo(f"{what:<12} {value}")
@@ -178,8 +178,8 @@ def print_inspection(read: PlanFile) -> None:
 
 
 def _print_shares(lines: Mapping[str, Mapping[Kind, int]]) -> None:
-    from phigrow.inspection import WORDS, Kind
-    from phigrow.tallies import percent
+    from phigrow.growth.origins import WORDS, Kind
+    from phigrow.inspection.tallies import percent
 
     used = [kind for kind in Kind if any(counts[kind] for counts in lines.values())]
     rows = [(line, *(percent(counts, kind) for kind in used)) for line, counts in lines.items()]
@@ -188,8 +188,8 @@ def _print_shares(lines: Mapping[str, Mapping[Kind, int]]) -> None:
 
 def print_tensors(found: Sequence[Anatomy]) -> None:
     """Every tensor: shapes, source, spans of its axes, and percents."""
-    from phigrow.inspection import span_lines
-    from phigrow.tallies import shares
+    from phigrow.growth.origins import span_lines
+    from phigrow.inspection.tallies import shares
 
     for each in found:
         growth = each.growth

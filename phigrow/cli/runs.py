@@ -68,7 +68,7 @@ def demo(
     Everything is real and small: the text is the Python installation's own documentation, training runs under
     DeepSpeed, the report is a picture and a table. Minutes on two CPU cores; an interrupted run resumes.
     """
-    from phigrow.demo import run
+    from phigrow.study.demo import run
 
     run(out, ranks=ranks, steps=steps, seed=seed)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from phigrow.corpus.blocks import BlockArray, Blocks, load_blocks
     from phigrow.corpus.build import prepare
     from phigrow.corpus.embedded import Document, embedded_documents
-    from phigrow.corpus.facts import DataInfo, SplitInfo
+    from phigrow.corpus.metadata import DataInfo, SplitInfo
     from phigrow.corpus.mixture import mix_folders, mix_sources
     from phigrow.corpus.sources import load_documents
     from phigrow.corpus.streaming import open_stream, stream_settings
@@ -43,9 +43,9 @@ __all__ = [
 _HOME = {
     "BlockArray": "blocks",
     "Blocks": "blocks",
-    "DataInfo": "facts",
+    "DataInfo": "metadata",
     "Document": "embedded",
-    "SplitInfo": "facts",
+    "SplitInfo": "metadata",
     "embedded_documents": "embedded",
     "load_blocks": "blocks",
     "load_documents": "sources",

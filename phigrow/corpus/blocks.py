@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.corpus.facts import read_facts
+from phigrow.corpus.metadata import read_facts
 
 Rows = range | npt.NDArray[np.int64]
 """Numbers of blocks."""

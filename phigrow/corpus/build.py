@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.corpus.blocks import BlockArray
-from phigrow.corpus.facts import FACTS, FORMAT, DataInfo, SplitInfo
+from phigrow.corpus.metadata import FACTS, FORMAT, DataInfo, SplitInfo
 from phigrow.corpus.packing import Stream, by_source, pack, select, source_names, tokenise
 from phigrow.corpus.sources import EMBEDDED, load_documents
 from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
-from phigrow.output import writing
+from phigrow.files.output import writing
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phigrow.checkpoints.hub import ALIASES
 from phigrow.corpus.sources import HUB_NAME
 from phigrow.errors import GrowthError
-from phigrow.hub import ALIASES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

@@ -8,11 +8,11 @@ from phigrow.measure.crossing import Crossing, cost_to_loss, monotone
 from phigrow.measure.estimates import Arm, BudgetPoint, Comparison, Estimate
 from phigrow.measure.figures import curves, save
 from phigrow.measure.latex import latex
-from phigrow.measure.records import Run, load_run, load_runs
 from phigrow.measure.report import report
 from phigrow.measure.tables import frame, markdown, terminal
 from phigrow.measure.trends import budget_figure, diagnostics_figure
 from phigrow.measure.wording import findings
+from phigrow.records.reader import Run, load_run, load_runs
 
 __all__ = [
     "Arm",

@@ -13,8 +13,8 @@ from phigrow.measure.estimates import ACCOUNTINGS, STEPS, UNITS, Arm, Basis, Bud
 from phigrow.measure.intervals import speedup_intervals
 from phigrow.measure.pairing import chosen_budget, grouped, paired_runs
 from phigrow.measure.reaching import Reach, Reached, reach
-from phigrow.measure.records import Run, Seeds
 from phigrow.measure.sizes import check_sizes, without_sources
+from phigrow.records.reader import Run, Seeds
 
 MID_SCHEDULE_POINTS = 12
 """Budgets on the curves of a study with one budget, spaced evenly in their logarithm."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Arm, BudgetPoint, Comparison, Estimate
 from phigrow.measure.intervals import CONFIDENCE
 from phigrow.measure.provenance import all_runs
-from phigrow.measure.records import COSTS, DIAGNOSTICS, Columns, Run
 from phigrow.measure.wording import findings
+from phigrow.records.reader import COSTS, DIAGNOSTICS, Columns, Run
 
 MOST_POINTS = 400
 """Points of a curve on the page. Of training losses each is the mean of the steps it stands for, of evaluations some

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from phigrow.measure.intervals import CONFIDENCE, FEWEST_SEEDS, Interval
-from phigrow.measure.records import Run
+from phigrow.records.reader import Run
 
 Unit = Literal["tokens", "flops", "seconds"]
 Accounting = Literal["sunk", "charged"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phigrow.measure.estimates import Accounting, Arm, Comparison, Unit
-from phigrow.measure.records import Run
 from phigrow.measure.wording import SCALES, times
+from phigrow.records.reader import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

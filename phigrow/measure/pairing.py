@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.measure.records import Columns, Run, Seeds
 from phigrow.measure.sizes import check_one_model
+from phigrow.records.reader import Columns, Run, Seeds
 
 SAME_META = ("data_fingerprint", "eval_fingerprint", "eval_blocks")
 SAME_CONFIG = ("steps", "batch", "schedule", "lr", "seed", "eval_blocks")

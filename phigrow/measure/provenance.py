@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from phigrow.measure.estimates import Comparison
-from phigrow.measure.records import Run
 from phigrow.measure.tables import Rows
 from phigrow.measure.wording import amount
+from phigrow.records.reader import Run
 
 EXPECTED = ("config.arm", "config.seed", "config.out")
 """Settings that always differ and say nothing."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from phigrow.measure.crossing import Crossing, Descent
 from phigrow.measure.estimates import Basis, Unit
-from phigrow.measure.records import Run
+from phigrow.records.reader import Run
 
 
 @dataclass(frozen=True)

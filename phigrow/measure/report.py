@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phigrow.files.output import writing
 from phigrow.measure.compare import compare
 from phigrow.measure.data import as_json
 from phigrow.measure.estimates import Comparison
@@ -17,11 +18,10 @@ from phigrow.measure.figures import curves, save
 from phigrow.measure.latex import latex
 from phigrow.measure.page import page
 from phigrow.measure.provenance import difference_rows, run_rows, version_lines
-from phigrow.measure.records import load_runs
 from phigrow.measure.tables import budget_rows, markdown, markdown_table
 from phigrow.measure.trends import budget_figure, diagnostics_figure
 from phigrow.measure.wording import findings
-from phigrow.output import writing
+from phigrow.records.reader import load_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

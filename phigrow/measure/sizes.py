@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.measure.records import COSTS, Run, Seeds
+from phigrow.records.reader import COSTS, Run, Seeds
 
 SHAPE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

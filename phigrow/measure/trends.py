@@ -8,8 +8,8 @@ import numpy as np
 
 from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison, Unit
 from phigrow.measure.figures import STYLE, TITLES, WIDTH, colour_of, line_of, marker_of, plain
-from phigrow.measure.records import DIAGNOSTICS
 from phigrow.measure.wording import NAMES, amount
+from phigrow.records.reader import DIAGNOSTICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from phigrow.config import load_config
 from phigrow.errors import GrowthError
+from phigrow.models.config import load_config
 from phigrow.study.reading import (
     GROWTH,
     beside,
@@ -100,11 +100,11 @@ def load_study(
 
 def _check(study: Study, path: Path) -> None:
     """What takes more than one key to see."""
-    from phigrow.optimizer import check_state
-    from phigrow.resolve import plan
+    from phigrow.checkpoints.run_checkpoints import marked_checkpoints
+    from phigrow.expansion.grow_optimizer import check_state
+    from phigrow.growth.planner import plan
     from phigrow.study.jobs import jobs_of
     from phigrow.training import RunConfig
-    from phigrow.training.checkpoints import marked_checkpoints
 
     if study.baseline not in [arm.name for arm in study.arms]:
         raise near(f"no arm {study.baseline!r}", f"baseline in {path}", study.baseline, [a.name for a in study.arms])
@@ -151,7 +151,7 @@ def _budgets(value: Any, batch_tokens: int, path: Path) -> tuple[int, ...]:
 
 
 def _source(value: Any, path: Path) -> Source:
-    from phigrow.hub import locate
+    from phigrow.checkpoints.hub import locate
 
     where = f"source in {path}"
     if isinstance(value, str):
@@ -190,7 +190,7 @@ def _sweep(value: Any, seeds: tuple[int, ...], path: Path) -> Sweep:
 
 
 def _arm(name: str, content: Any, path: Path) -> Arm:
-    from phigrow.methods import all_methods, find_method
+    from phigrow.growth.methods import all_methods, find_method
 
     where = f"arm {name} in {path}"
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from phigrow.config import Config
-from phigrow.flops import count
+from phigrow.models.config import Config
+from phigrow.models.cost import count
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Study, Sweep
 
 Kind = Literal["data", "source", "expand", "state", "sweep", "trunk", "end"]
@@ -138,7 +138,7 @@ class _Jobs:
 
     def _start_key(self, arm: Arm, seed: int) -> str:
         """What the first weights depend on: for a growth the resolved plan, so that a changed method is noticed."""
-        from phigrow.resolve import plan
+        from phigrow.growth.planner import plan
 
         study = self.study
         if arm.method == SCRATCH:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
-from phigrow.output import make_folder
+from phigrow.files.output import make_folder
 from phigrow.training import service
 from phigrow.training.loop import STOP_FILE
 from phigrow.training.process import cores

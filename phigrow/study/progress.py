@@ -101,7 +101,7 @@ def last_record(folder: Path, kind: str, *, at_most: int | None = None) -> dict[
 
 def saved_steps(folder: Path) -> list[int]:
     """The steps of a run's complete checkpoints, rising."""
-    from phigrow.training.checkpoints import marked_checkpoints
+    from phigrow.checkpoints.run_checkpoints import marked_checkpoints
 
     return [found.progress.step for found in marked_checkpoints(folder)[0]]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from phigrow.config import Config, load_config
 from phigrow.errors import GrowthError
+from phigrow.models.config import Config, load_config
 
 GROWTH = ("depth", "rounding", "noise")
 """Options of every growth; the method has more."""
@@ -96,7 +96,7 @@ def optional(found: dict[str, Any], key: str, path: Path) -> int | None:
 def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:
     """A folder of packed blocks, or the arguments of `phigrow.corpus.prepare`; and the tokens of a block."""
     from phigrow.corpus.build import prepare
-    from phigrow.corpus.facts import read_facts
+    from phigrow.corpus.metadata import read_facts
 
     if isinstance(value, str):
         folder = beside(value, path)

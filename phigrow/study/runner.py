@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
-from phigrow.output import make_folder, writing
+from phigrow.files.output import make_folder, writing
 from phigrow.study import progress
 from phigrow.study.jobs import Job, jobs_of
 from phigrow.study.launch import Ranks, still_running
@@ -218,12 +218,12 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
         assert isinstance(study.data, dict)
         prepare(**{"ref": "embedded", **study.data, "out": job.folder, "progress": False})
         return
-    from phigrow.expand import expand
+    from phigrow.expansion.expand import expand
 
     assert job.arm is not None
     source = study.source.path or next(other for other in jobs if other.kind == "source").folder / "export"
     if job.kind == "state":
-        from phigrow.optimizer import grow_optimizer
+        from phigrow.expansion.grow_optimizer import grow_optimizer
 
         start = next(other for other in jobs if other.kind == "expand" and other.name in job.needs)
         grow_optimizer(source.parent, start.folder, job.folder, state=str(job.arm.state))

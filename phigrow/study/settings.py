@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phigrow.config import Config
+from phigrow.models.config import Config
 from phigrow.study.launch import Layout, layout
 
 SCRATCH, CONTINUED = "scratch", "continued"
@@ -21,8 +21,8 @@ class Arm:
         method: a width method, ``scratch``, or ``continued``: the source itself, trained on without growing.
         growth: options of `phigrow.expand`, such as depth, noise, scale.
         train: keys of the training run that this arm has for itself.
-        learn: keys of `phigrow.learning.learn_growth`, such as steps, where the maps of its method are learned first.
-        state: what becomes of the source's optimizer state, of `phigrow.moments.STATES`; None: AdamW starts afresh.
+        learn: keys of `phigrow.ligo.train.learn_growth`, such as steps, where the maps of its method are learned first.
+        state: how the source's optimizer state is grown, of `phigrow.growth.moments.STATES`; None: AdamW starts afresh.
     """
 
     name: str

@@ -63,7 +63,7 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
 
 def described(staged: Staged, stage: Stage) -> str:
     """A stage in words: what it is, how long, how much, and whether it is done."""
-    from phigrow.flops import count
+    from phigrow.models.cost import count
 
     size = f"{count(stage.config).parameters / 1e6:.3g}M parameters"
     name = f"stage {stage.number}/{len(staged.stages)}" if stage.number else "scratch"
@@ -75,8 +75,8 @@ def described(staged: Staged, stage: Stage) -> str:
 def _grow(staged: Staged, stage: Stage, say: Callable[[str], None]) -> None:
     if stage.growing is None:
         return
-    from phigrow.expand import expand
-    from phigrow.optimizer import grow_optimizer
+    from phigrow.expansion.expand import expand
+    from phigrow.expansion.grow_optimizer import grow_optimizer
 
     former = staged.stages[stage.number - 2].folder
     if not stage.start.is_dir():

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phigrow.config import Config, load_config
 from phigrow.errors import GrowthError
-from phigrow.flops import count
+from phigrow.models.config import Config, load_config
+from phigrow.models.cost import count
 from phigrow.study.jobs import OPERATIONAL
 from phigrow.study.reading import (
     GROWTH,
@@ -231,9 +231,9 @@ class _Reader:
         return stage
 
     def _growing(self, value: Any, source: Config, seed: int, where: str) -> tuple[Growing, Config, str]:
-        from phigrow.methods import all_methods
-        from phigrow.optimizer import check_state
-        from phigrow.resolve import plan
+        from phigrow.expansion.grow_optimizer import check_state
+        from phigrow.growth.methods import all_methods
+        from phigrow.growth.planner import plan
 
         found = mapping(value, f"grow of {where}")
         for key in ("dst", "method"):

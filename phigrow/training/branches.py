@@ -12,11 +12,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from phigrow.checkpoints.run_checkpoints import FOLDER, RUN_FILE, marked_checkpoints
 from phigrow.errors import GrowthError
-from phigrow.output import writing
-from phigrow.training.checkpoints import FOLDER, RUN_FILE, has_begun, marked_checkpoints
+from phigrow.files.output import writing
+from phigrow.records.writer import FILE
+from phigrow.training.checkpoints import has_begun
 from phigrow.training.configuration import RunConfig
-from phigrow.training.records import FILE
 
 OWN = ("steps", "decay")
 """Keys of the loss curve in which a branch may differ from its trunk."""

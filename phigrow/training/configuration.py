@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phigrow.config import shipped_name
 from phigrow.errors import GrowthError
+from phigrow.models.config import shipped_name
 
 SCRATCH = "scratch"
 DEMO = "demo"

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phigrow.checkpoint import CheckpointReader
+from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
-from phigrow.training.accounts import GROWN_FILE
+from phigrow.training.training_cost import GROWN_FILE
 from phigrow.training.weights import full_value
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from phigrow.allocator import keep_freed_memory
 from phigrow.errors import GrowthError
+from phigrow.training.allocator import keep_freed_memory
 from phigrow.training.options import parse, usage
 from phigrow.training.process import own_rank
 

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.flops import count
-from phigrow.training import carried, checkpoints
-from phigrow.training.accounts import Cost, Source, source_of
+from phigrow.checkpoints.run_checkpoints import Found, Progress
+from phigrow.models.cost import count
+from phigrow.records.writer import RecordWriter, recorded_losses
+from phigrow.training import checkpoints, initial_state
+from phigrow.training.anomalies import NonFinite, Spikes
 from phigrow.training.branches import branch, starts_branch
-from phigrow.training.checkpoints import Found, Progress
 from phigrow.training.configuration import SCRATCH, RunConfig
 from phigrow.training.data import check_tokenizer, data_curve, keep_tokenizer, load_data, make_feed
-from phigrow.training.facts import opening, run_record
 from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_place
-from phigrow.training.pace import copied_values, is_paced, make_pace
+from phigrow.training.per_value_lr import copied_values, is_paced, make_pace
 from phigrow.training.process import StopRequest, World, forget_stop, lost_rank_named, on_rank_zero, start
 from phigrow.training.progress import Reporter
-from phigrow.training.records import RecordWriter, recorded_losses
+from phigrow.training.run_info import opening, run_record
 from phigrow.training.schedule import rejoin
-from phigrow.training.watch import NonFinite, Spikes
+from phigrow.training.training_cost import Cost, Source, source_of
 
 if TYPE_CHECKING:
     from phigrow.training.step import Reading, Stepper
@@ -67,8 +67,8 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     world = start(config.threads)
     if blocks is None:
         blocks = load_data(config, out, world)
-    begins = carried.start_of(config, blocks)
-    source = carried.with_state(source, begins)
+    begins = initial_state.start_of(config, blocks)
+    source = initial_state.with_state(source, begins)
     curve = config.curve() | data_curve(blocks)
     on_rank_zero(world, lambda: branch(config, curve, out))
     found = checkpoints.resumable(out, curve, world, resume=config.resume == "auto")
@@ -96,7 +96,7 @@ class _Run:
         blocks: Any,
         found: Found | None,
         monitors: dict[str, dict[str, Any]],
-        begins: carried.Start,
+        begins: initial_state.Start,
     ) -> None:
         from phigrow.training.engine import engine_config, make_engine, micro_batch
         from phigrow.training.evaluation import held_out
@@ -125,7 +125,7 @@ class _Run:
         if found is None and config.init != SCRATCH:
             masters_from_checkpoint(self.engine, Path(config.init))
             if begins.optimizer is not None:
-                carried.load(self.engine, begins.optimizer, world)
+                initial_state.load(self.engine, begins.optimizer, world)
         elif found is None and self.place != "nvme":  # there DeepSpeed moves a gigabyte or more for every parameter
             masters_from_scratch(self.engine, config.seed, initializer_range(self.model_dict))
         self.at = Progress(data=begins.position, blocks=begins.first * config.batch)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from phigrow.config import Config, load_config, normalised
 from phigrow.errors import GrowthError
+from phigrow.models.config import Config, load_config, normalised
 from phigrow.training.activation import fuse_gelu
 from phigrow.training.attention import without_mask
 from phigrow.training.configuration import DEMO, DEMO_MODEL, SCRATCH, RunConfig

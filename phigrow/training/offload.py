@@ -6,7 +6,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
-from phigrow.training.leftovers import free_compile_lock
+from phigrow.training.deepspeed_cleanup import free_compile_lock
 
 DEVICES = ("cpu", "nvme")
 _SECTIONS = ("offload_optimizer", "offload_param")

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from phigrow.errors import GrowthError
-from phigrow.output import writing
-from phigrow.training.leftovers import free_compile_lock, unlink_shared_buffers
+from phigrow.files.output import writing
+from phigrow.training.deepspeed_cleanup import free_compile_lock, unlink_shared_buffers
 
 if TYPE_CHECKING:
     import torch
@@ -234,3 +234,14 @@ class StopRequest:
         elif number == signal.SIGINT and now - self._asked_at > self.PATIENCE:
             signal.signal(number, self._former[number])
             os.kill(os.getpid(), number)
+
+
+def gathered(world: World, mine: Any) -> list[Any]:
+    """Return every rank's value, on every rank."""
+    if world.size == 1:
+        return [mine]
+    import torch.distributed as dist
+
+    out: list[Any] = [None] * world.size
+    dist.all_gather_object(out, mine)
+    return out

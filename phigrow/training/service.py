@@ -16,7 +16,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from phigrow.allocator import keep_freed_memory
+from phigrow.training.allocator import keep_freed_memory
 from phigrow.training.entry import leave, run
 from phigrow.training.process import World, on_rank_zero, start
 

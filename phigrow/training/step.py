@@ -19,7 +19,7 @@ from phigrow.training.configuration import RunConfig
 
 if TYPE_CHECKING:
     from phigrow.training.feed import Feed, Position, Prefetcher
-    from phigrow.training.pace import Pace
+    from phigrow.training.per_value_lr import Pace
     from phigrow.training.process import StopRequest, World
 
 READ_SECONDS = 10.0

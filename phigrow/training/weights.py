@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from phigrow.checkpoint import CheckpointReader, StoredTensor
+from phigrow.checkpoints.reader import CheckpointReader, StoredTensor
 from phigrow.errors import GrowthError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from studies import content, loaded
 
 from phigrow.measure import compare
 from phigrow.measure.pairing import check_pair
-from phigrow.measure.records import load_run
+from phigrow.records.reader import load_run
 from phigrow.study import Study, jobs_of, progress
 from phigrow.study.jobs import Job
 from phigrow.study.results import sweep_results
@@ -171,7 +171,7 @@ def test_a_trunk_keeps_its_checkpoints_while_an_end_needs_them(tmp_path):
 
 
 def write_marker(folder, content):
-    from phigrow.training.integrity import write_marker
+    from phigrow.checkpoints.integrity import write_marker
 
     files = content.pop("files")
     write_marker(folder, content, files)

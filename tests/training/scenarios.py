@@ -210,9 +210,9 @@ def captured_state(out: Path | None) -> Iterator[None]:
     import torch
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    from phigrow.training import carried
+    from phigrow.training import initial_state
 
-    real = carried.load
+    real = initial_state.load
 
     def load(engine: Any, folder: Path, world: Any) -> None:
         real(engine, folder, world)
@@ -224,11 +224,11 @@ def captured_state(out: Path | None) -> Iterator[None]:
         if world.first and out is not None:
             torch.save({"values": found, "steps": steps}, out / "captured.pt")
 
-    carried.load = load if out else real
+    initial_state.load = load if out else real
     try:
         yield
     finally:
-        carried.load = real
+        initial_state.load = real
 
 
 def main() -> int:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from scenarios import SEQ_LEN, TINY, FakeBlocks
 
 from phigrow.corpus import train_tokenizer
-from phigrow.flops import count
 from phigrow.measure import load_run
+from phigrow.models.cost import count
 
 ROOT = Path(__file__).parents[2]
 RUNS = [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]

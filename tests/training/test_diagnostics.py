@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from launching import records, run_scenarios
-from models import phi_config, phi_model
 from scenarios import TINY, VOCAB, FakeSplit
+from tiny_models import phi_config, phi_model
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.families import family_of
 from phigrow.measure import load_run
+from phigrow.models.families import family_of
 from phigrow.training.configuration import RunConfig
 from phigrow.training.diagnostics import AXES, Diagnostics, _axes, copy_cosine, effective_rank, sides_of
 

@@ -13,7 +13,7 @@ from scenarios import TINY
 from torch import nn
 
 from phigrow.errors import GrowthError
-from phigrow.flops import count
+from phigrow.models.cost import count
 from phigrow.training import RunConfig
 from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import build_model, choose_attention, has_dropout, model_config, parameter_groups

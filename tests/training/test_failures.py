@@ -13,9 +13,9 @@ import pytest
 from jobs import SAVE_EVERY, STEPS, finish, last_step, launcher, prepared, ranks_of, start, wait_for, words
 from launching import losses, records
 
+from phigrow.checkpoints.integrity import MARKER, damage
+from phigrow.checkpoints.run_checkpoints import FOLDER, marked_checkpoints
 from phigrow.measure import load_run
-from phigrow.training.checkpoints import FOLDER, marked_checkpoints
-from phigrow.training.integrity import MARKER, damage
 from phigrow.training.process import LostRank, World, lost_rank_named
 
 pytestmark = pytest.mark.long

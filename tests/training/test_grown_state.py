@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 from scenarios import SETTINGS, TINY, FakeBlocks, captured_state
 
 import phigrow
+from phigrow.checkpoints import universal
+from phigrow.checkpoints.integrity import read_marker
+from phigrow.checkpoints.run_checkpoints import UNIVERSAL, marked_checkpoints
 from phigrow.errors import GrowthError
-from phigrow.lift import InMemory, lift
-from phigrow.moments import POWER, STATES, moment_growth
-from phigrow.planfile import read_plan_file
-from phigrow.training import RunConfig, train, universal
-from phigrow.training.checkpoints import UNIVERSAL, marked_checkpoints
-from phigrow.training.integrity import read_marker
-from phigrow.unfolding import moment_source
+from phigrow.growth.lift import InMemory, lift
+from phigrow.growth.moments import POWER, STATES, moment_growth
+from phigrow.growth.unfusion import moment_source
+from phigrow.inspection.plan_file import read_plan_file
+from phigrow.training import RunConfig, train
 
 # What torch's own modules say when DeepSpeed imports them in this process.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -356,7 +357,7 @@ def test_a_killed_growth_goes_on_and_ends_in_the_same_files(source, grown, tmp_p
 
 @pytest.mark.slow
 def test_a_folder_that_deepspeed_wrote_without_phigrow_is_grown_too(source, grown, tmp_path):
-    from phigrow.training.carried import start_of
+    from phigrow.training.initial_state import start_of
 
     theirs = tmp_path / "theirs"
     shutil.copytree(source / "checkpoints" / "step-6", theirs / "global_step6")

@@ -16,7 +16,7 @@ import pytest
 from jobs import PRETRAIN, STEPS, end, finish, last_step, launcher, prepared, start, wait_for, words
 from launching import losses, records
 
-from phigrow.training.checkpoints import marked_checkpoints
+from phigrow.checkpoints.run_checkpoints import marked_checkpoints
 
 pytestmark = pytest.mark.slow
 HOSTS = {"a": "10.213.77.1", "b": "10.213.77.2"}

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from phigrow.errors import GrowthError
-from phigrow.training.checkpoints import FOLDER, how_to_continue, marked_checkpoints, newest_whole, resumable
-from phigrow.training.integrity import (
+from phigrow.checkpoints.integrity import (
     MARKER,
     damage,
     digests,
@@ -22,6 +20,9 @@ from phigrow.training.integrity import (
     write_json,
     write_marker,
 )
+from phigrow.checkpoints.run_checkpoints import FOLDER, marked_checkpoints
+from phigrow.errors import GrowthError
+from phigrow.training.checkpoints import how_to_continue, newest_whole, resumable
 from phigrow.training.process import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

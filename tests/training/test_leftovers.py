@@ -13,7 +13,7 @@ import pytest
 
 from phigrow.errors import GrowthError
 from phigrow.training import process
-from phigrow.training.leftovers import free_compile_lock, unlink_shared_buffers
+from phigrow.training.deepspeed_cleanup import free_compile_lock, unlink_shared_buffers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and shared memory with names: Linux only")
 

@@ -14,9 +14,9 @@ from scenarios import TINY
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.inspection import Kind, matching
+from phigrow.growth.origins import Kind, matching
 from phigrow.training import RunConfig, train
-from phigrow.training.pace import copied_mask, copied_values
+from phigrow.training.per_value_lr import copied_mask, copied_values
 
 STAGES = [("fp32", 0), ("fp32", 2), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
 SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 100}

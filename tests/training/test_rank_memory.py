@@ -10,7 +10,7 @@ import pytest
 from launching import HERE, launch
 from scenarios import TINY
 
-from phigrow.flops import count
+from phigrow.models.cost import count
 
 LARGE = TINY | {
     "hidden_size": 1024,

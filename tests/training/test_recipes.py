@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from phigrow.config import load_config
 from phigrow.errors import GrowthError
-from phigrow.flops import count
+from phigrow.models.config import load_config
+from phigrow.models.cost import count
 from phigrow.training import DEMO_MODEL, RunConfig, load_run_config
 from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import model_config

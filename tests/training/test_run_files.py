@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from phigrow.checkpoints.run_checkpoints import FOLDER
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
+from phigrow.records.writer import RecordWriter
 from phigrow.training import RunConfig
-from phigrow.training.accounts import Cost, source_of
-from phigrow.training.checkpoints import FOLDER, claim
-from phigrow.training.records import RecordWriter
+from phigrow.training.checkpoints import claim
+from phigrow.training.training_cost import Cost, source_of
 
 
 def step(n: int) -> dict[str, Any]:

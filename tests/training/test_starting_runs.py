@@ -12,11 +12,11 @@ from scenarios import SEQ_LEN, SETTINGS, TINY, FakeBlocks
 
 from phigrow.corpus import train_tokenizer
 from phigrow.errors import GrowthError
-from phigrow.training import RunConfig, carried, train
-from phigrow.training.carried import Start
+from phigrow.training import RunConfig, initial_state, train
 from phigrow.training.data import check_tokenizer
-from phigrow.training.facts import goes_on
+from phigrow.training.initial_state import Start
 from phigrow.training.process import StopRequest, forget_stop
+from phigrow.training.run_info import goes_on
 
 # What torch's own modules say when DeepSpeed imports them in this process.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -42,7 +42,7 @@ def test_a_start_that_failed_does_not_block_the_corrected_command(alone, tmp_pat
 
 @pytest.mark.parametrize("when", ["before", "while it starts"])
 def test_a_request_to_stop_counts_from_the_first_moment_of_a_run(alone, tmp_path, monkeypatch, when):
-    stop, start_of = tmp_path / "stop", carried.start_of
+    stop, start_of = tmp_path / "stop", initial_state.start_of
 
     def starting(*words: Any) -> Start:
         assert not stop.exists()  # one that asked a run before this one is gone
@@ -52,7 +52,7 @@ def test_a_request_to_stop_counts_from_the_first_moment_of_a_run(alone, tmp_path
 
     if when == "before":
         stop.touch()
-    monkeypatch.setattr(carried, "start_of", starting)
+    monkeypatch.setattr(initial_state, "start_of", starting)
     summary = run(tmp_path, log_every=1, steps=4, eval_every=0)
     assert (summary.finished, summary.step < 4) == ((True, False) if when == "before" else (False, True))
     assert not stop.exists()

@@ -1,4 +1,4 @@
-"""The formulas of `phigrow.capacity` against what training steps are measured to hold, tensor by tensor."""
+"""The formulas of `phigrow.models.capacity` against what training steps are measured to hold, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from launching import HERE, launch
 from scenarios import TINY
 
-from phigrow.capacity import Layout, activations, model_states
-from phigrow.flops import count
+from phigrow.models.capacity import Layout, activations, model_states
+from phigrow.models.cost import count
 
 
 @dataclass(frozen=True)

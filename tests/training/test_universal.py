@@ -14,11 +14,12 @@ import torch
 from launching import losses, records, run_scenarios
 from scenarios import TINY
 
+from phigrow.checkpoints.integrity import digests, read_marker, write_marker
+from phigrow.checkpoints.run_checkpoints import FOLDER, UNIVERSAL, Found, Progress, marked_checkpoints
+from phigrow.checkpoints.universal import convert, parameters, restore_scaler
 from phigrow.errors import GrowthError
-from phigrow.training.checkpoints import FOLDER, UNIVERSAL, Found, Progress, check_fits, marked_checkpoints
-from phigrow.training.integrity import digests, read_marker, write_marker
+from phigrow.training.checkpoints import check_fits
 from phigrow.training.process import World
-from phigrow.training.universal import convert, parameters, restore_scaler
 
 TOLERANCE = {"fp32": 1e-6, "bf16": 5e-4}
 """Largest relative difference of losses; over 72 pairs (all) and 62 runs, 1.2e-7 and 9.1e-5 were measured."""

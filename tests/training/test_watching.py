@@ -12,9 +12,9 @@ from launching import losses, records, run_scenarios
 
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
+from phigrow.training.anomalies import NonFinite, Spikes
 from phigrow.training.order import rank_rows, step_rows
 from phigrow.training.step import Reading
-from phigrow.training.watch import NonFinite, Spikes
 
 STAGES = [("fp32", 0), ("fp32", 2), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
 LOSS = {"rank": 1, "calls": [4], "what": "loss"}  # two micro-batches a step: the first one of the third step

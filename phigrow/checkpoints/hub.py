@@ -1,0 +1,93 @@
+"""Names to folders: local Hugging Face folders first, then the hub through `huggingface_hub`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phigrow.errors import GrowthError
+from phigrow.files.untrusted import contained
+from phigrow.models.config import Config, load_config, shipped_name
+
+ALIASES = {"phi-1": "microsoft/phi-1", "phi-1_5": "microsoft/phi-1_5", "phi-2": "microsoft/phi-2"}
+_SHIPPED = {"phi-1": "phi-1.json", "phi-1_5": "phi-1_5.json", "phi-2": "phi2.json"}
+
+CONFIG_FILES = ["config.json", "generation_config.json"]
+TOKENIZER_FILES = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+]
+PROVENANCE_FILES = ["phigrow.json", "training.json"]
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+
+
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: a folder as it is, a hub name downloaded (or found in the cache).
+
+    Args:
+        name: a folder, ``phi-1``, ``phi-1_5``, ``phi-2`` (of ``microsoft``), or any hub id.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        GrowthError: nothing of that name, a folder with links that lead out of it, or the hub cannot be reached.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if revision is not None:
+            raise GrowthError(f"--revision {revision} with a local folder", where=str(path), fix="leave it out")
+        for file in (*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES):
+            contained(path, file)
+        return path
+    return _download(name, revision, [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *WEIGHT_FILES])
+
+
+def source_config(name: str | Path, revision: str | None = None) -> Config:
+    """The configuration of a source without its weights: a folder, a file, a shipped or aliased name, or a hub id.
+
+    Raises:
+        GrowthError: nothing of that name, or the hub cannot be reached.
+    """
+    if Path(name).exists():
+        return load_config(name)
+    if revision is None and (shipped := _SHIPPED.get(str(name)) or shipped_name(name)):
+        return load_config(shipped)
+    return load_config(_download(name, revision, CONFIG_FILES))
+
+
+def display_name(name: str | Path) -> str:
+    """What to call a source: the hub id of an alias or hub name, the folder's own name of a local one."""
+    path = Path(name)
+    return path.resolve().name if path.exists() else ALIASES.get(str(name), str(name))
+
+
+def _download(name: str | Path, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository = ALIASES.get(str(name), str(name))
+    local = "download the repository elsewhere and give its folder"
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise GrowthError(
+            f"no checkpoint {str(name)!r}",
+            where=str(Path(name).absolute()),
+            why="it is no folder here and cannot be a hub id",
+            fix="give a folder with config.json and safetensors files, phi-1, phi-1_5, phi-2, or a hub id",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise GrowthError(
+            f"cannot reach the hub for {repository!r}",
+            where=str(name),
+            why="it is no folder here, is not in the local cache, and there is no network (or HF_HUB_OFFLINE is set)",
+            fix=local,
+        ) from error
+    except HfHubHTTPError as error:
+        raise GrowthError(
+            f"the hub does not give {repository!r}", where=str(name), why=str(error).splitlines()[0], fix=local
+        ) from error

@@ -1,0 +1,141 @@
+"""Whether a checkpoint's files are what was written: sizes, hashes, a marker, and a loader that runs no code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+MARKER = "complete.json"
+_OWNER = re.compile(r"rank_?(\d+)")
+_BLOCK = 1 << 24
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def write_marker(folder: Path, content: dict[str, Any], files: dict[str, Any]) -> None:
+    """Declare a folder complete: ``content``, the digests of its files, and a hash of both."""
+    content = {**content, "files": dict(sorted(files.items()))}
+    write_json(folder / MARKER, {**content, "xxh3_128": _hash_of(content)})
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """Return what a marker says.
+
+    Raises:
+        ValueError: it cannot be read, or is not what was written; the text says how.
+    """
+    try:
+        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{MARKER} cannot be read") from error
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ValueError(f"{MARKER} has no hashes of the files")
+    if content.pop("xxh3_128", None) != _hash_of(content):
+        raise ValueError(f"{MARKER} is not what was written")
+    return content
+
+
+def digests(folder: Path, rank: int = 0, size: int = 1) -> dict[str, dict[str, Any]]:
+    """Return size and xxh3 of the files below a folder that are this rank's, each forced onto the disk first.
+
+    A file belongs to the rank in its name (``zero_pp_rank_3_mp_rank_00_optim_states.pt``), else to rank 0: over a
+    network file system each rank reads what it wrote, from its own memory.
+    """
+    found = {}
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if _owner(name, size) == rank:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            found[name] = digest(path)
+            _sync(path.parent)
+    return found
+
+
+def damage(folder: Path, files: dict[str, Any], rank: int = 0, size: int = 1) -> list[str]:
+    """Return what is wrong with this rank's share of a folder's files, nothing where all is as it was written."""
+    wrong = []
+    for name, expected in files.items():
+        if _owner(name, size) != rank:
+            continue
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif (bytes_ := path.stat().st_size) != expected["bytes"]:
+            wrong.append(f"{name} has {bytes_:,} bytes instead of {expected['bytes']:,}")
+        elif digest(path) != expected:
+            wrong.append(f"{name} is not what was written (its xxh3 differs)")
+    return wrong
+
+
+@contextlib.contextmanager
+def restricted_pickles() -> Iterator[None]:
+    """While the block runs, ``torch.load`` builds tensors, plain data and four named classes of DeepSpeed, no more.
+
+    DeepSpeed asks for unrestricted pickles, which may run anything; torch's environment variable overrules it.
+    """
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    switches = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    former = {name: os.environ.pop(name, None) for name in switches}
+    os.environ[switches[0]] = "1"
+    try:
+        with torch.serialization.safe_globals([fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum]):
+            yield
+    finally:
+        for name, value in former.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MARKER)
+
+
+def _owner(name: str, size: int) -> int:
+    found = _OWNER.search(name)
+    return int(found.group(1)) % size if found else 0
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Size and xxh3 of a file, as markers have them."""
+    state, bytes_ = xxhash.xxh3_128(), 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            state.update(block)
+            bytes_ += len(block)
+    return {"bytes": bytes_, "xxh3_128": state.hexdigest()}
+
+
+def _hash_of(content: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder's names onto the disk, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

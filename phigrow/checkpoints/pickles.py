@@ -1,0 +1,146 @@
+"""Pickled weights (``pytorch_model.bin``): read where nothing better is there, by torch's restricted loader only.
+
+A pickle is a program. ``torch.load(weights_only=True)`` runs none of it but the rebuilding of tensors; what it refuses
+is refused here. Values are mapped from the file, so a model is not in memory; the grown model is safetensors.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.checkpoints.bits import Bits, bits_of
+from phigrow.checkpoints.reader import (
+    DTYPES,
+    INDEX,
+    SINGLE,
+    CheckpointReader,
+    StoredTensor,
+    check_index,
+    read_weight_map,
+)
+from phigrow.errors import GrowthError
+from phigrow.files.untrusted import contained
+
+if TYPE_CHECKING:
+    import torch
+
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+PICKLE = "pytorch_model.bin"
+
+_SAFER = "save the model again with transformers' save_pretrained, which writes safetensors"
+
+
+class PickledWeights(UserWarning):
+    """Weights were read from a pickle."""
+
+
+def open_checkpoint(folder: Path) -> CheckpointReader:
+    """Open a checkpoint folder: its safetensors where it has any, else its pickled weights, with a warning.
+
+    Raises:
+        GrowthError: neither is there, or what is there cannot be trusted.
+    """
+    has_safetensors = any((folder / name).exists() for name in (INDEX, SINGLE))
+    has_pickles = any((folder / name).exists() for name in (PICKLE_INDEX, PICKLE))
+    return PickleReader(folder) if has_pickles and not has_safetensors else CheckpointReader(folder)
+
+
+@dataclass(frozen=True)
+class PickledTensor(StoredTensor):
+    """One tensor of a pickle, read by rows from its mapped file."""
+
+    value: torch.Tensor
+
+    def bits(self, start: int, stop: int) -> Bits:
+        return bits_of(self.value[start:stop])
+
+
+class PickleReader(CheckpointReader):
+    """The tensors of a folder with ``pytorch_model.bin``, whole or in shards with an index; as `CheckpointReader`.
+
+    Raises:
+        GrowthError: a pickle that is more than tensors by name, that torch's restricted loader refuses, or an index
+            that does not fit the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors = {}
+        self._descriptors = []
+        index = contained(folder, PICKLE_INDEX)
+        weight_map = read_weight_map(index, ".bin") if index.is_file() else None
+        names = sorted(set(weight_map.values())) if weight_map is not None else [PICKLE]
+        self.files = [contained(folder, name) for name in names]
+        for path in self.files:
+            for name, value in _load(path).items():
+                if name in self.tensors:
+                    raise GrowthError("a tensor that is stored twice", where=f"{name} in {path}")
+                self.tensors[name] = _pickled(name, value, path)
+        if weight_map is not None:
+            check_index(index, weight_map, {name: tensor.path.name for name, tensor in self.tensors.items()})
+        if not self.tensors:
+            raise GrowthError("a checkpoint without tensors", where=str(folder))
+        warnings.warn(
+            f"{', '.join(path.name for path in self.files)} in {folder}: pickled weights, read without running their "
+            f"code and written as safetensors; {_SAFER}",
+            PickledWeights,
+            stacklevel=3,
+        )
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    import torch
+
+    if not path.is_file():
+        raise GrowthError(f"no {path.name}", where=str(path.parent))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what it does inside
+            # Files older than torch 1.6 are no archives and cannot be mapped.
+            content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle fails in every way that an unpickler has
+        raise GrowthError(
+            "pickled weights that cannot be read safely",
+            where=str(path),
+            why=_first_lines(str(error)) or type(error).__name__,
+            fix=f"do not load it any other way unless you trust who made it; then {_SAFER}",
+        ) from error
+    if not isinstance(content, dict):
+        raise GrowthError("pickled weights that are no state dict", where=str(path), why=f"it is a {type(content)}")
+    return content
+
+
+def _first_lines(text: str) -> str:
+    """What torch says before it explains at length how to switch the protection off."""
+    return text.split("\n\n")[0].split("(1)")[0].split("Re-running")[0].strip()[:500]
+
+
+def _pickled(name: Any, value: Any, path: Path) -> PickledTensor:
+    import torch
+
+    where = f"{name} in {path}"
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        raise GrowthError(
+            "pickled weights that are no state dict",
+            where=where,
+            why=f"{name!r} is a {type(value).__name__}",
+            fix=_SAFER,
+        )
+    value = value.detach()
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in DTYPES.values() or value.is_quantized:
+        raise GrowthError(f"weights of dtype {dtype}", where=where, why=f"phigrow grows {', '.join(DTYPES.values())}")
+    if value.layout != torch.strided or value.device.type != "cpu":
+        raise GrowthError("a pickled tensor without plain values", where=where, why=f"{value.layout}, {value.device}")
+    shape = tuple(value.shape)
+    if math.prod(shape) * value.element_size() > value.untyped_storage().nbytes():
+        # A tensor of strides 0 is a few bytes that claim to be terabytes.
+        raise GrowthError(
+            "a pickled tensor larger than its values", where=where, why=f"shape {list(shape)}", fix=_SAFER
+        )
+    return PickledTensor(name, path, -1, 0, shape, dtype, value)

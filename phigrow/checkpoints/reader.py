@@ -1,0 +1,275 @@
+"""Safetensors checkpoints, read by rows on demand.
+
+Reading goes through `pread` rather than a memory map, so that what was read does not count as resident memory. The
+format is that of the safetensors library: an 8-byte length, a JSON header, raw values. `phigrow.checkpoints.writer`
+writes it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phigrow.checkpoints.bits import STORED, Bits, as_bytes, tensor_of
+from phigrow.errors import GrowthError
+from phigrow.files.untrusted import MOST_JSON_BYTES, contained, parse_object, read_object
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MOST_AXES, MOST_SIZE = 8, 1 << 62
+"""Of a tensor: what numpy and torch can index, so that products of sizes stay cheap whatever a header says."""
+
+DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor in a safetensors file, read by rows."""
+
+    name: str
+    path: Path
+    file: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype_name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
+        return dtype
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start .. stop``, [stop - start, ...], in the stored dtype; errors as `bits`."""
+        return tensor_of(self.bits(start, stop), self.dtype_name)
+
+    def values(self, start: int, stop: int) -> torch.Tensor:
+        """Values ``start .. stop`` of the flattened tensor, [stop - start], in the stored dtype; errors as `bits`."""
+        return tensor_of(self._read(start, stop), self.dtype_name)
+
+    def bits(self, start: int, stop: int) -> Bits:
+        """Rows ``start .. stop`` as stored, [stop - start, ...], unsigned integers of the dtype's width.
+
+        Raises:
+            GrowthError: the file ended early.
+        """
+        row = math.prod(self.shape[1:])
+        return self._read(start * row, stop * row).reshape(stop - start, *self.shape[1:])
+
+    def _read(self, start: int, stop: int) -> Bits:
+        out = np.empty(stop - start, dtype=STORED[self.dtype_name])
+        view = as_bytes(out)
+        position = self.offset + start * out.itemsize
+        done = 0
+        while done < len(view):
+            got = os.preadv(self.file, [view[done:]], position + done)
+            if got == 0:
+                raise GrowthError("a safetensors file ended early", where=f"{self.name} in {self.path}")
+            done += got
+        return out
+
+
+class CheckpointReader:
+    """The tensors of a Hugging Face folder, in one safetensors file or in shards with an index.
+
+    Args:
+        folder: the checkpoint.
+
+    Attributes:
+        tensors: name -> stored tensor.
+        files: the safetensors files, in order.
+
+    Raises:
+        GrowthError: no safetensors, a damaged or dishonest header, an index that does not fit the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, StoredTensor] = {}
+        self._descriptors: list[int] = []
+        index, single = contained(folder, INDEX), contained(folder, SINGLE)
+        weight_map = read_weight_map(index, ".safetensors") if index.is_file() else None
+        names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
+        if SINGLE not in names and single.is_file():
+            raise GrowthError(
+                "a folder with two sets of weights",
+                where=str(folder),
+                why=f"{INDEX} lists other files than {SINGLE}, and transformers would load {SINGLE}",
+                fix="remove the one that is not meant",
+            )
+        self.files = [contained(folder, name) for name in names]
+        try:
+            for path in self.files:
+                self._open(path)
+            if weight_map is not None:
+                check_index(index, weight_map, {name: tensor.path.name for name, tensor in self.tensors.items()})
+            if not self.tensors:
+                raise GrowthError("a checkpoint without tensors", where=str(folder))
+        except OSError as error:
+            self.close()
+            raise GrowthError("a safetensors file that cannot be read", where=str(folder), why=str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self, path: Path) -> None:
+        if not path.is_file():
+            pickles = sorted(p.name for p in self.folder.glob("*.bin"))
+            raise GrowthError(
+                f"no {path.name}",
+                where=str(self.folder),
+                why=f"there are only pickled weights ({', '.join(pickles)})" if pickles else None,
+                fix="give a folder with safetensors files (transformers writes them with save_pretrained)",
+            )
+        descriptor = os.open(path, os.O_RDONLY)
+        self._descriptors.append(descriptor)
+        data_start, header = _read_header(path, descriptor)
+        size = os.fstat(descriptor).st_size - data_start
+        spans = []
+        for name, entry in header.items():
+            tensor = _stored(name, entry, path, descriptor, data_start, size)
+            if name in self.tensors:
+                other = self.tensors[name].path.name
+                raise GrowthError("a tensor that is stored twice", where=f"{name} in {path}", why=f"{other} has it too")
+            self.tensors[name] = tensor
+            spans.append((*entry["data_offsets"], name))
+        _check_cover(sorted(spans), size, path)
+
+
+def _check_cover(spans: list[tuple[int, int, str]], size: int, path: Path) -> None:
+    """Hold tensors to the format: every byte of the values belongs to exactly one of them."""
+    reached, former = 0, "the header"
+    for begin, end, name in spans:
+        if begin < reached:
+            raise GrowthError("tensors that overlap", where=f"{former} and {name} in {path}")
+        if begin > reached:
+            raise GrowthError(
+                "a hole in a safetensors file",
+                where=f"between {former} and {name} in {path}",
+                why=f"bytes {reached}..{begin} belong to no tensor",
+                fix="the file is damaged, or hides something: fetch it again",
+            )
+        reached, former = end, name
+    if reached < size:
+        raise GrowthError(
+            "a safetensors file that is too long",
+            where=f"after {former} in {path}",
+            why=f"bytes {reached}..{size} belong to no tensor",
+            fix="the file is damaged, or hides something: fetch it again",
+        )
+
+
+def read_weight_map(path: Path, suffix: str) -> dict[str, str]:
+    """Tensor name -> file name, of an index of shards; every file lies beside the index.
+
+    Raises:
+        GrowthError: no index, or one that names anything but a file of that suffix beside it.
+    """
+    weight_map = read_object(path, "an index of shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        why = "weight_map is not an object that gives every tensor a file"
+        raise GrowthError("an index of shards that cannot be read", where=str(path), why=why)
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(suffix) or any(mark in file for mark in "/\\\0"):
+            raise GrowthError(
+                "an index that points outside its folder",
+                where=f"{name} in {path}",
+                why=f"it names {file!r}, not a {suffix} file beside it",
+            )
+    return weight_map
+
+
+def check_index(index: Path, weight_map: dict[str, str], found: dict[str, str]) -> None:
+    """Hold an index against what its files hold; both are tensor name -> file name.
+
+    Raises:
+        GrowthError: a tensor that is elsewhere, or that either side lacks.
+    """
+    for name, file in found.items():
+        if weight_map.get(name) != file:
+            listed = weight_map.get(name, "in no file")
+            raise GrowthError(
+                "an index that does not fit its files",
+                where=f"{name} in {index}",
+                why=f"it is in {file}, the index says {listed}",
+            )
+    if missing := [name for name in weight_map if name not in found]:
+        raise GrowthError(
+            "an index that does not fit its files",
+            where=f"{missing[0]} in {index}",
+            why=f"{weight_map[missing[0]]} does not hold it",
+        )
+
+
+def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
+    size = os.fstat(descriptor).st_size
+    prefix = os.pread(descriptor, 8, 0)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+    if not 0 < length <= min(size - 8, MOST_JSON_BYTES):
+        raise GrowthError(
+            "not a whole safetensors file",
+            where=str(path),
+            why=f"{size} bytes, header of {length}",
+            fix="it is truncated, or a placeholder (git lfs) for the real file: fetch it again",
+        )
+    header = parse_object(os.pread(descriptor, length, 8), "a safetensors header", str(path))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        why = "__metadata__ is not an object of texts"
+        raise GrowthError("a safetensors header that cannot be read", where=str(path), why=why)
+    return 8 + length, header
+
+
+def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int, size: int) -> StoredTensor:
+    where = f"{name} in {path}"
+    try:
+        dtype, shape = str(entry["dtype"]), entry["shape"]
+        begin, end = entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise GrowthError("a safetensors header that cannot be read", where=where, why=repr(error)) from error
+    if dtype not in DTYPES:
+        raise GrowthError(
+            f"weights of dtype {dtype}",
+            where=where,
+            why=f"phigrow grows {', '.join(DTYPES.values())}",
+            fix="quantised or integer weights cannot be grown: give the checkpoint that they were made from",
+        )
+    sound = isinstance(shape, list) and len(shape) <= MOST_AXES
+    # A bool is an int in Python, and a size of 4300 digits is one in JSON.
+    sound = sound and all(type(n) is int and 0 <= n < MOST_SIZE for n in (*shape, begin, end))
+    if not sound or end > size or end - begin != math.prod(shape) * ITEM_BYTES[DTYPES[dtype]]:
+        raise GrowthError(
+            "a safetensors header that lies about its tensors",
+            where=where,
+            why=f"shape {shape} of {dtype} at bytes {begin}..{end} of {size}",
+            fix="the file is truncated or damaged: fetch it again",
+        )
+    return StoredTensor(name, path, descriptor, data_start + begin, tuple(shape), DTYPES[dtype])

@@ -1,0 +1,86 @@
+"""Saved certificates: what `verify` measured, tied to the very values it was measured on by a hash of every tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from phigrow.checkpoints.bits import as_bytes
+from phigrow.checkpoints.hub import display_name, locate
+from phigrow.checkpoints.reader import ITEM_BYTES, CheckpointReader, StoredTensor
+from phigrow.errors import GrowthError
+from phigrow.expansion.verify import Certificate
+
+FORMAT = 1
+BLOCK_BYTES = 1 << 22
+
+
+def tensor_hashes(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of dtype, shape and values of every tensor of a checkpoint, whatever its shards."""
+    with CheckpointReader(folder) as reader, ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(reader.tensors, pool.map(_hash, reader.tensors.values()), strict=True))
+
+
+def _hash(tensor: StoredTensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype_name} {list(tensor.shape)}\n".encode())
+    rows = tensor.shape[0] if tensor.shape else 0
+    step = max(1, BLOCK_BYTES // max(1, math.prod(tensor.shape[1:]) * ITEM_BYTES[tensor.dtype_name]))
+    for start in range(0, rows, step):
+        digest.update(as_bytes(tensor.bits(start, min(start + step, rows))))
+    return digest.hexdigest()
+
+
+def save_certificate(
+    path: Path, certificate: Certificate, src: str | Path, dst: str | Path, revision: str | None = None
+) -> None:
+    """Write a certificate and the hashes of all tensors of both sides, as JSON, whole or not at all.
+
+    Raises:
+        GrowthError: either side cannot be read, or the file cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "certificate": certificate.to_json(),
+        "source": {"name": display_name(src), "tensors": tensor_hashes(locate(src, revision))},
+        "destination": {"name": display_name(dst), "tensors": tensor_hashes(locate(dst))},
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise GrowthError("the certificate cannot be written", where=str(path), why=str(error)) from error
+
+
+def check_certificate(path: Path, src: str | Path, dst: str | Path, revision: str | None = None) -> list[str]:
+    """Hold both sides against a saved certificate, tensor by tensor.
+
+    Returns:
+        What differs, one line a tensor; empty when every tensor is the one that was certified.
+
+    Raises:
+        GrowthError: the certificate or either side cannot be read.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}")
+        certified = {side: dict(content[side]["tensors"]) for side in ("source", "destination")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GrowthError(
+            "a certificate that cannot be read", where=str(path), why=repr(error), fix="save it again: verify --save"
+        ) from error
+    found = {"source": tensor_hashes(locate(src, revision)), "destination": tensor_hashes(locate(dst))}
+    problems = []
+    for side, expected in certified.items():
+        for name in sorted(expected.keys() | found[side].keys()):
+            now, then = found[side].get(name), expected.get(name)
+            if now != then:
+                word = "is missing" if now is None else "was not there" if then is None else "was altered"
+                problems.append(f"{side}: {name} {word}")
+    return problems

@@ -1,0 +1,304 @@
+"""Grow a checkpoint on disk, streaming, or a live model in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.checkpoints.hub import TOKENIZER_FILES, display_name, locate
+from phigrow.checkpoints.pickles import open_checkpoint
+from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES, CheckpointReader
+from phigrow.checkpoints.writer import CheckpointWriter
+from phigrow.errors import GrowthError
+from phigrow.expansion.provenance import command_line, installed_version, model_card, provenance, sha256_of
+from phigrow.expansion.write_tensors import stream
+from phigrow.files.staged_folder import PartialFolder
+from phigrow.growth.lift import InMemory, lift
+from phigrow.growth.matrices import FILE, read_maps
+from phigrow.growth.plan import Plan
+from phigrow.growth.planner import plan as make_plan
+from phigrow.models.config import Config, load_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def expand(
+    src: str | Path,
+    dst_config: str | Path | Config,
+    out: str | Path | None = None,
+    *,
+    method: str = "wr",
+    depth: str | None = None,
+    rounding: str = "half-even",
+    seed: int = 0,
+    noise: float = 0.0,
+    dtype: str | None = None,
+    revision: str | None = None,
+    shard_size: str = "5GB",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    sync: bool = True,
+    progress: bool = False,
+    maps: str | Path | None = None,
+    **options: Any,
+) -> Path:
+    """Grow a checkpoint folder into a new one, tensor by tensor; neither model is ever in memory.
+
+    Args:
+        src: a Hugging Face folder, ``phi-1``, ``phi-1_5``, ``phi-2``, or a hub id.
+        dst_config: destination configuration: a file, a shipped name (``phi2.json``) or a dictionary.
+        out: the new folder; by default `default_out`. It is there complete, or not at all; what a killed run left
+            beside it, under a hidden name, is continued.
+        method, depth, rounding, seed, noise, options: as in `phigrow.plan`.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``; by default the source's.
+        revision: hub revision of the source.
+        shard_size: most bytes a safetensors file, such as ``5GB``.
+        overwrite: replace an existing ``out``.
+        allow_nonfinite: let NaN and infinities through, which are refused otherwise.
+        sync: wait until the values have reached the disk.
+        progress: show a progress bar.
+        maps: of a learned method, the folder that `phigrow learn-growth` wrote; its matrices are copied beside the
+            weights.
+
+    Returns:
+        The new folder: weights, config, generation config, the source's tokenizer, a model card and ``phigrow.json``.
+
+    Raises:
+        GrowthError: what a plan refuses; a source that does not fit its configuration; an ``out`` that exists; values
+            that are not finite.
+    """
+    started = time.perf_counter()
+    plan = make_plan(
+        src, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, revision=revision, maps=maps,
+        **options,
+    )  # fmt: skip
+    folder = locate(src, revision)
+    out = Path(out) if out is not None else default_out(src, dst_config, method)
+    shard_bytes = parse_size(shard_size)
+    if out.exists() and not overwrite:
+        raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
+    with open_checkpoint(folder) as reader:
+        check_source(plan, reader)
+        dtype = resolve_dtype(dtype, reader)
+        identity = {
+            "phigrow": installed_version("phigrow"),
+            "plan": plan.hash,
+            "dtype": dtype,
+            "shard_bytes": shard_bytes,
+            "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in reader.files],
+        }
+        with PartialFolder(out, identity) as partial:
+            try:
+                _check_space(plan, dtype, partial)
+                writer = CheckpointWriter(partial.path, {g.name: g.shape for g in plan.tensors()}, dtype, shard_bytes)
+                try:
+                    hashes = stream(
+                        plan, reader, writer, partial, dtype,
+                        allow_nonfinite=allow_nonfinite, progress=progress, beside=sha256_of,
+                    )  # fmt: skip
+                finally:
+                    writer.close(sync=sync)
+                _write_companions(plan, folder, partial.path, dtype, base_model=display_name(src))
+                record = provenance(
+                    plan,
+                    source_name=display_name(src),
+                    revision=revision,
+                    source=folder,
+                    hashes=hashes,
+                    dtype=dtype,
+                    command=command_line(plan, src, dst_config, out, dtype, revision, maps),
+                    seconds=time.perf_counter() - started,
+                    learning=_keep_maps(plan, partial.path),
+                )
+                (partial.path / "phigrow.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                partial.finish(overwrite=overwrite)
+            except KeyboardInterrupt:
+                raise  # what is finished stays for the next run, as after a kill
+            except OSError as error:
+                partial.discard()
+                raise GrowthError("the output cannot be written", where=str(out), why=str(error)) from error
+            except BaseException:
+                partial.discard()
+                raise
+    return out
+
+
+def expand_model(
+    model: PreTrainedModel,
+    dst_config: str | Path | Config,
+    *,
+    method: str = "wr",
+    depth: str | None = None,
+    rounding: str = "half-even",
+    seed: int = 0,
+    noise: float = 0.0,
+    dtype: str | None = None,
+    maps: str | Path | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Grow a live transformers model into a new one on the CPU, by the same lift as `expand`, bit for bit.
+
+    Args:
+        model: the source model; it is not changed.
+        dst_config: destination configuration: a file, a shipped name or a dictionary.
+        method, depth, rounding, seed, noise, maps, options: as in `phigrow.plan`.
+        dtype: of the new model; by default the source's.
+
+    Returns:
+        The new model, in evaluation mode, with the source's attention implementation.
+
+    Raises:
+        GrowthError: what a plan refuses, or a model whose tensors do not fit its configuration.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = model.config.to_dict()
+    plan = make_plan(
+        config, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, maps=maps, **options
+    )
+    live = model.state_dict()
+    stored = {ours: theirs for theirs, ours in plan.table.live_names.items() if ours in live}
+    state = {stored.get(name, name): tensor.detach().cpu() for name, tensor in live.items()}
+    tied = plan.table.tied_tensors(config)
+    plan.table.check_tensors(
+        config, {name: tuple(t.shape) for name, t in state.items() if name not in tied}, where="the live model"
+    )
+    torch_dtype = getattr(torch, check_dtype(dtype)) if dtype else model.dtype
+    sources = {name: InMemory(tensor) for name, tensor in state.items()}
+    grown = {g.name: lift(g, sources[g.source], plan, torch_dtype, sources) for g in plan.tensors()}
+    settings = {k: v for k, v in plan.dst_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
+    new_config = AutoConfig.for_model(**settings)
+    with init_empty_weights(include_buffers=False):
+        new = AutoModelForCausalLM.from_config(
+            new_config, dtype=torch_dtype, attn_implementation=model.config._attn_implementation
+        )
+    names = {theirs: ours for ours, theirs in stored.items()}
+    grown = {names.get(name, name): tensor for name, tensor in grown.items()}
+    new.load_state_dict(grown, strict=not tied, assign=True)
+    new.tie_weights()
+    return new.eval()
+
+
+def preview(
+    src: str | Path, dst_config: str | Path | Config, *, dtype: str | None = None, **shape: Any
+) -> tuple[Plan, int, str]:
+    """Everything that `expand` checks, without writing: the plan, the bytes of weights, and their dtype.
+
+    Raises:
+        GrowthError: whatever `expand` would refuse.
+    """
+    plan = make_plan(src, dst_config, **shape)
+    with open_checkpoint(locate(src, shape.get("revision"))) as reader:
+        check_source(plan, reader)
+        dtype = resolve_dtype(dtype, reader)
+    return plan, output_bytes(plan, dtype), dtype
+
+
+def default_out(src: str | Path, dst_config: str | Path | Config, method: str) -> Path:
+    """Where `expand` writes when it is not told: ``phi-1_5-to-phi2-tile`` in the current folder."""
+    name = display_name(src).split("/")[-1]
+    if isinstance(dst_config, dict):
+        target = "grown"
+    else:
+        path = Path(dst_config)
+        target = path.stem if path.name != "config.json" else path.absolute().parent.name
+    return Path(f"{name}-to-{target}-{method}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``5GB``, ``500MB`` or ``2GiB``.
+
+    Raises:
+        GrowthError: not a size.
+    """
+    upper = text.strip().upper()
+    unit = next((unit for unit in sorted(_UNITS, key=len, reverse=True) if upper.endswith(unit)), "")
+    try:
+        size = int(float(upper.removesuffix(unit)) * _UNITS.get(unit, 1))
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise GrowthError(f"shard size {text!r} is no size", fix="write it as 5GB, 500MB or 2GiB")
+    return size
+
+
+def check_dtype(dtype: str) -> str:
+    """The dtype's name, if weights can have it.
+
+    Raises:
+        GrowthError: they cannot.
+    """
+    if dtype not in DTYPES.values():
+        raise GrowthError(f"dtype {dtype!r} is unknown", fix=f"choose one of {', '.join(DTYPES.values())}")
+    return dtype
+
+
+def resolve_dtype(dtype: str | None, reader: CheckpointReader) -> str:
+    """The output dtype: as asked for, else that of the source's largest tensor."""
+    if dtype is not None:
+        return check_dtype(dtype)
+    largest = max(reader.tensors.values(), key=lambda tensor: tensor.shape)
+    return largest.dtype_name
+
+
+def _check_space(plan: Plan, dtype: str, partial: PartialFolder) -> None:
+    """Refuse before writing what the file system cannot hold."""
+    needed = output_bytes(plan, dtype)
+    there = sum(file.stat().st_blocks * 512 for file in partial.path.iterdir())
+    free = shutil.disk_usage(partial.path).free + there
+    if needed > free:
+        raise GrowthError(
+            f"not enough space for the output: {needed / 1e9:.3f} GB of weights, {free / 1e9:.3f} GB free",
+            where=str(partial.out),
+            fix="choose another --out, or a smaller --dtype",
+        )
+
+
+def output_bytes(plan: Plan, dtype: str) -> int:
+    """Bytes of all values of the destination."""
+    return sum(math.prod(g.shape) for g in plan.tensors()) * ITEM_BYTES[dtype]
+
+
+def check_source(plan: Plan, reader: CheckpointReader) -> None:
+    """Hold the source's tensors against the family table.
+
+    Raises:
+        GrowthError: missing or extra tensors, or a shape that is not the configuration's.
+    """
+    tied = plan.table.tied_tensors(plan.src_config)
+    shapes = {name: shape for name, shape in reader.shapes.items() if name not in tied}
+    plan.table.check_tensors(plan.src_config, shapes, where=str(reader.folder))
+
+
+def _keep_maps(plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """Copy the learned matrices of a plan beside the weights; how they were learned."""
+    if plan.maps is None or plan.maps.path is None:
+        return None
+    shutil.copyfile(plan.maps.path, folder / FILE)
+    record = read_maps(folder)[1]
+    return {key: value for key, value in record.items() if key != "losses"}
+
+
+def _write_companions(plan: Plan, source: Path, folder: Path, dtype: str, base_model: str) -> None:
+    config = {key: value for key, value in plan.dst_config.items() if key != "auto_map"}
+    config["architectures"] = config.get("architectures") or [plan.table.architecture]
+    # The spelling that is there is kept; both versions of transformers read the older one.
+    config["dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"] = dtype
+    generation_file = source / "generation_config.json"
+    generation = load_config(generation_file) if generation_file.is_file() else {}
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+    for name, content in (("config.json", config), ("generation_config.json", {**generation, **ids})):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    (folder / "README.md").write_text(model_card(plan, base_model, dtype), encoding="utf-8")

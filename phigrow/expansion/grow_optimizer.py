@@ -1,0 +1,321 @@
+"""Grow the optimizer's state with the model: from a DeepSpeed checkpoint to a universal one of the destination.
+
+The masters take the plan's legs and the moments those of gradients (`phigrow.growth.moments`), tensor by tensor: in
+memory there is one destination tensor and blocks of its source. The output has the layout of
+`phigrow.checkpoints.universal`, which training reads into any number of ranks at any ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phigrow.checkpoints import universal
+from phigrow.checkpoints.bits import is_finite, tensor_of
+from phigrow.checkpoints.integrity import digest, write_json, write_marker
+from phigrow.checkpoints.reader import CheckpointReader
+from phigrow.errors import GrowthError
+from phigrow.expansion.provenance import installed_version
+from phigrow.expansion.trained import Trained, as_universal, check_step, find_trained, position_in_data
+from phigrow.expansion.write_tensors import block_rows, progress_bar
+from phigrow.files.staged_folder import PartialFolder, remove
+from phigrow.growth.lift import InMemory, Lift
+from phigrow.growth.moments import POWER, STATES, moment_growth
+from phigrow.growth.plan import Plan, TensorGrowth
+from phigrow.growth.unfusion import moment_source
+from phigrow.inspection.plan_file import read_plan_file
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ("fp32", *POWER)
+SAME_WEIGHTS = 0.005
+"""Largest distance of lifted masters from grown weights, relative to these: that of rounding to bfloat16 is 0.0017, and
+weights may have been rounded twice."""
+
+
+def grow_optimizer(
+    checkpoint: str | Path,
+    grown: str | Path,
+    out: str | Path | None = None,
+    *,
+    state: str = "scale",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Grow a checkpoint's fp32 masters and Adam's moments by the plan of a grown folder.
+
+    Args:
+        checkpoint: the folder of a run (its newest checkpoint is taken), one of its ``checkpoints/step-N``, any folder
+            that DeepSpeed's ``save_checkpoint`` wrote at ZeRO 1 to 3, whatever the ranks, or an earlier result of this.
+        grown: what `phigrow.expand` made of that checkpoint's weights.
+        out: the new folder, by default ``GROWN-optimizer``; there complete, or not at all. What a killed run left
+            beside it is continued.
+        state: how moments are grown: ``scale``, ``copy``, ``asymmetric`` or ``reset``; see `phigrow.growth.moments`.
+        overwrite: replace an existing ``out``.
+        progress: show a progress bar.
+
+    Returns:
+        The new folder: ``zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt`` (float32), ``state.json`` and
+        ``complete.json``. A run starts from it with ``init: GROWN`` and ``optimizer: OUT``.
+
+    Raises:
+        GrowthError: a checkpoint that is damaged, of another model, or not the one whose weights were grown; state that
+            is not finite or was offloaded to NVMe; an ``out`` that exists.
+
+    >>> grow_optimizer("runs/small", "small-to-large", state="scale")  # doctest: +SKIP
+    PosixPath('small-to-large-optimizer')
+    """
+    began = time.perf_counter()
+    grown, made = Path(grown), read_plan_file(grown)
+    plan = made.plan
+    named = grown if grown.name not in ("", "..") else grown.resolve()
+    out = Path(out) if out is not None else named.with_name(named.name + "-optimizer")
+    if out.exists() and not overwrite:
+        raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
+    check_state(plan, state)
+    source = find_trained(Path(checkpoint))
+    check_step(source, made.record)
+    identity = {
+        "phigrow": installed_version("phigrow"),
+        "plan": plan.hash,
+        "state": state,
+        "checkpoint": str(source.folder.resolve()),
+        "files": source.marker["files"] if source.marker else source.sizes(),
+    }
+    work = out.parent / f".{out.name}.source"
+    with PartialFolder(out, identity) as unfinished:
+        if not unfinished.resumed:
+            remove(work)  # a conversion that another run left, of another checkpoint
+        try:
+            _check_space(plan, source, unfinished.path, work)
+            folder = as_universal(source, work, progress)
+            with CheckpointReader(grown) as weights:
+                files = _Writer(plan, folder, weights, unfinished, state).write(progress)
+            content = _content(source, folder, plan, state)
+            content["seconds"] = round(time.perf_counter() - began, 3)
+            write_json(unfinished.path / universal.STATE, content)
+            files[universal.STATE] = digest(unfinished.path / universal.STATE)
+            write_marker(unfinished.path, {"universal": True, "grown": content["grown"]}, files)
+            unfinished.finish(overwrite=overwrite)
+        except KeyboardInterrupt:
+            raise  # what is finished stays for the next run, as after a kill
+        except OSError as error:
+            unfinished.discard()
+            remove(work)
+            raise GrowthError("a file cannot be read or written", where=str(out), why=str(error)) from error
+        except BaseException:
+            unfinished.discard()
+            remove(work)
+            raise
+        remove(work)
+    return out
+
+
+def check_state(plan: Plan, state: str) -> None:
+    """Refuse a state that a plan's moments cannot have.
+
+    Raises:
+        GrowthError: an unknown state, another than ``reset`` for a learned plan, or than ``scale`` and ``reset`` for
+            one that turns the stream.
+    """
+    if state not in STATES:
+        raise GrowthError(f"state {state!r} is unknown", where="state", fix=f"choose one of {', '.join(STATES)}")
+    if state == "reset":
+        return
+    if plan.maps is not None:
+        raise GrowthError(
+            f"moments of a learned plan ({plan.method})",
+            where="state",
+            why="no rule says what becomes of gradients where matrices were learned",
+            fix="grow with state reset: fp32 masters without moments",
+        )
+    mixed = [name for name, axis in plan.axes.items() if axis.legs is not None]
+    if mixed and state != "scale":
+        raise GrowthError(
+            f"state {state} of a plan that mixes coordinates ({plan.method})",
+            where=f"axis {mixed[0]}",
+            why="a mixture is no copy",
+            fix="grow with state scale, or reset",
+        )
+
+
+def _check_space(plan: Plan, source: Trained, place: Path, work: Path) -> None:
+    def values(shapes: Iterator[tuple[int, ...]]) -> int:
+        return sum(map(math.prod, shapes))
+
+    needed = 4 * len(KINDS) * values(growth.shape for growth in plan.tensors())
+    if not source.is_universal and not source.converted.is_dir() and not work.is_dir():
+        # It is converted first, which takes its state twice.
+        needed += 8 * len(KINDS) * values(iter(plan.table.state_shapes(plan.src_config).values()))
+    there = sum(file.stat().st_blocks * 512 for file in place.rglob("*"))
+    free = shutil.disk_usage(place).free + there
+    if needed > free:
+        raise GrowthError(
+            f"not enough space: {needed / 1e9:.3f} GB of optimizer state, {free / 1e9:.3f} GB free",
+            where=str(place.parent),
+            fix="choose another --out",
+        )
+
+
+class _Writer:
+    """Writes the state of every tensor, leaving out the files that an earlier run of the same growth wrote."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, weights: CheckpointReader, unfinished: PartialFolder, state: str
+    ) -> None:
+        self.plan, self.folder, self.weights, self.unfinished, self.state = plan, folder, weights, unfinished, state
+        self.quiet = replace(plan, noise=0.0)
+        self.live = _live_names(plan, folder)
+        self.shapes = plan.table.state_shapes(plan.src_config)
+        self.step = 0.0 if state == "reset" else adam_step(folder)
+        self.files: dict[str, Any] = {}
+
+    def write(self, progress: bool) -> dict[str, Any]:
+        """Write all of it; returns name -> digest of every file."""
+        import torch
+
+        growths = list(self.plan.tensors())
+        label = f"{self.state}: {'resuming' if self.unfinished.done else 'writing'} the state of {len(growths)} tensors"
+        with (
+            progress_bar(label, len(growths) * len(KINDS), progress) as advance,
+            ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        ):
+            for growth in growths:
+                for kind in KINDS:
+                    self._keep(growth, kind, partial(self._value, growth, kind, pool))
+                    advance(None)
+                self._keep(growth, "step", partial(torch.tensor, self.step))
+        return self.files
+
+    def _keep(self, growth: TensorGrowth, kind: str, make: Callable[[], torch.Tensor]) -> None:
+        name = f"zero/{self.live.get(growth.name, growth.name)}/{kind}.pt"
+        path = self.unfinished.path / name
+        known = self.unfinished.done.get((name, 0))
+        if known is not None and path.is_file() and (found := digest(path))["xxh3_128"] == known:
+            self.files[name] = found
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _save(make(), path)
+        self.files[name] = digest(path)
+        self.unfinished.record(name, 0, self.files[name]["xxh3_128"])
+
+    def _value(self, growth: TensorGrowth, kind: str, pool: ThreadPoolExecutor) -> torch.Tensor:
+        """A destination tensor, whole, float32."""
+        import torch
+
+        master = kind == "fp32"
+        how = growth if master else moment_growth(growth, self.plan, kind, self.state)
+        if how is None:
+            return torch.zeros(growth.shape)
+        others = {name: self._source(name, kind) for name in how.others}
+        plan = self.plan if master else self.quiet
+        source = self._source(growth.source, kind) if master else moment_source(growth, kind, self._source)
+        lift = Lift(how, source, plan, "float32", others)
+        out = np.empty(growth.shape, dtype=np.uint32)
+
+        def fill(block: tuple[int, int]) -> None:
+            out[slice(*block)] = lift.rows(*block)
+
+        list(pool.map(fill, block_rows(growth.shape)))
+        if not is_finite(out, "float32"):
+            raise GrowthError(
+                "NaN or infinite optimizer state",
+                where=f"{kind} of {growth.name}",
+                fix="take a checkpoint from before the training diverged",
+            )
+        value = tensor_of(out, "float32")
+        if master:
+            _check_weights(value, self.weights, growth)
+        if kind == "exp_avg_sq" and any(axis.legs is not None for axis in how.maps):
+            # Squares of a mixture are not known, only that they are no less than the mixture's square.
+            value = torch.maximum(value, self._value(growth, "exp_avg", pool).square())
+        return value
+
+    def _source(self, name: str, kind: str) -> InMemory:
+        """A tensor of the source, mapped from its file."""
+        read = universal.stored(self.folder, self.live.get(name, name), kind)
+        return InMemory(read.float().reshape(self.shapes[name]))
+
+
+def _live_names(plan: Plan, folder: Path) -> dict[str, str]:
+    """Names in checkpoints -> in the folder, where they differ; what the folder holds is held against the table.
+
+    Raises:
+        GrowthError: it is the state of another model.
+    """
+    there = universal.parameters(folder)
+    live = {theirs: ours for theirs, ours in plan.table.live_names.items() if ours in there}
+    names = {ours: theirs for theirs, ours in live.items()}
+    expected, found = plan.table.state_shapes(plan.src_config), {}
+    for name in there:
+        stored, shape = names.get(name, name), tuple(universal.stored(folder, name, "fp32").shape)
+        flat = stored in expected and math.prod(shape) == math.prod(expected[stored])  # as ZeRO 3 has it
+        found[stored] = expected[stored] if flat else shape
+    try:
+        plan.table.check_tensors(plan.src_config, found, where=str(folder))
+    except GrowthError as error:
+        raise GrowthError(
+            "the checkpoint is not of the model that was grown",
+            where=error.where,
+            why=f"{error.what}" + (f": {error.why}" if error.why else ""),
+            fix="give the checkpoint whose weights were expanded",
+        ) from error
+    return live
+
+
+def adam_step(folder: Path) -> float:
+    """The steps that Adam has counted in a universal folder."""
+    return float(json.loads((folder / universal.STATE).read_text(encoding="utf-8"))["adam_step"])
+
+
+def _check_weights(value: torch.Tensor, weights: CheckpointReader, growth: TensorGrowth) -> None:
+    """Hold lifted masters against the grown weights, which are a rounding of them.
+
+    Raises:
+        GrowthError: these were grown from other weights.
+    """
+    stored, apart, size = weights.tensors[growth.name], 0.0, 0.0
+    for start, stop in block_rows(growth.shape):
+        block = stored.rows(start, stop).float()
+        apart += float((block - value[start:stop]).square().sum())
+        size += float(block.square().sum())
+    if math.sqrt(apart) > SAME_WEIGHTS * math.sqrt(size):
+        raise GrowthError(
+            "the grown weights do not come from this checkpoint",
+            where=growth.name,
+            why=f"its masters, grown by the same plan, are off by {math.sqrt(apart / size) if size else apart:.2g} "
+            "of the weights",
+            fix="expand the export of this checkpoint, or give the checkpoint of that export",
+        )
+
+
+def _save(value: torch.Tensor, path: Path) -> None:
+    import torch
+
+    with path.open("wb") as file:
+        torch.save({"param": value} if value.ndim else value, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _content(source: Trained, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
+    """What ``state.json`` says: Adam's step, the loss scale, where it comes from, and where the data stood."""
+    former = json.loads((folder / universal.STATE).read_text(encoding="utf-8"))
+    return {
+        "adam_step": 0.0 if state == "reset" else former["adam_step"],
+        "loss_scaler": former["loss_scaler"],
+        "grown": {"plan": plan.hash, "method": plan.method, "state": state, "step": source.step},
+        "data": former.get("data") or position_in_data(source),
+    }

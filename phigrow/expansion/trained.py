@@ -1,0 +1,119 @@
+"""A training checkpoint to grow from: found, checked, as a universal folder, and where it stood in its data."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phigrow.checkpoints import universal
+from phigrow.checkpoints.integrity import MARKER, damage, read_marker
+from phigrow.checkpoints.run_checkpoints import RUN_FILE, UNIVERSAL, marked_checkpoints
+from phigrow.errors import GrowthError
+from phigrow.expansion.write_tensors import progress_bar
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint to grow from: where it lies, its marker (None where phigrow did not write it)."""
+
+    folder: Path
+    marker: dict[str, Any] | None
+
+    @property
+    def is_universal(self) -> bool:
+        return bool(self.marker and self.marker.get("universal"))
+
+    @property
+    def converted(self) -> Path:
+        """Where its run keeps it as a universal folder, if it made one."""
+        return self.folder.parent.parent / UNIVERSAL / self.folder.name
+
+    def sizes(self) -> dict[str, list[int]]:
+        """Bytes and time of change of every file, by which a folder without a marker is known again."""
+        files = {file.name: file.stat() for file in sorted(self.folder.iterdir()) if file.is_file()}
+        return {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
+
+    @property
+    def step(self) -> int | None:
+        return self.marker["progress"]["step"] if self.marker and "progress" in self.marker else None
+
+
+def find_trained(path: Path) -> Trained:
+    """The checkpoint that a path means, its files checked where phigrow wrote them."""
+    if not (path / MARKER).is_file():
+        found, damaged = marked_checkpoints(path)
+        latest = path / "latest"
+        if found:
+            path = found[-1].folder
+        elif damaged:
+            raise GrowthError("a checkpoint that is damaged", where=str(damaged[-1].folder), why=damaged[-1].why)
+        elif latest.is_file():  # DeepSpeed's own; it names the newest folder beside it
+            path = path / Path(latest.read_text(encoding="utf-8").strip()).name
+    if (path / MARKER).is_file():
+        try:
+            marker = read_marker(path)
+        except ValueError as error:
+            raise GrowthError("a checkpoint that is damaged", where=str(path), why=str(error)) from error
+        if wrong := damage(path, marker["files"]):
+            raise GrowthError("a checkpoint that is damaged", where=str(path), why="; ".join(wrong[:3]))
+        return Trained(path, marker)
+    if not any(path.glob("*_optim_states.pt")):
+        raise GrowthError(
+            "no checkpoint with an optimizer's state",
+            where=str(path),
+            why=None if path.is_dir() else "there is no such folder",
+            fix="give the folder of a run that saved one (save_every, or keep), or one that DeepSpeed wrote",
+        )
+    return Trained(path, None)
+
+
+def check_step(source: Trained, record: dict[str, Any] | None) -> None:
+    """Refuse a checkpoint of another step than the weights that were grown, where both are known."""
+    training = ((record or {}).get("source") or {}).get("training")
+    steps = training.get("steps") if isinstance(training, dict) else None
+    if steps is not None and source.step is not None and not source.is_universal and steps != source.step:
+        raise GrowthError(
+            f"a checkpoint of step {source.step}, and weights that were grown from step {steps}",
+            where=str(source.folder),
+            fix="expand the export of this checkpoint, or give the checkpoint of that step",
+        )
+
+
+def as_universal(source: Trained, work: Path, progress: bool) -> Path:
+    """The checkpoint as a universal folder: it is one, the run has made one, or it is converted here."""
+    if source.is_universal:
+        return source.folder
+    if source.marker and universal.whole(source.converted):
+        return source.converted
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no GPU
+    try:
+        with progress_bar("reading the checkpoint", 1, progress) as advance:
+            universal.convert(source.folder, work, source.marker or {})
+            advance(None)
+    except (GrowthError, OSError):
+        raise
+    except Exception as error:  # whatever DeepSpeed and torch say of a file that is not what they expect
+        raise GrowthError(
+            "a checkpoint that cannot be converted to DeepSpeed's universal format",
+            where=str(source.folder),
+            why=f"{type(error).__name__}: {error}",
+            fix="give one that is whole: ZeRO 1 to 3 with Adam is read, phigrow's own at ZeRO 0 too",
+        ) from error
+    return work
+
+
+def position_in_data(source: Trained) -> dict[str, Any] | None:
+    """Where the run stood in its data, so that what is grown from it goes on there; None where nobody knows."""
+    path = source.folder.parent.parent / RUN_FILE
+    if not source.marker or "progress" not in source.marker or not path.is_file():
+        return None
+    run, progress = json.loads(path.read_text(encoding="utf-8")), source.marker["progress"]
+    blocks = progress.get("blocks") or progress["step"] * run["batch"]
+    known = {key: run.get(key) for key in ("seed", "data_fingerprint", "mixture")}
+    return {"blocks": blocks, "position": progress.get("data"), **known}

@@ -1,0 +1,255 @@
+"""The certificate: what a grown checkpoint computes against what its source computes, on the same tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.checkpoints.hub import locate
+from phigrow.checkpoints.pickles import PickleReader, open_checkpoint
+from phigrow.errors import GrowthError
+from phigrow.growth.plan import Plan
+from phigrow.models.config import load_config
+from phigrow.models.families import family_of
+
+if TYPE_CHECKING:
+    import torch
+
+PROBE_TEXT = """\
+A function is a rule that gives every element of one set exactly one element of another. To define one in Python we
+write the word def, a name, and the arguments in brackets; the value after return is what a call gives back.
+
+def mean(values):
+    # An empty list has no mean, so we say so instead of dividing by zero.
+    if not values:
+        raise ValueError("mean of no values")
+    return sum(values) / len(values)
+
+Exercise: explain why the mean of two equal numbers is that number, and what happens when one of them grows. Light
+takes about eight minutes from the sun to the earth. If supply falls while demand stays the same, the price rises.
+"""
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.015}
+"""Largest |dlogit| of an exact plan, for each dtype in which the grown weights are stored, at logits up to 10; it grows
+in proportion beyond. float64 and float32 are rounding of arithmetic; the other two are rounding of the stored weights,
+measured over many shapes by tests/growth/test_lossless.py."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `verify` measured. Logits are compared over the source's vocabulary, at every probe position.
+
+    Attributes:
+        method, plan_hash: of the plan in the destination's ``phigrow.json``; None where there is none.
+        claims_exact: the plan claims to preserve the function.
+        compute_dtype: of the arithmetic.
+        source_dtype, destination_dtype: in which the weights are stored.
+        tokens: probe positions; ``probe`` says of what text.
+        max_abs_dlogit, mean_abs_dlogit: of the difference of logits.
+        max_abs_logit: largest absolute logit of the source.
+        kl: mean KL divergence from source to destination, nats a token.
+        source_loss, destination_loss: mean cross entropy on the probe's next tokens, nats a token.
+        tolerance: allowed ``max_abs_dlogit`` of an exact plan.
+        passed: whether the claim holds; None for a plan that claims nothing.
+    """
+
+    method: str | None
+    plan_hash: str | None
+    claims_exact: bool
+    compute_dtype: str
+    source_dtype: str
+    destination_dtype: str
+    tokens: int
+    probe: str
+    max_abs_dlogit: float
+    mean_abs_dlogit: float
+    max_abs_logit: float
+    kl: float
+    source_loss: float
+    destination_loss: float
+    tolerance: float
+    passed: bool | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def verify(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    dtype: str = "float32",
+    probe: str | None = None,
+    tokens: int = 256,
+    seed: int = 0,
+    revision: str | None = None,
+) -> Certificate:
+    """Run source and destination on the same probe tokens, one model at a time, and compare.
+
+    Args:
+        src: the source: a folder or a hub name.
+        dst: the grown folder.
+        dtype: of the arithmetic, ``float32`` or ``float64``, whatever the stored dtype.
+        probe: text to run on; by default a paragraph, if the source has a tokenizer, else random tokens from ``seed``.
+        tokens: probe positions, in rows of at most 128.
+        revision: hub revision of the source.
+
+    Returns:
+        The certificate; ``passed`` is False when a plan claims exactness and the logits differ by more than rounding.
+
+    Raises:
+        GrowthError: either side cannot be read, or they cannot be compared.
+    """
+    if dtype not in ("float32", "float64"):
+        raise GrowthError(f"verify cannot compute in {dtype!r}", fix="choose float32 or float64")
+    source, destination = locate(src, revision), locate(dst)
+    plan = read_plan(destination)
+    src_config, dst_config = load_config(source), load_config(destination)
+    family = family_of(src_config, str(source))
+    if family_of(dst_config, str(destination)) is not family:
+        raise GrowthError("source and destination are of two families", where=f"{source} and {destination}")
+    src_vocab, dst_vocab = family.sizes_of(src_config)["vocab"], family.sizes_of(dst_config)["vocab"]
+    if src_vocab > dst_vocab:
+        raise GrowthError(
+            f"the destination has fewer tokens: {src_vocab} -> {dst_vocab}",
+            where=str(destination),
+            fix="give the source first and the grown checkpoint second",
+        )
+    ids, described = _probe_tokens(source, probe, tokens, src_vocab, seed)
+    old, source_dtype = _logits(source, ids, dtype)
+    new, destination_dtype = _logits(destination, ids, dtype)
+    differences = _compare(old, new, ids)
+    stored = destination_dtype if dtype == "float64" or destination_dtype != "float64" else dtype
+    tolerance = TOLERANCE[stored] * max(1.0, differences["max_abs_logit"] / 10)
+    exact = plan is not None and plan.exact
+    return Certificate(
+        method=plan.method if plan else None,
+        plan_hash=plan.hash if plan else None,
+        claims_exact=exact,
+        compute_dtype=dtype,
+        source_dtype=source_dtype,
+        destination_dtype=destination_dtype,
+        tokens=ids.numel(),
+        probe=described,
+        tolerance=tolerance,
+        # A NaN compares false, so it fails.
+        passed=differences["max_abs_dlogit"] <= tolerance if exact else None,
+        **differences,
+    )
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan in a grown folder's ``phigrow.json``, or None where there is no such file.
+
+    Raises:
+        GrowthError: the file is damaged, or its hash is not the plan's.
+    """
+    path = folder / "phigrow.json"
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))["plan"]
+        plan = Plan.from_json(data, folder)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, GrowthError):
+            raise
+        raise GrowthError("a phigrow.json that cannot be read", where=str(path), why=repr(error)) from error
+    if data.get("hash") != plan.hash:
+        raise GrowthError("a plan that was altered", where=str(path), why="its hash is not that of its content")
+    return plan
+
+
+def _probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed: int) -> tuple[torch.Tensor, str]:
+    import torch
+
+    length = min(128, tokens, load_config(folder).get("max_position_embeddings", 2048))
+    rows = max(1, tokens // length)
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
+    if text is not None and not has_tokenizer:
+        raise GrowthError("a probe text for a source without tokenizer", where=str(folder), fix="leave the text out")
+    if has_tokenizer:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            raise GrowthError("a tokenizer that cannot be read", where=str(folder), why=str(error)) from error
+        ids = tokenizer(text or PROBE_TEXT)["input_ids"]
+        if len(ids) < 2 or max(ids) >= vocab:
+            raise GrowthError(
+                "a probe text of no use", where=str(folder), why=f"{len(ids)} tokens, vocabulary of {vocab}"
+            )
+        repeated = (ids * (rows * length // len(ids) + 1))[: rows * length]
+        return torch.tensor(repeated).view(rows, length), "text"
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab, (rows, length), generator=generator), "random tokens"
+
+
+def _logits(folder: Path, ids: torch.Tensor, dtype: str) -> tuple[torch.Tensor, str]:
+    """Logits [rows, length, vocab] of a checkpoint in the given arithmetic, and its stored dtype; frees the model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with open_checkpoint(folder) as reader:  # reads headers only: a damaged file is named before it is loaded
+        stored = max(reader.tensors.values(), key=lambda tensor: tensor.shape).dtype_name
+        pickled = isinstance(reader, PickleReader)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=not pickled,  # transformers, too, reads pickles with weights_only=True
+    ).eval()
+    if dtype == "float64":
+        widen_norms(model)
+    with torch.inference_mode():
+        logits = torch.cat([model(row[None], use_cache=False).logits for row in ids])
+    del model
+    gc.collect()
+    return logits, stored
+
+
+def widen_norms(model: torch.nn.Module) -> None:
+    """Let every RMSNorm compute in its weights' dtype; transformers' compute in float32, whatever the model's."""
+    import torch
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__.endswith("RMSNorm") and isinstance(child.weight, torch.nn.Parameter):
+                wide = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)  # type: ignore[arg-type]
+                wide.weight = child.weight
+                setattr(module, name, wide)
+
+
+def _compare(old: torch.Tensor, new: torch.Tensor, ids: torch.Tensor) -> dict[str, float]:
+    """Differences of logits [rows, length, vocab]; the new vocabulary may be larger."""
+    import torch
+
+    largest, total, kl, losses = 0.0, 0.0, 0.0, [0.0, 0.0]
+    targets = 0
+    for before, after, row in zip(old, new, ids, strict=True):
+        difference = (before - after[:, : before.shape[1]]).abs()
+        largest = max(largest, float(difference.max())) if torch.isfinite(difference).all() else float("nan")
+        if largest != largest:
+            return dict.fromkeys(
+                ("max_abs_dlogit", "mean_abs_dlogit", "kl", "source_loss", "destination_loss"), float("nan")
+            ) | {"max_abs_logit": float(old.abs().max())}
+        total += float(difference.mean(dtype=torch.float64)) * len(row)
+        log_p, log_q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+        kl += float((log_p.exp() * (log_p - log_q[:, : log_p.shape[1]])).sum())
+        targets += len(row) - 1
+        for k, log in enumerate((log_p, log_q)):
+            losses[k] -= float(log[:-1].gather(1, row[1:, None]).sum())
+    return {
+        "max_abs_dlogit": largest,
+        "mean_abs_dlogit": total / ids.numel(),
+        "max_abs_logit": float(old.abs().max()),
+        "kl": max(0.0, kl / ids.numel()),
+        "source_loss": losses[0] / targets,
+        "destination_loss": losses[1] / targets,
+    }

@@ -1,0 +1,1 @@
+"""Growth: axis maps, plans, methods and the lift. It needs no torch."""

@@ -1,0 +1,96 @@
+"""What methods that copy coordinates share: one map an axis from its sources and from what c copies are read with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from phigrow.growth.axes import FRESH, AxisMap, Floats, Ints, axis_map, concatenate, copies_of_each
+from phigrow.growth.method import Growth
+
+Sources = Callable[[str, int, int], Ints]
+"""(name of what is drawn together, source size, destination size) -> source of every coordinate."""
+
+
+def copy_maps(
+    growth: Growth, sources: Sources, read_gain: Callable[[Floats], Floats], *, averages: bool
+) -> dict[str, AxisMap]:
+    """A map of copies for every axis.
+
+    Axes that carry one stream (hidden, normed, final; queries and keys, and both halves of their rotary part) get the
+    same sources, because ``sources`` is asked for them under one name. A query carries the read gain of its key.
+
+    Args:
+        growth: what grows.
+        sources: of one part of an axis.
+        read_gain: how many copies there are of what each coordinate copies -> the gain with which it is read.
+        averages: that gain is 1/c; a query then takes sqrt(h'/h), because attention divides by the root of the head
+            dimension.
+    """
+    family, maps = growth.family, {}
+    for axis in family.axis_names:
+        source = concatenate([(src, sources(name, src, dst)) for name, src, dst in _parts(growth, axis)])
+        counts = copies_of_each(growth.src[axis], source)
+        read = np.ones_like(counts) if axis == family.vocab else read_gain(counts)
+        write: float | Floats = 1.0
+        if axis == family.query:
+            write = read * (np.sqrt(growth.dst[axis] / growth.src[axis]) if averages else 1.0)
+            read = 1 / (write * counts)
+        elif axis == family.final and growth.tied:
+            # The head is the embedding, which is written with gain 1: what it reads is scaled instead.
+            write, read = read, np.ones_like(counts)
+        maps[axis] = axis_map(growth.src[axis], source, write=write, read=read)
+    return maps
+
+
+def _parts(growth: Growth, axis: str) -> list[tuple[str, int, int]]:
+    family = growth.family
+    if axis in (family.query, family.key):
+        named = zip(("turning", "turning", "still"), growth.head_parts(axis), strict=True)
+        return [(name, src, dst) for name, (src, dst) in named]
+    stream = (family.residual, family.normed, family.final)
+    return [("stream" if axis in stream else axis, *growth.sizes(axis))]
+
+
+def copy_reasons(growth: Growth, *, even: bool) -> list[str]:
+    """Why copies that are averaged when read do not preserve the function; empty where they do.
+
+    Args:
+        growth: what grows.
+        even: every coordinate of hidden has as many copies as any other.
+    """
+    family, reasons = growth.family, []
+    if growth.grows(family.residual) and not even:
+        src, dst = growth.sizes(family.residual)
+        seen = "LayerNorm sees another mean and variance" if family.centred else "RMSNorm sees another mean square"
+        why = "is no whole factor" if dst % src else "is copied unevenly"
+        reasons.append(f"hidden {src} -> {dst} {why}: {seen}")
+    if growth.grows("rotary"):
+        reasons.append("the rotary part of heads grows: its coordinates turn at other frequencies")
+    if growth.grows(family.vocab):
+        reasons.append("copies of tokens share their probability")
+    if growth.grows(family.query) and growth.dst_config.get("qk_layernorm"):
+        reasons.append("LayerNorm inside heads sees another mean and variance")
+    return reasons
+
+
+def average_maps(growth: Growth, sources: Sources) -> dict[str, AxisMap]:
+    """`copy_maps` whose copies are read with 1/c."""
+    return copy_maps(growth, sources, lambda counts: 1 / counts, averages=True)
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Random numbers that depend on a seed and a name alone."""
+    digest = hashlib.sha256(f"{seed}:map:{name}".encode()).digest()
+    return np.random.Generator(np.random.PCG64DXSM(int.from_bytes(digest[:16], "big")))
+
+
+def drawn_evenly(seed: int, name: str, src: int, dst: int) -> Ints:
+    """The old coordinates, then rounds of them in random order: counts differ by one at most."""
+    if src == 0:
+        return np.full(dst, FRESH, dtype=np.int64)
+    random = generator(seed, name)
+    rounds = [np.arange(src), *(random.permutation(src) for _ in range(-(-dst // src) - 1))]
+    return np.concatenate(rounds)[:dst]

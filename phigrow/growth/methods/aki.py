@@ -1,0 +1,56 @@
+"""AKI, advanced knowledge initialisation (bert2BERT): FPI, but new neurons are taken from the layer above.
+
+C. Chen et al., bert2BERT: Towards Reusable Pretrained Language Models (2110.07143), section 3.3. With W~ the matrix
+whose fan-in is grown as in `fpi` (copied, over its count), columns being the fan-out:
+
+    U_l[:, j] = W~_l[:, j] for j <= d,  W~_{l+1}[:, g(j)] for j > d
+
+for all matrices of attention and mlp, with their biases; queries, keys and values by whole heads. That much is the
+paper's. Of the paper this does not say, and chosen here: normalisations, and the last layer, which has none above it,
+grow as in `fpi`, embeddings too; g is drawn in even rounds as in `fpi`, one map for all layers, where the paper draws
+one a layer; layers are repeated in place (`interpose`), where the paper stacks (``--depth stack``).
+
+Not function-preserving: the paper gives that up so that copies differ. With a single layer it is `fpi`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from phigrow.growth.axes import AxisMap
+from phigrow.growth.copy_maps import average_maps, copy_reasons, drawn_evenly
+from phigrow.growth.method import Growth, Method
+
+
+def _ahead(growth: Growth) -> list[str]:
+    """The axes whose new neurons come from above."""
+    family = growth.family
+    return [axis for axis in (family.residual, *family.heads, family.mlp) if growth.grows(axis)]
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    maps = average_maps(growth, lambda name, src, dst: drawn_evenly(growth.seed, name, src, dst))
+    for axis in _ahead(growth):
+        src, dst = growth.sizes(axis)
+        maps[axis] = replace(maps[axis], ahead=np.arange(dst) >= src)
+    return maps
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    src, dst = growth.sizes(growth.family.residual)
+    reasons = copy_reasons(growth, even=dst % src == 0)
+    if growth.src["layer"] > 1 and (axes := _ahead(growth)):
+        reasons.append(f"aki takes new coordinates of {', '.join(axes)} from the layer above")
+    return reasons
+
+
+METHOD = Method(
+    name="aki",
+    summary="AKI (bert2BERT): as fpi, but new neurons come from the layer above",
+    depth="interpose",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+)

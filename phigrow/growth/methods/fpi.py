@@ -1,0 +1,35 @@
+"""FPI, function-preserving initialisation (bert2BERT): copies drawn evenly at random, fan-in divided by their count.
+
+C. Chen et al., bert2BERT: Towards Reusable Pretrained Language Models (2110.07143). Output neurons are copied by a
+map g, input neurons by a map f whose weights are divided by the number of copies; whole heads are copied. The paper
+draws g uniformly; here every round of new coordinates is a random permutation of the old ones, so that at whole ratios
+all have the same count, without which normalisations see another mean and variance.
+
+Exact where hidden grows by a whole factor, at any ratio of heads and mlp.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phigrow.growth.axes import AxisMap
+from phigrow.growth.copy_maps import average_maps, copy_reasons, drawn_evenly
+from phigrow.growth.method import Growth, Method
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    return average_maps(growth, lambda name, src, dst: drawn_evenly(growth.seed, name, src, dst))
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    src, dst = growth.sizes(growth.family.residual)
+    return copy_reasons(growth, even=dst % src == 0)
+
+
+METHOD = Method(
+    name="fpi",
+    summary="FPI (bert2BERT): even random copies, fan-in over their count",
+    depth="interpose",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+)

@@ -1,0 +1,37 @@
+"""Composable function-preserving expansions: everything new is written at random and read with zeros, or never written.
+
+A. Gesmundo, K. Maile, Composable Function-preserving Expansions for Transformer Architectures (2308.06103). New mlp
+units and heads have zero columns where they are read; new key coordinates are zero and queries take sqrt(h'/h); new
+coordinates of the stream are zero, and RMSNorm's weight takes sqrt(D/D') for the longer mean. That last gain sits here
+on what writes the stream, as its inverse, so that epsilon counts as it did.
+
+Exact under RMSNorm. Under LayerNorm zeros shift the mean that is taken off, as the paper says of its own scope.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phigrow.growth.axes import FRESH, AxisMap
+from phigrow.growth.exact_maps import kept_stream, refuse_inexact, unread
+from phigrow.growth.method import Growth, Method
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    refuse_inexact(growth, "gesmundo")
+    return {**unread(growth), **kept_stream(growth, FRESH)}
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    if growth.family.centred and growth.grows(growth.family.residual):
+        return ["zeros in the stream shift the mean that LayerNorm takes off"]
+    return []
+
+
+METHOD = Method(
+    name="gesmundo",
+    summary="composable expansions: new units are read with zeros; exact under RMSNorm",
+    depth="identity",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+)

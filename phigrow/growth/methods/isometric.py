@@ -1,0 +1,61 @@
+"""isometric: the residual stream turned at random into a larger one, so that no two coordinates are alike.
+
+With Q [D', D] a random isometry (Q^T Q = I) that takes the mean of the stream to the mean of the larger one, and
+c = sqrt(D'/D):
+
+1. Writers of the stream: c Q W. Mean and variance stay, so epsilon counts as it did: the stream, its mean taken off
+   and divided by its deviation, is c Q n where it was n.
+2. Normalisations: weight 1/c everywhere; weights g and biases b go into what reads them.
+3. Readers: W diag(g) Q^T, and W b is added to their bias; where a reader has none (GPT-NeoX's head), the bias of the
+   normalisation is a unit vector u that Q never writes, and readers get W b u^T besides.
+4. All other axes as in `lossless`: new heads, head coordinates, mlp units, layers and tokens change nothing yet.
+
+Function-preserving in evaluation mode, to rounding, at any sizes. Unlike the mean fill, every coordinate of the
+new stream is in use from the start, each another mixture of the old ones, and no reader starts with columns that
+multiply zero. Not published elsewhere, to our knowledge.
+
+Refused where the embedding is the head: one matrix cannot both write the stream and take in the last weights. Costs
+matrix products, and memory for Q (`phigrow.growth.dense_map.Isometry`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phigrow.growth.axes import AxisMap, dense_map
+from phigrow.growth.dense_map import Isometry
+from phigrow.growth.exact_maps import refuse_inexact, unread
+from phigrow.growth.method import Growth, Method
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    refuse_inexact(growth, "isometric")
+    family, maps = growth.family, unread(growth)
+    src, dst = growth.sizes(family.residual)
+    if src == dst:
+        return maps
+    if growth.tied:
+        raise growth.refuse(
+            f"isometric cannot grow {family.residual} {src} -> {dst} where embeddings are tied",
+            family.residual,
+            "the head is the embedding, so it cannot take in the weights of the last normalisation",
+            "use --method lossless, or a source with a head of its own",
+        )
+    gain, legs = float((dst / src) ** 0.5), Isometry(src, dst, growth.seed)
+    maps[family.residual] = dense_map(src, dst, legs, write=gain, read=1 / gain)
+    maps[family.normed] = maps[family.final] = dense_map(src, dst, legs)
+    return maps
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    return []
+
+
+METHOD = Method(
+    name="isometric",
+    summary="function-preserving at any sizes: the stream turned by a random isometry",
+    depth="identity",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+    always_exact=True,
+)

@@ -1,0 +1,60 @@
+"""LEMON: a mean-filled stream, and copies of heads and mlp units whose readers are split unevenly.
+
+Y. Wang et al., LEMON: Lossless Model Expansion (2310.07999). New coordinates of the stream hold its mean (nothing under
+RMSNorm); new heads and units copy old ones in turn, and the columns that read c copies are W b_1 .. W b_c with random
+b_k that add up to 1, so that no two copies get the same gradient. LEMON corrects the variance of the longer stream in
+LayerNorm, weight and epsilon; here the stream is written with sqrt(D'/D) instead, and epsilon stays.
+
+Exact at any ratio of hidden, heads and mlp. Larger heads are refused: the paper has no rule for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from phigrow.growth.axes import AxisMap, Floats, Ints, axis_map, copies_of_each, wrap
+from phigrow.growth.copy_maps import generator
+from phigrow.growth.exact_maps import kept_stream, refuse_inexact, statistics_kept, unread
+from phigrow.growth.method import Growth, Method
+
+
+def _split(seed: int, axis: str, source: Ints, counts: Floats) -> Floats:
+    """Shares of the copies of a coordinate: 1/c times 0.5 to 1.5, made to add up to 1."""
+    shares = np.where(counts > 1, generator(seed, axis).uniform(0.5, 1.5, len(source)), 1.0)
+    shared: Floats = shares / np.bincount(source, weights=shares)[source]
+    return shared
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    refuse_inexact(growth, "lemon")
+    family = growth.family
+    if growth.grows(family.query):
+        src, dst = growth.sizes(family.query)
+        raise growth.refuse(
+            f"lemon cannot grow heads, {src} -> {dst} coordinates",
+            family.query,
+            "it copies whole heads",
+            f"keep heads of {src} coordinates, or use --method lossless",
+        )
+    maps = {**unread(growth), **kept_stream(growth, statistics_kept(growth))}
+    for axis in (*family.heads, family.mlp):
+        source = wrap(*growth.sizes(axis))
+        counts = copies_of_each(growth.src[axis], source)
+        maps[axis] = axis_map(growth.src[axis], source, read=_split(growth.seed, axis, source, counts))
+    return maps
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    return []
+
+
+METHOD = Method(
+    name="lemon",
+    summary="LEMON: mean-filled stream, copies read in uneven shares",
+    depth="identity",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+    always_exact=True,
+)

@@ -1,0 +1,48 @@
+"""lossless: any sizes, exactly, into the stock destination configuration, LayerNorm epsilon untouched.
+
+With c = sqrt(D'/D) for hidden D -> D':
+
+1. Writers of the residual stream: old rows c W, new rows c mean_rows(W). The stream's mean becomes c mu and its
+   variance (D/D') c^2 var = var. Under RMSNorm new rows are 0: the mean square is (D/D') c^2 times what it was.
+2. Normalisations: old weights gamma / c, old biases as they are; new weights 1, new biases 0. The new coordinates equal
+   the mean (are 0 under RMSNorm), so they normalise to exactly 0 whatever their weight. Where embeddings are tied, the
+   head reads with gain c what the embedding wrote: the last normalisation gets gamma / c^2 and beta / c.
+3. Readers: old columns as they are, new columns random: they multiply 0, and make the new width trainable.
+4. Head dimension h -> h' at fixed rotary part: new coordinates at the end of each head; queries times sqrt(h'/h);
+   new key rows and biases 0; new query and value rows random; new columns of the output projection 0.
+5. New heads and new mlp units: rows random, the columns that read them 0.
+6. Inserted layers are identity layers (depth method ``identity``).
+7. New tokens: embeddings random (0 where tied), lm_head rows 0 and bias -100; refused without that bias.
+
+Key/value heads and query heads a group may both grow, at any ratio: new heads are not read, wherever they lie.
+
+Function-preserving in evaluation mode, to rounding. The mean fill is LEMON's (2310.07999); LEMON changes epsilon and
+does not grow heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phigrow.growth.axes import AxisMap
+from phigrow.growth.exact_maps import kept_stream, refuse_inexact, statistics_kept, unread
+from phigrow.growth.method import Growth, Method
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    refuse_inexact(growth, "lossless")
+    return {**unread(growth), **kept_stream(growth, statistics_kept(growth))}
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    return []
+
+
+METHOD = Method(
+    name="lossless",
+    summary="function-preserving at any sizes: mean-filled stream, unread new units",
+    depth="identity",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+    always_exact=True,
+)

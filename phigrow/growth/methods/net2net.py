@@ -1,0 +1,43 @@
+"""Net2Net: every new unit copies an old one drawn at random, and what reads a unit shares its weight among the copies.
+
+T. Chen, I. Goodfellow, J. Shlens, Net2Net: Accelerating Learning via Knowledge Transfer (1511.05641). With g(j) = j for
+j <= n and uniform among the old units beyond, W'[i, j] = W[g(i), g(j)] / |{k: g(k) = g(j)}|. Heads are units too, and
+so are coordinates of a head (rotary ones in their pairs).
+
+Exact where hidden does not grow. The stream is copied unevenly, and LayerNorm and RMSNorm then see other statistics:
+the paper's networks had none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from phigrow.growth.axes import FRESH, AxisMap, Ints
+from phigrow.growth.copy_maps import average_maps, copy_reasons, generator
+from phigrow.growth.method import Growth, Method
+
+
+def _drawn(seed: int, name: str, src: int, dst: int) -> Ints:
+    if src == 0:
+        return np.full(dst, FRESH, dtype=np.int64)
+    return np.concatenate([np.arange(src), generator(seed, name).integers(src, size=dst - src)])
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    return average_maps(growth, lambda name, src, dst: _drawn(growth.seed, name, src, dst))
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    drawn = _drawn(growth.seed, "stream", *growth.sizes(growth.family.residual))
+    return copy_reasons(growth, even=len(set(np.bincount(drawn).tolist())) == 1)
+
+
+METHOD = Method(
+    name="net2net",
+    summary="Net2Net: random copies, each reader split among them",
+    depth="identity",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+)

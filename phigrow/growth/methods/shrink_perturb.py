@@ -1,0 +1,43 @@
+"""Shrink and perturb: the source in one block, shrunk, and noise of an initialisation everywhere.
+
+N. Mallik et al., Warmstarting for Scaling Language Models (2411.07340), after J. Ash and R. Adams (1910.08475):
+W' = lambda pad(W) + N, with lambda 0.4 where the paper did best and N the initialisation of the larger model, whose
+standard deviation is the destination's ``initializer_range`` (the paper scales it by muP). The weights of
+normalisations are not shrunk.
+
+Not function-preserving.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phigrow.growth.axes import AxisMap, axis_map, block, concatenate
+from phigrow.growth.method import Growth, Method, Option
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    family, maps = growth.family, {}
+    for axis in family.axis_names:
+        parts = growth.head_parts(axis) if axis in (family.query, family.key) else [growth.sizes(axis)]
+        source = concatenate([(src, block(src, dst)) for src, dst in parts])
+        # Once for every tensor: each has one written axis, of which the heads are only a part.
+        gain = 1.0 if axis in family.heads else float(options["shrink"])
+        maps[axis] = axis_map(growth.src[axis], source, write=gain)
+    return maps
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    return [f"shrink_perturb shrinks the source by {options['shrink']} and adds noise"]
+
+
+METHOD = Method(
+    name="shrink_perturb",
+    summary="shrink and perturb: lambda times the source, padded, plus an initialisation",
+    depth="interpose",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+    options={"shrink": Option(("0.4", "0.1", "0.2", "0.6", "0.8", "1.0"), "factor on the source's weights")},
+    own_noise=lambda options: 1.0,
+    noise_on="all",
+)

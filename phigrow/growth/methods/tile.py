@@ -1,0 +1,60 @@
+"""Tiling (tile): every axis wraps around, ``src[i mod n]``.
+
+Phi (M. Javaheripi, NeurIPS 2023 LLM Efficiency Challenge): the rest of the large matrix is filled with wrapped copies
+of the small one. Whole heads are copied; inside a query or key head the rotary part wraps onto the rotary part.
+``anchor center`` puts the source in the middle and wraps to both sides, as ModernBERT (2412.13663) found best.
+
+``scale`` decides what a consumer of c copies of a coordinate does:
+
+- ``none`` (what the Phi talk shows): nothing; sums grow c-fold. Not function-preserving.
+- ``preserve``: read gain 1/c, and queries times sqrt(h'/h) for head dimension h -> h', because attention divides by
+  its root. Function-preserving when hidden grows by a whole factor: only then does LayerNorm see the same statistics.
+- ``rms``: read gain 1/sqrt(c), which keeps the root mean square of sums of independent copies.
+
+Exact copies get equal gradients for ever: ``noise`` adds N (I - E R) to every matrix that reads copies, which the
+copies cancel (as HyperCloning's noise pairs, 2409.12903), so ``preserve`` stays exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from phigrow.growth.axes import AxisMap, Floats, wrap
+from phigrow.growth.copy_maps import copy_maps, copy_reasons
+from phigrow.growth.method import Growth, Method, Option
+
+_GAINS: dict[str, Callable[[Floats], Floats]] = {
+    "none": np.ones_like,
+    "preserve": lambda counts: 1 / counts,
+    "rms": lambda counts: 1 / np.sqrt(counts),
+}
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    anchor, scale = options["anchor"], options["scale"]
+    return copy_maps(growth, lambda name, src, dst: wrap(src, dst, anchor), _GAINS[scale], averages=scale == "preserve")
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    grown = growth.grown_axes
+    if grown and options["scale"] != "preserve":
+        return [f"tile with scale {options['scale']} lets sums over copies of {', '.join(grown)} grow"]
+    src, dst = growth.sizes(growth.family.residual)
+    return copy_reasons(growth, even=dst % src == 0)
+
+
+METHOD = Method(
+    name="tile",
+    summary="tiling (Phi): wrapped copies of the source on every axis",
+    depth="interpose",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+    options={
+        "anchor": Option(("edge", "center"), "where the unbroken copy lies on every axis"),
+        "scale": Option(("none", "preserve", "rms"), "gain with which c copies are read: 1, 1/c or 1/sqrt(c)"),
+    },
+    takes_noise=True,
+)

@@ -1,0 +1,41 @@
+"""Weight reuse (wr): the source in one block of every axis, everything else new.
+
+Phi (M. Javaheripi, NeurIPS 2023 LLM Efficiency Challenge): the small matrix is copied into the large one, the rest
+stays at its initialisation. The slides do not say where the block goes; here it is top-left (``anchor edge``) or
+centred, axis by axis: whole heads, and the rotary part of a head stays its rotary part. New weights are
+N(0, initializer_range), new biases 0, new LayerNorm weights 1 and biases 0.
+
+Not function-preserving: old readers also read the new coordinates of the stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phigrow.growth.axes import AxisMap, axis_map, block, concatenate
+from phigrow.growth.method import Growth, Method, Option
+
+
+def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+    anchor, family = options["anchor"], growth.family
+    maps = {}
+    for axis in family.axis_names:
+        parts = growth.head_parts(axis) if axis in (family.query, family.key) else [growth.sizes(axis)]
+        source = concatenate([(src, block(src, dst, anchor)) for src, dst in parts])
+        maps[axis] = axis_map(growth.src[axis], source)
+    return maps
+
+
+def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+    grown = growth.grown_axes
+    return [f"wr reads new random coordinates of {', '.join(grown)}"] if grown else []
+
+
+METHOD = Method(
+    name="wr",
+    summary="weight reuse (Phi): the source in one block, the rest new",
+    depth="interpose",
+    axis_maps=_axis_maps,
+    approximations=_approximations,
+    options={"anchor": Option(("edge", "center"), "where the source block lies on every axis")},
+)

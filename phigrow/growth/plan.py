@@ -1,0 +1,312 @@
+"""A growth plan: one axis map for every named axis and one source layer for every layer. Data, not code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from phigrow.errors import GrowthError
+from phigrow.growth.axes import AxisMap, kronecker, part_map
+from phigrow.growth.learned import Learned
+from phigrow.growth.matrices import FILE, Maps
+from phigrow.growth.norm_fusion import Fold, folds
+from phigrow.models.config import Config, normalised
+from phigrow.models.cost import Cost, count
+from phigrow.models.families import all_families
+from phigrow.models.family import Axis, Family, Parameter, Sizes
+
+FORMAT = 1
+NoiseOn = Literal["copies", "pairs", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorGrowth:
+    """How one destination tensor comes from one source tensor; all that `lift` needs besides the values.
+
+    Attributes:
+        name: destination tensor.
+        source: source tensor.
+        parameter: its line in the family table.
+        maps: the axis map of each stored axis, in storage order.
+        written: index in ``maps`` of the axis it writes (the other one, if any, is read).
+        norm_read: for a normalisation, the map of the axis that it reads.
+        zero: every value is 0 (a writer of the residual stream in an identity layer).
+        layer: its destination layer; None outside of layers.
+        fold: the normalisation that is folded into it, or of which it is part; None where nothing is folded.
+        above: the same tensor of the next source layer, where some of what it writes comes from there.
+        blend: (source tensor, coefficient) of every layer that it is a sum of; empty where it comes from ``source``.
+    """
+
+    name: str
+    source: str
+    parameter: Parameter
+    maps: tuple[AxisMap, ...]
+    written: int
+    norm_read: AxisMap | None
+    zero: bool
+    layer: int | None = None
+    fold: Fold | None = None
+    above: str | None = None
+    blend: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def parts(self) -> int:
+        """Blocks on the diagonal of a matrix that is zero elsewhere; 1 for any other tensor."""
+        return self.maps[0].parts if len(self.maps) == 2 and self.maps[0].parts == self.maps[1].parts else 1
+
+    def carries_noise(self, noise_on: NoiseOn) -> bool:
+        """Whether a plan's noise goes onto it; see `Plan.noise_on`."""
+        if len(self.maps) != 2 or self.zero:
+            return False
+        # Tokens are looked up, not summed over: there is nothing for noise on the vocabulary axis to cancel in.
+        cancels = self.written == 0 and int(self.maps[1].counts.max(initial=0)) > 1
+        return noise_on == "all" or (cancels and (noise_on == "copies" or self.layer is not None))
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Source tensors that it needs besides ``source``."""
+        above = [self.above] if self.above else []
+        return (*(self.fold.sources if self.fold else ()), *above, *(name for name, _ in self.blend))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(m.dst_size for m in self.maps)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        return tuple(m.src_size for m in self.maps)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that decides the grown weights, without the weights.
+
+    Attributes:
+        family: name of the family table.
+        method, options: the width method and its options, resolved.
+        depth, depth_options: the depth method and its options, resolved.
+        axes: axis name -> map.
+        layers: source layer of each destination layer.
+        identity_layers: destination layers that write nothing to the residual stream.
+        seed: of all new random values.
+        noise: symmetry-breaking noise, as a fraction of each source tensor's root mean square; 0 for none.
+        noise_on: ``copies``, which cancel it together; ``pairs`` of copies in matrices of layers, the second of which
+            gets what the first got with the other sign; or ``all`` values of matrices, as a fraction of
+            ``initializer_range``.
+        src_config, dst_config: the configurations as they were spelled.
+        approximations: why the plan does not preserve the function; empty when it claims that it does.
+        notes: what a user should know besides.
+        maps: of a learned method, the matrices that take the place of the copies in ``axes`` and ``layers``.
+    """
+
+    family: str
+    method: str
+    options: dict[str, Any]
+    depth: str
+    depth_options: dict[str, Any]
+    axes: dict[str, AxisMap]
+    layers: tuple[int, ...]
+    identity_layers: frozenset[int]
+    seed: int
+    noise: float
+    noise_on: NoiseOn
+    src_config: Config
+    dst_config: Config
+    approximations: tuple[str, ...]
+    notes: tuple[str, ...]
+    maps: Maps | None = None
+
+    @property
+    def exact(self) -> bool:
+        """The plan claims to preserve the function (in evaluation mode)."""
+        return not self.approximations
+
+    @cached_property
+    def table(self) -> Family:
+        return all_families()[self.family]
+
+    @cached_property
+    def src_sizes(self) -> Sizes:
+        return self.table.sizes_of(self.src_config)
+
+    @cached_property
+    def dst_sizes(self) -> Sizes:
+        return self.table.sizes_of(self.dst_config)
+
+    @property
+    def initializer_range(self) -> float:
+        """Standard deviation of new random weights: the destination configuration's."""
+        return float(self.dst_config.get("initializer_range", 0.02))
+
+    def cost(self, seq_len: int | None = None) -> tuple[Cost, Cost]:
+        """Parameters and FLOPs per token of source and destination."""
+        return count(self.src_config, seq_len), count(self.dst_config, seq_len)
+
+    @cached_property
+    def composites(self) -> dict[Axis, AxisMap]:
+        """The map of every axis that a parameter has, composite ones among them, as the lift uses it."""
+        axes = {axis for p in self.table.parameters for axis in (*p.axes, p.read or p.written)}
+        made = {axis: kronecker(axis, [part_map(self.axes, part) for part in axis]) for axis in axes}
+        return {axis: self.learned.grown(axis, start) for axis, start in made.items()} if self.learned else made
+
+    @cached_property
+    def learned(self) -> Learned | None:
+        """What is learned, of a plan of a learned method."""
+        if self.maps is None:
+            return None
+        src_layers = self.src_sizes["layer"]
+        return Learned(self.maps, self.table, self.dst_config, self.axes, self.layers, self.identity_layers, src_layers)
+
+    @cached_property
+    def _folds(self) -> dict[str, Fold]:
+        mixed = {axis for axis, made in self.composites.items() if made.legs is not None and made.legs.folds}
+        return folds(self.table, self.src_config, mixed)
+
+    def tensors(self) -> Iterator[TensorGrowth]:
+        """Every destination tensor, in the order of the family table."""
+        layered = [p for p in self.table.parameters if p.in_layer and p.present(self.dst_config)]
+        for parameter in self.table.parameters:
+            if not parameter.present(self.dst_config):
+                continue
+            if not parameter.in_layer:
+                yield self._growth(parameter, None)
+            elif parameter is layered[0]:
+                for layer in range(len(self.layers)):
+                    for p in layered:
+                        yield self._growth(p, layer)
+
+    def _growth(self, parameter: Parameter, layer: int | None) -> TensorGrowth:
+        maps = tuple(self.composites[axis] for axis in parameter.axes)
+        is_norm = parameter.kind in ("scale", "shift")
+        source_layer = None if layer is None else self.layers[layer]
+        written = parameter.axes.index(parameter.written)
+        above = None
+        # The last layer has none above it: its new rows are copies of its own.
+        has_above = maps[written].ahead is not None and not is_norm
+        if has_above and source_layer is not None and source_layer + 1 < self.src_sizes["layer"]:
+            above = parameter.name.format(layer=source_layer + 1)
+        zero = layer in self.identity_layers and parameter.written == (self.table.residual,)
+        blend: tuple[tuple[str, float], ...] = ()
+        if self.learned is not None and layer is not None:
+            coefficients = self.learned.depth(parameter.name)[layer]
+            used = [int(k) for k in np.flatnonzero(coefficients)]
+            zero = not used
+            if len(used) == 1 and coefficients[used[0]] == 1:
+                source_layer = used[0]
+            else:
+                blend = tuple((parameter.name.format(layer=k), float(coefficients[k])) for k in used)
+        return TensorGrowth(
+            name=parameter.name.format(layer=layer),
+            source=parameter.name.format(layer=source_layer),
+            parameter=parameter,
+            maps=maps,
+            written=written,
+            norm_read=self.composites[parameter.read] if is_norm and parameter.read else None,
+            zero=zero,
+            layer=layer,
+            fold=fold.at(source_layer) if (fold := self._folds.get(parameter.name)) else None,
+            above=above,
+            blend=blend,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `from_json` turns it back into an equal plan."""
+        return {
+            "format": FORMAT,
+            "family": self.family,
+            "method": self.method,
+            "options": self.options,
+            "depth": {
+                "method": self.depth,
+                "options": self.depth_options,
+                "layers": list(self.layers),
+                "identity_layers": sorted(self.identity_layers),
+            },
+            "seed": self.seed,
+            "noise": self.noise,
+            "noise_on": self.noise_on,
+            "exact": self.exact,
+            "approximations": list(self.approximations),
+            "notes": list(self.notes),
+            "axes": {name: axis.to_json() for name, axis in self.axes.items()},
+            "source": dict(self.src_config),
+            "destination": dict(self.dst_config),
+            **({"maps": {"sha256": self.maps.sha256}} if self.maps else {}),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], folder: Path | None = None) -> Plan:
+        """Read what `to_json` wrote.
+
+        Args:
+            data: the JSON object.
+            folder: where its learned maps lie, if it has any.
+
+        Raises:
+            GrowthError: another format, a missing key, or maps that do not fit the configurations.
+        """
+        if data.get("format") != FORMAT:
+            raise GrowthError(
+                f"a plan of format {data.get('format')!r}, not {FORMAT}", fix="make it again with phigrow plan --json"
+            )
+        try:
+            depth = data["depth"]
+            plan = cls(
+                family=data["family"],
+                method=data["method"],
+                options=dict(data["options"]),
+                depth=depth["method"],
+                depth_options=dict(depth["options"]),
+                axes={name: AxisMap.from_json(axis) for name, axis in data["axes"].items()},
+                layers=tuple(depth["layers"]),
+                identity_layers=frozenset(depth["identity_layers"]),
+                seed=int(data["seed"]),
+                noise=float(data["noise"]),
+                noise_on=data["noise_on"],
+                src_config=dict(data["source"]),
+                dst_config=dict(data["destination"]),
+                approximations=tuple(data["approximations"]),
+                notes=tuple(data["notes"]),
+                maps=Maps(data["maps"]["sha256"], folder and folder / FILE) if "maps" in data else None,
+            )
+        except KeyError as error:
+            raise GrowthError(f"a plan without {error}", fix="make it again with phigrow plan --json") from error
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        if self.family not in all_families():
+            raise GrowthError(f"a plan for an unknown family {self.family!r}")
+        for name in self.table.axis_names:
+            sizes = self.src_sizes[name], self.dst_sizes[name]
+            axis = self.axes.get(name)
+            if axis is None or (axis.src_size, axis.dst_size) != sizes:
+                raise GrowthError("a plan whose axis maps do not fit its configurations", where=f"axis {name}")
+        if self.maps is not None and not isinstance(self.maps.sha256, str | None):
+            raise GrowthError("a plan whose maps have no hash", fix="make it again with phigrow plan --json")
+        if self.noise_on not in get_args(NoiseOn):
+            raise GrowthError(f"a plan with noise on {self.noise_on!r}", fix="make it again with phigrow plan --json")
+        if len(self.layers) != self.dst_sizes["layer"] or not all(
+            0 <= k < self.src_sizes["layer"] for k in self.layers
+        ):
+            raise GrowthError("a plan whose layer map does not fit its configurations", where=str(list(self.layers)))
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the plan's JSON: equal for equal plans, whatever machine made them."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def function_changes(family: Family, src: Config, dst: Config) -> list[str]:
+    """Configuration keys that differ and change the function, as ``key: source -> destination``."""
+    old, new = normalised(src), normalised(dst)
+    values = ((key, old.get(key, default), new.get(key, default)) for key, default in family.function_keys.items())
+    return [f"{key}: {before} -> {after}" for key, before, after in values if before != after]

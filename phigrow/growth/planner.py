@@ -1,0 +1,222 @@
+"""`plan`: from two configurations and the names of methods to a resolved `Plan`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from phigrow.checkpoints.hub import source_config
+from phigrow.errors import GrowthError
+from phigrow.growth.matrices import Maps, read_maps
+from phigrow.growth.method import Growth, Method
+from phigrow.growth.method_spec import method_of
+from phigrow.growth.methods.depth import layer_map
+from phigrow.growth.plan import Plan, function_changes
+from phigrow.models.config import Config, load_config
+from phigrow.models.families import family_of
+
+EXACT_LEGS = 1e-9
+"""max |R E - I| of an axis in a plan that claims to preserve the function; gains are products of float64 roots."""
+
+
+def plan(
+    src: str | Path | Config,
+    dst_config: str | Path | Config,
+    method: str = "wr",
+    *,
+    depth: str | None = None,
+    rounding: str = "half-even",
+    seed: int = 0,
+    noise: float = 0.0,
+    revision: str | None = None,
+    maps: str | Path | None = None,
+    **options: Any,
+) -> Plan:
+    """Decide how a model grows, without its weights.
+
+    Args:
+        src: the source: a folder, a hub name, a configuration file, the name of a shipped one, or a dictionary.
+        dst_config: the destination's configuration, likewise (not a hub name).
+        method: width method, such as ``tile``, ``wr`` or ``lossless``; with options (``tile:scale=preserve``) or axis
+            by axis (``hidden=lossless,mlp=tile``), as `phigrow.growth.method_spec.method_of` reads it.
+        depth: depth method, such as ``interpose``, ``stack`` or ``identity``; by default the width method's own.
+        rounding: of ``interpose``: ``half-even``, ``half-up`` or ``floor``.
+        seed: of new random values.
+        noise: symmetry-breaking noise for ``tile``, as a fraction of each tensor's root mean square.
+        revision: hub revision of the source.
+        maps: of a learned method, what `phigrow learn-growth` wrote; seed, depth and options are then those with which
+            it was learned. Without, the plan is the one that learning starts from.
+        options: of the width method, such as ``scale="preserve"`` or ``anchor="center"``.
+
+    Returns:
+        The plan; ``plan.exact`` says whether it claims to preserve the function.
+
+    Raises:
+        GrowthError: unknown names, a smaller destination, or what the method cannot do; the message names the axis.
+
+    >>> phigrow.plan("phi-1_5", "phi2.json", "lossless").exact  # doctest: +SKIP
+    True
+    """
+    old = load_config(src) if isinstance(src, dict) else source_config(src, revision)
+    new = load_config(dst_config)
+    family = family_of(old, "the source configuration")
+    if family_of(new, "the destination configuration") is not family:
+        raise GrowthError(f"the destination is no {family.model_type}", fix="growth stays inside one family")
+    width, resolved = method_of(method, options)
+    learned: Maps | None = Maps() if width.learns else None
+    if maps is not None:
+        learned, start = _learned(width, maps, resolved, depth)
+        resolved, depth, rounding, seed = start["options"], start["depth"], start["rounding"], int(start["seed"])
+    growth = Growth(family, old, new, family.sizes_of(old), family.sizes_of(new), seed)
+    _refuse_smaller(growth)
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not (noise >= 0 and math.isfinite(noise)):
+        raise GrowthError(
+            f"noise {noise!r}", where="noise", why="it is no positive number", fix="leave it out, or give one"
+        )
+    if noise > 0 and not width.takes_noise:
+        raise GrowthError(
+            f"noise {noise:g} with method {method}",
+            why="noise that copies cancel is an option of tile alone, on every axis",
+            fix="leave --noise out, or use --method tile",
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise GrowthError(f"seed {seed!r}", where="seed", fix="give a whole number, 0 or more")
+    if width.own_noise is not None:
+        noise = width.own_noise(resolved)
+    if old.get("tie_word_embeddings", False) != new.get("tie_word_embeddings", False):
+        raise GrowthError(
+            "source and destination differ in tie_word_embeddings",
+            where="lm_head.weight",
+            fix="give the destination configuration the source's value",
+        )
+    depth = depth or width.depth
+    layers, identity_layers = layer_map(depth, *growth.sizes("layer"), rounding)
+    changes = function_changes(family, old, new)
+    if width.always_exact and changes:
+        raise GrowthError(
+            f"{method} between configurations that compute different functions",
+            where="the destination configuration",
+            why="; ".join(changes),
+            fix="give the destination the source's values, or use --method tile or wr",
+        )
+    axes = width.axis_maps(growth, resolved)
+    claims = width.approximations(growth, resolved)
+    if learned is not None and learned.sha256 is not None:
+        claims = [f"the maps of {width.name} are learned: the function is another, of a lower loss", *claims]
+    made = Plan(
+        family=family.name,
+        method=width.name,
+        options=resolved,
+        depth=depth,
+        depth_options={"rounding": rounding} if depth == "interpose" else {},
+        axes=axes,
+        layers=layers,
+        identity_layers=identity_layers,
+        seed=seed,
+        noise=float(noise),
+        noise_on=width.noise_on,
+        src_config=old,
+        dst_config=new,
+        approximations=(
+            *claims,
+            *_depth_approximations(growth, depth, identity_layers),
+            *(f"the configurations compute different functions: {change}" for change in changes),
+            *_leg_approximations(growth, axes, claims),
+        ),
+        notes=(*_notes(growth), *_start_notes(width, learned)),
+        maps=learned,
+    )
+    if made.learned is not None and maps is not None:
+        made.learned.check(maps)
+    return made
+
+
+def _learned(
+    width: Method, maps: str | Path, options: dict[str, Any], depth: str | None
+) -> tuple[Maps, dict[str, Any]]:
+    """Learned maps, and the options, depth, rounding and seed of the plan from which they were learned."""
+    if not width.learns:
+        raise GrowthError(f"maps with method {width.name}", why="only ligo has any", fix="leave --maps out")
+    found, record = read_maps(maps)
+    start = record["start"]
+    try:
+        known: dict[str, Any] = {"options": width.resolve_options(start["options"]), "depth": str(start["depth"])}
+        known |= {"rounding": str(start["rounding"]), "seed": int(start["seed"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise GrowthError("learned maps that nobody described", where=str(found.path), why=repr(error)) from error
+    # A default may have been typed or not; it gives way to what the maps say.
+    asked = {name: value for name, value in options.items() if value != width.options[name].default}
+    asked |= {"depth": depth} if depth else {}
+    for name, value in asked.items():
+        if value != (learned := {**known["options"], "depth": known["depth"]}.get(name)):
+            raise GrowthError(
+                f"{name} {value!r} with maps that were learned from {name} {learned!r}",
+                where=str(found.path),
+                fix=f"leave {name} out, or learn the maps again",
+            )
+    return found, known
+
+
+def _start_notes(width: Method, learned: Maps | None) -> list[str]:
+    if learned is None or learned.sha256 is not None:
+        return []
+    return [f"{width.name} without learned maps is the operator that it starts from: learn them, and give --maps"]
+
+
+def _refuse_smaller(growth: Growth) -> None:
+    query = growth.family.query
+    for axis in (*growth.family.axis_names, "rotary"):
+        src, dst = growth.sizes(axis)
+        if dst < src:
+            raise growth.refuse(
+                f"the destination is smaller: {axis} {src} -> {dst}",
+                axis,
+                "growth never drops coordinates",
+                f"choose a destination configuration with at least {src}, or swap source and destination",
+            )
+    src, dst = (head - rotary for head, rotary in zip(growth.sizes(query), growth.sizes("rotary"), strict=True))
+    if dst < src:
+        raise growth.refuse(
+            f"the destination is smaller: the part of a head that is not rotary, {src} -> {dst} coordinates",
+            query,
+            "growth never drops coordinates, and those that turn are no place for those that do not",
+            f"choose partial_rotary_factor so that at least {src} coordinates of a head are not rotary",
+        )
+    if any(size % 2 for size in growth.sizes("rotary")):
+        raise growth.refuse(
+            f"an odd rotary part, {growth.src['rotary']} -> {growth.dst['rotary']} coordinates",
+            "rotary",
+            "rotary coordinates turn in pairs",
+            "choose partial_rotary_factor so that head_dim * partial_rotary_factor is even",
+        )
+
+
+def _depth_approximations(growth: Growth, depth: str, identity_layers: frozenset[int]) -> list[str]:
+    src, dst = growth.sizes("layer")
+    if dst - src == len(identity_layers):
+        return []
+    return [f"{depth} repeats {dst - src} of {src} layers, which then act twice"]
+
+
+def _leg_approximations(growth: Growth, axes: dict[str, Any], known: list[str]) -> list[str]:
+    """A method that claims exactness is held to R E = I on every axis that is summed over."""
+    if known:
+        return []
+    summed = [name for name in axes if name != growth.family.vocab]
+    wrong = [name for name in summed if axes[name].left_inverse_error() > EXACT_LEGS]
+    return [f"R E is not I on {', '.join(wrong)}"] if wrong else []
+
+
+def _notes(growth: Growth) -> list[str]:
+    notes = []
+    for side, config in (("source", growth.src_config), ("destination", growth.dst_config)):
+        if "auto_map" in config:
+            notes.append(f"the {side} configuration asks for remote code (auto_map): none was run, none is passed on")
+    for key in growth.family.dropout_keys:
+        if growth.dst_config.get(key):
+            notes.append(f"{key} {growth.dst_config[key]} acts in training mode: equality holds in evaluation mode")
+    src, dst = (config.get("max_position_embeddings", 2048) for config in (growth.src_config, growth.dst_config))
+    if dst > src:
+        notes.append(f"the context grows from {src} to {dst}: positions past {src} were never trained")
+    return notes

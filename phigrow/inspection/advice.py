@@ -1,0 +1,181 @@
+"""What the literature and our study advise about a plan, each with its source. Advice is no part of a plan.
+
+| topic | said where | source |
+|---|---|---|
+| growth | parameters or hidden more than double | 2605.13405: gains are most reliable up to 2x |
+| tokens | the budget has more than 20 tokens a destination parameter | 2605.13405; gains vanish, 2307.06440 |
+| dropout | an exact plan, into a configuration with dropout | equality holds in evaluation mode |
+| copies | coordinates with equal legs, and no noise | 2409.12903, 1511.05641: they get equal gradients for ever |
+| dtype | float16, and a stream or queries written with a gain above 1 | the largest float16 is 65504 |
+| timing | a budget is given and layers grow | 2405.15319: how long to train the source |
+| method | tile without noise | our study (docs/findings.md): wr learned faster at both sizes |
+| rate | there are values that are no copies | our study: a rate of their own helped most |
+| continued | under half a token a parameter, growth up to 3.6x | our study: training the source on cost fewer FLOPs |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from phigrow.growth.axes import AxisMap
+from phigrow.growth.plan import Plan
+
+MOST_GROWTH = 2.0
+MOST_TOKENS = 20.0
+"""Tokens a destination parameter."""
+
+RELIABLE = "2605.13405"
+NO_GAIN = "No Train No Gain, 2307.06440"
+COPIES = "Net2Net, 1511.05641; HyperCloning, 2409.12903"
+G_STACK = "G_stack, 2405.15319"
+FLOAT16 = "IEEE 754, binary16"
+STUDY = "our study, docs/findings.md: Phis of 3M parameters, 3 seeds"
+FEW_TOKENS = 0.5
+"""Tokens a destination parameter, about where the study's runs end (0.36 and 0.39)."""
+STUDIED_GROWTH = 3.7
+"""Parameters grew 1.8x and 3.6x in the study."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One piece of advice: about what (`topic`), in one sentence, and who says so."""
+
+    topic: str
+    text: str
+    source: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.source})"
+
+
+def advice(plan: Plan, *, tokens: float | None = None, dtype: str | None = None) -> list[Advice]:
+    """What is known to go wrong with a plan like this one, and what to do instead; empty where nothing is.
+
+    Args:
+        plan: the plan.
+        tokens: training tokens of the grown model, where they are known.
+        dtype: of the output; by default the destination configuration's.
+
+    >>> [each.topic for each in advice(phigrow.plan("phi-1_5", "phi2.json", "tile"), tokens=1e12)]  # doctest: +SKIP
+    ['tokens', 'copies', 'timing', 'method']
+    """
+    dtype = dtype or plan.dst_config.get("dtype") or plan.dst_config.get("torch_dtype")
+    return [*_growth(plan), *_tokens(plan, tokens), *_dropout(plan), *_copies(plan), *_dtype(plan, dtype),
+            *_timing(plan, tokens), *_study(plan, tokens)]  # fmt: skip
+
+
+def growth_timing(parameters: float, tokens: float) -> float:
+    """Tokens on which G_stack would train the source before it grows.
+
+    ``log10(d) = 0.88 log10(N) + 163.27 / log10(C) - 5.74``, N parameters of the grown model, C = 6 N D FLOPs of its
+    training from scratch on D tokens; fitted for stacking, at a best factor of 4 in depth (2405.15319; the
+    coefficients and a table of examples are in the authors' repository).
+
+    >>> round(growth_timing(8e9, 15e12) / 1e9, 2)  # Llama 3 8B; the table says 6.58B
+    6.59
+    """
+    compute = 6 * parameters * tokens
+    return float(10 ** (0.88 * math.log10(parameters) + 163.27 / math.log10(compute) - 5.74))
+
+
+def _growth(plan: Plan) -> Iterator[Advice]:
+    old, new = (cost.parameters for cost in plan.cost())
+    src, dst = plan.src_sizes[plan.table.residual], plan.dst_sizes[plan.table.residual]
+    beyond = [
+        f"{what} {ratio:.3g}x"
+        for what, ratio in (("parameters", new / old), ("hidden", dst / src))
+        if ratio > MOST_GROWTH
+    ]
+    if beyond:
+        text = f"grows {' and '.join(beyond)}: gains are most reliable up to {MOST_GROWTH:g}x; grow in stages"
+        yield Advice("growth", text, RELIABLE)
+
+
+def _tokens(plan: Plan, tokens: float | None) -> Iterator[Advice]:
+    parameters = plan.cost()[1].parameters
+    if tokens is not None and tokens > MOST_TOKENS * parameters:
+        yield Advice(
+            "tokens",
+            f"{tokens / parameters:.3g} tokens a parameter: gains are most reliable under about {MOST_TOKENS:g} and "
+            "shrink with the budget; measure yours, decayed, against training from scratch",
+            f"{RELIABLE}; {NO_GAIN}",
+        )
+
+
+def _dropout(plan: Plan) -> Iterator[Advice]:
+    found = [f"{key} {plan.dst_config[key]:g}" for key in plan.table.dropout_keys if plan.dst_config.get(key)]
+    if found and plan.exact:
+        text = f"{', '.join(found)}: training does not start at the source's loss; set it to 0 in the destination"
+        yield Advice("dropout", text, "phigrow verify measures in evaluation mode")
+
+
+def _copies(plan: Plan) -> Iterator[Advice]:
+    family = plan.table
+    alike = [
+        axis
+        for axis in (family.residual, *family.heads, family.mlp)
+        if not plan.noise and not (plan.maps and plan.maps.sha256) and _equal_copies(plan.axes[axis])
+    ]
+    if alike:
+        if all(part.split(":")[0].rpartition("=")[2] == "tile" for part in plan.method.split(",")):
+            instead = "give --noise (with --scale preserve it costs nothing)"
+        elif "snr" in plan.options:
+            instead = "take snr=10"
+        else:
+            instead = "take a method that tells copies apart, such as lemon, lossless or isometric"
+        text = f"copies of {', '.join(alike)} get equal gradients for ever, as one unit: {instead}"
+        yield Advice("copies", text, COPIES)
+
+
+def _equal_copies(axis: AxisMap) -> bool:
+    """Whether two coordinates copy one source coordinate, of one layer, with the same gains on both legs."""
+    ahead = np.zeros(axis.dst_size) if axis.ahead is None else axis.ahead
+    legs = np.stack([axis.source, axis.write, axis.read, ahead])[:, axis.is_copy]
+    return legs.shape[1] > len(np.unique(legs, axis=1).T)
+
+
+def _dtype(plan: Plan, dtype: str | None) -> Iterator[Advice]:
+    if dtype != "float16":
+        return
+    family = plan.table
+    gains = {name: float(plan.axes[name].write.max()) for name in (family.residual, family.query)}
+    above = [f"{name} {gain:.4g}x" for name, gain in gains.items() if gain > 1]
+    if above:
+        text = f"float16 ends at 65504, and this writes {' and '.join(above)} as large: store and train in bfloat16"
+        yield Advice("dtype", text, FLOAT16)
+
+
+def _timing(plan: Plan, tokens: float | None) -> Iterator[Advice]:
+    src, dst = plan.src_sizes["layer"], plan.dst_sizes["layer"]
+    if tokens is None or src == dst:
+        return
+    timing = growth_timing(plan.cost()[1].parameters, tokens)
+    text = f"for {tokens:.3g} tokens, stacking to 4x the layers did best from a source of about {timing:.3g} tokens"
+    yield Advice("timing", f"{text}; here layers grow {dst / src:.3g}x", G_STACK)
+
+
+def _study(plan: Plan, tokens: float | None) -> Iterator[Advice]:
+    if plan.method.startswith("tile") and not plan.noise and plan.src_config != plan.dst_config:
+        text = "wr reached tile's last loss 1.11x [1.06, 1.17] sooner where parameters grew 1.8x; where it was 3.6x, "
+        text += "wr reached scratch's 1.30x [1.27, 1.33] sooner than scratch, and tile did not reach it"
+        yield Advice("method", text, STUDY)
+    if any((axis.write_random | axis.read_random).any() for axis in plan.axes.values()):
+        text = (
+            "train values that are no copies at twice the rate of copies (fresh_lr: 2): wr and lossless ended 0.02 to "
+        )
+        text += "0.07 nats lower with it, lemon 0.015"
+        yield Advice("rate", text, STUDY)
+    old, new = (cost.parameters for cost in plan.cost())
+    if tokens is not None and old < new <= STUDIED_GROWTH * old and tokens <= FEW_TOKENS * new:
+        text = (
+            f"{tokens / new:.2g} tokens a parameter: at 0.4, training the source on reached scratch's loss with 1.47x "
+        )
+        text += "[1.30, 1.66] (parameters 1.8x) and 2.63x [2.44, 2.84] (3.6x) fewer FLOPs, charged; growth saved less"
+        yield Advice("continued", text, STUDY)

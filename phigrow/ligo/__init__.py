@@ -1,0 +1,1 @@
+"""Learned growth (LiGO): matrices of a plan, trained."""

@@ -1,0 +1,282 @@
+"""Learn the matrices of a growth by a short training run under DeepSpeed, the small model frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phigrow.checkpoints.hub import display_name, locate
+from phigrow.checkpoints.pickles import open_checkpoint
+from phigrow.errors import GrowthError
+from phigrow.expansion.expand import check_source
+from phigrow.expansion.provenance import installed_version
+from phigrow.files.output import writing
+from phigrow.growth.matrices import write_maps
+from phigrow.growth.plan import Plan
+from phigrow.growth.planner import plan as make_plan
+from phigrow.models.config import Config
+from phigrow.models.cost import count
+from phigrow.training.configuration import RunConfig
+
+HELDOUT_BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a learning run ended. Losses are of held-out blocks, nats a token, None where there are none."""
+
+    folder: Path
+    before: float | None
+    after: float | None
+    tokens: int
+    flops: float
+    seconds: float
+
+
+def learn_growth(
+    src: str | Path,
+    dst_config: str | Path | Config,
+    out: str | Path,
+    *,
+    data: str | None = None,
+    method: str = "ligo",
+    depth: str | None = None,
+    steps: int = 100,
+    batch: int = 16,
+    micro_batch: int | None = None,
+    lr: float = 2e-3,
+    noise: float = 0.03,
+    seed: int = 0,
+    dtype: str | None = None,
+    zero: int = 1,
+    seq_len: int = 256,
+    threads: int | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Learning:
+    """Learn the matrices of a growth; call it on every rank (a single process is one rank).
+
+    In memory are the small model, the matrices with AdamW's state, and the large model's weights with their gradients;
+    the large model has no optimizer's state.
+
+    Args:
+        src, dst_config, method, depth, seed, revision, options: of the plan that learning starts from, as in
+            `phigrow.plan`; ``seed`` is also that of data order and noise.
+        out: new folder of the matrices (``growth-maps.safetensors``); there complete, or not at all.
+        data: folder of packed blocks (by default the embedded corpus, in blocks of ``seq_len`` tokens, beside ``out``).
+        steps, batch, micro_batch: optimizer steps; sequences a step, over all ranks; sequences a rank holds at once.
+        lr: peak rate of AdamW, which warms up over a tenth of the steps and then decays to a tenth (cosine).
+        noise: what rows of matrices are moved by at the start, as a fraction of their length, so that copies differ.
+        dtype: ``fp32`` or ``bf16``, of the large model; matrices are fp32. By default bf16 on a GPU.
+        zero: DeepSpeed's stage, 0 or 1.
+        threads: CPU threads a rank.
+        overwrite: replace an existing ``out``.
+
+    Raises:
+        GrowthError: on every rank: what a plan refuses, nothing to learn, data that does not fit, a loss that is not
+            finite, or a run that was asked to stop.
+    """
+    plan = make_plan(src, dst_config, method, depth=depth, seed=seed, revision=revision, **options)
+    _check(plan, zero, dtype)
+    out = Path(out)
+    config = RunConfig(
+        data=data, seq_len=seq_len, steps=steps, batch=batch, micro_batch=micro_batch, lr=lr, seed=seed, zero=zero,
+        warmup=min(steps // 10, steps - 1), weight_decay=0.0, dtype="fp32", log_every=1, threads=threads,
+        attention="sdpa",
+    )  # fmt: skip
+    from phigrow.training.process import lost_rank_named, on_rank_zero, start
+
+    world = start(threads)
+    exists = on_rank_zero(world, out.exists)
+    if exists and not overwrite:
+        raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
+    run = _Run(plan, config, locate(src, revision), out, world, dtype or _best(world), noise)
+    with lost_rank_named(world, lambda: "Nothing was written; run the same command again."):
+        learned = run.train()
+    record = run.record(learned, display_name(src), {"noise": noise, "dtype": run.dtype})
+    on_rank_zero(world, lambda: _write(out, run.model.matrices(), record))
+    return learned
+
+
+def _check(plan: Plan, zero: int, dtype: str | None) -> None:
+    if plan.learned is None:
+        raise GrowthError(f"{plan.method} has nothing to learn", where="method", fix="use --method ligo")
+    if not plan.learned.widths and not plan.learned.lines():
+        raise GrowthError("nothing to learn", where="the destination configuration", why="neither width nor depth grow")
+    if zero not in (0, 1):
+        raise GrowthError(f"ZeRO stage {zero}", where="zero", why="matrices are few: they stay whole", fix="0 or 1")
+    if dtype not in (None, "fp32", "bf16"):
+        raise GrowthError(f"dtype {dtype!r} is unknown", where="dtype", fix="choose fp32 or bf16")
+
+
+def _best(world: Any) -> str:
+    return "bf16" if world.device.type == "cuda" else "fp32"
+
+
+def _write(out: Path, matrices: dict[str, Any], record: dict[str, Any]) -> None:
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with writing(out):
+        try:
+            partial.mkdir(parents=True)
+            write_maps(partial, matrices, record)
+            if out.exists():
+                shutil.rmtree(out)
+            partial.rename(out)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+class _Run:
+    """One learning run on one rank."""
+
+    def __init__(
+        self, plan: Plan, config: RunConfig, folder: Path, out: Path, world: Any, dtype: str, noise: float
+    ) -> None:
+        from phigrow.ligo.model import GrownModel
+        from phigrow.training.data import load_data, make_feed
+        from phigrow.training.engine import engine_config, make_engine, micro_batch
+        from phigrow.training.evaluation import held_out
+        from phigrow.training.model import DTYPES, choose_attention
+
+        self.plan, self.config, self.out, self.world, self.dtype = plan, config, out, world, dtype
+        self.blocks = blocks = load_data(config, out, world)
+        _check_data(plan, blocks, folder)
+        self.feed = make_feed(config, blocks)
+        self.micro = micro_batch(config, world.size, blocks.seq_len)
+        with open_checkpoint(folder) as reader:
+            check_source(plan, reader)
+            source = {name: tensor.rows(0, tensor.shape[0]).float() for name, tensor in reader.tensors.items()}
+        attention, _ = choose_attention(config, world.device)
+        self.model = GrownModel(
+            plan, source, noise=noise, seed=config.seed, dtype=DTYPES[dtype], attention=attention
+        )  # fmt: skip
+        self.engine = make_engine(self.model, config, engine_config(config, world.size, self.micro))
+        self.heldout = held_out(blocks, HELDOUT_BLOCKS)
+        self.losses: list[float] = []
+
+    def train(self) -> Learning:
+        """Take all steps.
+
+        Raises:
+            GrowthError: a loss or gradient that is not finite, or a request to stop.
+        """
+        from phigrow.training.feed import Prefetcher
+        from phigrow.training.process import StopRequest
+        from phigrow.training.progress import Reporter
+        from phigrow.training.step import Stepper
+
+        config, world = self.config, self.world
+        reporter = Reporter(speaks=world.first, steps=config.steps, done=0, every=max(1, config.steps // 10))
+        before, spent = self._heldout_loss(), 0.0
+        reporter.say(self._opening(before))
+        try:
+            with (
+                StopRequest() as stop,
+                contextlib.closing(Prefetcher(self.feed, 0, config.steps, world.rank, world.size)) as ahead,
+            ):
+                stepper = Stepper(
+                    self.engine, config, world, self.feed, ahead, self.micro, dropout=False, stop=stop
+                )  # fmt: skip
+                for step in range(config.steps):
+                    stepper(step)
+                    for reading in stepper.read():
+                        spent += reading.seconds
+                        self._account(reading, reporter, spent)
+        finally:
+            reporter.close()
+        after = self._heldout_loss()
+        if before is not None and after is not None:
+            reporter.say(f"held-out loss {before:.4f} -> {after:.4f}")
+        tokens = config.steps * config.batch * self.blocks.seq_len
+        return Learning(self.out, before, after, tokens, self._flops(tokens), spent)
+
+    def _account(self, reading: Any, reporter: Any, spent: float) -> None:
+        if reading.skipped or not math.isfinite(reading.loss):
+            raise GrowthError(
+                f"the loss or its gradient is not finite at step {reading.step}",
+                where="the learning run",
+                why=f"loss {reading.loss}",
+                fix="lower --lr",
+            )
+        if reading.asked_to_stop:
+            raise GrowthError(f"asked to stop at step {reading.step}", why="a learning run is short: nothing is kept")
+        self.losses.append(reading.loss)
+        config = self.config
+        speed = config.batch * self.blocks.seq_len / reading.seconds
+        left = (config.steps - reading.step) * spent / reading.step
+        reporter.step(reading.step, reading.loss, reading.lr, speed, left)
+
+    def _heldout_loss(self) -> float | None:
+        from phigrow.training.evaluation import heldout_loss
+
+        if not len(self.heldout.rows):
+            return None
+        return heldout_loss(self.engine, self.blocks.heldout, self.heldout, self.micro, self.world)[0]
+
+    def _flops(self, tokens: int) -> float:
+        """Training the large model on so many tokens, and making its weights anew for every piece of a batch."""
+        from phigrow.ligo.model import map_flops
+
+        assert self.plan.learned is not None, "a plan of a learned method"
+        passes = self.config.steps * self.config.batch // self.micro
+        large = count(self.plan.dst_config, self.blocks.seq_len).training_flops
+        return tokens * large + passes * map_flops(self.plan.learned, self.plan)
+
+    def _opening(self, before: float | None) -> str:
+        learned = self.plan.learned
+        assert learned is not None, "a plan of a learned method"
+        width = sum(dst * src for dst, src in learned.widths.values())
+        depth = len(learned.lines()) * len(self.plan.layers) * self.plan.src_sizes["layer"]
+        start = ", ".join([*(f"{key} {value}" for key, value in self.plan.options.items()), f"depth {self.plan.depth}"])
+        held = f"; held-out loss {before:.4f}" if before is not None else ""
+        return f"learning {width + depth:,} coefficients ({width:,} of width, {depth:,} of depth) from {start}{held}"
+
+    def record(self, learned: Learning, source: str, how: dict[str, Any]) -> dict[str, Any]:
+        """How the matrices were learned, and what that cost."""
+        config, plan = self.config, self.plan
+        return {
+            "method": plan.method,
+            "start": {
+                "options": plan.options,
+                "depth": plan.depth,
+                "rounding": plan.depth_options.get("rounding", "half-even"),
+                "seed": plan.seed,
+                "plan": plan.hash,
+            },
+            "source": source,
+            "data": config.data or "embedded",
+            "data_fingerprint": self.blocks.fingerprint,
+            "steps": config.steps,
+            "batch": config.batch,
+            "seq_len": self.blocks.seq_len,
+            "lr": config.lr,
+            **how,
+            "ranks": self.world.size,
+            "heldout_before": learned.before,
+            "heldout_after": learned.after,
+            "cost": {"tokens": learned.tokens, "flops": learned.flops, "seconds": round(learned.seconds, 3)},
+            "losses": self.losses,
+            "versions": {name: installed_version(name) for name in ("phigrow", "torch", "deepspeed")},
+        }
+
+
+def _check_data(plan: Plan, blocks: Any, source: Path) -> None:
+    from phigrow.training.data import check_tokenizer
+
+    vocab, positions = plan.src_sizes[plan.table.vocab], plan.dst_config.get("max_position_embeddings", 2048)
+    if blocks.vocab_size > vocab:
+        raise GrowthError(
+            f"the data uses {blocks.vocab_size} tokens, the source knows {vocab}",
+            where="data",
+            fix="prepare the data with the source's tokenizer",
+        )
+    check_tokenizer(source, blocks)
+    if blocks.seq_len > positions:
+        raise GrowthError(f"blocks of {blocks.seq_len} tokens, but positions for {positions}", where="data")

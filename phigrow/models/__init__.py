@@ -1,0 +1,1 @@
+"""Architectures: configurations, the table of every family, sizes, costs and memory."""

@@ -1,0 +1,110 @@
+"""What a configuration may say: the values from which sizes are made, held to what a language model can have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from phigrow.errors import GrowthError
+from phigrow.models.config import Config, is_number
+
+# The most of each size, tens to hundreds of times what any language model has: beyond, a configuration is a slip of
+# the pen or an attack, and is refused before anything is allocated for it.
+MOST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 20,
+    "num_key_value_heads": 1 << 20,
+    "head_dim": 1 << 20,
+    "max_position_embeddings": 1 << 40,
+}
+OPTIONAL = {"num_key_value_heads", "head_dim", "max_position_embeddings"}
+MOST_PARAMETERS = 10**14
+
+RANGES = {
+    "partial_rotary_factor": (0.0, 1.0),
+    "initializer_range": (0.0, 1e3),
+    "layer_norm_eps": (0.0, 1.0),
+    "rms_norm_eps": (0.0, 1.0),
+    "resid_pdrop": (0.0, 1.0),
+    "embd_pdrop": (0.0, 1.0),
+    "hidden_dropout": (0.0, 1.0),
+    "attention_dropout": (0.0, 1.0),
+}
+"""The least and the most of every other number that growth reads."""
+
+
+def check_values(config: Config, where: str, *, sizes: Iterable[str], flags: Iterable[str]) -> None:
+    """Hold every value that decides shapes or arithmetic to what a model can have.
+
+    Args:
+        config: normalised.
+        where: for messages, such as ``a Phi configuration``.
+        sizes: the keys of `MOST` that the family reads.
+        flags: keys that are true or false where they are there.
+
+    Raises:
+        GrowthError: one that is no number, is not whole, or is out of range; the message names the key.
+    """
+    for key in sizes:
+        value = config.get(key)
+        if key in OPTIONAL and (key not in config or (value is None and key != "max_position_embeddings")):
+            continue
+        if type(value) is not int or value < 1:
+            raise GrowthError(f"{key} is {value!r}, not a positive whole number", where=where)
+        if value > MOST[key]:
+            raise GrowthError(f"{key} is absurd: {value}", where=where, why=f"phigrow takes at most {MOST[key]}")
+    for key, (least, most) in RANGES.items():
+        if key in config and not (is_number(config[key]) and least <= config[key] <= most):
+            raise GrowthError(f"{key} is {config[key]!r}, not a number in {least:g} .. {most:g}", where=where)
+    for key in flags:
+        if key in config and not isinstance(config[key], bool):
+            raise GrowthError(f"{key} is {config[key]!r}, not true or false", where=where)
+
+
+def check_division(config: Config, where: str, model: str) -> tuple[int, int]:
+    """Heads and key/value heads of a configuration whose heads share out ``hidden_size``.
+
+    Raises:
+        GrowthError: heads that do not divide hidden_size, or key/value heads that do not divide the heads.
+    """
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    kv = config.get("num_key_value_heads") or heads
+    for whole, parts, what in ((hidden, heads, "hidden_size"), (heads, kv, "num_attention_heads")):
+        if whole % parts:
+            by = "num_attention_heads" if what == "hidden_size" else "num_key_value_heads"
+            raise GrowthError(
+                f"heads do not divide: {what} {whole} is no multiple of {by} {parts}",
+                where=where,
+                why=f"{model} gives every head hidden_size / num_attention_heads coordinates"
+                if what == "hidden_size"
+                else "every key/value head serves as many query heads",
+                fix=f"choose a {what} that is a multiple of {parts}",
+            )
+    return heads, kv
+
+
+def check_total(sizes: Mapping[str, int], where: str, matrices: int) -> None:
+    """Refuse sizes that are possible one by one and absurd together.
+
+    Args:
+        sizes: of every axis; ``matrices`` is how many mlp matrices a layer has.
+
+    Raises:
+        GrowthError: more parameters than `MOST_PARAMETERS`.
+    """
+    attention = sizes["kv"] * sizes.get("group", 1) * sizes["q"]
+    layer = sizes["hidden"] * (4 * attention + matrices * sizes["mlp"])
+    if (parameters := sizes["layer"] * layer + 2 * sizes["vocab"] * sizes["hidden"]) > MOST_PARAMETERS:
+        raise GrowthError(
+            f"the sizes are absurd: {parameters:.3g} parameters",
+            where=where,
+            why=f"phigrow takes at most {MOST_PARAMETERS:.0e}",
+        )
+
+
+def rotary_factor(rotary: int, head: int) -> float:
+    """The fraction of a head that turns, such that ``int(head * fraction)`` is exactly ``rotary``."""
+    factor = rotary / head
+    return factor if int(head * factor) == rotary else (rotary + 0.5) / head

@@ -1,0 +1,380 @@
+"""Which ZeRO stage fits, how long a run takes and what it costs: from a configuration alone.
+
+Model states follow Rajbhandari et al., "ZeRO" (1910.02054), as DeepSpeed 0.19 lays them out for the runs of
+`phigrow.training` (bf16 or fp32 weights, fp32 gradients and masters, AdamW), and agree with DeepSpeed's
+``estimate_zero2_model_states_mem_needs`` and ``estimate_zero3_model_states_mem_needs``. Activations are counted as in
+Korthikanti et al., "Reducing Activation Recomputation" (2205.05198), for transformers' Phi block as phigrow trains it:
+one LayerNorm feeds attention and mlp, attention keeps no scores, the fused GELU keeps its input and its output.
+docs/capacity.md holds all of it against measured memory.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from phigrow.errors import GrowthError, nearest_multiples
+from phigrow.models.config import Config, load_config
+from phigrow.models.cost import count
+
+GIB = 2**30
+RESERVED = 0.10
+"""Of a GPU's memory, left to the CUDA context, the communication library and fragmentation: an assumption."""
+
+PEAK_FLOPS = {"a100": 312e12, "h100": 989.4e12, "h200": 989.4e12}
+"""Dense bf16 FLOP/s of a GPU (SXM), as NVIDIA's data sheets of A100, H100 and H200 have it (halved from sparse)."""
+
+REDUCE_BUCKET = 500_000_000
+LIVE_PARAMETERS = 1_000_000_000
+"""DeepSpeed's defaults of ``reduce_bucket_size`` and ``stage3_max_live_parameters``, in values."""
+
+FULL_LOGITS = 2**26
+"""Logits up to which the loss holds them all, as `phigrow.training.loss` has it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A ZeRO stage, and whether optimizer and parameters lie in the memory of the host."""
+
+    stage: int
+    offload_optimizer: bool = False
+    offload_param: bool = False
+
+    @property
+    def name(self) -> str:
+        """In words, for tables."""
+        return (
+            f"ZeRO {self.stage}"
+            + (" + offload" if self.offload_optimizer else "")
+            + (" all" if self.offload_param else "")
+        )
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys of a training recipe that ask for it."""
+        offload = {"offload_optimizer": self.offload_optimizer, "offload_param": self.offload_param}
+        return {"zero": self.stage} | {key: "cpu" for key, wanted in offload.items() if wanted}
+
+
+LAYOUTS = (
+    Layout(0),
+    Layout(1),
+    Layout(2),
+    Layout(3),
+    Layout(2, offload_optimizer=True),
+    Layout(3, offload_optimizer=True),
+    Layout(3, offload_optimizer=True, offload_param=True),
+)
+"""In the order in which they are preferred, but for stage 0, which sums bf16 gradients in bf16 and is never chosen."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes of one rank, and of the host for that rank."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    step: float
+    host: float
+
+    @property
+    def held(self) -> float:
+        """Between backward pass and step, buffers not counted."""
+        return self.weights + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one rank: kept from forward to backward pass, and at the worst moment between them."""
+
+    kept: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One layout on the given GPUs, with a micro-batch of ``micro_batch`` sequences; ``largest`` is 0 if none fits."""
+
+    layout: Layout
+    states: States
+    activations: Activations
+    micro_batch: int
+    largest: int
+    total: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What `capacity` answers; bytes, seconds, FLOPs of the whole run and FLOP/s of one GPU."""
+
+    parameters: int
+    gpus: int
+    gpu_bytes: float
+    usable_bytes: float
+    seq_len: int
+    batch: int
+    checkpointing: bool
+    loss: str
+    fits: tuple[Fit, ...]
+    chosen: Layout | None
+    tokens: float | None
+    flops: float | None
+    peak_flops: float
+    mfu: float
+    seconds: float | None
+    gpu_hours: float | None
+    cost: float | None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Keys of a training recipe that run what was chosen; empty where nothing fits."""
+        rows = next((fit.micro_batch for fit in self.fits if fit.layout == self.chosen), None)
+        if self.chosen is None or rows is None:
+            return {}
+        keys = self.chosen.keys | {"batch": self.batch, "micro_batch": rows}
+        return keys | ({"activation_checkpointing": True} if self.checkpointing else {})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        import dataclasses
+
+        return dataclasses.asdict(self) | {"recipe": self.recipe}
+
+
+def model_states(
+    parameters: int,
+    ranks: int,
+    layout: Layout,
+    *,
+    dtype: str = "bf16",
+    bucket: int = REDUCE_BUCKET,
+    live: int = LIVE_PARAMETERS,
+    overlap: bool = True,
+) -> States:
+    """Return the bytes of weights, gradients, AdamW's state and DeepSpeed's buffers on one of ``ranks`` ranks.
+
+    With P parameters, N ranks and weights of w bytes (2 or 4):
+
+    - weights ``w P``, at stage 3 ``w P / N`` and what is gathered at once;
+    - gradients ``w P`` at stage 0; at stage 1 a whole ``4 P`` in fp32 beside bf16's own ``2 P`` (in fp32 runs
+      ``4 P / N``); at stages 2 and 3 ``4 P / N``;
+    - masters ``4 P / N`` (none in an fp32 run at stage 0) and moments ``8 P / N``, whole at stage 0;
+    - a bucket of gradients on their way, two where communication overlaps (none at stage 1 in bf16);
+    - for a moment in the optimizer's step, as measured: ``4 P``, ``6 P``, ``P`` and ``4 P / N`` at stages 0 to 3
+      (in fp32 ``4 P``).
+
+    >>> round(model_states(2_779_683_840, 8, Layout(2)).held / GIB, 1)
+    10.4
+    """
+    width, stage = (2 if dtype == "bf16" else 4), layout.stage
+    share = parameters / ranks
+    weights = width * (parameters if stage < 3 else share)
+    masters = 0.0 if stage == 0 and dtype == "fp32" else 4.0
+    optimizer = (masters + 8) * (parameters if stage == 0 else share)
+    gradients = {
+        0: width * parameters,
+        1: 6 * parameters if dtype == "bf16" else 4 * share,
+        2: 4 * share,
+        3: 4 * share,
+    }[stage]
+    passing = {0: 4 * parameters, 1: 6 * parameters, 2: parameters, 3: 4 * share}
+    step = passing[stage] if dtype == "bf16" else 4 * parameters
+    bucketed = stage >= 2 or (stage == 1 and dtype == "fp32")
+    buffers = float(bucketed * width * min(bucket, parameters) * (2 if overlap and stage < 3 else 1))
+    if stage == 0:  # all gradients are copied into buckets of DeepSpeed's own size
+        buffers = float(width * min(REDUCE_BUCKET, parameters))
+    if stage == 3:
+        buffers += width * min(parameters, live) if ranks > 1 or layout.offload_param else 0
+    host = 0.0
+    if layout.offload_optimizer:
+        host, optimizer, gradients, step = optimizer + gradients, 0.0, 0.0, 0.0
+    if layout.offload_param:
+        host, weights = host + weights, 0.0
+    return States(weights, gradients, optimizer, buffers, step, host)
+
+
+def activations(
+    config: Config, rows: int, seq_len: int, *, dtype: str = "bf16", checkpointing: bool = False, loss: str = "auto"
+) -> Activations:
+    """Return the bytes of activations of ``rows`` sequences of ``seq_len`` tokens, attention by SDPA or flash-attn.
+
+    A token takes, with values of w bytes, hidden size h, mlp m, heads a and vocabulary V:
+
+    - a layer ``w (7 h + 2 m) + 4 a + 8``, and ``2 w h`` more with dropout;
+    - the final LayerNorm and the input of lm_head ``2 w h + 8``;
+    - the loss ``4 V`` where it holds all logits, and ``8 V`` more for a moment;
+    - ``w (2 h + 2 m)`` for the gradients on their way through a layer.
+
+    With checkpointing a layer keeps its input, ``w h``, and one layer at a time is whole.
+
+    >>> from phigrow.models.config import load_config
+    >>> round(activations(load_config("phi2.json"), 1, 2048).kept / GIB, 1)
+    5.3
+    """
+    width = 2 if dtype == "bf16" else 4
+    hidden, mlp, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    vocab, heads, tokens = config["vocab_size"], config["num_attention_heads"], rows * seq_len
+    layer = width * (7 * hidden + 2 * mlp) + 4 * heads + 8
+    if float(config.get("resid_pdrop") or 0) > 0:
+        layer += 2 * width * hidden
+    body = 2 * width * hidden + 8 + (width * hidden if checkpointing else layer) * layers
+    full = loss_path(loss, tokens, vocab) == "full"
+    passing = width * (2 * hidden + 2 * mlp) + (layer if checkpointing else 0)
+    head = 4 * vocab if full else 0
+    peak = max(body + 3 * head, body + passing)
+    return Activations(tokens * float(body + head), tokens * float(peak))
+
+
+def loss_path(loss: str, tokens: int, vocab: int) -> str:
+    """``full`` or ``chunked``: what the training loop's ``loss`` key comes to."""
+    return loss if loss != "auto" else "full" if tokens * vocab <= FULL_LOGITS else "chunked"
+
+
+def capacity(
+    config: str | Config,
+    gpus: str,
+    *,
+    tokens: float | None = None,
+    mfu: float = 0.4,
+    peak: str = "a100",
+    price: float | None = None,
+    batch: int | None = None,
+    micro_batch: int | None = None,
+    seq_len: int | None = None,
+    checkpointing: bool = False,
+) -> Capacity:
+    """Say which ZeRO stage of a model fits on given GPUs, what memory it takes there, and how long training takes.
+
+    Args:
+        config: the model, as `phigrow.models.config.load_config` takes it.
+        gpus: how many of what memory, ``8x80`` for eight of 80 GiB.
+        tokens: of the whole run; None leaves time and cost out.
+        mfu: share of the peak that model FLOPs reach.
+        peak: one of `PEAK_FLOPS`.
+        price: of one GPU for one hour, in any currency.
+        batch: sequences a step over all GPUs; by default about a million tokens.
+        micro_batch: sequences a GPU holds at once; by default the largest power of two that fits.
+        seq_len: tokens a sequence; by default ``max_position_embeddings``.
+        checkpointing: recompute every layer in the backward pass.
+
+    Raises:
+        GrowthError: a model that is no Phi; GPUs, shares or batches that make no sense, naming the option.
+    """
+    number, memory = parse_gpus(gpus)
+    model = load_config(config)
+    if model.get("model_type") != "phi":
+        raise GrowthError(
+            f"no memory formula for model type {model.get('model_type')!r}",
+            where="--gpus",
+            why="what a layer keeps for the backward pass was counted and measured for Phi only",
+            fix="give the configuration of a Phi",
+        )
+    seq_len = seq_len or int(model.get("max_position_embeddings", 2048))
+    if peak not in PEAK_FLOPS:
+        raise GrowthError(f"no GPU {peak!r}", where="--gpu", fix=f"one of {', '.join(PEAK_FLOPS)}")
+    if not 0 < mfu <= 1:
+        raise GrowthError(f"an MFU of {mfu}", where="--mfu", fix="give a share above 0 and at most 1, such as 0.4")
+    batch = batch or number * max(1, round(2**20 / seq_len / number))
+    if batch % number:
+        raise GrowthError(
+            f"a batch of {batch} sequences cannot be shared by {number} GPUs",
+            where="--batch",
+            fix=f"choose {nearest_multiples(batch, number)}",
+        )
+    share = batch // number
+    if micro_batch and share % micro_batch:
+        raise GrowthError(
+            f"a GPU's {share} sequences cannot be cut into pieces of {micro_batch}",
+            where="--micro-batch",
+            fix=f"choose a divisor of {share}",
+        )
+    cost = count(model, seq_len)
+    usable = memory * (1 - RESERVED)
+    fits = tuple(
+        _fit(layout, model, cost.parameters, number, usable, seq_len, share, micro_batch, checkpointing)
+        for layout in LAYOUTS
+    )
+    chosen = next((fit.layout for fit in fits if fit.fits and fit.layout.stage > 0), None)
+    flops = None if tokens is None else tokens * cost.training_flops
+    seconds = None if flops is None else flops / (number * PEAK_FLOPS[peak] * mfu)
+    hours = None if seconds is None else seconds / 3600 * number
+    rows = next((fit.micro_batch for fit in fits if fit.layout == chosen), 1)
+    return Capacity(
+        parameters=cost.parameters,
+        gpus=number,
+        gpu_bytes=memory,
+        usable_bytes=usable,
+        seq_len=seq_len,
+        batch=batch,
+        checkpointing=checkpointing,
+        loss=loss_path("auto", rows * seq_len, model["vocab_size"]),
+        fits=fits,
+        chosen=chosen,
+        tokens=tokens,
+        flops=flops,
+        peak_flops=PEAK_FLOPS[peak],
+        mfu=mfu,
+        seconds=seconds,
+        gpu_hours=hours,
+        cost=None if price is None or hours is None else price * hours,
+    )
+
+
+def _fit(
+    layout: Layout,
+    model: Config,
+    parameters: int,
+    ranks: int,
+    usable: float,
+    seq_len: int,
+    share: int,
+    micro: int | None,
+    checkpointing: bool,
+) -> Fit:
+    states = model_states(parameters, ranks, layout)
+
+    def total(rows: int) -> float:
+        passing = activations(model, rows, seq_len, checkpointing=checkpointing).peak
+        return states.held + states.buffers + max(passing, states.step)
+
+    divisors = [rows for rows in range(1, share + 1) if share % rows == 0]
+    largest = max((rows for rows in divisors if total(rows) <= usable), default=0)
+    rows = micro or largest or 1
+    used = activations(model, rows, seq_len, checkpointing=checkpointing)
+    return Fit(layout, states, used, rows, largest, total(rows), total(rows) <= usable)
+
+
+def parse_gpus(text: str) -> tuple[int, float]:
+    """Number and bytes of each: ``8x80`` is eight of 80 GiB.
+
+    Raises:
+        GrowthError: not of that form.
+
+    >>> parse_gpus("96x80")[0]
+    96
+    """
+    found = re.fullmatch(r"([1-9]\d{0,6})x(\d{1,6}(?:\.\d+)?)(?:G(?:i?B)?)?", text.strip())
+    if found is None or float(found[2]) == 0:
+        raise GrowthError(
+            f"GPUs {text!r}", where="--gpus", fix="give number x memory in GiB, such as 8x80 for eight of 80 GiB"
+        )
+    return int(found[1]), float(found[2]) * GIB
+
+
+def parse_amount(text: str, where: str = "--tokens") -> float:
+    """A number with K, M, B or T: ``100B`` is 1e11.
+
+    Raises:
+        GrowthError: not of that form, or not above 0.
+
+    >>> parse_amount("1.4T")
+    1400000000000.0
+    """
+    found = re.fullmatch(r"(\d{1,20}(?:\.\d+)?(?:e\d{1,2})?)([KMBT]?)", text.strip().replace("_", ""))
+    if found is None or float(found[1]) == 0:
+        raise GrowthError(f"an amount of {text!r}", where=where, fix="give a number, such as 100B, 1.4T or 5e9")
+    return float(found[1]) * {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2]]

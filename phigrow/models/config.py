@@ -1,0 +1,104 @@
+"""Read Hugging Face model configurations as plain dictionaries, in the spelling of transformers 4 or 5."""
+
+from __future__ import annotations
+
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.files.untrusted import contained, read_object
+
+Config = dict[str, Any]
+
+SHIPPED = ("phi-1-small.json", "phi-1.json", "phi-1_5.json", "phi2.json")
+"""Configurations inside the package: the published stock values (phi-1-small has none but its sizes)."""
+
+
+def load_config(ref: str | Path | Config) -> Config:
+    """Return a model configuration as a dictionary, exactly as it is spelled.
+
+    Args:
+        ref: a dictionary (returned as a copy), a JSON file, a folder with a ``config.json``, or the name of a
+            configuration that ships with phigrow, with or without ``.json`` (``phi2.json``).
+
+    Raises:
+        GrowthError: nothing of that name, not a JSON object, or a link that leads out of the folder.
+
+    >>> load_config("phi2.json")["hidden_size"]
+    2560
+    """
+    if isinstance(ref, dict):
+        return dict(ref)
+    path = Path(ref)
+    if path.is_dir():
+        path = contained(path, "config.json")
+    if path.is_file():
+        return read_object(path, "a configuration")
+    if (name := shipped_name(ref)) is not None:
+        with resources.as_file(resources.files("phigrow.models") / "configs" / name) as shipped:
+            return read_object(shipped, "a configuration")
+    if Path(ref).is_dir():
+        export = Path(ref) / "export"
+        raise GrowthError(
+            "a folder without config.json",
+            where=str(ref),
+            why="it is the folder of a training run" if (export / "config.json").is_file() else None,
+            fix=f"give {export}" if (export / "config.json").is_file() else "give the folder of a checkpoint",
+        )
+    raise GrowthError(
+        f"no configuration {str(ref)!r}",
+        where=str(path.absolute()),
+        why="it is no file or folder with a config.json here, and no configuration of that name is shipped",
+        fix=f"give a path, or one of {', '.join(SHIPPED)}",
+    )
+
+
+def shipped_name(ref: str | Path) -> str | None:
+    """The shipped file that a bare name means, or None (``phi2`` and ``phi2.json`` -> ``phi2.json``)."""
+    name = str(ref)
+    return next((shipped for shipped in SHIPPED if name in (shipped, shipped.removesuffix(".json"))), None)
+
+
+def normalised(config: Config) -> Config:
+    """Return a copy with one spelling: ``rope_theta``, ``partial_rotary_factor``, ``rope_type`` and ``dtype`` on top.
+
+    ``rope_settings`` holds what else a rotary scaling says (``factor`` and the like).
+
+    transformers 4 writes ``rope_theta``, ``partial_rotary_factor``, ``rope_scaling`` and ``torch_dtype``;
+    transformers 5 writes ``rope_parameters`` and ``dtype``. Where both are there, version 5's wins, as it does there.
+
+    Raises:
+        GrowthError: rotary settings that are no object, or a ``rope_theta`` that is no positive number.
+    """
+    out = dict(config)
+    rope: Config = {}
+    for ours, theirs in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        if theirs in out:  # GPT-NeoX has names of its own
+            out.setdefault(ours, out.pop(theirs))
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = out.pop(key, None) or {}
+        if not isinstance(settings, dict):
+            raise GrowthError(f"{key} is {settings!r}, not an object", where="a configuration")
+        rope |= settings
+    named = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+    out["rope_settings"] = {key: value for key, value in sorted(rope.items()) if key not in named}
+    out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    theta = rope.get("rope_theta", out.get("rope_theta", 10000.0))
+    if not is_number(theta) or theta <= 0:
+        raise GrowthError(f"rope_theta is {theta!r}, not a positive number", where="a configuration")
+    out["rope_theta"] = float(theta)
+    if "partial_rotary_factor" in rope:
+        out["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    torch_dtype = out.pop("torch_dtype", None)
+    out["dtype"] = str(out.get("dtype") or torch_dtype or "float32").removeprefix("torch.")
+    return out
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number: no text, and not a bool, which is an int in Python."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False

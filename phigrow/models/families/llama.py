@@ -1,0 +1,101 @@
+"""Llama: attention and gated MLP one after the other, each behind an RMSNorm, grouped key/value heads.
+
+Source: ``transformers.LlamaForCausalLM``; SmolLM, TinyLlama and Yi are of this model type too. The whole of every head
+turns, so no exact method grows heads: it adds more of them. ``head_dim`` may be set apart from hidden_size /
+num_attention_heads.
+"""
+
+from __future__ import annotations
+
+from phigrow.models.bounds import check_division, check_total, check_values
+from phigrow.models.config import Config, normalised
+from phigrow.models.family import Family, Sizes
+
+_TABLE = """
+model.embed_tokens.weight                                  vocab -> hidden
+model.layers.{layer}.input_layernorm.weight                rmsnorm hidden -> normed
+model.layers.{layer}.self_attn.q_proj.weight               (kv group q) <- normed
+model.layers.{layer}.self_attn.q_proj.bias                 (kv group q)              if attention_bias
+model.layers.{layer}.self_attn.k_proj.weight               (kv k) <- normed
+model.layers.{layer}.self_attn.k_proj.bias                 (kv k)                    if attention_bias
+model.layers.{layer}.self_attn.v_proj.weight               (kv v) <- normed
+model.layers.{layer}.self_attn.v_proj.bias                 (kv v)                    if attention_bias
+model.layers.{layer}.self_attn.o_proj.weight               hidden <- (kv group v)
+model.layers.{layer}.self_attn.o_proj.bias                 hidden                    if attention_bias
+model.layers.{layer}.post_attention_layernorm.weight       rmsnorm hidden -> normed
+model.layers.{layer}.mlp.gate_proj.weight                  mlp <- normed
+model.layers.{layer}.mlp.gate_proj.bias                    mlp                       if mlp_bias
+model.layers.{layer}.mlp.up_proj.weight                    mlp <- normed
+model.layers.{layer}.mlp.up_proj.bias                      mlp                       if mlp_bias
+model.layers.{layer}.mlp.down_proj.weight                  hidden <- mlp
+model.layers.{layer}.mlp.down_proj.bias                    hidden                    if mlp_bias
+model.norm.weight                                          rmsnorm hidden -> final
+lm_head.weight                                             vocab <- final            unless tie_word_embeddings
+"""
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
+_WHERE = "a Llama configuration"
+
+
+def _sizes(config: Config) -> Sizes:
+    config = normalised(config)
+    check_values(config, _WHERE, sizes=_SIZES, flags=("tie_word_embeddings", "attention_bias", "mlp_bias"))
+    heads, kv = check_division(config, _WHERE, "LlamaForCausalLM")
+    hidden = config["hidden_size"]
+    head = config.get("head_dim") or hidden // heads
+    sizes = {
+        "vocab": config["vocab_size"],
+        "hidden": hidden,
+        "normed": hidden,
+        "final": hidden,
+        "kv": kv,
+        "group": heads // kv,
+        "q": head,
+        "k": head,
+        "v": head,
+        "rotary": head,
+        "mlp": config["intermediate_size"],
+        "layer": config["num_hidden_layers"],
+    }
+    check_total(sizes, _WHERE, matrices=3)
+    return sizes
+
+
+def _config(sizes: Sizes) -> Config:
+    heads = sizes["kv"] * sizes["group"]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": sizes["vocab"],
+        "hidden_size": -(-sizes["hidden"] // heads) * heads,  # transformers wants a multiple of heads all the same
+        "intermediate_size": sizes["mlp"],
+        "num_hidden_layers": sizes["layer"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": sizes["kv"],
+        "head_dim": sizes["q"],
+    }
+
+
+FAMILY = Family(
+    name="llama",
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    table=_TABLE,
+    sizes_of=_sizes,
+    config_of=_config,
+    function_keys={
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_type": "default",
+        "rope_settings": {},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+    },
+    dropout_keys=("attention_dropout",),
+    ignored_tensors=(".rotary_emb.inv_freq",),
+)

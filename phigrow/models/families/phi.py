@@ -1,0 +1,105 @@
+"""phi-1, phi-1.5 and phi-2: parallel attention and MLP behind one LayerNorm, biases everywhere, partial rotary heads.
+
+Source: ``transformers.PhiForCausalLM``. phi-1, phi-1.5 and phi-2 have one key/value head per head, so group = 1.
+"""
+
+from __future__ import annotations
+
+from phigrow.errors import GrowthError
+from phigrow.models.bounds import check_division, check_total, check_values, rotary_factor
+from phigrow.models.config import Config, normalised
+from phigrow.models.family import Family, Sizes
+
+_TABLE = """
+model.embed_tokens.weight                            vocab -> hidden
+model.layers.{layer}.input_layernorm.weight|bias     norm hidden -> normed
+model.layers.{layer}.self_attn.q_proj.weight|bias    (kv group q) <- normed
+model.layers.{layer}.self_attn.k_proj.weight|bias    (kv k) <- normed
+model.layers.{layer}.self_attn.v_proj.weight|bias    (kv v) <- normed
+model.layers.{layer}.self_attn.dense.weight|bias     hidden <- (kv group v)
+model.layers.{layer}.self_attn.q_layernorm.weight|bias  norm q -> q   if qk_layernorm
+model.layers.{layer}.self_attn.k_layernorm.weight|bias  norm k -> k   if qk_layernorm
+model.layers.{layer}.mlp.fc1.weight|bias             mlp <- normed
+model.layers.{layer}.mlp.fc2.weight|bias             hidden <- mlp
+model.final_layernorm.weight|bias                    norm hidden -> final
+lm_head.weight                                       vocab <- final    unless tie_word_embeddings
+lm_head.bias                                         vocab
+"""
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings",
+)  # fmt: skip
+_WHERE = "a Phi configuration"
+
+
+def _sizes(config: Config) -> Sizes:
+    config = normalised(config)
+    check_values(config, _WHERE, sizes=_SIZES, flags=("tie_word_embeddings", "qk_layernorm"))
+    heads, kv = check_division(config, _WHERE, "PhiForCausalLM")
+    hidden = config["hidden_size"]
+    head = hidden // heads
+    if "head_dim" in config and (type(config["head_dim"]) is not int or config["head_dim"] != head):
+        raise GrowthError(
+            f"head_dim is {config['head_dim']!r}, not hidden_size / num_attention_heads = {head}",
+            where=_WHERE,
+            fix="leave head_dim out",
+        )
+    sizes = {
+        "vocab": config["vocab_size"],
+        "hidden": hidden,
+        "normed": hidden,
+        "final": hidden,
+        "kv": kv,
+        "group": heads // kv,
+        "q": head,
+        "k": head,
+        "v": head,
+        "rotary": int(head * config.get("partial_rotary_factor", 0.5)),
+        "mlp": config["intermediate_size"],
+        "layer": config["num_hidden_layers"],
+    }
+    check_total(sizes, _WHERE, matrices=2)
+    return sizes
+
+
+def _config(sizes: Sizes) -> Config:
+    heads = sizes["kv"] * sizes["group"]
+    return {
+        "architectures": ["PhiForCausalLM"],
+        "model_type": "phi",
+        "vocab_size": sizes["vocab"],
+        "hidden_size": heads * sizes["q"],
+        "intermediate_size": sizes["mlp"],
+        "num_hidden_layers": sizes["layer"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": sizes["kv"],
+        "partial_rotary_factor": rotary_factor(sizes["rotary"], sizes["q"]),
+    }
+
+
+FAMILY = Family(
+    name="phi",
+    model_type="phi",
+    architecture="PhiForCausalLM",
+    table=_TABLE,
+    sizes_of=_sizes,
+    config_of=_config,
+    function_keys={
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_type": "default",
+        "rope_settings": {},
+        "qk_layernorm": False,
+        "tie_word_embeddings": False,
+    },
+    dropout_keys=("resid_pdrop", "embd_pdrop", "attention_dropout"),
+    # Checkpoints written before transformers 4.40 carry the rotary table; it is computed, not learned.
+    ignored_tensors=(".rotary_emb.inv_freq",),
+    former_model_types=("phi-msft", "mixformer-sequential"),
+    former_tensors=(".mixer.Wqkv.weight", ".wte.weight"),
+    former_advice="use the repository's current revision (microsoft/phi-1, phi-1_5 and phi-2 hold PhiForCausalLM now: "
+    "leave --revision out, or download it again); a model made from the old upload must be renamed first: the rows of "
+    "mixer.Wqkv are those of q_proj, k_proj and v_proj, one after the other, mixer.out_proj is dense",
+)

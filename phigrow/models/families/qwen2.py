@@ -1,0 +1,99 @@
+"""Qwen2 and Qwen2.5: a Llama with biases on queries, keys and values; the small ones tie their embeddings.
+
+Source: ``transformers.Qwen2ForCausalLM``. Sliding windows, which no published Qwen2 turns on, are refused: they depend
+on the depth of a layer, which growth changes.
+"""
+
+from __future__ import annotations
+
+from phigrow.errors import GrowthError
+from phigrow.models.bounds import check_division, check_total, check_values
+from phigrow.models.config import Config, normalised
+from phigrow.models.family import Family, Sizes
+
+_TABLE = """
+model.embed_tokens.weight                                  vocab -> hidden
+model.layers.{layer}.input_layernorm.weight                rmsnorm hidden -> normed
+model.layers.{layer}.self_attn.q_proj.weight|bias          (kv group q) <- normed
+model.layers.{layer}.self_attn.k_proj.weight|bias          (kv k) <- normed
+model.layers.{layer}.self_attn.v_proj.weight|bias          (kv v) <- normed
+model.layers.{layer}.self_attn.o_proj.weight               hidden <- (kv group v)
+model.layers.{layer}.post_attention_layernorm.weight       rmsnorm hidden -> normed
+model.layers.{layer}.mlp.gate_proj.weight                  mlp <- normed
+model.layers.{layer}.mlp.up_proj.weight                    mlp <- normed
+model.layers.{layer}.mlp.down_proj.weight                  hidden <- mlp
+model.norm.weight                                          rmsnorm hidden -> final
+lm_head.weight                                             vocab <- final            unless tie_word_embeddings
+"""
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
+_WHERE = "a Qwen2 configuration"
+
+
+def _sizes(config: Config) -> Sizes:
+    config = normalised(config)
+    check_values(config, _WHERE, sizes=_SIZES, flags=("tie_word_embeddings", "use_sliding_window"))
+    if config.get("use_sliding_window"):
+        raise GrowthError(
+            "sliding windows (use_sliding_window)",
+            where=_WHERE,
+            why="which layers have them depends on their depth, and growth moves layers",
+            fix="set use_sliding_window to false, as the published models have it",
+        )
+    heads, kv = check_division(config, _WHERE, "Qwen2ForCausalLM")
+    hidden = config["hidden_size"]
+    head = config.get("head_dim") or hidden // heads
+    sizes = {
+        "vocab": config["vocab_size"],
+        "hidden": hidden,
+        "normed": hidden,
+        "final": hidden,
+        "kv": kv,
+        "group": heads // kv,
+        "q": head,
+        "k": head,
+        "v": head,
+        "rotary": head,
+        "mlp": config["intermediate_size"],
+        "layer": config["num_hidden_layers"],
+    }
+    check_total(sizes, _WHERE, matrices=3)
+    return sizes
+
+
+def _config(sizes: Sizes) -> Config:
+    heads = sizes["kv"] * sizes["group"]
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": sizes["vocab"],
+        "hidden_size": -(-sizes["hidden"] // heads) * heads,
+        "intermediate_size": sizes["mlp"],
+        "num_hidden_layers": sizes["layer"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": sizes["kv"],
+        "head_dim": sizes["q"],
+    }
+
+
+FAMILY = Family(
+    name="qwen2",
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    table=_TABLE,
+    sizes_of=_sizes,
+    config_of=_config,
+    function_keys={
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_type": "default",
+        "rope_settings": {},
+        "tie_word_embeddings": False,
+    },
+    dropout_keys=("attention_dropout",),
+    ignored_tensors=(".rotary_emb.inv_freq",),
+)

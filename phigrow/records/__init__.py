@@ -1,0 +1,1 @@
+"""Records of a run: ``records.jsonl``, written and read."""

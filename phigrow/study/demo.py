@@ -1,0 +1,160 @@
+"""The demo: everything that phigrow does, in one folder and in minutes, on real text and under DeepSpeed.
+
+Embedded corpus -> small Phi pretrained -> expanded by wr, tile and lossless -> each, and a from-scratch arm, pretrained
+with the same data order and schedule -> report. It is a study (`phigrow.study`) of one seed; a second run does what the
+first has left.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.study import Arm, Source, Study, jobs_of, run_study
+
+METHODS = ("wr", "tile", "lossless")
+SEQ_LEN = 128
+BATCH = 32
+VOCAB = 2048
+
+STEPS = 220
+"""Default steps of the source and of every arm, of `BATCH` x `SEQ_LEN` tokens."""
+
+
+def phi(hidden: int, heads: int, layers: int) -> dict[str, Any]:
+    """A small Phi in the proportions of phi-1.5: heads of 64, half of them rotary, mlp four times as wide as hidden."""
+    return {
+        "architectures": ["PhiForCausalLM"],
+        "model_type": "phi",
+        "vocab_size": VOCAB,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 10000.0,
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "max_position_embeddings": SEQ_LEN,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+
+
+SOURCE = phi(hidden=128, heads=2, layers=4)
+DESTINATION = phi(hidden=192, heads=3, layers=6)
+
+
+def demo_study(out: str | Path, *, ranks: int | None = None, steps: int | None = None, seed: int = 0) -> Study:
+    """The study that the demo is: scratch and three growths, one seed.
+
+    Four budgets, each with a decayed end: an eighth, a quarter and a half of the steps, and all.
+
+    Args:
+        out: folder of all results.
+        ranks: DeepSpeed ranks of each run; by default chosen for this machine.
+        steps: optimizer steps of the source and of every arm; by default `STEPS`.
+        seed: of data order and new weights.
+    """
+    steps = steps or STEPS
+    return Study(
+        name="demo",
+        out=Path(out),
+        # A tenth held out: with the default twentieth the held-out part is a handful of modules.
+        data={
+            "ref": "embedded", "seq_len": SEQ_LEN, "vocab_size": VOCAB, "heldout": 0.1, "seed": seed,
+            "across_sources": True,
+        },
+        seq_len=SEQ_LEN,
+        source=Source(config=SOURCE, steps=steps, seed=seed),
+        dst=DESTINATION,
+        arms=tuple(Arm(name, name) for name in ("scratch", *METHODS)),
+        baseline="scratch",
+        seeds=(seed,),
+        budgets=tuple(sorted({max(4, steps // part) for part in (8, 4, 2, 1)})),
+        decay=0.2,
+        train={
+            "batch": BATCH, "lr": 2e-3, "warmup": max(1, steps // 15), "eval_every": max(1, steps // 20),
+            "eval_blocks": 64, "eval_at": [1, 10, 100], "save_every": max(1, steps // 3),
+            "log_every": max(1, steps // 20), "keep": 1, "zero": 1, "export": None,
+        },
+        ranks=ranks,
+    )  # fmt: skip
+
+
+def run(
+    out: str | Path,
+    *,
+    ranks: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run the demo in the folder ``out``, or what is left of it; see `demo_study`.
+
+    Args:
+        out: folder of all results.
+        ranks: DeepSpeed ranks of each run; by default chosen for this machine.
+        steps: optimizer steps of every arm; by default `STEPS`.
+        seed: of data order and new weights.
+        say: receives what the demo says, line by line.
+
+    Raises:
+        GrowthError: a stage failed.
+    """
+    from rich.console import Console
+
+    from phigrow.measure import compare, load_runs, terminal
+
+    started = time.perf_counter()
+    study = demo_study(out, ranks=ranks, steps=steps, seed=seed)
+    say(
+        f"phigrow demo in {study.out}: a {_size(SOURCE)} Phi, grown to {_size(DESTINATION)} by {', '.join(METHODS)}, "
+        "against training from scratch"
+    )
+    outcome = run_study(study, say=say)
+    for error in outcome.failed.values():
+        raise error
+    if outcome.report is None:
+        raise GrowthError(outcome.why_no_report, where=str(study.out), fix="run the same command again: it resumes")
+    _certify(study, say)
+    ends = [job.folder for job in jobs_of(study) if job.kind == "end"]
+    Console().print(terminal(compare(load_runs(ends), study.baseline)))
+    minutes = (time.perf_counter() - started) / 60
+    say(f"\n{minutes:.1f} minutes. Report: {outcome.report / 'report.html'}  Picture: {outcome.report / 'curves.png'}")
+
+
+def _size(config: dict[str, Any]) -> str:
+    from phigrow.models.cost import count
+
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    return f"{count(config).parameters / 1e6:.1f}M-parameter ({layers} layers x {hidden})"
+
+
+def _certify(study: Study, say: Callable[[str], None]) -> None:
+    """Verify what each start computes, once."""
+    from phigrow.expansion.verify import verify
+
+    path = study.out / "certificates.json"
+    certificates = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    jobs = jobs_of(study)
+    source = next(job.folder for job in jobs if job.kind == "source") / "export"
+    say("\nWhat each start computes, against the source:")
+    for job in jobs:
+        if job.kind != "expand":
+            continue
+        key = f"{job.name}-{job.key}"
+        found = certificates.get(key)
+        if found is None:
+            found = certificates[key] = verify(source, job.folder).to_json()
+        say(
+            f"  {job.name} max |dlogit| {found['max_abs_dlogit']:.2g}, loss {found['source_loss']:.3f} -> "
+            f"{found['destination_loss']:.3f}"
+        )
+    path.write_text(json.dumps(certificates, indent=1) + "\n", encoding="utf-8")

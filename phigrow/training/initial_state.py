@@ -1,0 +1,147 @@
+"""A run that goes on from another's optimizer: state that was grown with the model, and the place in the data.
+
+The state is a universal folder (`phigrow.checkpoints.universal`) for the checkpoint of ``init``. Its ``state.json``
+says where it comes from and where the data stood, and that is all that is read: training knows nothing of growth.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.checkpoints import universal
+from phigrow.checkpoints.integrity import damage, read_marker
+from phigrow.errors import GrowthError
+from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.process import on_rank_zero
+from phigrow.training.training_cost import GROWN_FILE, Source
+
+if TYPE_CHECKING:
+    from phigrow.training.process import World
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: the optimizer's state (None: fresh), and its first step in the order of the data.
+
+    ``position`` is where a stream stood; ``state`` what was done with the moments, ``seconds`` what that took, and
+    ``step`` that of the checkpoint which they come from.
+    """
+
+    optimizer: Path | None = None
+    first: int = 0
+    position: dict[str, Any] | None = None
+    state: str | None = None
+    seconds: float = 0.0
+    step: int | None = None
+
+
+def start_of(config: RunConfig, blocks: Any) -> Start:
+    """Return where a run begins, from its keys ``optimizer`` and ``data_start``.
+
+    Raises:
+        GrowthError: no such state, state of another growth than ``init``, or data in which nobody knows where to go on.
+    """
+    if config.optimizer is None:
+        return Start(first=_steps(config.data_start or 0, config))
+    folder = Path(config.optimizer)
+    content = _checked(config, folder)
+    data, grown = content.get("data"), content["grown"]
+    made = (grown["state"], float(content.get("seconds") or 0.0), grown.get("step"))
+    if config.data_start is not None:
+        same = data is not None and data["blocks"] == config.data_start
+        return Start(folder, _steps(config.data_start, config), data["position"] if data and same else None, *made)
+    if data is None:
+        raise _unknown(folder, "it does not say what the run before it had read")
+    ours = {"seed": config.seed, "data_fingerprint": blocks.fingerprint}
+    if different := [key for key, value in ours.items() if data.get(key) != value]:
+        said = ", ".join(f"{key} ({data.get(key)!r}, now {ours[key]!r})" for key in different)
+        raise _unknown(folder, f"the run before it read in another order: {said}")
+    return Start(folder, _steps(data["blocks"], config), data["position"], *made)
+
+
+def with_state(source: Source, begins: Start) -> Source:
+    """What a run's records say of its source, with the state that it starts with and the time that took."""
+    if begins.optimizer is None or source.growth is None:
+        return source
+    took = (source.expand_seconds or 0.0) + begins.seconds
+    return replace(source, growth=source.growth | {"state": begins.state}, expand_seconds=took)
+
+
+def load(engine: Any, folder: Path, world: World) -> None:
+    """Check the files of a state and fill an engine with it, on every rank.
+
+    Raises:
+        GrowthError: files that are not what was written; or as `universal.load_state`.
+    """
+
+    def check() -> None:
+        if wrong := damage(folder, read_marker(folder)["files"]):
+            raise GrowthError(
+                "optimizer state that is damaged", where=str(folder), why="; ".join(wrong[:3]), fix="grow it again"
+            )
+
+    on_rank_zero(world, check, patient=True)
+    universal.load_state(engine, folder)
+
+
+def _steps(blocks: int, config: RunConfig) -> int:
+    """Steps of this run's batch that make up blocks."""
+    steps, rest = divmod(blocks, config.batch)
+    if rest:
+        raise GrowthError(
+            f"{blocks:,} blocks were read, which is no whole number of batches of {config.batch}",
+            where="data_start",
+            fix=f"give a batch that divides them, or data_start: {blocks - rest}",
+        )
+    return steps
+
+
+def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The content of ``state.json``, if the state belongs to the run's checkpoint."""
+    try:
+        read_marker(folder)
+    except ValueError as error:
+        raise GrowthError(
+            "no optimizer state to start with",
+            where=str(folder.absolute()),
+            why=str(error),
+            fix="give the folder of 'phigrow grow-optimizer'",
+        ) from error
+    content = _content(folder)
+    if not isinstance(content.get("grown"), dict):
+        raise GrowthError(
+            "optimizer state that was not grown",
+            where=str(folder),
+            fix="give the folder of 'phigrow grow-optimizer'; a run that only goes on finds its checkpoint itself",
+        )
+    path = Path(config.init) / GROWN_FILE
+    plan = json.loads(path.read_text(encoding="utf-8")).get("plan", {}) if path.is_file() else {}
+    if config.init == SCRATCH or plan.get("hash") != content["grown"].get("plan"):
+        raise GrowthError(
+            "optimizer state of another growth than the weights",
+            where=f"{folder}, and {path if config.init != SCRATCH else 'init: scratch'}",
+            why="their plans differ" if plan else f"the weights have no {GROWN_FILE}",
+            fix="grow both by one plan: 'phigrow grow-optimizer' takes the folder of 'phigrow expand'",
+        )
+    return content
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    path = folder / universal.STATE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GrowthError("a state that cannot be read", where=str(path), why=str(error)) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _unknown(folder: Path, why: str) -> GrowthError:
+    return GrowthError(
+        "where to go on in the data is not known",
+        where=str(folder),
+        why=why,
+        fix="give data_start: the blocks to pass over (0 starts at the beginning)",
+    )

@@ -1,0 +1,193 @@
+"""Learning rates of their own for values that a growth copied and for values that it made new. Off by default.
+
+A grown model is part trained and part random. ``fresh_warmup`` warms the new values up by themselves, after which they
+learn at ``fresh_lr`` times the schedule's rate; the copied ones learn at ``copied_lr`` times it (asymmetric re-warmup,
+SPARKLING, arXiv:2602.02472). Most tensors hold both kinds, so this is done value by value: after AdamW's update of w
+to v the weight is set to ``w + factor * (v - w)``, which is AdamW at ``factor`` times the learning rate, its decoupled
+weight decay included. The moments see every gradient either way.
+
+Which values are copies is read from the checkpoint's own ``phigrow.json``: training knows nothing of growth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.errors import GrowthError
+from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.training_cost import GROWN_FILE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+class Pace:
+    """Hooks on an optimizer that scale its updates, value by value.
+
+    While both factors are 1, as after ``fresh_warmup`` with the other two left at 1, nothing is done or held.
+
+    Attributes:
+        step: the step that is being taken, from 0; the loop sets it.
+        copied: share of the values that are copies, on this rank.
+    """
+
+    def __init__(self, optimizer: Optimizer, masks: dict[int, Tensor], config: RunConfig) -> None:
+        self.step, self._masks, self._config = 0, masks, config
+        self._former: dict[int, Tensor] = {}
+        self.copied = sum(int(mask.sum()) for mask in masks.values()) / max(1, sum(m.numel() for m in masks.values()))
+        optimizer.register_step_pre_hook(self._before)
+        optimizer.register_step_post_hook(self._after)
+
+    def factors(self) -> tuple[float, float]:
+        """What updates of copied and of fresh values are multiplied by at this step."""
+        warmup = self._config.fresh_warmup
+        risen = min(1.0, self.step / warmup) if warmup else 1.0
+        return self._config.copied_lr, self._config.fresh_lr * risen
+
+    def _before(self, optimizer: Optimizer, *_: Any) -> None:
+        if self.factors() != (1.0, 1.0):
+            self._former = {id(p): p.detach().clone() for p in _stepped(optimizer)}
+
+    def _after(self, optimizer: Optimizer, *_: Any) -> None:
+        import torch
+
+        if not self._former:
+            return
+        copied, fresh = self.factors()
+        for parameter in _stepped(optimizer):
+            former, mask = self._former.pop(id(parameter)), self._masks[id(parameter)]
+            factor = torch.where(mask, copied, fresh).to(former.dtype)
+            with torch.no_grad():
+                parameter.copy_(torch.lerp(former, parameter, factor))
+
+
+def _stepped(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def is_paced(config: RunConfig) -> bool:
+    """Whether a run asks for learning rates of their own."""
+    return bool(config.fresh_warmup) or (config.fresh_lr, config.copied_lr) != (1.0, 1.0)
+
+
+def copied_values(config: RunConfig) -> dict[str, Any]:
+    """Return what the run's checkpoint says about its copied values.
+
+    Raises:
+        GrowthError: it is not a grown checkpoint, or one that does not say.
+    """
+    path = Path(config.init) / GROWN_FILE
+    if config.init == SCRATCH or not path.is_file():
+        raise GrowthError(
+            "learning rates for copied and fresh values, of a checkpoint that was not grown",
+            where="fresh_lr, fresh_warmup, copied_lr",
+            why=f"there is no {GROWN_FILE} in {config.init}" if config.init != SCRATCH else "the run starts from noise",
+            fix="leave these keys out, or start from a folder of 'phigrow expand'",
+        )
+    found = json.loads(path.read_text(encoding="utf-8")).get("copied")
+    if not isinstance(found, dict) or not isinstance(found.get("spans"), dict):
+        raise GrowthError(
+            "a grown checkpoint that does not say which values are copies",
+            where=str(path),
+            why="an older version of phigrow wrote it",
+            fix="expand again: the same plan gives the same weights",
+        )
+    return found
+
+
+def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return which values of a tensor are copies, bool of its shape, from what `copied_values` returned.
+
+    >>> copied_mask({"spans": {"h.{layer}.w": [[[0, 1]], [[1, 3]]]}, "fresh": []}, "h.7.w", (2, 3)).int().tolist()
+    [[0, 1, 1], [0, 0, 0]]
+    """
+    import torch
+
+    if name in found["fresh"]:
+        return torch.zeros(shape, dtype=torch.bool)
+    line = re.sub(r"\.\d+\.", ".{layer}.", name, count=1)
+    spans = found["spans"].get(line, found["spans"].get(name))
+    if spans is None or len(spans) != len(shape):
+        raise GrowthError("a parameter that the growth does not know", where=f"{name} in {GROWN_FILE}")
+    out = torch.ones(shape, dtype=torch.bool)
+    for axis, (size, ranges) in enumerate(zip(shape, spans, strict=True)):
+        side = torch.zeros(size, dtype=torch.bool)
+        for start, stop in ranges:
+            side[start:stop] = True
+        out &= side.view([-1 if k == axis else 1 for k in range(len(shape))])
+    if blocks := found.get("blocks", {}).get(line):
+        row, column = (torch.arange(size) * blocks // size for size in shape)
+        out &= row[:, None] == column
+    return out
+
+
+def make_pace(engine: Any, config: RunConfig) -> Pace | None:
+    """Give the engine's optimizer the learning rates that the run asks for; None where it asks for none.
+
+    Args:
+        engine: with its checkpoint loaded, on every rank.
+
+    Raises:
+        GrowthError: as `copied_values`; or the masters are not in memory.
+    """
+    import torch
+
+    if not is_paced(config):
+        return None
+    found = copied_values(config)
+    with torch.no_grad():
+        return Pace(engine.basic_optimizer, _masks(engine, found), config)
+
+
+def _masks(engine: Any, found: dict[str, Any]) -> dict[int, Tensor]:
+    """The masks of the tensors that AdamW steps, by identity: parameters, their masters, or flat parts of a rank's.
+
+    Into the flat ones the masks are written where the weights are, by DeepSpeed's own accounts of what lies where, and
+    the weights put back.
+    """
+    from phigrow.training.weights import unfused_master
+
+    optimizer, masks = engine.optimizer, {}
+    flats: list[Tensor] = []
+    for held in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat"):
+        flats = flats or list(getattr(optimizer, held, []))
+    if any(flat is None or not flat.numel() for flat in flats):
+        raise GrowthError(
+            "learning rates for copied values, with masters in files", where="fresh_lr", fix="do not offload to NVMe"
+        )
+    former = [flat.detach().clone() for flat in flats]
+    for flat in flats:
+        flat.zero_()
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        mask = copied_mask(found, name, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+        if flats:
+            _write_own(parameter, mask.flatten())
+        else:
+            master = unfused_master(parameter, optimizer)
+            masks[id(parameter if master is None else master)] = mask.to(parameter.device)
+    for flat, values in zip(flats, former, strict=True):
+        masks[id(flat)] = flat.detach() > 0.5
+        flat.copy_(values)
+    return masks
+
+
+def _write_own(parameter: Any, values: Tensor) -> None:
+    """Write this rank's part of a parameter's values, flat, into its masters."""
+    import torch
+
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        length = parameter.ds_tensor.ds_numel
+        start = min(length * parameter.ds_zero_partition_rank, len(values))
+        own = values[start : start + length].float()
+        safe_set_local_fp32_param(parameter, torch.nn.functional.pad(own, (0, length - len(own))))
+    elif (mapping := parameter._hp_mapping) is not None:
+        part = mapping.lp_fragment_address
+        mapping.hp_fragment.copy_(values[part.start : part.start + part.numel])

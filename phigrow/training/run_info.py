@@ -1,0 +1,146 @@
+"""What a run says about itself: the opening lines, and the ``run`` record."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from phigrow.models.config import Config
+from phigrow.models.cost import count
+from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.data import data_facts, data_line
+from phigrow.training.feed import Feed
+from phigrow.training.initial_state import Start
+from phigrow.training.process import World
+from phigrow.training.training_cost import Source
+
+PACKAGES = ("phigrow", "torch", "transformers", "deepspeed", "datasets", "numpy")
+
+
+def run_record(
+    config: RunConfig, source: Source, model_dict: Config, world: World, blocks: Any, feed: Feed
+) -> dict[str, Any]:
+    """Return the content of the ``run`` record, see the design of records."""
+    cost = count(model_dict, blocks.seq_len)
+    tokens, flops, seconds = source.cost.values()
+    return {
+        "arm": source.arm,
+        "seed": config.seed,
+        "config": config.as_dict() | {"zero": config.stage, "seq_len": blocks.seq_len},
+        **({"trunk": config.trunk, "budget": None if config.is_trunk else config.steps} if config.trunk else {}),
+        "model": model_dict,
+        "parameters": cost.parameters,
+        "non_embedding_parameters": cost.non_embedding_parameters,
+        "flops_per_token": cost.training_flops,
+        "seq_len": blocks.seq_len,
+        "growth": source.growth,
+        "source_tokens": tokens,
+        "source_flops": flops,
+        "source_seconds": seconds,
+        "expand_seconds": source.expand_seconds,
+        **(
+            {"expand_tokens": source.expand_tokens, "expand_flops": source.expand_flops} if source.expand_tokens else {}
+        ),
+        **data_facts(blocks, feed),
+        "world_size": world.size,
+        "device": device_name(world),
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "commit": _commit(),
+    }
+
+
+def opening(
+    config: RunConfig,
+    model_dict: Config,
+    world: World,
+    blocks: Any,
+    feed: Feed,
+    micro: int,
+    engine_dict: dict[str, Any],
+    attention: str,
+    out: Path,
+    source: Source,
+    begins: Start,
+) -> str:
+    """Return the lines that say, before the first step, what the run is going to do."""
+    from phigrow.training.loss import chosen_path
+
+    cost = count(model_dict, blocks.seq_len)
+    tokens = config.steps * config.batch * blocks.seq_len
+    start = "from scratch" if config.init == SCRATCH else f"from {config.init}"
+    if source.growth:
+        start += f" (grown by {source.growth.get('method')})"
+    gradients = "bf16" if config.dtype == "bf16" and config.stage == 0 else "fp32"
+    loss = chosen_path(config.loss, micro * blocks.seq_len, model_dict["vocab_size"])
+    read = feed.epochs(config.steps) or {}
+    epochs = f" ({read['all']:.2f} epochs)" if "all" in read else ""
+    kept = ", kept within documents" if config.documents == "within" else ""
+    lines = [
+        f"{model_dict.get('model_type')} of {cost.parameters / 1e6:,.1f}M parameters, {start}, into {out}",
+        *goes_on(config, begins),
+        data_line(config, blocks, feed),
+        f"plan: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens{epochs}, "
+        f"{tokens * cost.training_flops:.2e} FLOPs",
+        f"ranks: {world.size} on {device_name(world)}; micro-batch {micro}, "
+        f"accumulation {engine_dict['gradient_accumulation_steps']}",
+        f"engine: DeepSpeed ZeRO {config.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
+        f"{attention}{kept}; loss: {loss}",
+    ]
+    return "\n".join(lines)
+
+
+def goes_on(config: RunConfig, begins: Start) -> list[str]:
+    """Return the line that says what a run takes over from one before it: optimizer, place in data and schedule."""
+    parts, first = [], config.schedule_start or 0
+    if begins.optimizer is not None and begins.state == "reset":
+        parts.append(f"fp32 masters of {begins.optimizer} (step {begins.step}), Adam's moments at zero")
+    elif begins.optimizer is not None:
+        parts.append(f"Adam's state of {begins.optimizer} (step {begins.step}, {begins.state})")
+    if parts or begins.first:
+        parts.append(f"data from block {begins.first * config.batch}")
+    if parts or first:
+        parts.append(f"schedule from step {first} of {config.whole_schedule}")
+    return [f"goes on from: {', '.join(parts)}"] if parts else []
+
+
+def device_name(world: World) -> str:
+    """The name of the device that ranks run on, with the threads each has where it is a CPU."""
+    import torch
+
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name(world.device)
+    return f"{_cpu()} ({torch.get_num_threads()} threads a rank)"
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that phigrow runs from, with ``-dirty`` where it was changed; None elsewhere."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,331 @@
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+from tiny_models import phi_config, phi_model
+from typer.testing import CliRunner
+
+from phigrow.cli import app
+from phigrow.errors import GrowthError
+
+FROZEN = {
+    "expand": "--src --dst-config --method --out --depth --rounding --anchor --scale --noise --seed --dtype --revision "
+    "--shard-size --dry-run --overwrite --maps --allow-nonfinite",
+    "learn-growth": "--src --dst-config --out --data --method --depth --steps --batch --micro-batch --lr --noise "
+    "--seed --dtype --zero --seq-len --threads --revision --overwrite",
+    "grow-optimizer": "--checkpoint --grown --out --state --overwrite",
+    "plan": "--src --dst-config --method --depth --rounding --anchor --scale --noise --seed --revision --maps "
+    "--seq-len --diff --gpus --tokens --mfu --gpu --price --batch --micro-batch --checkpointing --json",
+    "inspect": "folder --tensor --plot --json",
+    "verify": "src dst --dtype --text --tokens --seed --revision --save --certificate --json",
+    "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
+    "--config --revision --workers --overwrite --json",
+    "demo": "--out --ranks --steps --seed",
+    "compare": "study --only --seeds --workers --ranks --out --dry-run",
+    "grow-train": "stages --ranks --out --dry-run",
+    "report": "runs --out --baseline --budget --json",
+}
+
+
+def phigrow(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from phigrow.cli import main; main()", *map(str, words)]
+    environment = {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+def run(*words):
+    """The command in this process: no start-up of torch for each one."""
+    return CliRunner(env={"COLUMNS": "120"}).invoke(app, list(map(str, words)))
+
+
+def test_the_command_line_is_frozen():
+    group = typer.main.get_command(app)
+    found = {
+        name: [p.opts[-1] if p.param_type_name == "option" else p.name for p in command.params]
+        for name, command in group.commands.items()
+    }
+    assert found == {name: words.split() for name, words in FROZEN.items()}
+
+
+def test_every_option_has_help():
+    for name, command in typer.main.get_command(app).commands.items():
+        assert command.help, name
+        assert all(getattr(parameter, "help", None) for parameter in command.params), name
+
+
+def test_help_answers_at_once_and_says_where_to_start():
+    """Under half a second; of processor time, which other work on the machine does not stretch as it does the clock."""
+
+    def processor_seconds() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    seconds = []
+    for _ in range(3):
+        before = processor_seconds()
+        done = phigrow("--help")
+        seconds.append(processor_seconds() - before)
+    assert done.returncode == 0
+    assert "phigrow demo" in done.stdout
+    assert min(seconds) < 0.5, seconds
+
+
+def test_expand_as_typed_then_verify(tmp_path, save_model):
+    """The command of the README, with a local folder of that name standing for the hub."""
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32), "phi-1_5")
+    (tmp_path / "phi2.json").write_text(json.dumps(phi_config(64, 4, 60, 3, 4)))
+    done = phigrow("expand", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "wrote phi-1_5-to-phi2-tile" in done.stdout
+    assert "100%" in done.stderr  # the progress bar
+    assert "advice: copies of hidden, mlp get equal gradients for ever" in done.stdout
+    done = phigrow("verify", "phi-1_5", "phi-1_5-to-phi2-tile", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "approximate by design" in done.stdout
+
+
+def test_a_learned_method_without_maps_says_what_it_wrote(tmp_path, save_model):
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(64, 8, 60, 2, 4)))
+    done = phigrow("expand", "--src", "src", "--dst-config", "dst.json", "--method", "ligo", cwd=tmp_path)
+    assert "note: ligo without learned maps is the operator that it starts from" in " ".join(done.stdout.split())
+
+
+def test_the_folder_of_a_run_is_not_taken_for_its_checkpoint(tmp_path, save_model):
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32), "run/export")
+    for words in (("expand", "--src", "run", "--dst-config", "phi2.json"), ("verify", "run", "run/export")):
+        done = phigrow(*words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "it is the folder of a training run\n  what to do: give run/export" in done.stderr
+
+
+def test_verify_fails_with_exit_code_1_when_a_claim_does_not_hold(tmp_path, save_model, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(48, 6, 60, 3, 4)))
+    words = ("expand", "--src", "src", "--dst-config", "dst.json", "--method", "lossless", "--out", "grown")
+    monkeypatch.chdir(tmp_path)
+    assert run(*words).exit_code == 0
+    done = run("verify", "src", "grown", "--json")
+    assert done.exit_code == 0
+    certificate = json.loads(done.stdout)
+    assert certificate["passed"] is True
+    assert certificate["max_abs_dlogit"] < 1e-5
+    weights = tmp_path / "grown" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["lm_head.bias"][0] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    done = phigrow("verify", "src", "grown", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "FAILED: the plan claims to preserve the function, and does not" in done.stdout
+
+
+def test_dry_run_writes_nothing(tmp_path, save_model):
+    save_model(phi_model(phi_config(), torch.float32))
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(48, 6)))
+    done = phigrow("expand", "--src", "src", "--dst-config", "dst.json", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "of float32 to src-to-dst-wr; wrote nothing" in done.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dst.json", "src"]
+
+
+def test_data_says_in_two_sentences_what_it_packed_and_where(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("to be or not to be, that is the question. " * 40)
+    words = ("data", text, "--seq-len", 16, "--vocab-size", 300, "--heldout", 0, "--out")
+    done = run(*words, tmp_path / "first")
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "first" / "data.json").read_text())
+    tokens, blocks = facts["train"]["tokens_seen"], facts["train"]["blocks"]
+    assert done.stdout == (
+        f"1 document of 1 source, {tokens:,} tokens of a vocabulary of {facts['vocab_size']}, packed into blocks "
+        f"of 16: {blocks} to train on and 0 held out.\nThey are in {tmp_path / 'first'}, with their tokenizer and "
+        "data.json, which has every number.\n"
+    )
+    found = json.loads(run(*words, tmp_path / "second", "--json").stdout)
+    assert found.pop("folder") == str(tmp_path / "second")
+    assert found == facts
+
+
+def test_plan_prints_axes_layers_and_cost():
+    done = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "lossless")
+    assert done.returncode == 0
+    for text in ("2048 kept, 512 written as the mean", "identity layer", "2.780B", "exact: computes the source's"):
+        assert text in done.stdout
+    done = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--json")
+    data = json.loads(done.stdout)
+    assert data["exact"] is False
+    assert data["depth"]["layers"][:4] == [0, 1, 2, 2]
+    assert data["cost"]["destination"]["parameters"] == 2_779_683_840
+
+
+def test_plan_says_what_fits_and_how_long_it_takes():
+    words = (
+        "plan",
+        "--dst-config",
+        "phi2.json",
+        "--gpus",
+        "96x80",
+        "--tokens",
+        "1.4T",
+        "--mfu",
+        "0.69",
+        "--price",
+        "2",
+    )
+    done = phigrow(*words)
+    assert done.returncode == 0, done.stderr
+    for text in ("3 + offload all", "chosen", "1.4T tokens, 503.7 a parameter", "14 days", "cost "):
+        assert text in done.stdout
+    found = json.loads(phigrow(*words, "--json").stdout)
+    assert found["chosen"]["stage"] == 1
+    assert found["recipe"] == {"zero": 1, "batch": 480, "micro_batch": found["fits"][1]["micro_batch"]}
+    assert f"recipe: zero: 1, batch: 480, micro_batch: {found['recipe']['micro_batch']}\n" in done.stdout
+    assert found["seconds"] / 86400 == pytest.approx(14.03, abs=0.01)
+    assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
+    both = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", "--gpus", "8x80")
+    assert "identity" not in both.stdout
+    assert "further copies" in both.stdout
+    assert "GiB a GPU" in both.stdout
+    none = phigrow("plan", "--dst-config", "phi2.json", "--gpus", "1x8")
+    assert "nothing fits: more GPUs, more memory, or with --checkpointing" in none.stdout
+    assert none.returncode == 1
+    rows = [line.rstrip() for line in done.stdout.splitlines() if line.startswith(" ")]
+    assert max(map(len, rows)) <= 80  # a terminal is as wide: no cell is broken
+
+
+def test_plan_diff_says_what_differs_and_exits_as_diff_does(tmp_path):
+    plans = {"a": (), "b": ("--scale", "preserve", "--seed", "3")}
+    for name, words in plans.items():
+        done = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", "--json", *words)
+        (tmp_path / f"{name}.json").write_text(done.stdout)
+    same = phigrow("plan", "--diff", "a.json", "a.json", cwd=tmp_path)
+    assert (same.returncode, same.stdout[:33]) == (0, "the plans are the same (hash 58cb")
+    other = phigrow("plan", "--diff", "a.json", "b.json", cwd=tmp_path)
+    assert other.returncode == 1
+    for text in ("seed", "preserve", "hidden, read gain", "0..511; 1024 differ", "approximations"):
+        assert text in other.stdout
+    found = json.loads(phigrow("plan", "--diff", "a.json", "b.json", "--json", cwd=tmp_path).stdout)
+    assert found["same"] is False
+    assert found["differences"][0] == {"part": "seed", "name": "", "first": 0, "second": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("plan", "--diff", "a.json", "a.json", "--src", "phi-1"), "--src: it means nothing with --diff"),
+        (("plan", "--diff", "a.json", "a.json", "--seed", "0"), "--seed: it means nothing with --diff"),
+        (("plan", "--dst-config", "phi2.json"), "--src: it is required"),
+        (("plan", "--src", "phi-1"), "--dst-config: it is required"),
+        (("plan", "--diff", "a.json"), "'--diff' requires 2 arguments"),
+        (("plan", "--src", "phi-1", "--dst-config", "phi2", "--mfu", "0.3"), "--mfu: it means nothing without --gpus"),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--seed", "3"), "--seed: it means nothing without --src"),
+        (("verify", "a", "b", "--certificate", "c.json", "--tokens", "9"), "--tokens: it means nothing with --certi"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words, message, tmp_path):
+    done = phigrow(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_inspect_says_where_a_checkpoint_came_from(tmp_path, save_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(48, 6, 60, 3, 4)))
+    words = ("expand", "--src", "src", "--dst-config", "dst.json", "--method", "lossless", "--out", "grown")
+    assert run(*words).exit_code == 0
+    done = run("inspect", "grown")
+    assert done.exit_code == 0, done.output
+    for text in ("src, revision", "sha256", "phigrow expand --src src", "(checked against its content)", "exact: comp"):
+        assert text in done.stdout
+    q = next(line for line in done.stdout.splitlines() if "self_attn.q_proj.weight" in line)
+    assert [cell.strip() for cell in q.split("│")[2:-1]] == ["44.4 %", "-", "-", "55.6 %", "-", "-"]
+    name = "model.layers.1.mlp.fc2.weight"
+    done = run("inspect", "grown", "--tensor", name, "--plot", "fc2.svg")
+    assert done.stdout.splitlines() == [
+        f"{name} [48 x 60] <- {name.replace('1', '0')} [32 x 48], matrix",
+        "  zero: it writes the residual stream of an identity layer",
+        "  zero 100 %",
+        "wrote fc2.svg",
+    ]
+    assert "<svg" in (tmp_path / "fc2.svg").read_text()
+    done = run("inspect", "grown/phigrow.json", "--plot", "all.png", "--json")
+    assert sum(json.loads(done.stdout)["all"].values()) == json.loads(done.stdout)["parameters"]["destination"]
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    said = json.loads(run("inspect", "grown", "--tensor", "*.0.mlp.fc2.*", "--json").stdout)
+    assert [each["values"]["mean"] for each in said] == [16 * 48, 16]
+
+
+def test_a_saved_certificate_names_a_tensor_that_was_altered(tmp_path, save_model, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.chdir(tmp_path)
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
+    Path("dst.json").write_text(json.dumps(phi_config(48, 6, 60, 3, 4)))
+    assert run("expand", "--src", "src", "--dst-config", "dst.json", "--out", "grown").exit_code == 0
+    done = run("verify", "src", "grown", "--save", "certificate.json")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "wrote certificate.json"), done.output
+    check = ("verify", "src", "grown", "--certificate", "certificate.json")
+    done = run(*check)
+    assert (done.exit_code, done.stdout) == (0, "PASSED: every tensor is the one that was certified\n")
+    tensors = load_file("grown/model.safetensors")
+    tensors["lm_head.bias"][0] += 1
+    save_file(tensors, "grown/model.safetensors", metadata={"format": "pt"})
+    done = run(*check)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines() == [
+        "destination: lm_head.bias was altered",
+        "FAILED: these are not the tensors that were certified",
+    ]
+    found = json.loads(run(*check, "--json").stdout)
+    assert found == {"same": False, "differences": ["destination: lm_head.bias was altered"]}
+
+
+def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
+    model = phi_model(phi_config(32, 4, 48, 2, 4), torch.float32)
+    with torch.no_grad():
+        model.lm_head.bias[0] = float("nan")
+    src = save_model(model)
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(48, 6, 60, 3, 4)))
+    words = ("expand", "--src", src, "--dst-config", tmp_path / "dst.json", "--out", tmp_path / "grown")
+    refused = run(*words).exception
+    assert isinstance(refused, GrowthError)
+    assert "lm_head.bias" in str(refused)
+    assert run(*words, "--allow-nonfinite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            ("expand", "--src", "nobody/nothing", "--dst-config", "phi2.json"),
+            ("cannot reach the hub for 'nobody/nothing'", "download the repository elsewhere and give its folder"),
+        ),
+        (("expand", "--src", "not a name", "--dst-config", "phi2.json"), ("no checkpoint 'not a name'",)),
+        (("plan", "--src", "phi-1_5", "--dst-config", "phi9.json"), ("no configuration 'phi9.json'",)),
+        (("plan", "--src", "phi2.json", "--dst-config", "phi-1.json"), ("is smaller: hidden 2560 -> 2048",)),
+        (("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "best"), ("unknown method 'best'",)),
+        (("plan", "--dst-config", "phi2", "--gpus", "8by80"), ("GPUs '8by80'", "such as 8x80")),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--tokens", "many"), ("an amount of 'many'", "100B")),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--batch", "9"), ("shared by 8 GPUs", "multiple of 8")),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--gpu", "tpu"), ("no GPU 'tpu'", "a100, h100, h200")),
+        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--mfu", "40"), ("an MFU of 40", "at most 1")),
+        (("verify", "nowhere", "nothing"), ("cannot reach the hub for 'nowhere'",)),
+        (("plan", "--diff", "nowhere", "nothing"), ("no plan 'nowhere'", "there is no such file or folder")),
+        (("inspect", "nowhere"), ("no plan 'nowhere'", "give a folder that phigrow expand wrote")),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_error_and_exit_code_2(words, messages, tmp_path):
+    done = phigrow(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert all(message in done.stderr for message in messages), done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,111 @@
+"""One method an axis, and methods with their options, as ``--method`` spells them."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import logits, model_of, phi_config, probe, random_pair
+
+import phigrow
+from phigrow.errors import GrowthError
+from phigrow.expansion.verify import widen_norms
+from phigrow.models.families import all_families
+
+SRC, DST = phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 3, 4)
+
+
+def same(one, other):
+    return all(
+        np.array_equal(getattr(one, leg), getattr(other, leg))
+        for leg in ("source", "write", "read", "write_random", "read_random")
+    )
+
+
+def test_every_axis_grows_by_its_own_method():
+    mixed = phigrow.plan(SRC, DST, "lossless,mlp=tile:scale=preserve")
+    lossless, tile = phigrow.plan(SRC, DST, "lossless"), phigrow.plan(SRC, DST, "tile", scale="preserve")
+    assert mixed.method == "lossless,mlp=tile:anchor=edge:scale=preserve"
+    for axis in mixed.axes:
+        assert same(mixed.axes[axis], (tile if axis == "mlp" else lossless).axes[axis]), axis
+    assert not same(tile.axes["mlp"], lossless.axes["mlp"])  # negative control
+    assert mixed.exact
+
+
+@pytest.mark.parametrize("family", all_families())
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "hidden=lossless,head=lossless,heads=tile:scale=preserve,mlp=net2net",
+        "lossless,mlp=fpi",
+        "lemon,heads=lossless",
+        "lossless,mlp=wr",
+        "lossless,mlp=tile",
+    ],
+)
+def test_a_mixture_is_exact_where_it_says_so(spec, family):
+    rng, taken = random.Random(2), 0
+    while taken < 3:
+        src, dst = random_pair(all_families()[family], rng)
+        try:
+            made = phigrow.plan(src, dst, spec)
+        except GrowthError as refused:
+            assert "cannot grow" in refused.what  # noqa: PT017
+            continue
+        model = model_of(src)
+        grown = phigrow.expand_model(model, dst, method=spec)
+        widen_norms(grown)
+        ids = probe(src["vocab_size"])
+        worst = float((logits(model, ids) - logits(grown, ids)).abs().max())
+        assert (worst <= 1e-10) == made.exact, (worst, made.approximations)
+        taken += 1
+
+
+def test_options_can_be_part_of_the_name():
+    one, other = phigrow.plan(SRC, DST, "tile:scale=preserve"), phigrow.plan(SRC, DST, "tile", scale="preserve")
+    assert one.hash == other.hash
+    assert phigrow.plan(SRC, phi_config(64, 8, 48, 2, 4), "hypercloning:snr=20").noise == pytest.approx(0.1)
+    # In Python and YAML a number is a number.
+    wide = phi_config(64, 8, 48, 2, 4)
+    assert phigrow.plan(SRC, wide, "hypercloning", snr=20).hash == phigrow.plan(SRC, wide, "hypercloning:snr=20").hash
+    with pytest.raises(GrowthError, match="snr '15' is unknown"):
+        phigrow.plan(SRC, wide, "hypercloning", snr=15)
+
+
+@pytest.mark.parametrize(
+    "given", [{"seed": "a"}, {"seed": -1}, {"seed": True}, {"noise": float("nan")}, {"noise": "x"}]
+)
+def test_a_seed_and_noise_are_numbers(given):
+    with pytest.raises(GrowthError, match=rf"{next(iter(given))} "):
+        phigrow.plan(SRC, DST, "tile", **given)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("hidden=lossless,mlp=tile", "no method for kv, which grows 4 -> 6"),
+        ("lossless,mlp=tile,mlp=wr", "two methods for 'mlp'"),
+        ("lossless,stream=tile", "no axes called 'stream'"),
+        ("=tile", "a method that cannot be read"),
+        ("tile:scale", "a method that cannot be read"),
+        ("lossless,mlp=copy", "unknown method 'copy'"),
+        ("lossless,mlp=tile:scale=big", "scale 'big' is unknown"),
+        ("lossless,mlp=hypercloning", "hypercloning in a mixture"),
+        ("isometric,mlp=aki", "aki beside a method that turns the stream"),
+    ],
+)
+def test_mixtures_that_cannot_be(spec, message):
+    with pytest.raises(GrowthError, match=message):
+        phigrow.plan(SRC, DST, spec)
+
+
+def test_a_mixture_from_the_command_line_is_the_one_in_memory(save_model, tmp_path):
+    model = model_of(SRC, torch.float32)
+    spec = "lossless,mlp=tile:scale=preserve"
+    out = phigrow.expand(save_model(model), DST, tmp_path / "out", method=spec)
+    from transformers import AutoModelForCausalLM
+
+    written = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    grown = phigrow.expand_model(model, DST, method=spec).state_dict()
+    assert all(torch.equal(tensor, grown[name]) for name, tensor in written.items())
+    assert phigrow.verify(tmp_path / "src", out).passed
