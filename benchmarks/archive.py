@@ -1,10 +1,10 @@
-"""Archive a study: its file, the records of its source and decayed ends, compressed, the sweeps, and the report.
+"""Archive a study: its file, its sweeps, and the compressed records of its source and its decayed ends.
 
     .venv/bin/python benchmarks/archive.py STUDY.yaml OUT benchmarks/results/DATE-NAME-MACHINE
 
-``OUT`` is the folder in which `phigrow compare` ran. Trunks are left out: every end repeats its trunk's records. Paths
-of the machine are written as they would be below ``runs/``. The report is made anew from what was archived, so it shows
-what anybody can make of it with `phigrow report`; where only other arms than the baseline ran, there is none.
+``OUT`` is the folder in which `phigrow compare` ran. Trunks are left out, because each end repeats the records of its
+trunk. Paths of the machine are written as they would be below ``runs/``. Reports are not archived: make one with
+`phigrow report benchmarks/results/DATE-NAME-MACHINE/records`. `benchmarks/release_records.py` packs records of studies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import gzip
 import shutil
 from pathlib import Path
 
-from phigrow.measure import report
 from phigrow.study import jobs_of, load_study, progress
 
 
@@ -36,11 +35,6 @@ def main() -> None:
         folder.mkdir(parents=True)
         text = (job.folder / "records.jsonl").read_text(encoding="utf-8").replace(str(given.out), f"runs/{study.name}")
         (folder / "records.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-    ends = [folder for folder in (given.archive / "records").iterdir() if folder.name != "source"]
-    if study.baseline in {folder.name for folder in ends}:
-        report(ends, given.archive / "report", study.baseline)
-    for picture in (given.archive / "report").glob("*.p*"):  # SVG shows as much, and differs in text
-        picture.unlink()
 
 
 if __name__ == "__main__":
