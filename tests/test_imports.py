@@ -85,7 +85,7 @@ MAY_IMPORT = {
     "moments": {"axes", "inspection", "plan"},
     "unfolding": {"axes", "bits", "blend", "moments", "plan"},
     "corpus": ANYONE | {"hub"},
-    "training": ANYONE | {"allocator", "bits", "corpus", "checkpoint", "shards"},
+    "training": ANYONE | {"allocator", "bits", "corpus", "checkpoint", "families", "shards"},
     "trained": {"errors", "stream", "training"},
     "optimizer": {
         "errors",
