@@ -14,7 +14,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.output import writing
-from phigrow.training.checkpoints import FOLDER, RUN_FILE, has_begun, marked_checkpoints
+from phigrow.training.checkpoints import FOLDER, RUN_FILE, curve_changes, has_begun, marked_checkpoints
 from phigrow.training.configuration import RunConfig
 from phigrow.training.records import FILE
 
@@ -75,9 +75,9 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
     if not path.is_file():
         raise GrowthError("no run to branch from", where=str(path), fix="give the folder of a run")
     theirs = json.loads(path.read_text(encoding="utf-8"))
-    different = [key for key in {**theirs, **curve} if key not in OWN and theirs.get(key) != curve.get(key)]
+    different = {key: values for key, values in curve_changes(theirs, curve).items() if key not in OWN}
     if different:
-        changes = ", ".join(f"{key} ({theirs.get(key)!r}, now {curve.get(key)!r})" for key in different)
+        changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
         raise GrowthError(
             "a branch of a run with other settings",
             where=str(trunk),
