@@ -173,6 +173,7 @@ def test_rates_may_differ_within_a_pair_only_where_one_sweep_chose_both(tmp_path
     check_pair(runs["swept"], runs["base"], "base")
     comparison = compare([runs["base"], runs["swept"]], "base")
     assert comparison["swept"].estimate("tokens", "sunk").speedup == 1.0
+    assert comparison["swept"].settings == ("lr 0.002 (base: 0.001)",)
     said = "every arm's learning rate was chosen by a sweep of its own: 2 rates, 9 steps each, with 1 of the seeds; "
     assert said + "that is in no arm's cost" in comparison.baseline.notes
     assert not compare([runs["given"]], "given").baseline.notes
