@@ -11,7 +11,7 @@ import numpy as np
 from phigrow.errors import GrowthError
 from phigrow.measure.estimates import ACCOUNTINGS, STEPS, UNITS, Arm, Basis, BudgetPoint, Comparison, Estimate, Unit
 from phigrow.measure.intervals import speedup_intervals
-from phigrow.measure.pairing import chosen_budget, grouped, paired_runs
+from phigrow.measure.pairing import chosen_budget, grouped, paired_runs, settings_that_differ
 from phigrow.measure.reaching import Reach, Reached, reach
 from phigrow.measure.sizes import check_sizes, without_sources
 from phigrow.records.reader import Run, Seeds
@@ -185,6 +185,7 @@ def _compared(
         notes=tuple(notes),
         basis=_basis(pairs),
         budgets=points,
+        settings=settings_that_differ(found, seeds),
     )
 
 

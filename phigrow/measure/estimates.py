@@ -105,6 +105,7 @@ class Arm:
     ``loss_at`` has the steps of ``STEPS`` that every seed recorded. ``estimates`` is empty for the baseline.
     ``notes`` are sentences a reader must see: censored, diverged or unfinished runs, missing source costs.
     ``basis`` says what the costs of ``estimates`` were read off, ``budgets`` holds the same at other budgets.
+    ``settings`` names the settings in which its training differs from the baseline's, with both values.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Arm:
     notes: tuple[str, ...] = ()
     basis: Basis = "curve"
     budgets: tuple[BudgetPoint, ...] = ()
+    settings: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -13,8 +13,17 @@ from phigrow.measure.sizes import check_one_model
 from phigrow.records.reader import Columns, Run, Seeds
 
 SAME_META = ("data_fingerprint", "eval_fingerprint", "eval_blocks")
-SAME_CONFIG = ("steps", "batch", "schedule", "lr", "seed", "eval_blocks")
+SAME_CONFIG = ("steps", "batch", "schedule", "lr", "seed", "eval_blocks", "documents", "mixture")
 """Keys of the run record, and of its ``config``, that must agree within a pair wherever both runs have them."""
+
+STATED = (
+    "lr", "warmup", "min_lr", "decay", "schedule_start", "schedule_steps", "rewarm", "data_start", "weight_decay",
+    "beta1", "beta2", "eps", "grad_clip", "fresh_lr", "fresh_warmup", "copied_lr", "dtype",
+)  # fmt: skip
+"""Keys of ``config`` that an arm may have for itself: where they differ within a pair, its finding names them."""
+
+UNSET_IS_ZERO = ("schedule_start", "rewarm", "data_start")
+"""Of these, the keys that mean 0 where they are null; null of another key is its default."""
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
@@ -136,6 +145,39 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
         for key in keys:
             if key in one and key in other and one[key] != other[key]:
                 raise _unpaired(run, base, label + key, one[key], other[key])
+
+
+def settings_that_differ(found: Seeds, seeds: Seeds) -> tuple[str, ...]:
+    """Name the settings of ``STATED`` in which an arm's training differs from the baseline's.
+
+    A key that one of two runs did not record is unknown, and is not taken to differ.
+
+    Args:
+        found: the runs of the arm.
+        seeds: the runs of the baseline; a run is compared with the one of its seed and budget.
+
+    Returns:
+        A text for each key and pair of values, such as ``warmup 0 (scratch: 20)``.
+    """
+    texts: dict[str, None] = {}
+    for key in STATED:
+        for seed, by_budget in found.items():
+            theirs = seeds.get(seed, {})
+            only = next(iter(theirs.values())) if len(theirs) == len(by_budget) == 1 else None
+            for budget, run in by_budget.items():
+                if (other := theirs.get(budget, only)) is None:
+                    continue
+                mine, base = run.meta.get("config") or {}, other.meta.get("config") or {}
+                if key not in mine or key not in base or (key == "decay" and run.schedule != "wsd"):
+                    continue
+                one, two = (0 if c[key] is None and key in UNSET_IS_ZERO else c[key] for c in (mine, base))
+                if one != two:
+                    texts[f"{key} {_value(one)} ({other.arm}: {_value(two)})"] = None
+    return tuple(texts)
+
+
+def _value(value: Any) -> str:
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _unpaired(run: Run, base: Run, key: str, one: Any, other: Any) -> GrowthError:

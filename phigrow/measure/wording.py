@@ -109,6 +109,8 @@ def _sentences(comparison: Comparison, arm: Arm) -> list[str]:
     accountings = ACCOUNTINGS[:1] if _alike(sunk, charged) else ACCOUNTINGS
     parts += [text for accounting in accountings if (text := vanishing_text(arm, accounting))]
     parts.append(f"It ended at {arm.final_loss:.2f} ({base}: {target:.2f})")
+    if arm.settings:
+        parts.append(f"It was trained with other settings: {', '.join(arm.settings)}")
     return [head, *parts, arm.interval_note[0].upper() + arm.interval_note[1:]]
 
 

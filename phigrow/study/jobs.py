@@ -16,11 +16,9 @@ from typing import Any, Literal
 from phigrow.models.config import Config
 from phigrow.models.cost import count
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Study, Sweep
+from phigrow.training.configuration import RunConfig
 
 Kind = Literal["data", "source", "expand", "state", "sweep", "trunk", "end"]
-
-OPERATIONAL = ("micro_batch", "threads", "log_every", "save_every", "keep", "monitor")
-"""Keys of a training run that change nothing in its records but seconds."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class _Jobs:
         source = self.study.source
         if source.path is not None:
             return _hash(str(source.path.resolve())), source.path
-        identity = [source.config, source.steps, source.seed, self._identity(self._source_train())]
+        identity = [source.config, source.steps, source.seed, result_keys(self._source_train())]
         key = _hash([*identity, self.data_key, self.study.decay_steps(source.steps)])
         return key, self.study.out / f"source-{key}"
 
@@ -220,13 +218,9 @@ class _Jobs:
 
     def _run_key(self, arm: Arm, seed: int, rate: Any, steps: int | None = None) -> str:
         decay = steps and self.study.decay_steps(steps)
-        train = self._identity(self.study.train | arm.train)
+        train = result_keys(self.study.train | arm.train)
         state = [arm.state] if arm.state is not None else []
         return _hash([self.data_key, self._start_key(arm, seed), train, seed, rate, steps, decay, *state])
-
-    @staticmethod
-    def _identity(train: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in train.items() if key not in OPERATIONAL and value is not None}
 
     def _run(
         self,
@@ -248,6 +242,16 @@ class _Jobs:
         flops = tokens * count(model, study.seq_len).training_flops
         keys = keys | {"data": str(self.data_folder), "out": str(folder)}
         return Job(name, kind, key, folder, needs, keys, first=first, steps=steps, tokens=tokens, flops=flops, **which)
+
+
+def result_keys(train: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a training run that its result depends on: those that are set and not operational.
+
+    >>> result_keys({"warmup": 20, "threads": 2, "decay": None})
+    {'warmup': 20}
+    """
+    operational = RunConfig.operational()
+    return {key: value for key, value in train.items() if key not in operational and value is not None}
 
 
 def _hash(content: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config, load_config
 from phigrow.models.cost import count
-from phigrow.study.jobs import OPERATIONAL
+from phigrow.study.jobs import result_keys
 from phigrow.study.reading import (
     GROWTH,
     beside,
@@ -205,7 +205,12 @@ class _Reader:
                 fix="give a batch that divides them",
             )  # fmt: skip
         growing: Growing | None = None
-        identity: list[Any] = [before[-1].folder.name if before else self.data_key, self.seed, steps, _identity(train)]
+        identity: list[Any] = [
+            before[-1].folder.name if before else self.data_key,
+            self.seed,
+            steps,
+            result_keys(train),
+        ]
         if self.schedule == "one":
             train |= {"schedule_start": first or None, "schedule_steps": sum(lengths)}
             identity.append(sum(lengths))
@@ -255,7 +260,7 @@ class _Reader:
 
     def _scratch(self, stages: list[Stage], steps: int) -> Stage:
         config, train = stages[-1].config, dict(self.train)
-        key = _hash([self.data_key, self.seed, config, steps, _identity(train)])
+        key = _hash([self.data_key, self.seed, config, steps, result_keys(train)])
         made = self._made(0, config, steps, 0, train | {"model": config}, self.out / f"scratch-{key}", None)
         made.keys["arm"] = "scratch"
         self._check(made.keys, f"scratch in {self.path}")
@@ -279,10 +284,6 @@ class _Reader:
             RunConfig(**keys)
         except GrowthError as error:
             raise GrowthError(error.what, where=f"{error.where}, {where}", why=error.why, fix=error.fix) from error
-
-
-def _identity(train: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in train.items() if key not in OPERATIONAL and value is not None}
 
 
 def _hash(content: Any) -> str:

@@ -16,7 +16,7 @@ from phigrow.checkpoints.run_checkpoints import FOLDER, RUN_FILE, marked_checkpo
 from phigrow.errors import GrowthError
 from phigrow.files.output import writing
 from phigrow.records.writer import FILE
-from phigrow.training.checkpoints import has_begun
+from phigrow.training.checkpoints import curve_changes, has_begun
 from phigrow.training.configuration import RunConfig
 
 OWN = ("steps", "decay")
@@ -76,9 +76,9 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
     if not path.is_file():
         raise GrowthError("no run to branch from", where=str(path), fix="give the folder of a run")
     theirs = json.loads(path.read_text(encoding="utf-8"))
-    different = [key for key in {**theirs, **curve} if key not in OWN and theirs.get(key) != curve.get(key)]
+    different = {key: values for key, values in curve_changes(theirs, curve).items() if key not in OWN}
     if different:
-        changes = ", ".join(f"{key} ({theirs.get(key)!r}, now {curve.get(key)!r})" for key in different)
+        changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
         raise GrowthError(
             "a branch of a run with other settings",
             where=str(trunk),

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from phigrow.checkpoints.run_checkpoints import (
 from phigrow.errors import GrowthError
 from phigrow.files.output import writing
 from phigrow.records.writer import FILE as RECORDS
+from phigrow.training.configuration import RunConfig
 from phigrow.training.process import gathered, on_rank_zero
 
 if TYPE_CHECKING:
@@ -80,6 +81,25 @@ def has_begun(out: Path) -> bool:
     return (out / RECORDS).is_file() or any((out / FOLDER).glob("step-*"))
 
 
+def curve_changes(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Compare what two loss curves depend on.
+
+    A key that one of them lacks has its default there: a run that began before a setting existed did not use it.
+
+    Args:
+        former, now: what `RunConfig.curve` returned, with the keys of the data, as they are in JSON.
+
+    Returns:
+        The keys that differ, each with its former and its new value.
+
+    >>> curve_changes({"lr": 1e-3}, {"lr": 2e-3, "warmup": 20})
+    {'lr': (0.001, 0.002)}
+    """
+    defaults = {field.name: field.default for field in fields(RunConfig) if field.metadata["curve"]}
+    pairs = {key: (former.get(key, defaults.get(key)), now.get(key, defaults.get(key))) for key in {**former, **now}}
+    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
+
+
 def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
     """Make a folder this run's, and return whether an earlier run is continued.
 
@@ -102,8 +122,8 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
             raise GrowthError(
                 "the run folder is taken", where=str(out), why="resume is never", fix="choose another out, or delete it"
             )
-        if different := [key for key in {**former, **curve} if former.get(key) != curve.get(key)]:
-            changes = ", ".join(f"{key} ({former.get(key)!r}, now {curve.get(key)!r})" for key in different)
+        if different := curve_changes(former, curve):
+            changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
             raise GrowthError(
                 "the run folder holds a run of another configuration",
                 where=str(out),

@@ -42,9 +42,16 @@ DEMO_MODEL: dict[str, Any] = {
 """The model of a run without arguments: Phi's geometry (heads of 64, 32 of them rotary) at a few million parameters."""
 
 
-def _key(default: Any, help: str, *, curve: bool = False, choices: tuple[str, ...] = ()) -> Any:
-    """A field; ``curve`` says that a resumed run must have the same value, because the loss curve depends on it."""
-    return dataclasses.field(default=default, metadata={"help": help, "curve": curve, "choices": choices})
+def _key(
+    default: Any, help: str, *, curve: bool = False, operational: bool = False, choices: tuple[str, ...] = ()
+) -> Any:
+    """A field; ``curve`` says that a resumed run must have the same value, because the loss curve depends on it.
+
+    ``operational`` marks a key that changes nothing in the records of a finished run but seconds: a study that adds or
+    changes it keeps the runs that it has.
+    """
+    metadata = {"help": help, "curve": curve, "operational": operational, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,9 @@ class RunConfig:
     steps: int = _key(300, "optimizer steps in the whole schedule", curve=True)
     batch: int = _key(16, "sequences an optimizer step, over all ranks", curve=True)
     micro_batch: int | None = _key(
-        None, "sequences a rank holds at once (default: the largest divisor of its share within 16,384 tokens)"
+        None,
+        "sequences a rank holds at once (default: the largest divisor of its share within 16,384 tokens)",
+        operational=True,
     )
     lr: float = _key(1e-3, "peak learning rate of AdamW", curve=True)
     min_lr: float = _key(0.1, "final learning rate as a fraction of lr (cosine and wsd)", curve=True)
@@ -148,7 +157,7 @@ class RunConfig:
     offload_param: str | None = _key(
         None, "where the parameters lie: cpu or nvme (ZeRO 3) (default: the JSON file's)", choices=("cpu", "nvme")
     )
-    offload_dir: str | None = _key(None, "folder on the disk for nvme")
+    offload_dir: str | None = _key(None, "folder on the disk for nvme", operational=True)
     activation_checkpointing: bool = _key(
         False, "recompute each layer in the backward pass: less memory, a third slower"
     )
@@ -169,8 +178,8 @@ class RunConfig:
     diagnostics_every: int = _key(
         0, "steps between diagnostics of symmetry in a grown start: copies, stream, what moves; 0 makes none"
     )
-    save_every: int = _key(500, "steps between checkpoints; also at the end; 0 saves none")
-    keep: int = _key(2, "checkpoints kept; 0 keeps all")
+    save_every: int = _key(500, "steps between checkpoints; also at the end; 0 saves none", operational=True)
+    keep: int = _key(2, "checkpoints kept; 0 keeps all", operational=True)
     save_at: list[int] | None = _key(
         None, "further steps after which to save; their checkpoints stay, whatever keep says"
     )
@@ -182,13 +191,19 @@ class RunConfig:
     )
     lr_chosen_by: dict[str, Any] | None = _key(None, "for the records: the sweep that chose lr, the same for every arm")
     log_every: int = _key(
-        10, "steps between lines of progress; losses are read from the device, and requests to stop seen, then"
+        10,
+        "steps between lines of progress; losses are read from the device, and requests to stop seen, then",
+        operational=True,
     )
     nonfinite_limit: int = _key(
-        10, "steps skipped because the loss or a gradient was not finite, after which a launch ends; 0 never ends it"
+        10,
+        "steps skipped because the loss or a gradient was not finite, after which a launch ends; 0 never ends it",
+        operational=True,
     )
     monitor: str | None = _key(
-        None, "besides the records: csv, tensorboard, wandb or comet, several separated by commas; against tokens"
+        None,
+        "besides the records: csv, tensorboard, wandb or comet, several separated by commas; against tokens",
+        operational=True,
     )
     resume: str = _key("auto", "auto continues from the last complete checkpoint in out", choices=("auto", "never"))
     universal: bool = _key(
@@ -200,7 +215,9 @@ class RunConfig:
     export_dtype: str | None = _key(
         None, "dtype of the export (default: dtype); fp32 writes the masters", choices=("bf16", "fp16", "fp32")
     )
-    threads: int | None = _key(None, "CPU threads a rank (default: the cores there are, shared among the ranks)")
+    threads: int | None = _key(
+        None, "CPU threads a rank (default: the cores there are, shared among the ranks)", operational=True
+    )
     source_tokens: float | None = _key(None, "tokens the checkpoint's training cost (default: what it says itself)")
     source_flops: float | None = _key(None, "FLOPs the checkpoint's training cost (default: what it says itself)")
     source_seconds: float | None = _key(None, "seconds the checkpoint's training cost (default: what it says itself)")
@@ -349,6 +366,15 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """Every key and value, for records."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def operational(cls) -> frozenset[str]:
+        """The keys that change nothing in the records of a finished run but seconds.
+
+        >>> "threads" in RunConfig.operational(), "lr" in RunConfig.operational()
+        (True, False)
+        """
+        return frozenset(field.name for field in dataclasses.fields(cls) if field.metadata["operational"])
 
     def curve(self) -> dict[str, Any]:
         """The keys that the loss curve depends on, as a resumed run must have them; a trunk may be made longer."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config, load_config, normalised
+from phigrow.models.families import family_of
 from phigrow.training.activation import fuse_gelu
 from phigrow.training.attention import without_mask
 from phigrow.training.configuration import DEMO, DEMO_MODEL, SCRATCH, RunConfig
@@ -211,5 +212,6 @@ def initializer_range(model_dict: Config) -> float:
 
 
 def has_dropout(model_dict: Config) -> bool:
-    """Whether training draws random numbers (phi-2 has ``resid_pdrop`` 0.1)."""
-    return any(float(model_dict.get(key) or 0.0) > 0 for key in ("resid_pdrop", "embd_pdrop", "attention_dropout"))
+    """Return true where training draws random numbers: a dropout rate of the model's family is above 0."""
+    keys = family_of(model_dict, "the model's configuration").dropout_keys
+    return any(float(model_dict.get(key) or 0.0) > 0 for key in keys)

@@ -210,15 +210,52 @@ def test_pairing_matters(write_run):
         ({"config": {"schedule": "constant"}}, "config.schedule is 'constant' against 'cosine'"),
         ({"config": {"batch": 16}}, "config.batch is 16 against 8"),
         ({"config": {"eval_blocks": 4}}, "config.eval_blocks is 4 against 2"),
+        ({"config": {"documents": "within"}}, "config.documents is 'within' against 'plain'"),
+        ({"config": {"mixture": {"code": 1}}}, "config.mixture is {'code': 1} against None"),
         ({"seed": 7}, "wr, seed 7, has no scratch run to be paired with"),
     ],
 )
 def test_unpaired_arms_are_refused(write_run, other, text):
-    write_run("scratch", LINE, COSTS, data_fingerprint="a", config={"batch": 8, "eval_blocks": 2})
+    config = {"batch": 8, "eval_blocks": 2, "documents": "plain", "mixture": None}
+    write_run("scratch", LINE, COSTS, data_fingerprint="a", config=config)
     parent = write_run("wr", LINE, COSTS, **({"data_fingerprint": "a"} | other)).parent
     with pytest.raises(GrowthError) as caught:
         compared(parent)
     assert text in str(caught.value)
+
+
+SETTINGS = {"warmup": 20, "min_lr": 0.1, "weight_decay": 0.1, "grad_clip": 1.0, "dtype": "bf16", "rewarm": None}
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({"warmup": 0}, "warmup 0 (scratch: 20)"),
+        ({"min_lr": 0.0}, "min_lr 0 (scratch: 0.1)"),
+        ({"weight_decay": 0.0}, "weight_decay 0 (scratch: 0.1)"),
+        ({"grad_clip": 0.5, "dtype": "fp32"}, "grad_clip 0.5 (scratch: 1), dtype fp32 (scratch: bf16)"),
+        ({"rewarm": 5}, "rewarm 5 (scratch: 0)"),
+        ({"rewarm": 0}, None),
+        ({}, None),
+        ({"log_every": 5, "fresh_lr": 2.0}, None),  # the first is operational, the second unknown of scratch
+    ],
+)
+def test_other_settings_of_an_arm_stand_beside_its_figures(write_run, other, text):
+    for seed in (0, 1):
+        write_run("scratch", LINE, COSTS, seed=seed, config=SETTINGS | {"log_every": 10})
+        write_run("same", LINE, COSTS, seed=seed, config=SETTINGS)
+        parent = write_run("wr", LINE, COSTS, seed=seed, config=SETTINGS | other).parent
+    result = compared(parent)
+    said = dict(zip((arm.name for arm in result.arms), findings(result), strict=True))
+    assert ", ".join(result["wr"].settings) == (text or "")
+    assert (f"It was trained with other settings: {text}. " in said["wr"]) == (text is not None)
+    assert "other settings" not in said["same"]
+
+
+def test_a_run_that_did_not_record_a_setting_is_not_taken_to_differ(write_run):
+    write_run("scratch", LINE, COSTS)
+    parent = write_run("wr", LINE, COSTS, config=SETTINGS).parent
+    assert compared(parent)["wr"].settings == ()
 
 
 def test_keys_that_one_run_lacks_are_not_compared(write_run):

@@ -7,21 +7,41 @@ import shutil
 from typing import Any
 
 import pytest
-from studies import content, loaded
+from studies import RECIPES, content, loaded
 
 from phigrow.measure import compare
 from phigrow.measure.pairing import check_pair
 from phigrow.records.reader import load_run
-from phigrow.study import Study, jobs_of, progress
+from phigrow.study import Study, jobs_of, load_study, progress
 from phigrow.study.jobs import Job
 from phigrow.study.results import sweep_results
 from phigrow.study.runner import _prune, _settled, best_rate, wanted
 from phigrow.study.table import described
+from phigrow.training import RunConfig
 
 SWEPT: dict[str, Any] = {
     "train": {"batch": 16, "warmup": 4},
     "sweep": {"lr": [1e-3, 4e-3], "steps": 10, "seeds": [0]},
     "seeds": [0, 1],
+}
+
+OPERATIONAL: dict[str, Any] = {
+    "micro_batch": 2, "threads": 1, "log_every": 3, "save_every": 7, "keep": 5, "monitor": "csv", "nonfinite_limit": 3,
+    "offload_dir": "disk",
+}  # fmt: skip
+
+FIRST_RELEASE = {
+    "data": "d50428267e",
+    "source": "0b8986abb9",
+    "scratch/seed0/trunk": "6701422a66",
+    "scratch/seed0/20": "76153141eb",
+    "scratch/seed0/40": "987eafadf9",
+    "tile/seed0/trunk": "19a4d5333c",
+    "tile/seed0/20": "df3bcc8280",
+    "tile/seed0/40": "4a084d73d6",
+    "lossless/seed0/trunk": "e8ce1e54d2",
+    "lossless/seed0/20": "c1b509eaf1",
+    "lossless/seed0/40": "ee9f0dc1a2",
 }
 
 
@@ -67,7 +87,8 @@ def test_ends_share_their_trunk_and_only_its_cost(tmp_path):
     [
         ({"arms": {"scratch": None, "tile": {"scale": "rms"}, "lossless": None}}, {"tile"}),
         ({"arms": {"scratch": None, "tile": {"train": {"warmup": 2}}, "lossless": None}}, {"tile"}),
-        ({"train": content()["train"] | {"log_every": 3, "micro_batch": 2}}, set()),
+        *(({"train": content()["train"] | {key: value}}, set()) for key, value in OPERATIONAL.items()),
+        ({"train": content()["train"] | {"weight_decay": 0.2}}, {"source", "scratch", "tile", "lossless"}),
         ({"train": content()["train"] | {"lr": 1e-3}}, {"source", "scratch", "tile", "lossless"}),
         ({"source": content()["source"] | {"seed": 1}}, {"source", "tile", "lossless"}),
         ({"data": content()["data"] | {"seed": 1}}, {"data", "source", "scratch", "tile", "lossless"}),
@@ -82,6 +103,17 @@ def test_a_change_makes_anew_what_depends_on_it_and_nothing_else(tmp_path, chang
     starts = {name for name in whole - changed if name.endswith("/start")}  # training keys leave the starts alone
     assert whole - changed <= starts
     assert all(before[name].key != after[name].key for name in changed)
+
+
+def test_every_operational_key_is_tried_above():
+    assert set(OPERATIONAL) == RunConfig.operational()
+    assert not RunConfig.operational() & set(RunConfig().curve())
+
+
+def test_the_folders_of_a_shipped_study_stay_where_they_were(tmp_path):
+    # As the first release named them: finished runs of a study are found again by these hashes.
+    study = load_study(RECIPES / "tiny.yaml", out=tmp_path)
+    assert {job.name: job.key for job in jobs_of(study) if job.kind != "expand"} == FIRST_RELEASE
 
 
 def test_a_larger_budget_leaves_what_is_done_and_makes_the_trunk_longer(tmp_path):
@@ -141,6 +173,7 @@ def test_rates_may_differ_within_a_pair_only_where_one_sweep_chose_both(tmp_path
     check_pair(runs["swept"], runs["base"], "base")
     comparison = compare([runs["base"], runs["swept"]], "base")
     assert comparison["swept"].estimate("tokens", "sunk").speedup == 1.0
+    assert comparison["swept"].settings == ("lr 0.002 (base: 0.001)",)
     said = "every arm's learning rate was chosen by a sweep of its own: 2 rates, 9 steps each, with 1 of the seeds; "
     assert said + "that is in no arm's cost" in comparison.baseline.notes
     assert not compare([runs["given"]], "given").baseline.notes

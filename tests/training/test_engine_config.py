@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from scenarios import TINY
+from tiny_models import model_of, random_pair
 from torch import nn
+from transformers import AutoConfig
 
 from phigrow.errors import GrowthError
 from phigrow.models.cost import count
+from phigrow.models.families import all_families
 from phigrow.training import RunConfig
 from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import build_model, choose_attention, has_dropout, model_config, parameter_groups
@@ -265,6 +269,26 @@ def test_attention_by_products_is_the_same_attention():
     assert not by_products_is_faster(half[0], half[1], 0.1)
 
 
-def test_dropout_is_noticed():
-    assert has_dropout({"resid_pdrop": 0.1})
-    assert not has_dropout(TINY)
+@pytest.mark.parametrize("name", all_families())
+def test_every_dropout_rate_of_a_family_is_noticed(name):
+    family = all_families()[name]
+    config = random_pair(family, random.Random(0))[0]
+    known = {key for key in AutoConfig.for_model(family.model_type).to_dict() if "drop" in key}
+    known -= {"classifier_dropout"}  # of GPTNeoXForTokenClassification; the causal language model does not read it
+    assert known == set(family.dropout_keys)
+    assert not has_dropout(config | dict.fromkeys(known, 0.0))
+    assert not has_dropout(config | dict.fromkeys(known))
+    ids = torch.arange(12).remainder(config["vocab_size"])[None]
+    for key in known:
+        dropped = config | dict.fromkeys(known, 0.0) | {key: 0.5}
+        assert has_dropout(dropped), key
+        model = model_of(dropped).train()
+        # Rates that are noticed are rates that act: a second pass draws other numbers, unless it is seeded.
+        assert not torch.equal(_seeded(model, ids, 0), _seeded(model, ids, 1)), key
+        assert torch.equal(_seeded(model, ids, 0), _seeded(model, ids, 0)), key
+
+
+def _seeded(model, ids, seed):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return model(ids).logits

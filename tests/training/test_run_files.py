@@ -13,6 +13,7 @@ from phigrow.errors import GrowthError
 from phigrow.measure import load_run
 from phigrow.records.writer import RecordWriter
 from phigrow.training import RunConfig
+from phigrow.training.branches import branch
 from phigrow.training.checkpoints import claim
 from phigrow.training.training_cost import Cost, source_of
 
@@ -137,6 +138,42 @@ def test_a_folder_is_claimed_for_one_configuration(tmp_path):
     assert "batch" not in str(error.value)
     with pytest.raises(GrowthError, match="resume is never"):
         claim(tmp_path, curve, resume=False)
+
+
+@pytest.mark.parametrize("key", sorted(RunConfig().curve()))
+def test_a_run_older_than_a_setting_goes_on_at_its_default(tmp_path, key):
+    curve = RunConfig().curve()
+    write(tmp_path)
+    older = {name: value for name, value in curve.items() if name != key}
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    assert claim(tmp_path, curve, resume=True)
+    assert json.loads((tmp_path / "run.json").read_text())[key] == curve[key]
+    # Negative control: any other value is another run.
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    with pytest.raises(GrowthError, match=rf"these keys differ: {key} \("):
+        claim(tmp_path, curve | {key: "other"}, resume=True)
+
+
+def test_a_trunk_older_than_a_setting_is_branched_from_at_its_default(tmp_path):
+    config = RunConfig(schedule="wsd", steps=9, warmup=2, decay=3, branch_from=str(tmp_path))
+    older = {key: value for key, value in config.curve().items() if key != "fresh_lr"}
+    (tmp_path / "run.json").write_text(json.dumps(older | {"steps": None, "decay": 0}))
+    with pytest.raises(GrowthError, match="no checkpoint of step 6 to branch from"):  # all that is wrong with it
+        branch(config, config.curve(), tmp_path / "out")
+    with pytest.raises(GrowthError, match=r"these keys differ: fresh_lr \(1.0, now 2.0\)"):
+        branch(config, config.curve() | {"fresh_lr": 2.0}, tmp_path / "out")
+
+
+def test_keys_that_have_no_default_are_nothing_where_they_are_absent(tmp_path):
+    curve = RunConfig().curve() | {"data_fingerprint": "a"}
+    write(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(curve))
+    with pytest.raises(GrowthError, match=r"these keys differ: mixture \(None, now \{'a': 1\}\)"):
+        claim(tmp_path, curve | {"mixture": {"a": 1}}, resume=True)
+    # A setting that was taken out again, and is not known here, may have been used.
+    (tmp_path / "run.json").write_text(json.dumps(curve | {"momentum": 0.5}))
+    with pytest.raises(GrowthError, match=r"these keys differ: momentum \(0.5, now None\)"):
+        claim(tmp_path, curve, resume=True)
 
 
 @pytest.mark.parametrize("trained", ["records", "checkpoint"])
