@@ -1,19 +1,21 @@
-"""The one exception that phigrow raises for bad input, with room for everything a user needs to fix it."""
+"""The exception that phigrow raises for bad input. It carries everything a user needs to fix the input."""
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GrowthError(ValueError):
-    """Bad input, said so that it can be fixed without reading the code.
+    """Bad input, described so that a user can fix it without reading the code.
 
     Args:
-        what: one sentence, what is wrong.
+        what: one sentence that says what is wrong.
         where: the place: a file, a parameter and its axis, a key of a configuration.
-        why: why phigrow cannot go on.
-        fix: what to do instead.
+        why: the reason why phigrow cannot go on.
+        fix: what the user can do.
 
-    The command line prints the message and exits with code 2. Parts of it may come from a hostile file: what a terminal
-    would obey rather than show is escaped, and no part is longer than `MOST_CHARACTERS`.
+    The command line prints the message and exits with code 2. Parts of a message may come from a hostile file, so
+    control characters are escaped and every part is cut after `MOST_CHARACTERS`.
 
     >>> print(GrowthError("hidden shrinks from 8 to 4", where="model.embed_tokens.weight", fix="choose hidden >= 8"))
     hidden shrinks from 8 to 4
@@ -27,9 +29,28 @@ class GrowthError(ValueError):
         labelled = (("where", where), ("why", why), ("what to do", fix))
         super().__init__("\n".join([what, *(f"  {label}: {text}" for label, text in labelled if text)]))
 
+    def at(self, where: str) -> GrowthError:
+        """Return the same error with a place around its own, which a caller knows and the raiser does not.
+
+        >>> print(GrowthError("lr is -1", where="lr", fix="choose lr > 0").at("arm tile in study.yaml"))
+        lr is -1
+          where: arm tile in study.yaml: lr
+          what to do: choose lr > 0
+        """
+        place = f"{where}: {self.where}" if self.where else where
+        return GrowthError(self.what, where=place, why=self.why, fix=self.fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception pickles its positional arguments only, and another process needs the parts.
+        return _rebuilt, (self.what, self.where, self.why, self.fix)
+
+
+def _rebuilt(what: str, where: str, why: str, fix: str) -> GrowthError:
+    return GrowthError(what, where=where, why=why, fix=fix)
+
 
 MOST_CHARACTERS = 2000
-"""Of one part of a message."""
+"""Longest part of a message."""
 
 
 def _shown(text: str) -> str:
@@ -41,7 +62,7 @@ def _shown(text: str) -> str:
 
 
 def nearest_multiples(number: int, of: int) -> str:
-    """Name, for the fix of an error, the multiples on both sides of a number that is none.
+    """Name the multiples of ``of`` on both sides of ``number``, for the fix of an error.
 
     >>> nearest_multiples(2048, 96)
     'a multiple of 96, such as 2016 or 2112'

@@ -57,7 +57,7 @@ def read_plan_file(path: str | Path) -> PlanFile:
         plan = Plan.from_json(content, file.parent)
         said = content.get("hash")
     except GrowthError as error:
-        raise GrowthError(error.what, where=str(file), why=error.where or error.why, fix=error.fix) from error
+        raise error.at(str(file)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GrowthError("a file that is no plan", where=str(file), why=repr(error)) from error
     if said is not None and said != plan.hash:

@@ -119,8 +119,7 @@ def _check(study: Study, path: Path) -> None:
                 if arm.state is not None:
                     check_state(made, arm.state)
             except GrowthError as error:
-                where = f"arm {arm.name} in {path}" + (f": {error.where}" if error.where else "")
-                raise GrowthError(error.what, where=where, why=error.why, fix=error.fix) from error
+                raise error.at(f"arm {arm.name} in {path}") from error
     kept = [arm.name for arm in study.arms if arm.state is not None]
     if kept and study.source.path is not None and not marked_checkpoints(study.source.path.parent)[0]:
         raise GrowthError(
@@ -135,8 +134,7 @@ def _check(study: Study, path: Path) -> None:
         try:
             RunConfig(**job.keys)
         except GrowthError as error:
-            where = f"{error.where}, for {job.name} in {path}"
-            raise GrowthError(error.what, where=where, why=error.why, fix=error.fix) from error
+            raise error.at(f"{job.name} in {path}") from error
 
 
 def _budgets(value: Any, batch_tokens: int, path: Path) -> tuple[int, ...]:

@@ -254,8 +254,7 @@ class _Reader:
             made = plan(source, dst, growing.method, seed=seed, **growing.options)
             check_state(made, growing.state)
         except GrowthError as error:
-            place = f"grow of {where}" + (f": {error.where}" if error.where else "")
-            raise GrowthError(error.what, where=place, why=error.why, fix=error.fix) from error
+            raise error.at(f"grow of {where}") from error
         return growing, dst, made.hash
 
     def _scratch(self, stages: list[Stage], steps: int) -> Stage:
@@ -283,7 +282,7 @@ class _Reader:
         try:
             RunConfig(**keys)
         except GrowthError as error:
-            raise GrowthError(error.what, where=f"{error.where}, {where}", why=error.why, fix=error.fix) from error
+            raise error.at(where) from error
 
 
 def _hash(content: Any) -> str:

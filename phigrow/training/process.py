@@ -128,7 +128,7 @@ def on_rank_zero(world: World, work: Callable[[], T], *, patient: bool = False) 
         try:
             answer[0] = work()
         except GrowthError as error:
-            answer[1] = (error.what, error.where, error.why, error.fix)
+            answer[1] = error
         except BaseException as error:
             failure.append(error)
 
@@ -148,8 +148,7 @@ def on_rank_zero(world: World, work: Callable[[], T], *, patient: bool = False) 
     if world.size > 1:
         dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
-        what, where, why, fix = answer[1]
-        raise GrowthError(what, where=where, why=why, fix=fix)
+        raise answer[1]
     result: T = answer[0]
     return result
 

@@ -66,7 +66,7 @@ def arms(**more):
         ({"budgets": [20, 20]}, r"budgets names a value twice"),
         ({"budgets": [1.5]}, r"budgets is \[1.5\]\n.*\n  what to do: give whole numbers, 2 or more"),
         ({"budgets": {"steps": [3]}}, r"no key 'steps'\n  where: budgets in"),
-        ({"budgets": [4]}, r"warmup 4 and decay 2 do not fit into 4 steps\n  where: warmup, for scratch/seed0/4"),
+        ({"budgets": [4]}, r"warmup 4 and decay 2 do not fit into 4 steps\n  where: scratch/seed0/4 in .*: warmup"),
         ({"seeds": [-1]}, r"seeds is \[-1\]"),
         ({"decay": 1}, r"decay is 1\n.*\n  what to do: give a fraction of each budget"),
         ({"decay": "much"}, r"decay is 'much'"),
