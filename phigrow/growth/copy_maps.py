@@ -8,14 +8,14 @@ from collections.abc import Callable
 import numpy as np
 
 from phigrow.growth.axes import FRESH, AxisMap, Floats, Ints, axis_map, concatenate, copies_of_each
-from phigrow.growth.method import Growth
+from phigrow.growth.method import GrowthTask
 
 Sources = Callable[[str, int, int], Ints]
 """(name of what is drawn together, source size, destination size) -> source of every coordinate."""
 
 
 def copy_maps(
-    growth: Growth, sources: Sources, read_gain: Callable[[Floats], Floats], *, averages: bool
+    task: GrowthTask, sources: Sources, read_gain: Callable[[Floats], Floats], *, averages: bool
 ) -> dict[str, AxisMap]:
     """A map of copies for every axis.
 
@@ -23,62 +23,62 @@ def copy_maps(
     same sources, because ``sources`` is asked for them under one name. A query carries the read gain of its key.
 
     Args:
-        growth: what grows.
+        task: what grows.
         sources: of one part of an axis.
         read_gain: how many copies there are of what each coordinate copies -> the gain with which it is read.
         averages: that gain is 1/c; a query then takes sqrt(h'/h), because attention divides by the root of the head
             dimension.
     """
-    family, maps = growth.family, {}
+    family, maps = task.family, {}
     for axis in family.axis_names:
-        source = concatenate([(src, sources(name, src, dst)) for name, src, dst in _parts(growth, axis)])
-        counts = copies_of_each(growth.src[axis], source)
+        source = concatenate([(src, sources(name, src, dst)) for name, src, dst in _parts(task, axis)])
+        counts = copies_of_each(task.src[axis], source)
         read = np.ones_like(counts) if axis == family.vocab else read_gain(counts)
         write: float | Floats = 1.0
         if axis == family.query:
-            write = read * (np.sqrt(growth.dst[axis] / growth.src[axis]) if averages else 1.0)
+            write = read * (np.sqrt(task.dst[axis] / task.src[axis]) if averages else 1.0)
             read = 1 / (write * counts)
-        elif axis == family.final and growth.tied:
+        elif axis == family.final and task.tied:
             # The head is the embedding, which is written with gain 1: what it reads is scaled instead.
             write, read = read, np.ones_like(counts)
-        maps[axis] = axis_map(growth.src[axis], source, write=write, read=read)
+        maps[axis] = axis_map(task.src[axis], source, write=write, read=read)
     return maps
 
 
-def _parts(growth: Growth, axis: str) -> list[tuple[str, int, int]]:
-    family = growth.family
+def _parts(task: GrowthTask, axis: str) -> list[tuple[str, int, int]]:
+    family = task.family
     if axis in (family.query, family.key):
-        named = zip(("turning", "turning", "still"), growth.head_parts(axis), strict=True)
+        named = zip(("turning", "turning", "still"), task.head_parts(axis), strict=True)
         return [(name, src, dst) for name, (src, dst) in named]
     stream = (family.residual, family.normed, family.final)
-    return [("stream" if axis in stream else axis, *growth.sizes(axis))]
+    return [("stream" if axis in stream else axis, *task.sizes(axis))]
 
 
-def copy_reasons(growth: Growth, *, even: bool) -> list[str]:
+def copy_reasons(task: GrowthTask, *, even: bool) -> list[str]:
     """Why copies that are averaged when read do not preserve the function; empty where they do.
 
     Args:
-        growth: what grows.
+        task: what grows.
         even: every coordinate of hidden has as many copies as any other.
     """
-    family, reasons = growth.family, []
-    if growth.grows(family.residual) and not even:
-        src, dst = growth.sizes(family.residual)
+    family, reasons = task.family, []
+    if task.grows(family.residual) and not even:
+        src, dst = task.sizes(family.residual)
         seen = "LayerNorm sees another mean and variance" if family.centred else "RMSNorm sees another mean square"
         why = "is no whole factor" if dst % src else "is copied unevenly"
         reasons.append(f"hidden {src} -> {dst} {why}: {seen}")
-    if growth.grows("rotary"):
+    if task.grows("rotary"):
         reasons.append("the rotary part of heads grows: its coordinates turn at other frequencies")
-    if growth.grows(family.vocab):
+    if task.grows(family.vocab):
         reasons.append("copies of tokens share their probability")
-    if growth.grows(family.query) and growth.dst_config.get("qk_layernorm"):
+    if task.grows(family.query) and task.dst_config.get("qk_layernorm"):
         reasons.append("LayerNorm inside heads sees another mean and variance")
     return reasons
 
 
-def average_maps(growth: Growth, sources: Sources) -> dict[str, AxisMap]:
+def average_maps(task: GrowthTask, sources: Sources) -> dict[str, AxisMap]:
     """`copy_maps` whose copies are read with 1/c."""
-    return copy_maps(growth, sources, lambda counts: 1 / counts, averages=True)
+    return copy_maps(task, sources, lambda counts: 1 / counts, averages=True)
 
 
 def generator(seed: int, name: str) -> np.random.Generator:

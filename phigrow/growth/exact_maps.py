@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from phigrow.growth.axes import FRESH, MEAN, AxisMap, axis_map, block, concatenate
-from phigrow.growth.method import Growth
+from phigrow.growth.method import GrowthTask
 
 UNREACHABLE = -100.0
 """Logit of a new token. While the source's log-sum-exp stays above -50, 100,000 such tokens change its
@@ -16,90 +16,88 @@ log-probabilities by less than 2e-17; lower values would preserve no more and ta
 Fill = Literal["random", "zero"]
 
 
-def extended(growth: Growth, axis: str, fresh_write: Fill, fresh_read: Fill, write: float = 1.0) -> AxisMap:
+def extended(task: GrowthTask, axis: str, fresh_write: Fill, fresh_read: Fill, write: float = 1.0) -> AxisMap:
     """The old coordinates first, at one gain, then new ones; in a head, new ones come after the rotary part."""
-    parts = growth.head_parts(axis) if axis in (growth.family.query, growth.family.key) else [growth.sizes(axis)]
+    parts = task.head_parts(axis) if axis in (task.family.query, task.family.key) else [task.sizes(axis)]
     source = concatenate([(src, block(src, dst)) for src, dst in parts])
-    assert (source[: growth.src[axis]] != FRESH).all(), "new coordinates come last"
-    return axis_map(
-        growth.src[axis], source, write=write, read=1 / write, fresh_write=fresh_write, fresh_read=fresh_read
-    )
+    assert (source[: task.src[axis]] != FRESH).all(), "new coordinates come last"
+    return axis_map(task.src[axis], source, write=write, read=1 / write, fresh_write=fresh_write, fresh_read=fresh_read)
 
 
-def unread(growth: Growth) -> dict[str, AxisMap]:
+def unread(task: GrowthTask) -> dict[str, AxisMap]:
     """Maps in which new heads, head coordinates and mlp units are written at random and not read; queries keep their
     temperature."""
-    family = growth.family
-    src, dst = growth.sizes(family.query)
-    maps = {axis: extended(growth, axis, "random", "zero") for axis in family.axis_names}
+    family = task.family
+    src, dst = task.sizes(family.query)
+    maps = {axis: extended(task, axis, "random", "zero") for axis in family.axis_names}
     # Attention divides by sqrt(head dimension): what a query needs to undo a larger one.
-    maps[family.query] = extended(growth, family.query, "random", "zero", write=float(np.sqrt(dst / src)))
-    maps[family.key] = extended(growth, family.key, "zero", "zero")
+    maps[family.query] = extended(task, family.query, "random", "zero", write=float(np.sqrt(dst / src)))
+    maps[family.key] = extended(task, family.key, "zero", "zero")
     maps[family.vocab] = axis_map(
-        growth.src[family.vocab],
-        block(*growth.sizes(family.vocab)),
+        task.src[family.vocab],
+        block(*task.sizes(family.vocab)),
         fresh_write="zero",
-        fresh_read="zero" if growth.tied else "random",
+        fresh_read="zero" if task.tied else "random",
         fresh_bias=UNREACHABLE,
     )
     return maps
 
 
-def kept_stream(growth: Growth, new: int) -> dict[str, AxisMap]:
+def kept_stream(task: GrowthTask, new: int) -> dict[str, AxisMap]:
     """Maps of the stream, written with c = sqrt(D'/D), and of what is read of it.
 
     Args:
-        growth: what grows.
+        task: what grows.
         new: ``MEAN`` or ``FRESH`` (zero): what new coordinates of the stream hold.
     """
-    family = growth.family
-    src, dst = growth.sizes(family.residual)
+    family = task.family
+    src, dst = task.sizes(family.residual)
     gain = float(np.sqrt(dst / src))
     source = np.where(np.arange(dst) < src, np.arange(dst), new)
     return {
         family.residual: axis_map(src, source, write=gain, read=1 / gain, fresh_write="zero"),
-        family.normed: extended(growth, family.normed, "zero", "random"),
-        family.final: extended(growth, family.final, "zero", "random", write=1 / gain if growth.tied else 1.0),
+        family.normed: extended(task, family.normed, "zero", "random"),
+        family.final: extended(task, family.final, "zero", "random", write=1 / gain if task.tied else 1.0),
     }
 
 
-def statistics_kept(growth: Growth) -> int:
+def statistics_kept(task: GrowthTask) -> int:
     """What new coordinates of the stream hold so that its normalisation sees the same: its mean, or nothing."""
-    return MEAN if growth.family.centred else FRESH
+    return MEAN if task.family.centred else FRESH
 
 
-def refuse_inexact(growth: Growth, method: str) -> None:
+def refuse_inexact(task: GrowthTask, method: str) -> None:
     """Refuse what no weights can make exact.
 
     Raises:
         GrowthError: a growing rotary part, a vocabulary that grows without a bias, or heads with ``qk_layernorm``.
     """
-    family, config = growth.family, growth.dst_config
-    if growth.grows("rotary"):
-        src, dst = growth.sizes("rotary")
-        whole = src == growth.src[family.query] and "partial_rotary_factor" not in config
-        raise growth.refuse(
+    family, config = task.family, task.dst_config
+    if task.grows("rotary"):
+        src, dst = task.sizes("rotary")
+        whole = src == task.src[family.query] and "partial_rotary_factor" not in config
+        raise task.refuse(
             f"{method} cannot grow the rotary part of a head, {src} -> {dst} coordinates",
             "rotary",
             "other rotary sizes turn at other frequencies, so no weights give the same attention",
             (
                 f"keep heads of {src} coordinates in the destination configuration and choose more of them"
                 if whole
-                else f"set partial_rotary_factor to {src} / head_dim = {src / growth.dst[family.query]:g} in the "
+                else f"set partial_rotary_factor to {src} / head_dim = {src / task.dst[family.query]:g} in the "
                 "destination configuration"
             )
             + ", or use --method tile or wr",
         )
-    if growth.grows(family.vocab) and not family.has_vocab_bias:
-        src, dst = growth.sizes(family.vocab)
-        raise growth.refuse(
+    if task.grows(family.vocab) and not family.has_vocab_bias:
+        src, dst = task.sizes(family.vocab)
+        raise task.refuse(
             f"{method} cannot grow the vocabulary of a {family.model_type} model, {src} -> {dst} tokens",
             family.vocab,
             "its head has no bias, so a new token gets a logit that takes probability from the old ones",
             f"keep vocab_size at {src}, or use --method tile or wr",
         )
-    if growth.grows(family.query) and config.get("qk_layernorm"):
-        raise growth.refuse(
+    if task.grows(family.query) and config.get("qk_layernorm"):
+        raise task.refuse(
             f"{method} cannot grow heads with qk_layernorm",
             family.query,
             "LayerNorm inside a head sees another mean and variance when the head grows",

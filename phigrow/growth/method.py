@@ -13,7 +13,7 @@ from phigrow.models.family import Family, Sizes
 
 
 @dataclass(frozen=True)
-class Growth:
+class GrowthTask:
     """The two architectures between which a method is asked for maps."""
 
     family: Family
@@ -75,8 +75,8 @@ class Method:
         name: as in ``--method``.
         summary: one line for ``--help`` and tables.
         depth: its default depth method.
-        axis_maps: growth and options -> one map an axis of the family; raises GrowthError for what it cannot do.
-        approximations: growth and options -> why the function is not preserved; empty when it is.
+        axis_maps: task and options -> one map an axis of the family; raises GrowthError for what it cannot do.
+        approximations: task and options -> why the function is not preserved; empty when it is.
         options: name -> option.
         takes_noise: whether symmetry-breaking noise means something for it.
         own_noise: resolved options -> the symmetry-breaking noise that belongs to the method.
@@ -88,8 +88,8 @@ class Method:
     name: str
     summary: str
     depth: str
-    axis_maps: Callable[[Growth, dict[str, Any]], dict[str, AxisMap]]
-    approximations: Callable[[Growth, dict[str, Any]], list[str]]
+    axis_maps: Callable[[GrowthTask, dict[str, Any]], dict[str, AxisMap]]
+    approximations: Callable[[GrowthTask, dict[str, Any]], list[str]]
     options: dict[str, Option] = field(default_factory=dict)
     takes_noise: bool = False
     own_noise: Callable[[dict[str, Any]], float] | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.growth.axes import AxisMap
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 from phigrow.growth.methods import find_method
 
 Parts = dict[str, tuple[Method, dict[str, Any]]]
@@ -69,23 +69,23 @@ def _entry(text: str, spec: str) -> tuple[str, Method, dict[str, Any]]:
 
 
 def _mixture(parts: Parts) -> Method:
-    def axis_maps(growth: Growth, _: dict[str, Any]) -> dict[str, AxisMap]:
+    def axis_maps(task: GrowthTask, _: dict[str, Any]) -> dict[str, AxisMap]:
         maps: dict[str, AxisMap] = {}
-        for axes, method, options in _shares(growth, parts):
-            made = method.axis_maps(_only(growth, axes), options)
+        for axes, method, options in _shares(task, parts):
+            made = method.axis_maps(_only(task, axes), options)
             maps.update({axis: made[axis] for axis in axes})
         if any(axis.legs is not None for axis in maps.values()) and any(a.ahead is not None for a in maps.values()):
-            raise growth.refuse(
+            raise task.refuse(
                 "aki beside a method that turns the stream",
                 next(name for name, axis in maps.items() if axis.ahead is not None),
                 "neurons from the layer above read through that layer's normalisation, which is folded into its own",
                 "give the axis another method, such as lossless or lemon",
             )
-        return {axis: maps[axis] for axis in growth.family.axis_names}
+        return {axis: maps[axis] for axis in task.family.axis_names}
 
-    def approximations(growth: Growth, _: dict[str, Any]) -> list[str]:
-        shares = _shares(growth, parts)
-        return [said for axes, m, options in shares for said in m.approximations(_only(growth, axes), options)]
+    def approximations(task: GrowthTask, _: dict[str, Any]) -> list[str]:
+        shares = _shares(task, parts)
+        return [said for axes, m, options in shares for said in m.approximations(_only(task, axes), options)]
 
     first = parts.get("hidden", parts.get(REST, next(iter(parts.values()))))[0]
     return Method(
@@ -103,13 +103,13 @@ def _spelled(part: str, method: Method, options: dict[str, Any]) -> str:
     return ":".join([head, *(f"{name}={value}" for name, value in options.items())])
 
 
-def _shares(growth: Growth, parts: Parts) -> list[tuple[list[str], Method, dict[str, Any]]]:
+def _shares(task: GrowthTask, parts: Parts) -> list[tuple[list[str], Method, dict[str, Any]]]:
     """The axes of every part.
 
     Raises:
         GrowthError: an unknown part, or an axis that grows by no method.
     """
-    family = growth.family
+    family = task.family
     groups: dict[str, tuple[str, ...]] = {
         "hidden": (family.residual, family.normed, family.final),
         "head": (family.query, family.key, family.value),
@@ -121,9 +121,9 @@ def _shares(growth: Growth, parts: Parts) -> list[tuple[list[str], Method, dict[
         raise GrowthError(f"no axes called {unknown[0]!r}", where="--method", fix=f"choose among {', '.join(groups)}")
     named = {axis for part in parts if part for axis in groups[part]}
     rest = [axis for axis in family.axis_names if axis not in named]
-    if REST not in parts and (idle := [axis for axis in rest if growth.grows(axis)]):
-        raise growth.refuse(
-            f"no method for {idle[0]}, which grows {growth.src[idle[0]]} -> {growth.dst[idle[0]]}",
+    if REST not in parts and (idle := [axis for axis in rest if task.grows(axis)]):
+        raise task.refuse(
+            f"no method for {idle[0]}, which grows {task.src[idle[0]]} -> {task.dst[idle[0]]}",
             idle[0],
             "every axis that grows needs one",
             "name it, or put a method for the rest first, as in lossless,mlp=tile",
@@ -135,10 +135,8 @@ def _shares(growth: Growth, parts: Parts) -> list[tuple[list[str], Method, dict[
     return shares
 
 
-def _only(growth: Growth, axes: list[str]) -> Growth:
+def _only(task: GrowthTask, axes: list[str]) -> GrowthTask:
     """The growth of some axes alone."""
-    turning = ["rotary"] if growth.family.query in axes else []
-    sizes = {
-        name: growth.dst[name] if name in (*axes, *turning, "layer") else size for name, size in growth.src.items()
-    }
-    return replace(growth, dst=sizes)
+    turning = ["rotary"] if task.family.query in axes else []
+    sizes = {name: task.dst[name] if name in (*axes, *turning, "layer") else size for name, size in task.src.items()}
+    return replace(task, dst=sizes)

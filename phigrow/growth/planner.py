@@ -9,7 +9,7 @@ from typing import Any
 from phigrow.checkpoints.hub import source_config
 from phigrow.errors import GrowthError
 from phigrow.growth.matrices import Maps, read_maps
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 from phigrow.growth.method_spec import method_of
 from phigrow.growth.methods.depth import layer_map
 from phigrow.growth.plan import Plan, function_changes
@@ -68,8 +68,8 @@ def plan(
     if maps is not None:
         learned, start = _learned(width, maps, resolved, depth)
         resolved, depth, rounding, seed = start["options"], start["depth"], start["rounding"], int(start["seed"])
-    growth = Growth(family, old, new, family.sizes_of(old), family.sizes_of(new), seed)
-    _refuse_smaller(growth)
+    task = GrowthTask(family, old, new, family.sizes_of(old), family.sizes_of(new), seed)
+    _refuse_smaller(task)
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not (noise >= 0 and math.isfinite(noise)):
         raise GrowthError(
             f"noise {noise!r}", where="noise", why="it is no positive number", fix="leave it out, or give one"
@@ -91,7 +91,7 @@ def plan(
             fix="give the destination configuration the source's value",
         )
     depth = depth or width.depth
-    layers, identity_layers = layer_map(depth, *growth.sizes("layer"), rounding)
+    layers, identity_layers = layer_map(depth, *task.sizes("layer"), rounding)
     changes = function_changes(family, old, new)
     if width.always_exact and changes:
         raise GrowthError(
@@ -100,8 +100,8 @@ def plan(
             why="; ".join(changes),
             fix="give the destination the source's values, or use --method tile or wr",
         )
-    axes = width.axis_maps(growth, resolved)
-    claims = width.approximations(growth, resolved)
+    axes = width.axis_maps(task, resolved)
+    claims = width.approximations(task, resolved)
     if learned is not None and learned.sha256 is not None:
         claims = [f"the maps of {width.name} are learned: the function is another, of a lower loss", *claims]
     made = Plan(
@@ -120,11 +120,11 @@ def plan(
         dst_config=new,
         approximations=(
             *claims,
-            *_depth_approximations(growth, depth, identity_layers),
+            *_depth_approximations(task, depth, identity_layers),
             *(f"the configurations compute different functions: {change}" for change in changes),
-            *_leg_approximations(growth, axes, claims),
+            *_leg_approximations(task, axes, claims),
         ),
-        notes=(*_notes(growth), *_start_notes(width, learned)),
+        notes=(*_notes(task), *_start_notes(width, learned)),
         maps=learned,
     )
     if made.learned is not None and maps is not None:
@@ -164,59 +164,59 @@ def _start_notes(width: Method, learned: Maps | None) -> list[str]:
     return [f"{width.name} without learned maps is the operator that it starts from: learn them, and give --maps"]
 
 
-def _refuse_smaller(growth: Growth) -> None:
-    query = growth.family.query
-    for axis in (*growth.family.axis_names, "rotary"):
-        src, dst = growth.sizes(axis)
+def _refuse_smaller(task: GrowthTask) -> None:
+    query = task.family.query
+    for axis in (*task.family.axis_names, "rotary"):
+        src, dst = task.sizes(axis)
         if dst < src:
-            raise growth.refuse(
+            raise task.refuse(
                 f"the destination is smaller: {axis} {src} -> {dst}",
                 axis,
                 "growth never drops coordinates",
                 f"choose a destination configuration with at least {src}, or swap source and destination",
             )
-    src, dst = (head - rotary for head, rotary in zip(growth.sizes(query), growth.sizes("rotary"), strict=True))
+    src, dst = (head - rotary for head, rotary in zip(task.sizes(query), task.sizes("rotary"), strict=True))
     if dst < src:
-        raise growth.refuse(
+        raise task.refuse(
             f"the destination is smaller: the part of a head that is not rotary, {src} -> {dst} coordinates",
             query,
             "growth never drops coordinates, and those that turn are no place for those that do not",
             f"choose partial_rotary_factor so that at least {src} coordinates of a head are not rotary",
         )
-    if any(size % 2 for size in growth.sizes("rotary")):
-        raise growth.refuse(
-            f"an odd rotary part, {growth.src['rotary']} -> {growth.dst['rotary']} coordinates",
+    if any(size % 2 for size in task.sizes("rotary")):
+        raise task.refuse(
+            f"an odd rotary part, {task.src['rotary']} -> {task.dst['rotary']} coordinates",
             "rotary",
             "rotary coordinates turn in pairs",
             "choose partial_rotary_factor so that head_dim * partial_rotary_factor is even",
         )
 
 
-def _depth_approximations(growth: Growth, depth: str, identity_layers: frozenset[int]) -> list[str]:
-    src, dst = growth.sizes("layer")
+def _depth_approximations(task: GrowthTask, depth: str, identity_layers: frozenset[int]) -> list[str]:
+    src, dst = task.sizes("layer")
     if dst - src == len(identity_layers):
         return []
     return [f"{depth} repeats {dst - src} of {src} layers, which then act twice"]
 
 
-def _leg_approximations(growth: Growth, axes: dict[str, Any], known: list[str]) -> list[str]:
+def _leg_approximations(task: GrowthTask, axes: dict[str, Any], known: list[str]) -> list[str]:
     """A method that claims exactness is held to R E = I on every axis that is summed over."""
     if known:
         return []
-    summed = [name for name in axes if name != growth.family.vocab]
+    summed = [name for name in axes if name != task.family.vocab]
     wrong = [name for name in summed if axes[name].left_inverse_error() > EXACT_LEGS]
     return [f"R E is not I on {', '.join(wrong)}"] if wrong else []
 
 
-def _notes(growth: Growth) -> list[str]:
+def _notes(task: GrowthTask) -> list[str]:
     notes = []
-    for side, config in (("source", growth.src_config), ("destination", growth.dst_config)):
+    for side, config in (("source", task.src_config), ("destination", task.dst_config)):
         if "auto_map" in config:
             notes.append(f"the {side} configuration asks for remote code (auto_map): none was run, none is passed on")
-    for key in growth.family.dropout_keys:
-        if growth.dst_config.get(key):
-            notes.append(f"{key} {growth.dst_config[key]} acts in training mode: equality holds in evaluation mode")
-    src, dst = (config.get("max_position_embeddings", 2048) for config in (growth.src_config, growth.dst_config))
+    for key in task.family.dropout_keys:
+        if task.dst_config.get(key):
+            notes.append(f"{key} {task.dst_config[key]} acts in training mode: equality holds in evaluation mode")
+    src, dst = (config.get("max_position_embeddings", 2048) for config in (task.src_config, task.dst_config))
     if dst > src:
         notes.append(f"the context grows from {src} to {dst}: positions past {src} were never trained")
     return notes

@@ -22,27 +22,27 @@ import numpy as np
 
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.copy_maps import average_maps, copy_reasons, drawn_evenly
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
-def _ahead(growth: Growth) -> list[str]:
+def _ahead(task: GrowthTask) -> list[str]:
     """The axes whose new neurons come from above."""
-    family = growth.family
-    return [axis for axis in (family.residual, *family.heads, family.mlp) if growth.grows(axis)]
+    family = task.family
+    return [axis for axis in (family.residual, *family.heads, family.mlp) if task.grows(axis)]
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    maps = average_maps(growth, lambda name, src, dst: drawn_evenly(growth.seed, name, src, dst))
-    for axis in _ahead(growth):
-        src, dst = growth.sizes(axis)
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    maps = average_maps(task, lambda name, src, dst: drawn_evenly(task.seed, name, src, dst))
+    for axis in _ahead(task):
+        src, dst = task.sizes(axis)
         maps[axis] = replace(maps[axis], ahead=np.arange(dst) >= src)
     return maps
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    src, dst = growth.sizes(growth.family.residual)
-    reasons = copy_reasons(growth, even=dst % src == 0)
-    if growth.src["layer"] > 1 and (axes := _ahead(growth)):
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    src, dst = task.sizes(task.family.residual)
+    reasons = copy_reasons(task, even=dst % src == 0)
+    if task.src["layer"] > 1 and (axes := _ahead(task)):
         reasons.append(f"aki takes new coordinates of {', '.join(axes)} from the layer above")
     return reasons
 

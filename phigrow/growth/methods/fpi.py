@@ -14,16 +14,16 @@ from typing import Any
 
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.copy_maps import average_maps, copy_reasons, drawn_evenly
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    return average_maps(growth, lambda name, src, dst: drawn_evenly(growth.seed, name, src, dst))
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    return average_maps(task, lambda name, src, dst: drawn_evenly(task.seed, name, src, dst))
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    src, dst = growth.sizes(growth.family.residual)
-    return copy_reasons(growth, even=dst % src == 0)
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    src, dst = task.sizes(task.family.residual)
+    return copy_reasons(task, even=dst % src == 0)
 
 
 METHOD = Method(

@@ -14,16 +14,16 @@ from typing import Any
 
 from phigrow.growth.axes import FRESH, AxisMap
 from phigrow.growth.exact_maps import kept_stream, refuse_inexact, unread
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    refuse_inexact(growth, "gesmundo")
-    return {**unread(growth), **kept_stream(growth, FRESH)}
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    refuse_inexact(task, "gesmundo")
+    return {**unread(task), **kept_stream(task, FRESH)}
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    if growth.family.centred and growth.grows(growth.family.residual):
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    if task.family.centred and task.grows(task.family.residual):
         return ["zeros in the stream shift the mean that LayerNorm takes off"]
     return []
 

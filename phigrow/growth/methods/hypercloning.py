@@ -15,32 +15,32 @@ from typing import Any
 
 from phigrow.growth.axes import AxisMap, wrap
 from phigrow.growth.copy_maps import average_maps, copy_reasons
-from phigrow.growth.method import Growth, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    family = growth.family
-    for axis in growth.grown_axes:
-        src, dst = growth.sizes(axis)
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    family = task.family
+    for axis in task.grown_axes:
+        src, dst = task.sizes(axis)
         if axis in (family.query, family.key, family.value):
-            raise growth.refuse(
+            raise task.refuse(
                 f"hypercloning cannot grow heads, {src} -> {dst} coordinates",
                 axis,
                 "it repeats whole heads",
                 f"keep heads of {src} coordinates and choose a multiple of them, or use --method lossless",
             )
         if dst % src:
-            raise growth.refuse(
+            raise task.refuse(
                 f"hypercloning cannot grow {axis} {src} -> {dst}, which is no whole factor",
                 axis,
                 "it repeats whole axes",
                 f"choose a multiple of {src}, or use --method lossless or fpi",
             )
-    return average_maps(growth, lambda name, src, dst: wrap(src, dst))
+    return average_maps(task, lambda name, src, dst: wrap(src, dst))
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    return copy_reasons(growth, even=True)
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    return copy_reasons(task, even=True)
 
 
 def _noise(options: dict[str, Any]) -> float:

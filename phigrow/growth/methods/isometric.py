@@ -25,29 +25,29 @@ from typing import Any
 from phigrow.growth.axes import AxisMap, dense_map
 from phigrow.growth.dense_map import Isometry
 from phigrow.growth.exact_maps import refuse_inexact, unread
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    refuse_inexact(growth, "isometric")
-    family, maps = growth.family, unread(growth)
-    src, dst = growth.sizes(family.residual)
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    refuse_inexact(task, "isometric")
+    family, maps = task.family, unread(task)
+    src, dst = task.sizes(family.residual)
     if src == dst:
         return maps
-    if growth.tied:
-        raise growth.refuse(
+    if task.tied:
+        raise task.refuse(
             f"isometric cannot grow {family.residual} {src} -> {dst} where embeddings are tied",
             family.residual,
             "the head is the embedding, so it cannot take in the weights of the last normalisation",
             "use --method lossless, or a source with a head of its own",
         )
-    gain, legs = float((dst / src) ** 0.5), Isometry(src, dst, growth.seed)
+    gain, legs = float((dst / src) ** 0.5), Isometry(src, dst, task.seed)
     maps[family.residual] = dense_map(src, dst, legs, write=gain, read=1 / gain)
     maps[family.normed] = maps[family.final] = dense_map(src, dst, legs)
     return maps
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
     return []
 
 

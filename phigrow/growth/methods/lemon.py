@@ -17,7 +17,7 @@ import numpy as np
 from phigrow.growth.axes import AxisMap, Floats, Ints, axis_map, copies_of_each, wrap
 from phigrow.growth.copy_maps import generator
 from phigrow.growth.exact_maps import kept_stream, refuse_inexact, statistics_kept, unread
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
 def _split(seed: int, axis: str, source: Ints, counts: Floats) -> Floats:
@@ -27,26 +27,26 @@ def _split(seed: int, axis: str, source: Ints, counts: Floats) -> Floats:
     return shared
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    refuse_inexact(growth, "lemon")
-    family = growth.family
-    if growth.grows(family.query):
-        src, dst = growth.sizes(family.query)
-        raise growth.refuse(
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    refuse_inexact(task, "lemon")
+    family = task.family
+    if task.grows(family.query):
+        src, dst = task.sizes(family.query)
+        raise task.refuse(
             f"lemon cannot grow heads, {src} -> {dst} coordinates",
             family.query,
             "it copies whole heads",
             f"keep heads of {src} coordinates, or use --method lossless",
         )
-    maps = {**unread(growth), **kept_stream(growth, statistics_kept(growth))}
+    maps = {**unread(task), **kept_stream(task, statistics_kept(task))}
     for axis in (*family.heads, family.mlp):
-        source = wrap(*growth.sizes(axis))
-        counts = copies_of_each(growth.src[axis], source)
-        maps[axis] = axis_map(growth.src[axis], source, read=_split(growth.seed, axis, source, counts))
+        source = wrap(*task.sizes(axis))
+        counts = copies_of_each(task.src[axis], source)
+        maps[axis] = axis_map(task.src[axis], source, read=_split(task.seed, axis, source, counts))
     return maps
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
     return []
 
 

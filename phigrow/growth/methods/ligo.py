@@ -27,20 +27,20 @@ from typing import Any
 
 from phigrow.growth.axes import AxisMap, wrap
 from phigrow.growth.copy_maps import average_maps, copy_maps, copy_reasons, drawn_evenly
-from phigrow.growth.method import Growth, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
     if options["start"] == "tile":
-        return copy_maps(growth, lambda name, src, dst: wrap(src, dst), lambda counts: counts**0.0, averages=False)
-    return average_maps(growth, lambda name, src, dst: drawn_evenly(growth.seed, name, src, dst))
+        return copy_maps(task, lambda name, src, dst: wrap(src, dst), lambda counts: counts**0.0, averages=False)
+    return average_maps(task, lambda name, src, dst: drawn_evenly(task.seed, name, src, dst))
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
     if options["start"] == "tile":
-        return [f"ligo from tile adds up copies of {axis}" for axis in growth.grown_axes[:1]]
-    src, dst = growth.sizes(growth.family.residual)
-    return copy_reasons(growth, even=dst % src == 0)
+        return [f"ligo from tile adds up copies of {axis}" for axis in task.grown_axes[:1]]
+    src, dst = task.sizes(task.family.residual)
+    return copy_reasons(task, even=dst % src == 0)
 
 
 METHOD = Method(

@@ -26,15 +26,15 @@ from typing import Any
 
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.exact_maps import kept_stream, refuse_inexact, statistics_kept, unread
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    refuse_inexact(growth, "lossless")
-    return {**unread(growth), **kept_stream(growth, statistics_kept(growth))}
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    refuse_inexact(task, "lossless")
+    return {**unread(task), **kept_stream(task, statistics_kept(task))}
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
     return []
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from phigrow.growth.axes import FRESH, AxisMap, Ints
 from phigrow.growth.copy_maps import average_maps, copy_reasons, generator
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
 def _drawn(seed: int, name: str, src: int, dst: int) -> Ints:
@@ -25,13 +25,13 @@ def _drawn(seed: int, name: str, src: int, dst: int) -> Ints:
     return np.concatenate([np.arange(src), generator(seed, name).integers(src, size=dst - src)])
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    return average_maps(growth, lambda name, src, dst: _drawn(growth.seed, name, src, dst))
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    return average_maps(task, lambda name, src, dst: _drawn(task.seed, name, src, dst))
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    drawn = _drawn(growth.seed, "stream", *growth.sizes(growth.family.residual))
-    return copy_reasons(growth, even=len(set(np.bincount(drawn).tolist())) == 1)
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    drawn = _drawn(task.seed, "stream", *task.sizes(task.family.residual))
+    return copy_reasons(task, even=len(set(np.bincount(drawn).tolist())) == 1)
 
 
 METHOD = Method(

@@ -13,21 +13,21 @@ from __future__ import annotations
 from typing import Any
 
 from phigrow.growth.axes import AxisMap, axis_map, block, concatenate
-from phigrow.growth.method import Growth, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    family, maps = growth.family, {}
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    family, maps = task.family, {}
     for axis in family.axis_names:
-        parts = growth.head_parts(axis) if axis in (family.query, family.key) else [growth.sizes(axis)]
+        parts = task.head_parts(axis) if axis in (family.query, family.key) else [task.sizes(axis)]
         source = concatenate([(src, block(src, dst)) for src, dst in parts])
         # Once for every tensor: each has one written axis, of which the heads are only a part.
         gain = 1.0 if axis in family.heads else float(options["shrink"])
-        maps[axis] = axis_map(growth.src[axis], source, write=gain)
+        maps[axis] = axis_map(task.src[axis], source, write=gain)
     return maps
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
     return [f"shrink_perturb shrinks the source by {options['shrink']} and adds noise"]
 
 

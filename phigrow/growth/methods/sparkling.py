@@ -17,15 +17,15 @@ import numpy as np
 
 from phigrow.growth.axes import AxisMap, wrap
 from phigrow.growth.copy_maps import copy_maps
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    return copy_maps(growth, lambda name, src, dst: wrap(src, dst), lambda counts: 1 / np.sqrt(counts), averages=False)
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    return copy_maps(task, lambda name, src, dst: wrap(src, dst), lambda counts: 1 / np.sqrt(counts), averages=False)
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    grown = growth.grown_axes
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    grown = task.grown_axes
     return [f"sparkling keeps root mean squares, not sums, over {', '.join(grown)}"] if grown else []
 
 

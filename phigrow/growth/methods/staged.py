@@ -16,35 +16,35 @@ from typing import Any
 
 from phigrow.growth.axes import AxisMap, wrap
 from phigrow.growth.copy_maps import average_maps, copy_reasons
-from phigrow.growth.method import Growth, Method
+from phigrow.growth.method import GrowthTask, Method
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    family = growth.family
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    family = task.family
     stream = (family.residual, family.normed, family.final)
     doubling = (*stream, family.heads[0], family.mlp)
-    for axis in growth.grown_axes:
-        src, dst = growth.sizes(axis)
+    for axis in task.grown_axes:
+        src, dst = task.sizes(axis)
         if axis not in doubling:
-            raise growth.refuse(
+            raise task.refuse(
                 f"staged cannot grow {axis}, {src} -> {dst}",
                 axis,
                 "it puts two copies of the model side by side, heads and tokens as they are",
                 f"keep {axis} at {src}, or use --method lossless",
             )
         if dst != 2 * src:
-            raise growth.refuse(
+            raise task.refuse(
                 f"staged cannot grow {axis} {src} -> {dst}, which is not twice as much",
                 axis,
                 "it puts two copies of the model side by side",
                 f"choose {2 * src}, or use --method lossless or tile",
             )
-    maps = average_maps(growth, lambda name, src, dst: wrap(src, dst))
-    return {axis: replace(made, parts=2) if growth.grows(axis) else made for axis, made in maps.items()}
+    maps = average_maps(task, lambda name, src, dst: wrap(src, dst))
+    return {axis: replace(made, parts=2) if task.grows(axis) else made for axis, made in maps.items()}
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    return copy_reasons(growth, even=True)
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    return copy_reasons(task, even=True)
 
 
 METHOD = Method(

@@ -24,7 +24,7 @@ import numpy as np
 
 from phigrow.growth.axes import AxisMap, Floats, wrap
 from phigrow.growth.copy_maps import copy_maps, copy_reasons
-from phigrow.growth.method import Growth, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option
 
 _GAINS: dict[str, Callable[[Floats], Floats]] = {
     "none": np.ones_like,
@@ -33,17 +33,17 @@ _GAINS: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
     anchor, scale = options["anchor"], options["scale"]
-    return copy_maps(growth, lambda name, src, dst: wrap(src, dst, anchor), _GAINS[scale], averages=scale == "preserve")
+    return copy_maps(task, lambda name, src, dst: wrap(src, dst, anchor), _GAINS[scale], averages=scale == "preserve")
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    grown = growth.grown_axes
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    grown = task.grown_axes
     if grown and options["scale"] != "preserve":
         return [f"tile with scale {options['scale']} lets sums over copies of {', '.join(grown)} grow"]
-    src, dst = growth.sizes(growth.family.residual)
-    return copy_reasons(growth, even=dst % src == 0)
+    src, dst = task.sizes(task.family.residual)
+    return copy_reasons(task, even=dst % src == 0)
 
 
 METHOD = Method(

@@ -13,21 +13,21 @@ from __future__ import annotations
 from typing import Any
 
 from phigrow.growth.axes import AxisMap, axis_map, block, concatenate
-from phigrow.growth.method import Growth, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option
 
 
-def _axis_maps(growth: Growth, options: dict[str, Any]) -> dict[str, AxisMap]:
-    anchor, family = options["anchor"], growth.family
+def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+    anchor, family = options["anchor"], task.family
     maps = {}
     for axis in family.axis_names:
-        parts = growth.head_parts(axis) if axis in (family.query, family.key) else [growth.sizes(axis)]
+        parts = task.head_parts(axis) if axis in (family.query, family.key) else [task.sizes(axis)]
         source = concatenate([(src, block(src, dst, anchor)) for src, dst in parts])
-        maps[axis] = axis_map(growth.src[axis], source)
+        maps[axis] = axis_map(task.src[axis], source)
     return maps
 
 
-def _approximations(growth: Growth, options: dict[str, Any]) -> list[str]:
-    grown = growth.grown_axes
+def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+    grown = task.grown_axes
     return [f"wr reads new random coordinates of {', '.join(grown)}"] if grown else []
 
 
