@@ -13,17 +13,33 @@ from phigrow.measure.sizes import check_one_model
 from phigrow.records.reader import Columns, Run, Seeds
 
 SAME_META = ("data_fingerprint", "eval_fingerprint", "eval_blocks")
-SAME_CONFIG = ("steps", "batch", "schedule", "lr", "seed", "eval_blocks", "documents", "mixture")
-"""Keys of the run record, and of its ``config``, that must agree within a pair wherever both runs have them."""
+"""Keys of the run record that must agree within a pair wherever both runs have them."""
 
-STATED = (
-    "lr", "warmup", "min_lr", "decay", "schedule_start", "schedule_steps", "rewarm", "data_start", "weight_decay",
-    "beta1", "beta2", "eps", "grad_clip", "fresh_lr", "fresh_warmup", "copied_lr", "dtype",
-)  # fmt: skip
-"""Keys of ``config`` that an arm may have for itself: where they differ within a pair, its finding names them."""
+FIRST_RELEASE: dict[str, Any] = {
+    "equal": ["steps", "batch", "schedule", "lr", "seed", "eval_blocks", "documents", "mixture"],
+    "named": [
+        "lr", "warmup", "min_lr", "decay", "schedule_start", "schedule_steps", "rewarm", "data_start", "weight_decay",
+        "beta1", "beta2", "eps", "grad_clip", "fresh_lr", "fresh_warmup", "copied_lr", "dtype",
+    ],
+    "unset": {"schedule_start": 0, "rewarm": 0, "data_start": 0},
+}  # fmt: skip
+"""Keys of ``config`` to compare in runs whose record has no ``compare``: those of the first release.
 
-UNSET_IS_ZERO = ("schedule_start", "rewarm", "data_start")
-"""Of these, the keys that mean 0 where they are null; null of another key is its default."""
+``equal`` must agree within a pair wherever both runs have them. A finding names those of ``named`` in which an arm
+differs. ``unset`` has the value that null stands for; null of another key is its default. Records since have these
+lists from the settings' own declarations.
+"""
+
+
+def _compared(one: Run, other: Run) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Return the keys of ``config`` that must be equal, those to name, and what null stands for, of two runs."""
+    parts = [run.meta.get("compare") for run in (one, other)]
+    found = [part if isinstance(part, dict) else FIRST_RELEASE for part in parts]
+    equal, named = (
+        list(dict.fromkeys(str(key) for part in found for key in part.get(list_name) or ()))
+        for list_name in ("equal", "named")
+    )
+    return equal, named, {key: value for part in found for key, value in (part.get("unset") or {}).items()}
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
@@ -129,7 +145,7 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
     """Refuse a run that differs from the baseline's run of its seed in anything but the model's beginning.
 
     Raises:
-        GrowthError: no such baseline run, or one of ``SAME_META`` and ``SAME_CONFIG`` differs. Learning rates may,
+        GrowthError: no such baseline run, or a setting differs that all arms must share. Learning rates may differ
             where the same sweep chose both.
     """
     if base is None:
@@ -141,14 +157,15 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
     mine, theirs = run.meta.get("config") or {}, base.meta.get("config") or {}
     if (sweep := mine.get("lr_chosen_by")) and sweep == theirs.get("lr_chosen_by"):
         mine = {key: value for key, value in mine.items() if key != "lr"}
-    for label, keys, one, other in (("", SAME_META, run.meta, base.meta), ("config.", SAME_CONFIG, mine, theirs)):
+    equal, _, _ = _compared(run, base)
+    for label, keys, one, other in (("", SAME_META, run.meta, base.meta), ("config.", equal, mine, theirs)):
         for key in keys:
             if key in one and key in other and one[key] != other[key]:
                 raise _unpaired(run, base, label + key, one[key], other[key])
 
 
 def settings_that_differ(found: Seeds, seeds: Seeds) -> tuple[str, ...]:
-    """Name the settings of ``STATED`` in which an arm's training differs from the baseline's.
+    """Name the settings in which an arm's training differs from the baseline's.
 
     A key that one of two runs did not record is unknown, and is not taken to differ.
 
@@ -159,21 +176,25 @@ def settings_that_differ(found: Seeds, seeds: Seeds) -> tuple[str, ...]:
     Returns:
         A text for each key and pair of values, such as ``warmup 0 (scratch: 20)``.
     """
-    texts: dict[str, None] = {}
-    for key in STATED:
-        for seed, by_budget in found.items():
-            theirs = seeds.get(seed, {})
-            only = next(iter(theirs.values())) if len(theirs) == len(by_budget) == 1 else None
-            for budget, run in by_budget.items():
-                if (other := theirs.get(budget, only)) is None:
-                    continue
-                mine, base = run.meta.get("config") or {}, other.meta.get("config") or {}
+    texts: dict[str, dict[str, None]] = {}
+    order: dict[str, None] = {}
+    for seed, by_budget in found.items():
+        theirs = seeds.get(seed, {})
+        only = next(iter(theirs.values())) if len(theirs) == len(by_budget) == 1 else None
+        for budget, run in by_budget.items():
+            if (other := theirs.get(budget, only)) is None:
+                continue
+            mine, base = run.meta.get("config") or {}, other.meta.get("config") or {}
+            _, named, unset = _compared(run, other)
+            order |= dict.fromkeys(named)
+            for key in named:
                 if key not in mine or key not in base or (key == "decay" and run.schedule != "wsd"):
                     continue
-                one, two = (0 if c[key] is None and key in UNSET_IS_ZERO else c[key] for c in (mine, base))
+                one, two = (unset.get(key) if c[key] is None else c[key] for c in (mine, base))
                 if one != two:
-                    texts[f"{key} {_value(one)} ({other.arm}: {_value(two)})"] = None
-    return tuple(texts)
+                    text = f"{key} {_value(one)} ({other.arm}: {_value(two)})"
+                    texts.setdefault(key, {})[text] = None
+    return tuple(text for key in order for text in texts.get(key, ()))
 
 
 def _value(value: Any) -> str:

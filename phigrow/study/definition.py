@@ -24,6 +24,7 @@ from phigrow.study.reading import (
     whole,
 )
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Source, Study, Sweep
+from phigrow.training.declaration import Role
 
 KEYS = (
     "data", "source", "dst", "arms", "baseline", "seeds", "budgets", "decay", "train", "sweep", "workers", "ranks",
@@ -32,16 +33,6 @@ KEYS = (
 NEEDED = ("data", "source", "dst", "arms", "budgets", "train")
 LEARN: dict[str, type] = {"steps": int, "map_batch": int, "map_lr": float, "map_noise": float}
 """Of an arm whose method is learned: how; or else ``maps``, what was learned before."""
-
-MANAGED = (
-    "init", "model", "data", "stream", "arm", "out", "seed", "steps", "schedule", "decay", "trunk", "branch_from",
-    "save_at", "lr_chosen_by", "resume", "universal", "source_tokens", "source_flops", "source_seconds", "optimizer",
-    "data_start", "schedule_start", "schedule_steps",
-)  # fmt: skip
-"""Keys of a training run that the study decides."""
-
-SAME = ("lr", "batch", "eval_blocks", "vocab_size", "documents", "mixture")
-"""Keys that no arm may have for itself: arms are compared on the same data, batch and held-out text."""
 
 DEFAULTS: dict[str, Any] = {"batch": 16, "eval_at": [1, 10, 100], "keep": 1, "export": None}
 
@@ -70,7 +61,7 @@ def load_study(
         if key not in found:
             raise GrowthError(f"a study without {key!r}", where=str(path), fix=f"it needs {', '.join(NEEDED)}")
     data, seq_len = data_of(found["data"], path)
-    train = run_keys(found["train"], MANAGED, f"train in {path}")
+    train = run_keys(found["train"], Role.STUDY, f"train in {path}")
     train = DEFAULTS | train
     seeds = whole(found.get("seeds", [0]), "seeds", path, least=0)
     source = _source(found["source"], path)
@@ -168,7 +159,7 @@ def _source(value: Any, path: Path) -> Source:
         config=config_of(found["model"], path, "model"),
         steps=single(found["steps"], "steps", path, least=2),
         seed=single(found.get("seed", 0), "seed", path, least=0),
-        train=run_keys(found.get("train"), MANAGED, f"train of source in {path}"),
+        train=run_keys(found.get("train"), Role.STUDY, f"train of source in {path}"),
     )
 
 
@@ -199,7 +190,8 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
     known = [SCRATCH, CONTINUED, *all_methods()]
     if method not in known and not mixture:
         raise near(f"no method {method!r}", where, method, known)
-    train = run_keys(found.pop("train", None), (*MANAGED, *SAME), f"train of {where}", "it is the same for every arm")
+    shared = Role.STUDY | Role.ARMS | Role.START
+    train = run_keys(found.pop("train", None), shared, f"train of {where}", "it is the same for every arm")
     grows = method not in (SCRATCH, CONTINUED)
     state = found.pop("state", None) if grows else None
     learns = grows and not mixture and find_method(method).learns

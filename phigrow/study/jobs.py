@@ -17,6 +17,7 @@ from phigrow.models.config import Config
 from phigrow.models.cost import count
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Study, Sweep
 from phigrow.training.configuration import RunConfig
+from phigrow.training.declaration import Role
 
 Kind = Literal["data", "source", "expand", "state", "sweep", "trunk", "end"]
 
@@ -250,7 +251,7 @@ def result_keys(train: dict[str, Any]) -> dict[str, Any]:
     >>> result_keys({"warmup": 20, "threads": 2, "decay": None})
     {'warmup': 20}
     """
-    operational = RunConfig.operational()
+    operational = RunConfig.keys_with(Role.OPERATIONAL)
     return {key: value for key, value in train.items() if key not in operational and value is not None}
 
 

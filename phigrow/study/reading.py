@@ -10,6 +10,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config, load_config
+from phigrow.training.declaration import Role
 
 GROWTH = ("depth", "rounding", "noise")
 """Options of every growth; the method has more."""
@@ -49,13 +50,14 @@ def near(what: str, where: str, word: str, known: list[str]) -> GrowthError:
     return GrowthError(what, where=where, fix=fix)
 
 
-def run_keys(value: Any, refused: Iterable[str], where: str, why: str = "the study decides it") -> dict[str, Any]:
-    """Keys of a training run, of their types, without those that are decided elsewhere."""
+def run_keys(value: Any, refused: Role, where: str, why: str = "the study decides it") -> dict[str, Any]:
+    """Read keys of a training run, converted to their types; keys with one of the ``refused`` roles are an error."""
+    from phigrow.training.configuration import RunConfig
     from phigrow.training.options import checked
 
     keys = checked(mapping(value or {}, where), where)
     for key in keys:
-        if key in refused:
+        if key in RunConfig.keys_with(refused):
             raise GrowthError(f"{key} is no key of this place", where=where, why=why, fix="leave it out")
     return keys
 

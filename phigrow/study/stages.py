@@ -25,15 +25,10 @@ from phigrow.study.reading import (
     run_keys,
     single,
 )  # fmt: skip
+from phigrow.training.declaration import Role
 
 KEYS = ("data", "train", "stages", "schedule", "scratch", "arm", "seed", "ranks", "out")
 STAGE = ("model", "init", "grow", "steps", "train")
-MANAGED = (
-    "init", "model", "data", "stream", "optimizer", "data_start", "schedule_start", "schedule_steps", "arm", "out",
-    "seed", "steps", "trunk", "branch_from", "lr_chosen_by", "resume", "universal", "source_tokens", "source_flops",
-    "source_seconds", "export", "export_dtype",
-)  # fmt: skip
-"""Keys of a training run that the stages decide."""
 SCHEDULES = ("one", "each")
 
 
@@ -187,7 +182,7 @@ class _Reader:
         return single(part["steps"], "steps", Path(where), least=1)
 
     def _run_keys(self, value: Any, where: str) -> dict[str, Any]:
-        keys = run_keys(value, MANAGED, where, "the stages decide it")
+        keys = run_keys(value, Role.STAGES, where, "the stages decide it")
         if keys.get("save_every") == 0:
             raise GrowthError("save_every is 0", where=where, why="stages grow from checkpoints", fix="leave it out")
         return keys

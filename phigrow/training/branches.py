@@ -18,9 +18,7 @@ from phigrow.files.output import writing
 from phigrow.records.writer import FILE
 from phigrow.training.checkpoints import curve_changes, has_begun
 from phigrow.training.configuration import RunConfig
-
-OWN = ("steps", "decay")
-"""Keys of the loss curve in which a branch may differ from its trunk."""
+from phigrow.training.declaration import Role
 
 
 def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
@@ -76,14 +74,15 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
     if not path.is_file():
         raise GrowthError("no run to branch from", where=str(path), fix="give the folder of a run")
     theirs = json.loads(path.read_text(encoding="utf-8"))
-    different = {key: values for key, values in curve_changes(theirs, curve).items() if key not in OWN}
+    own = RunConfig.keys_with(Role.BRANCH)
+    different = {key: values for key, values in curve_changes(theirs, curve).items() if key not in own}
     if different:
         changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
         raise GrowthError(
             "a branch of a run with other settings",
             where=str(trunk),
             why=f"these keys differ: {changes}",
-            fix="give both the same; only steps and decay may differ",
+            fix=f"give both the same; only {' and '.join(own)} may differ",
         )
     steps, decay = theirs["steps"], theirs["decay"]
     if steps is not None and step > (constant := steps - (steps // 5 if decay is None else decay)):

@@ -32,6 +32,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.output import writing
 from phigrow.records.writer import FILE as RECORDS
 from phigrow.training.configuration import RunConfig
+from phigrow.training.declaration import Role
 from phigrow.training.process import gathered, on_rank_zero
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def curve_changes(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tupl
     A key that one of them lacks has its default there: a run that began before a setting existed did not use it.
 
     Args:
-        former, now: what `RunConfig.curve` returned, with the keys of the data, as they are in JSON.
+        former, now: what `RunConfig.reproducibility_keys` returned, with the keys of the data, as they are in JSON.
 
     Returns:
         The keys that differ, each with its former and its new value.
@@ -95,7 +96,7 @@ def curve_changes(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tupl
     >>> curve_changes({"lr": 1e-3}, {"lr": 2e-3, "warmup": 20})
     {'lr': (0.001, 0.002)}
     """
-    defaults = {field.name: field.default for field in fields(RunConfig) if field.metadata["curve"]}
+    defaults = {field.name: field.default for field in fields(RunConfig) if Role.RESUME in field.metadata["role"]}
     pairs = {key: (former.get(key, defaults.get(key)), now.get(key, defaults.get(key))) for key in {**former, **now}}
     return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from phigrow.checkpoints import universal
 from phigrow.checkpoints.integrity import damage, read_marker
 from phigrow.errors import GrowthError
-from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.configuration import RunConfig
 from phigrow.training.process import on_rank_zero
+from phigrow.training.settings import SCRATCH
 from phigrow.training.training_cost import GROWN_FILE, Source
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from phigrow.records.writer import RecordWriter, recorded_losses
 from phigrow.training import checkpoints, initial_state
 from phigrow.training.anomalies import NonFinite, Spikes
 from phigrow.training.branches import branch, starts_branch
-from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.configuration import RunConfig
 from phigrow.training.data import check_tokenizer, data_curve, keep_tokenizer, load_data, make_feed
 from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.monitors import Monitors, monitor_sections
@@ -24,6 +24,7 @@ from phigrow.training.process import StopRequest, World, forget_stop, lost_rank_
 from phigrow.training.progress import Reporter
 from phigrow.training.run_info import opening, run_record
 from phigrow.training.schedule import rejoin
+from phigrow.training.settings import SCRATCH
 from phigrow.training.training_cost import Cost, Source, source_of
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
         blocks = load_data(config, out, world)
     begins = initial_state.start_of(config, blocks)
     source = initial_state.with_state(source, begins)
-    curve = config.curve() | data_curve(blocks)
+    curve = config.reproducibility_keys() | data_curve(blocks)
     on_rank_zero(world, lambda: branch(config, curve, out))
     found = checkpoints.resumable(out, curve, world, resume=config.resume == "auto")
     export = None if config.export is None else out / config.export

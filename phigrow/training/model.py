@@ -17,8 +17,9 @@ from phigrow.models.config import Config, load_config, normalised
 from phigrow.models.families import family_of
 from phigrow.training.activation import fuse_gelu
 from phigrow.training.attention import without_mask
-from phigrow.training.configuration import DEMO, DEMO_MODEL, SCRATCH, RunConfig
+from phigrow.training.configuration import DEMO_MODEL, RunConfig
 from phigrow.training.loss import attach_loss
+from phigrow.training.settings import DEMO, SCRATCH
 from phigrow.training.weights import fill_from_checkpoint, fill_from_scratch
 
 if TYPE_CHECKING:

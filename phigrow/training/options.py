@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -13,17 +14,44 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
+from phigrow.training.declaration import Role, allowed
+from phigrow.training.settings import SECTIONS
 
 USAGE = """usage: deepspeed recipes/pretrain.py [recipe.yaml] [--key value ...]
        python recipes/pretrain.py [recipe.yaml] [--key value ...]      (one process)
 
-Pretrain a causal language model on packed blocks, from scratch or from a checkpoint.
-Without arguments it trains the demo model on the embedded corpus for some minutes.
-Options override the YAML file; dashes and underscores are the same.
+Pretrain a causal language model on packed blocks, from scratch or from a
+checkpoint. Without arguments it trains the demo model on the embedded corpus
+for some minutes. Options override the YAML file. Dashes and underscores are the
+same. An option that is true or false needs no value: --compile is
+--compile true.
 """
 
+PAGE = """# Settings of a training run
+
+Each of these is a key of a recipe (YAML) and an option on the command line: `grad_clip: 0.5` is `--grad-clip 0.5`.
+[Training](training.md) explains how to use them. This page is generated from `phigrow/training/settings.py`.
+
+Marks after a meaning:
+
+- **R**: the loss curve depends on it. A run that is resumed must have the same value.
+- **A**: all arms of a comparison must have the same value.
+- **O**: it changes nothing in the records except seconds. A study keeps its finished runs when it changes.
+- **S**: a study decides it, so the study's file cannot set it.
+- **G**: a recipe of stages decides it, so that recipe cannot set it.
+"""
+
+ROLE_NOTES = {
+    Role.RESUME: "**R**",
+    Role.ARMS: "**A**",
+    Role.OPERATIONAL: "**O**",
+    Role.STUDY: "**S**",
+    Role.STAGES: "**G**",
+}
+"""Marks of roles on the page of settings."""
+
 _TYPES = typing.get_type_hints(RunConfig)
-_HELP = {field.name: field for field in dataclasses.fields(RunConfig)}
+_FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -31,6 +59,14 @@ _WORDS = {
     str: "text",
     dict: "a mapping",
     list: "whole numbers",
+}
+_SHORT = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    dict: "mapping",
+    list: "integers",
 }
 _TRUE, _FALSE, _NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null", "")
 
@@ -84,25 +120,44 @@ def parse(words: Sequence[str]) -> RunConfig | None:
 
 
 def usage() -> str:
-    """The text of ``--help``: every key with its type, default and meaning."""
-    lines = [USAGE]
-    for name, field in _HELP.items():
-        choices = field.metadata["choices"]
-        kind = (
-            "|".join(choices)
-            if choices
-            else str(field.type)
-            .replace(" | None", "")
-            .replace("dict[str, Any]", "mapping")
-            .replace("list[int]", "int,int,...")
-        )
-        default = (
-            ""
-            if field.default is None
-            else f" [{str(field.default).lower() if field.type == 'bool' else field.default}]"
-        )
-        lines.append(f"  --{name.replace('_', '-')} <{kind}>{default}\n        {field.metadata['help']}")
+    """Return the text of ``--help``: every key by section, with its type, default and meaning."""
+    lines = [USAGE.rstrip()]
+    for section in SECTIONS:
+        lines += ["", f"{section.__doc__}:"]
+        for name in section.__annotations__:
+            field = _FIELDS[name]
+            kind = "" if _TYPES[name] is bool else f" <{_kind_words(field)}>"
+            lines.append(f"  --{name.replace('_', '-')}{kind}{_default_words(field)}")
+            text = textwrap.fill(field.metadata["help"], 72, break_on_hyphens=False)
+            lines.append(textwrap.indent(text, " " * 8))
     return "\n".join(lines)
+
+
+def settings_page() -> str:
+    """Return docs/settings.md: every key by section, with its type, default, range, meaning and roles."""
+    lines = [PAGE.strip()]
+    for section in SECTIONS:
+        lines += ["", f"## {section.__doc__}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        for name in section.__annotations__:
+            field = _FIELDS[name]
+            kind = _kind_words(field).replace("|", " or ")
+            kind += f", {text}" if (text := allowed(field).removeprefix("a value ")) else ""
+            notes = [text for role, text in ROLE_NOTES.items() if role in field.metadata["role"]]
+            meaning = " ".join([field.metadata["help"], *notes])
+            lines.append(f"| `{name}` | {kind} | {_default_words(field).strip(' []')} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kind_words(field: dataclasses.Field[Any]) -> str:
+    if field.metadata["choices"]:
+        return "|".join(field.metadata["choices"])
+    return " or ".join(_SHORT[kind] for kind in _kinds(field.name) if kind is not type(None))
+
+
+def _default_words(field: dataclasses.Field[Any]) -> str:
+    if field.default is None:
+        return ""
+    return f" [{str(field.default).lower() if isinstance(field.default, bool) else field.default}]"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.errors import GrowthError
-from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.configuration import RunConfig
+from phigrow.training.settings import SCRATCH
 from phigrow.training.training_cost import GROWN_FILE
 
 if TYPE_CHECKING:

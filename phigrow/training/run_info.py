@@ -10,11 +10,12 @@ from typing import Any
 
 from phigrow.models.config import Config
 from phigrow.models.cost import count
-from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.configuration import RunConfig, comparison_keys
 from phigrow.training.data import data_facts, data_line
 from phigrow.training.feed import Feed
 from phigrow.training.initial_state import Start
 from phigrow.training.process import World
+from phigrow.training.settings import SCRATCH
 from phigrow.training.training_cost import Source
 
 PACKAGES = ("phigrow", "torch", "transformers", "deepspeed", "datasets", "numpy")
@@ -30,6 +31,7 @@ def run_record(
         "arm": source.arm,
         "seed": config.seed,
         "config": config.as_dict() | {"zero": config.stage, "seq_len": blocks.seq_len},
+        "compare": comparison_keys(),
         **({"trunk": config.trunk, "budget": None if config.is_trunk else config.steps} if config.trunk else {}),
         "model": model_dict,
         "parameters": cost.parameters,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
-from phigrow.training.configuration import SCRATCH, RunConfig
+from phigrow.training.configuration import RunConfig
+from phigrow.training.settings import SCRATCH
 
 GROWN_FILE = "phigrow.json"
 TRAINING_FILE = "training.json"

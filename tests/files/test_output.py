@@ -49,4 +49,4 @@ def test_a_run(beyond):
 
     forget_stop(beyond / "stop")  # left to the claim, which every rank hears of
     with refused(beyond):
-        claim(beyond, RunConfig().curve(), resume=True)
+        claim(beyond, RunConfig().reproducibility_keys(), resume=True)

@@ -252,6 +252,17 @@ def test_other_settings_of_an_arm_stand_beside_its_figures(write_run, other, tex
     assert "other settings" not in said["same"]
 
 
+def test_records_say_which_settings_are_compared(write_run):
+    # A setting of a later release: this code knows its name from the records alone.
+    compare = {"equal": ["steps", "curriculum"], "named": ["momentum"], "unset": {"momentum": 0.5}}
+    write_run("scratch", LINE, COSTS, config={"momentum": None, "curriculum": "a"}, compare=compare)
+    folder = write_run("wr", LINE, COSTS, config={"momentum": 0.9, "curriculum": "a"}, compare=compare)
+    assert compared(folder.parent)["wr"].settings == ("momentum 0.9 (scratch: 0.5)",)
+    write_run("mup", LINE, COSTS, config={"curriculum": "b"}, compare=compare)
+    with pytest.raises(GrowthError, match=r"config.curriculum is 'b' against 'a'"):
+        compared(folder.parent)
+
+
 def test_a_run_that_did_not_record_a_setting_is_not_taken_to_differ(write_run):
     write_run("scratch", LINE, COSTS)
     parent = write_run("wr", LINE, COSTS, config=SETTINGS).parent

@@ -18,6 +18,7 @@ from phigrow.study.results import sweep_results
 from phigrow.study.runner import _prune, _settled, best_rate, wanted
 from phigrow.study.table import described
 from phigrow.training import RunConfig
+from phigrow.training.declaration import Role
 
 SWEPT: dict[str, Any] = {
     "train": {"batch": 16, "warmup": 4},
@@ -106,8 +107,8 @@ def test_a_change_makes_anew_what_depends_on_it_and_nothing_else(tmp_path, chang
 
 
 def test_every_operational_key_is_tried_above():
-    assert set(OPERATIONAL) == RunConfig.operational()
-    assert not RunConfig.operational() & set(RunConfig().curve())
+    assert set(OPERATIONAL) == set(RunConfig.keys_with(Role.OPERATIONAL))
+    assert not set(RunConfig.keys_with(Role.OPERATIONAL)) & set(RunConfig().reproducibility_keys())
 
 
 def test_the_folders_of_a_shipped_study_stay_where_they_were(tmp_path):

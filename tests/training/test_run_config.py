@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,12 @@ from pathlib import Path
 import pytest
 
 from phigrow.errors import GrowthError
+from phigrow.measure import pairing
 from phigrow.training import DEMO_MODEL, RunConfig, load_run_config
-from phigrow.training.options import parse, usage
+from phigrow.training.configuration import comparison_keys
+from phigrow.training.declaration import Role, key
+from phigrow.training.options import parse, settings_page, usage
+from phigrow.training.settings import SECTIONS
 
 
 def refused(*words: str, recipe: Path | None = None) -> str:
@@ -89,7 +95,10 @@ def test_wrong_types_and_shapes_in_a_file(tmp_path):
         ({"lr": -1.0}, "lr is -1.0"),
         ({"dtype": "int8"}, "one of bf16, fp16, fp32"),
         ({"schedule": "linear"}, "one of cosine, wsd, constant"),
-        ({"zero": 4}, "ZeRO stage 4"),
+        ({"zero": 4}, r"zero is 4\n.*\n.*give a value from 0 to 3"),
+        ({"eval_at": [0]}, r"eval_at has 0\n.*\n.*give 1 or more"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"steps": True}, "steps is True"),
         ({"steps": 10, "warmup": 11}, "warmup 11 is longer than the 10 steps"),
         ({"steps": 10, "warmup": 5, "schedule": "wsd", "decay": 6}, "do not fit into 10 steps"),
         ({"source_tokens": 5.0}, "a scratch run has no source"),
@@ -117,8 +126,8 @@ def test_the_launchers_own_word_is_dropped_and_help_is_not_a_run():
 def test_help_has_every_key_with_its_meaning():
     text = usage()
     for field in dataclasses.fields(RunConfig):
-        assert f"--{field.name.replace('_', '-')} " in text
-        assert field.metadata["help"] in text
+        assert re.search(rf"^  --{field.name.replace('_', '-')}\b", text, re.M)
+        assert field.metadata["help"] in " ".join(text.split())
 
 
 def test_the_stage_comes_from_one_place(tmp_path):
@@ -131,14 +140,14 @@ def test_the_stage_comes_from_one_place(tmp_path):
     with pytest.raises(GrowthError, match="cannot be read"):
         RunConfig(deepspeed=str(tmp_path / "none.json")).stage  # noqa: B018
     # The checkpoint knows the stage that wrote it: the curve is the same to rounding at every stage.
-    assert "zero" not in RunConfig(deepspeed=str(file)).curve()
+    assert "zero" not in RunConfig(deepspeed=str(file)).reproducibility_keys()
 
 
 def test_curve_keys_leave_out_what_only_rounds_or_reports():
     assert not {"out", "micro_batch", "attention", "save_every", "log_every", "threads", "export"} & set(
-        RunConfig().curve()
+        RunConfig().reproducibility_keys()
     )
-    assert {"steps", "batch", "lr", "seed", "model", "init", "dtype"} <= set(RunConfig().curve())
+    assert {"steps", "batch", "lr", "seed", "model", "init", "dtype"} <= set(RunConfig().reproducibility_keys())
 
 
 def test_the_demo_model_has_phis_geometry():
@@ -172,3 +181,55 @@ def test_data_comes_from_one_place():
             RunConfig(data=data, mixture={"a": 1})
     with pytest.raises(GrowthError, match=r"documents is 'inside'\n.*\n.*one of plain, within"):
         RunConfig(documents="inside")
+
+
+FIRST_RELEASE = {
+    Role.RESUME: (
+        "init model vocab_size documents data_start seed steps batch lr min_lr warmup schedule decay"
+        " schedule_start schedule_steps rewarm weight_decay beta1 beta2 eps grad_clip fresh_lr fresh_warmup copied_lr"
+        " dtype"
+    ),
+    Role.OPERATIONAL: "micro_batch offload_dir save_every keep log_every nonfinite_limit monitor threads",
+    Role.STUDY: (
+        "init model data stream arm out seed steps schedule decay trunk branch_from save_at lr_chosen_by resume"
+        " universal source_tokens source_flops source_seconds data_start schedule_start schedule_steps"
+    ),
+    Role.STAGES: (
+        "init model data stream data_start schedule_start schedule_steps arm out seed steps trunk branch_from"
+        " lr_chosen_by resume universal source_tokens source_flops source_seconds export export_dtype"
+    ),
+    Role.ARMS: "steps batch schedule lr seed eval_blocks documents mixture",
+    Role.BRANCH: "steps decay",
+}
+
+
+@pytest.mark.parametrize("role", FIRST_RELEASE, ids=str)
+def test_no_setting_has_lost_a_role_that_it_had_in_the_first_release(role):
+    assert set(FIRST_RELEASE[role].split()) <= set(RunConfig.keys_with(role))
+
+
+def test_every_setting_is_declared_in_one_section():
+    declared = [name for section in SECTIONS for name in section.__annotations__]
+    assert declared == [field.name for field in dataclasses.fields(RunConfig)]
+    assert all(field.metadata["help"].endswith(".") for field in dataclasses.fields(RunConfig))
+
+
+def test_an_operational_setting_cannot_be_one_that_results_depend_on():
+    for role in (Role.RESUME, Role.ARMS, Role.START):
+        with pytest.raises(ValueError, match="operational setting cannot"):
+            key(1, "Help.", role=Role.OPERATIONAL | role)
+
+
+def test_a_record_names_what_a_report_compares():
+    found = comparison_keys()
+    for name in ("equal", "named"):
+        assert set(pairing.FIRST_RELEASE[name]) <= set(found[name])
+    assert found["unset"] == pairing.FIRST_RELEASE["unset"]
+    assert not {"init", "model", "threads", "micro_batch"} & {*found["equal"], *found["named"]}
+
+
+def test_the_page_of_settings_is_generated():
+    path = Path(__file__).parents[2] / "docs" / "settings.md"
+    if os.environ.get("PHIGROW_WRITE_GOLDEN"):
+        path.write_text(settings_page(), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == settings_page()

@@ -126,13 +126,14 @@ def test_a_broken_account_is_refused(tmp_path):
 
 
 def test_a_folder_is_claimed_for_one_configuration(tmp_path):
-    curve = RunConfig(steps=30).curve()
+    curve = RunConfig(steps=30).reproducibility_keys()
     assert not claim(tmp_path, curve, resume=True)
     write(tmp_path)
     assert claim(tmp_path, curve, resume=True)
-    assert claim(tmp_path, RunConfig(steps=30, zero=3).curve(), resume=True)  # the checkpoint knows its stage
+    # The stage may change: the checkpoint knows the one that wrote it.
+    assert claim(tmp_path, RunConfig(steps=30, zero=3).reproducibility_keys(), resume=True)
     with pytest.raises(GrowthError) as error:
-        claim(tmp_path, RunConfig(steps=31, lr=0.5).curve(), resume=True)
+        claim(tmp_path, RunConfig(steps=31, lr=0.5).reproducibility_keys(), resume=True)
     assert "steps (30, now 31)" in str(error.value)
     assert "lr (0.001, now 0.5)" in str(error.value)
     assert "batch" not in str(error.value)
@@ -140,9 +141,9 @@ def test_a_folder_is_claimed_for_one_configuration(tmp_path):
         claim(tmp_path, curve, resume=False)
 
 
-@pytest.mark.parametrize("key", sorted(RunConfig().curve()))
+@pytest.mark.parametrize("key", sorted(RunConfig().reproducibility_keys()))
 def test_a_run_older_than_a_setting_goes_on_at_its_default(tmp_path, key):
-    curve = RunConfig().curve()
+    curve = RunConfig().reproducibility_keys()
     write(tmp_path)
     older = {name: value for name, value in curve.items() if name != key}
     (tmp_path / "run.json").write_text(json.dumps(older))
@@ -156,16 +157,16 @@ def test_a_run_older_than_a_setting_goes_on_at_its_default(tmp_path, key):
 
 def test_a_trunk_older_than_a_setting_is_branched_from_at_its_default(tmp_path):
     config = RunConfig(schedule="wsd", steps=9, warmup=2, decay=3, branch_from=str(tmp_path))
-    older = {key: value for key, value in config.curve().items() if key != "fresh_lr"}
+    older = {key: value for key, value in config.reproducibility_keys().items() if key != "fresh_lr"}
     (tmp_path / "run.json").write_text(json.dumps(older | {"steps": None, "decay": 0}))
     with pytest.raises(GrowthError, match="no checkpoint of step 6 to branch from"):  # all that is wrong with it
-        branch(config, config.curve(), tmp_path / "out")
+        branch(config, config.reproducibility_keys(), tmp_path / "out")
     with pytest.raises(GrowthError, match=r"these keys differ: fresh_lr \(1.0, now 2.0\)"):
-        branch(config, config.curve() | {"fresh_lr": 2.0}, tmp_path / "out")
+        branch(config, config.reproducibility_keys() | {"fresh_lr": 2.0}, tmp_path / "out")
 
 
 def test_keys_that_have_no_default_are_nothing_where_they_are_absent(tmp_path):
-    curve = RunConfig().curve() | {"data_fingerprint": "a"}
+    curve = RunConfig().reproducibility_keys() | {"data_fingerprint": "a"}
     write(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(curve))
     with pytest.raises(GrowthError, match=r"these keys differ: mixture \(None, now \{'a': 1\}\)"):
@@ -178,7 +179,7 @@ def test_keys_that_have_no_default_are_nothing_where_they_are_absent(tmp_path):
 
 @pytest.mark.parametrize("trained", ["records", "checkpoint"])
 def test_a_folder_in_which_nothing_was_trained_is_anybodys(tmp_path, trained):
-    first, other = RunConfig(model="small").curve(), RunConfig(model="small.json").curve()
+    first, other = RunConfig(model="small").reproducibility_keys(), RunConfig(model="small.json").reproducibility_keys()
     assert not claim(tmp_path, first, resume=True)
     assert not claim(tmp_path, other, resume=True)  # the first failed before its first record
     assert not claim(tmp_path, other, resume=False)
@@ -195,10 +196,10 @@ def test_a_folder_in_which_nothing_was_trained_is_anybodys(tmp_path, trained):
 
 
 def test_a_configuration_with_a_model_in_it_survives_the_round_trip(tmp_path):
-    curve = RunConfig(model={"hidden_size": 8, "list": [1, 2]}).curve()
+    curve = RunConfig(model={"hidden_size": 8, "list": [1, 2]}).reproducibility_keys()
     assert not claim(tmp_path, curve, resume=True)
     write(tmp_path)
     assert claim(tmp_path, curve, resume=True)  # the same run again, with no checkpoint yet
     # Negative control: a change inside the model is another run.
     with pytest.raises(GrowthError, match="these keys differ: model"):
-        claim(tmp_path, RunConfig(model={"hidden_size": 8, "list": [1, 3]}).curve(), resume=True)
+        claim(tmp_path, RunConfig(model={"hidden_size": 8, "list": [1, 3]}).reproducibility_keys(), resume=True)

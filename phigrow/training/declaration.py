@@ -1,0 +1,103 @@
+"""Declare a setting of a training run once: type, default, help, range, and the role it plays elsewhere.
+
+Lists of settings are not written anywhere else. What a resumed run must repeat, what arms of a comparison must share,
+what a study decides by itself: all of these are read off the roles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import numbers
+from typing import Any
+
+from phigrow.errors import GrowthError
+
+
+class Role(enum.Flag):
+    """What else depends on a setting. A setting may have several roles, or none."""
+
+    NONE = 0
+    RESUME = enum.auto()
+    """The loss curve depends on it, so a resumed run must have the same value."""
+    ARMS = enum.auto()
+    """All arms of a comparison must have the same value."""
+    START = enum.auto()
+    """It chooses the first weights, in which arms differ by design."""
+    BRANCH = enum.auto()
+    """A branch may have another value than its trunk."""
+    STUDY = enum.auto()
+    """A study decides it, so a study file must not set it."""
+    STAGES = enum.auto()
+    """A recipe of stages decides it, so the recipe must not set it."""
+    OPERATIONAL = enum.auto()
+    """It changes nothing in the records of a finished run except seconds, so finished runs stay valid."""
+
+
+RESUME, ARMS, START, BRANCH = Role.RESUME, Role.ARMS, Role.START, Role.BRANCH
+STUDY, STAGES, OPERATIONAL = Role.STUDY, Role.STAGES, Role.OPERATIONAL
+DECIDED = STUDY | STAGES
+
+
+def key(
+    default: Any,
+    help: str,
+    *,
+    role: Role = Role.NONE,
+    ge: float | None = None,
+    le: float | None = None,
+    choices: tuple[str, ...] = (),
+    unset: Any = None,
+) -> Any:
+    """Declare one setting, as a field of a dataclass.
+
+    Args:
+        default: value of a run that does not set it. A run folder or record without the setting has this value.
+        help: one or two sentences, with the unit.
+        role: what else depends on the setting.
+        ge, le: smallest and largest allowed value; of a list, of each of its items.
+        choices: allowed words.
+        unset: value that None stands for, where there is one that does not depend on other settings.
+    """
+    if OPERATIONAL in role and role & (RESUME | ARMS | START):
+        raise ValueError(f"an operational setting cannot have the role {role & (RESUME | ARMS | START)}")
+    metadata = {"help": help, "role": role, "ge": ge, "le": le, "choices": choices, "unset": unset}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_ranges(settings: Any) -> None:
+    """Check every value of a dataclass of settings against its declared range and choices.
+
+    Raises:
+        GrowthError: a value lies outside its range or is none of its choices.
+    """
+    for field in dataclasses.fields(settings):
+        value, choices = getattr(settings, field.name), field.metadata["choices"]
+        if choices and value is not None and value not in choices:
+            raise GrowthError(f"{field.name} is {value!r}", where=field.name, fix=f"one of {', '.join(choices)}")
+        ge, le = field.metadata["ge"], field.metadata["le"]
+        if value is None or (ge is None and le is None):
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            kind = numbers.Integral if isinstance(value, list) else numbers.Real
+            wrong = isinstance(item, bool) or not isinstance(item, kind)
+            if wrong or not (ge is None or item >= ge) or not (le is None or item <= le):
+                text = f"{field.name} has {item!r}" if isinstance(value, list) else f"{field.name} is {value!r}"
+                raise GrowthError(text, where=field.name, fix=f"give {allowed(field)}")
+
+
+def allowed(field: dataclasses.Field[Any]) -> str:
+    """Describe the range of a setting, such as ``1 or more``; empty where it has none.
+
+    >>> allowed(dataclasses.fields(dataclasses.make_dataclass("S", [("zero", int, key(1, "", ge=0, le=3))]))[0])
+    'a value from 0 to 3'
+    """
+    ge, le = field.metadata["ge"], field.metadata["le"]
+    if ge is not None and le is not None:
+        return f"a value from {ge:g} to {le:g}"
+    return f"{ge:g} or more" if ge is not None else f"{le:g} or less" if le is not None else ""
+
+
+def names_with(settings: type, role: Role) -> tuple[str, ...]:
+    """Name the settings that have any of the given roles, in the order of their declaration."""
+    return tuple(field.name for field in dataclasses.fields(settings) if field.metadata["role"] & role)
