@@ -1,4 +1,4 @@
-"""Whether a checkpoint's files are what was written: sizes, hashes, a marker, and a loader that runs no code."""
+"""Check that a checkpoint's files are those that were written, and load them without running code."""
 
 from __future__ import annotations
 
@@ -12,39 +12,32 @@ from typing import Any
 
 import xxhash
 
+from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_json, sync_folder
+from phigrow.files.untrusted import read_json_strict
+
 MARKER = "complete.json"
 _OWNER = re.compile(r"rank_?(\d+)")
 _BLOCK = 1 << 24
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
 def write_marker(folder: Path, content: dict[str, Any], files: dict[str, Any]) -> None:
-    """Declare a folder complete: ``content``, the digests of its files, and a hash of both."""
+    """Declare a folder complete: write ``content``, the digests of its files, and a hash of both."""
     content = {**content, "files": dict(sorted(files.items()))}
-    write_json(folder / MARKER, {**content, "xxh3_128": _hash_of(content)})
+    atomic_json(folder / MARKER, {**content, "xxh3_128": _hash_of(content)})
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
-    """Return what a marker says.
+    """Return the content of a folder's marker.
 
     Raises:
-        ValueError: it cannot be read, or is not what was written; the text says how.
+        ValueError: the marker cannot be read, or is not the one that was written; the text says how.
     """
     try:
-        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json_strict(folder / MARKER, "a marker")
+    except GrowthError as error:
         raise ValueError(f"{MARKER} cannot be read") from error
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+    if not isinstance(content.get("files"), dict):
         raise ValueError(f"{MARKER} has no hashes of the files")
     if content.pop("xxh3_128", None) != _hash_of(content):
         raise ValueError(f"{MARKER} is not what was written")
@@ -64,7 +57,7 @@ def digests(folder: Path, rank: int = 0, size: int = 1) -> dict[str, dict[str, A
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             found[name] = digest(path)
-            _sync(path.parent)
+            sync_folder(path.parent)
     return found
 
 
@@ -129,13 +122,3 @@ def digest(path: Path) -> dict[str, Any]:
 
 def _hash_of(content: dict[str, Any]) -> str:
     return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder's names onto the disk, where the file system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -19,7 +19,7 @@ import numpy as np
 
 from phigrow.checkpoints.bits import STORED, Bits, as_bytes, tensor_of
 from phigrow.errors import GrowthError
-from phigrow.files.untrusted import MOST_JSON_BYTES, contained, parse_object, read_object
+from phigrow.files.untrusted import MOST_JSON_BYTES, contained, parse_json_strict, read_json_strict
 
 if TYPE_CHECKING:
     import torch
@@ -193,7 +193,7 @@ def read_weight_map(path: Path, suffix: str) -> dict[str, str]:
     Raises:
         GrowthError: no index, or one that names anything but a file of that suffix beside it.
     """
-    weight_map = read_object(path, "an index of shards").get("weight_map")
+    weight_map = read_json_strict(path, "an index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         why = "weight_map is not an object that gives every tensor a file"
         raise GrowthError("an index of shards that cannot be read", where=str(path), why=why)
@@ -240,7 +240,7 @@ def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
             why=f"{size} bytes, header of {length}",
             fix="it is truncated, or a placeholder (git lfs) for the real file: fetch it again",
         )
-    header = parse_object(os.pread(descriptor, length, 8), "a safetensors header", str(path))
+    header = parse_json_strict(os.pread(descriptor, length, 8), "a safetensors header", str(path))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         why = "__metadata__ is not an object of texts"

@@ -20,14 +20,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.checkpoints.integrity import damage, digests, read_marker, restricted_pickles, write_json, write_marker
+from phigrow.checkpoints.integrity import damage, digests, read_marker, restricted_pickles, write_marker
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_json
+from phigrow.files.staged_folder import staged_folder
+from phigrow.files.untrusted import read_json_strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,26 +60,19 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
             why="DeepSpeed cannot convert it",
             fix="resume as it was written, with the same ranks and stage",
         )
-    partial = folder.with_name(f".{folder.name}.partial")
-    for old in (partial, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir(parents=True)
     from torch.utils.serialization import config
 
-    try:
+    shutil.rmtree(folder, ignore_errors=True)
+    with staged_folder(folder) as partial:
         # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
         with restricted_pickles(), config.patch("load.mmap", True):  # type: ignore[attr-defined]
             if any(source.glob("*_optim_states.pt")):
                 _convert_zero(source, partial)
             else:
                 _convert_plain(source, partial)
-            write_json(partial / STATE, _state(source, partial))
+            atomic_json(partial / STATE, _state(source, partial))
         said = {key: value for key, value in marker.items() if key != "files"}
         write_marker(partial, said | {"universal": True}, digests(partial))
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def whole(folder: Path) -> bool:
@@ -201,7 +195,7 @@ def load_state(engine: Any, folder: Path) -> dict[str, Any]:
             where=str(folder),
             fix="resume with offload_optimizer on cpu, or with the ranks and stage that wrote the checkpoint",
         )
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    state = read_json_strict(folder / STATE, "the state of an optimizer")
     optimizer, base = engine.optimizer, engine.basic_optimizer
     _make_states(optimizer, base)
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.untrusted import read_json_strict
 
 FORMAT = 1
 """The version of the folder's layout, in ``data.json``."""
@@ -75,7 +75,7 @@ def read_facts(root: Path) -> dict[str, Any]:
             why=f"it lacks {', '.join(missing)}" if root.is_dir() else None,
             fix=f"make one: phigrow data --out {root}",
         )
-    info: dict[str, Any] = json.loads((root / FACTS).read_text(encoding="utf-8"))
+    info = read_json_strict(root / FACTS, "a description of packed blocks")
     if info.get("format_version") != FORMAT:
         raise GrowthError(
             f"packed blocks of format version {info.get('format_version')!r}",

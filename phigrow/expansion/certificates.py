@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from phigrow.checkpoints.bits import as_bytes
 from phigrow.checkpoints.hub import display_name, locate
 from phigrow.checkpoints.reader import ITEM_BYTES, CheckpointReader, StoredTensor
 from phigrow.errors import GrowthError
 from phigrow.expansion.verify import Certificate
+from phigrow.files.atomic import atomic_json
+from phigrow.files.untrusted import read_json_strict
 
 FORMAT = 1
 BLOCK_BYTES = 1 << 22
@@ -49,10 +49,8 @@ def save_certificate(
         "source": {"name": display_name(src), "tensors": tensor_hashes(locate(src, revision))},
         "destination": {"name": display_name(dst), "tensors": tensor_hashes(locate(dst))},
     }
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        atomic_json(path, content)
     except OSError as error:
         raise GrowthError("the certificate cannot be written", where=str(path), why=str(error)) from error
 
@@ -67,7 +65,7 @@ def check_certificate(path: Path, src: str | Path, dst: str | Path, revision: st
         GrowthError: the certificate or either side cannot be read.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_strict(path, "a certificate", nan=True)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
         certified = {side: dict(content[side]["tensors"]) for side in ("source", "destination")}

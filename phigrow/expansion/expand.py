@@ -16,7 +16,7 @@ from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.errors import GrowthError
 from phigrow.expansion.provenance import command_line, installed_version, model_card, provenance, sha256_of
 from phigrow.expansion.write_tensors import stream
-from phigrow.files.staged_folder import PartialFolder
+from phigrow.files.staged_folder import StagedFolder
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.matrices import FILE, read_maps
 from phigrow.growth.plan import Plan
@@ -94,7 +94,7 @@ def expand(
             "shard_bytes": shard_bytes,
             "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in reader.files],
         }
-        with PartialFolder(out, identity) as partial:
+        with StagedFolder(out, identity) as partial:
             try:
                 _check_space(plan, dtype, partial)
                 writer = CheckpointWriter(partial.path, {g.name: g.shape for g in plan.tensors()}, dtype, shard_bytes)
@@ -250,7 +250,7 @@ def resolve_dtype(dtype: str | None, reader: CheckpointReader) -> str:
     return largest.dtype_name
 
 
-def _check_space(plan: Plan, dtype: str, partial: PartialFolder) -> None:
+def _check_space(plan: Plan, dtype: str, partial: StagedFolder) -> None:
     """Refuse before writing what the file system cannot hold."""
     needed = output_bytes(plan, dtype)
     there = sum(file.stat().st_blocks * 512 for file in partial.path.iterdir())

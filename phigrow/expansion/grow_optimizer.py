@@ -7,7 +7,6 @@ memory there is one destination tensor and blocks of its source. The output has 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -23,13 +22,16 @@ import numpy as np
 
 from phigrow.checkpoints import universal
 from phigrow.checkpoints.bits import is_finite, tensor_of
-from phigrow.checkpoints.integrity import digest, write_json, write_marker
+from phigrow.checkpoints.integrity import digest, write_marker
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
+from phigrow.expansion.progress_bar import progress_bar
 from phigrow.expansion.provenance import installed_version
 from phigrow.expansion.trained import Trained, as_universal, check_step, find_trained, position_in_data
-from phigrow.expansion.write_tensors import block_rows, progress_bar
-from phigrow.files.staged_folder import PartialFolder, remove
+from phigrow.expansion.write_tensors import block_rows
+from phigrow.files.atomic import atomic_json
+from phigrow.files.staged_folder import StagedFolder, remove
+from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.lift import InMemory, Lift
 from phigrow.growth.moments import POWER, STATES, moment_growth
 from phigrow.growth.plan import Plan, TensorGrowth
@@ -95,7 +97,7 @@ def grow_optimizer(
         "files": source.marker["files"] if source.marker else source.sizes(),
     }
     work = out.parent / f".{out.name}.source"
-    with PartialFolder(out, identity) as unfinished:
+    with StagedFolder(out, identity) as unfinished:
         if not unfinished.resumed:
             remove(work)  # a conversion that another run left, of another checkpoint
         try:
@@ -105,7 +107,7 @@ def grow_optimizer(
                 files = _Writer(plan, folder, weights, unfinished, state).write(progress)
             content = _content(source, folder, plan, state)
             content["seconds"] = round(time.perf_counter() - began, 3)
-            write_json(unfinished.path / universal.STATE, content)
+            atomic_json(unfinished.path / universal.STATE, content)
             files[universal.STATE] = digest(unfinished.path / universal.STATE)
             write_marker(unfinished.path, {"universal": True, "grown": content["grown"]}, files)
             unfinished.finish(overwrite=overwrite)
@@ -173,7 +175,7 @@ class _Writer:
     """Writes the state of every tensor, leaving out the files that an earlier run of the same growth wrote."""
 
     def __init__(
-        self, plan: Plan, folder: Path, weights: CheckpointReader, unfinished: PartialFolder, state: str
+        self, plan: Plan, folder: Path, weights: CheckpointReader, unfinished: StagedFolder, state: str
     ) -> None:
         self.plan, self.folder, self.weights, self.unfinished, self.state = plan, folder, weights, unfinished, state
         self.quiet = replace(plan, noise=0.0)
@@ -277,7 +279,7 @@ def _live_names(plan: Plan, folder: Path) -> dict[str, str]:
 
 def adam_step(folder: Path) -> float:
     """The steps that Adam has counted in a universal folder."""
-    return float(json.loads((folder / universal.STATE).read_text(encoding="utf-8"))["adam_step"])
+    return float(read_json_strict(folder / universal.STATE, "the state of an optimizer")["adam_step"])
 
 
 def _check_weights(value: torch.Tensor, weights: CheckpointReader, growth: TensorGrowth) -> None:
@@ -312,7 +314,7 @@ def _save(value: torch.Tensor, path: Path) -> None:
 
 def _content(source: Trained, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
     """What ``state.json`` says: Adam's step, the loss scale, where it comes from, and where the data stood."""
-    former = json.loads((folder / universal.STATE).read_text(encoding="utf-8"))
+    former = read_json_strict(folder / universal.STATE, "the state of an optimizer")
     return {
         "adam_step": 0.0 if state == "reset" else former["adam_step"],
         "loss_scaler": former["loss_scaler"],

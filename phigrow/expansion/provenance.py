@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from phigrow.files.untrusted import read_object
+from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.origins import Part, anatomy
 from phigrow.growth.plan import Plan
 from phigrow.models.config import Config
@@ -104,9 +104,9 @@ def _training_of(folder: Path) -> Any:
     """What the folder's training cost; a grown folder that was not trained yet cost what its own source did."""
     training, grown = folder / "training.json", folder / "phigrow.json"
     if training.is_file():
-        return read_object(training, "a training.json")
+        return read_json_strict(training, "a training.json")
     if grown.is_file():
-        source = read_object(grown, "a phigrow.json").get("source")
+        source = read_json_strict(grown, "a phigrow.json").get("source")
         return source.get("training") if isinstance(source, dict) else None
     return None
 

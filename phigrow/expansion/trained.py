@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from phigrow.checkpoints import universal
 from phigrow.checkpoints.integrity import MARKER, damage, read_marker
 from phigrow.checkpoints.run_checkpoints import RUN_FILE, UNIVERSAL, marked_checkpoints
 from phigrow.errors import GrowthError
-from phigrow.expansion.write_tensors import progress_bar
+from phigrow.expansion.progress_bar import progress_bar
+from phigrow.files.untrusted import read_json_strict
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def position_in_data(source: Trained) -> dict[str, Any] | None:
     path = source.folder.parent.parent / RUN_FILE
     if not source.marker or "progress" not in source.marker or not path.is_file():
         return None
-    run, progress = json.loads(path.read_text(encoding="utf-8")), source.marker["progress"]
+    run, progress = read_json_strict(path, "the settings of a run"), source.marker["progress"]
     blocks = progress.get("blocks") or progress["step"] * run["batch"]
     known = {key: run.get(key) for key in ("seed", "data_fingerprint", "mixture")}
     return {"blocks": blocks, "position": progress.get("data"), **known}

@@ -14,7 +14,8 @@ from phigrow.checkpoints.bits import LARGEST, is_finite
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.errors import GrowthError
-from phigrow.files.staged_folder import PartialFolder
+from phigrow.expansion.progress_bar import progress_bar
+from phigrow.files.staged_folder import StagedFolder
 from phigrow.growth.lift import Lift
 from phigrow.growth.plan import Plan
 
@@ -30,7 +31,7 @@ def stream(
     plan: Plan,
     reader: CheckpointReader,
     writer: CheckpointWriter,
-    partial: PartialFolder,
+    partial: StagedFolder,
     dtype: str,
     *,
     allow_nonfinite: bool,
@@ -65,7 +66,7 @@ def _write_all(
     plan: Plan,
     reader: CheckpointReader,
     writer: CheckpointWriter,
-    partial: PartialFolder,
+    partial: StagedFolder,
     dtype: str,
     allow_nonfinite: bool,
     progress: bool,
@@ -114,7 +115,7 @@ def block_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def _block(
-    writer: CheckpointWriter, partial: PartialFolder, lift: Lift, start: int, stop: int, allow_nonfinite: bool
+    writer: CheckpointWriter, partial: StagedFolder, lift: Lift, start: int, stop: int, allow_nonfinite: bool
 ) -> None:
     name = lift.growth.name
     known = partial.done.get((name, start))
@@ -145,26 +146,3 @@ def _refuse_nonfinite(lift: Lift) -> None:
         why=f"its largest finite value is {LARGEST[lift.dtype]:g}",
         fix="use --dtype bfloat16 or float32",
     )
-
-
-class progress_bar:
-    """A rich progress bar whose ``with`` gives a callback that advances it, or a silent one."""
-
-    def __init__(self, description: str, total: int, shown: bool) -> None:
-        self.description, self.total, self.shown = description, total, shown
-
-    def __enter__(self) -> Callable[[object], None]:
-        if not self.shown:
-            return lambda _: None
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
-        self._bar.start()
-        task = self._bar.add_task(self.description, total=self.total)
-        return lambda _: self._bar.advance(task)
-
-    def __exit__(self, *_: object) -> None:
-        if self.shown:
-            self._bar.stop()

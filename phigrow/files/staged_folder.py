@@ -1,72 +1,100 @@
-"""The unfinished output folder of an expansion: locked, resumable, and visibly not a checkpoint.
+"""Make a folder completely or not at all.
 
-``.NAME.partial`` holds the shards at their final size and ``journal.jsonl``: what is being made, then one line for
-every block of rows whose values are in place, with a checksum. A run that was killed leaves both; the next run of the
-same expansion checks the blocks that the journal names and writes only the others, so the bytes are the same. A run of
-anything else starts afresh. The folder gets its real name when everything is there.
+A folder OUT is made under the hidden name ``.OUT.partial`` and renamed at the end, so that no reader meets half of it.
+One process at a time owns the hidden folder. `staged_folder` starts afresh every time. `StagedFolder` can be resumed:
+``journal.jsonl`` names what is being made, and then every block whose values are in place, with a checksum. The next
+run of the same work checks these blocks and writes only the others, so its bytes are the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import sync_folder
+from phigrow.files.lock import locked
 from phigrow.files.output import writing
 
 JOURNAL = "journal.jsonl"
+CONTENT = "content"
 
 Block = tuple[str, int]
 """A tensor and the first row of a block of it."""
 
 
-class PartialFolder:
-    """The folder beside ``out`` in which it is made, held by one process at a time.
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder, which becomes ``out`` when the block ends without an error; a context.
+
+    An older ``out`` is replaced at that moment. The parent of the given folder is scratch space, which goes at the
+    end of the block.
+
+    Raises:
+        GrowthError: another process makes the same folder, or the hidden folder cannot be made.
+        OSError: the folder cannot be renamed.
+    """
+    with StagedFolder(out, None) as staged:
+        try:
+            content = staged.path / CONTENT
+            content.mkdir()
+            yield content
+            move_folder(content, out)
+        except BaseException:
+            staged.discard()
+            raise
+        shutil.rmtree(staged.path, ignore_errors=True)
+
+
+class StagedFolder:
+    """The hidden folder in which ``out`` is made. One process at a time owns it, and a killed one can be continued.
 
     Args:
-        out: the folder that will be.
-        identity: everything that decides its bytes; an unfinished folder of another identity is discarded.
+        out: the final folder.
+        identity: everything that decides the bytes of ``out``. An unfinished folder of another identity is emptied;
+            with None every one is.
 
     Attributes:
-        path: the unfinished folder.
-        resumed: it was there, of the same identity.
+        path: the hidden folder.
+        resumed: an unfinished folder of the same identity was there.
         done: checksum of every block that the journal names.
 
     Raises:
-        GrowthError: another process is writing it, or it cannot be made.
+        GrowthError: another process owns the folder, or it cannot be made.
     """
 
-    def __init__(self, out: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, out: Path, identity: dict[str, Any] | None) -> None:
         self.out = out
         self.path = out.parent / f".{out.name}.partial"
         self.done: dict[Block, str] = {}
         self._writing = Lock()
+        self._owned = ExitStack()
         self._made = [folder for folder in self.path.parents if not folder.exists()]
         with writing(out):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._file = (self.path / JOURNAL).open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise GrowthError(
-                "another process is writing this output", where=str(out), fix="wait for it, or choose another --out"
-            ) from error
-        self.resumed = self._read(identity)
+            self._journal = self._owned.enter_context(
+                locked(
+                    self.path / JOURNAL,
+                    "another process is writing this output",
+                    where=out,
+                    fix="wait for it, or choose another --out",
+                )
+            )
+        self.resumed = identity is not None and self._read(identity)
         if not self.resumed:
             self._start_afresh(identity)
 
     def _read(self, identity: dict[str, Any]) -> bool:
-        self._file.seek(0)
-        content = self._file.read()
-        lines = content.split(b"\n")[:-1]  # a line without its end was cut off by the kill
+        self._journal.seek(0)
+        content = self._journal.read()
+        lines = content.split(b"\n")[:-1]  # a kill may have cut off the last line
         try:
             if json.loads(lines[0]) != identity:
                 return False
@@ -76,67 +104,63 @@ class PartialFolder:
         except (IndexError, ValueError, TypeError):
             self.done.clear()
             return False
-        self._file.truncate(sum(len(line) + 1 for line in lines))
+        self._journal.truncate(sum(len(line) + 1 for line in lines))
         return True
 
-    def _start_afresh(self, identity: dict[str, Any]) -> None:
+    def _start_afresh(self, identity: dict[str, Any] | None) -> None:
         for each in self.path.iterdir():
             if each.name != JOURNAL:
-                shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
-        self._file.truncate(0)
+                remove(each)
+        self._journal.truncate(0)
         self._append(json.dumps(identity))
 
     def record(self, name: str, row: int, checksum: str) -> None:
-        """Say that a block is in place; thread-safe."""
+        """Note in the journal that a block is in place; thread-safe."""
         self._append(json.dumps([name, row, checksum]))
 
     def _append(self, line: str) -> None:
         with self._writing:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
+            self._journal.write(line.encode() + b"\n")
+            self._journal.flush()
 
     def finish(self, *, overwrite: bool) -> None:
-        """Give the folder its real name; what stood there goes only when the new one is in place.
+        """Give the folder its final name. An older folder is removed only when the new one is in place.
 
         Raises:
-            GrowthError: something stands there and may not be replaced.
+            GrowthError: ``out`` exists and ``overwrite`` is off.
         """
-        (self.path / JOURNAL).unlink()
-        former = self.out.parent / f".{self.out.name}.replaced"
-        if overwrite and (self.out.exists() or self.out.is_symlink()):
-            remove(former)
-            self.out.rename(former)
-        elif self.out.exists():
+        if self.out.exists() and not overwrite:
             raise GrowthError("the output folder exists", where=str(self.out), fix="choose another --out")
-        self.path.rename(self.out)
-        sync_folder(self.out.parent)
-        remove(former)
+        (self.path / JOURNAL).unlink()
+        move_folder(self.path, self.out)
 
     def discard(self) -> None:
-        """Remove the unfinished folder, and the folders above it that were made for it."""
+        """Remove the hidden folder, and the folders above it that were made for it."""
         shutil.rmtree(self.path, ignore_errors=True)
         for folder in self._made:
-            with contextlib.suppress(OSError):  # something else has come to lie in it
+            with contextlib.suppress(OSError):  # another file was put into it meanwhile
                 folder.rmdir()
 
     def close(self) -> None:
-        """Let go of the lock."""
-        self._file.close()
+        """Release the lock."""
+        self._owned.close()
 
-    def __enter__(self) -> PartialFolder:
+    def __enter__(self) -> StagedFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def move_folder(folder: Path, out: Path) -> None:
+    """Rename a finished folder to ``out``. What stood there is set aside as ``.OUT.replaced``, then removed."""
+    former = out.parent / f".{out.name}.replaced"
+    if out.exists() or out.is_symlink():
+        remove(former)
+        out.rename(former)
+    folder.rename(out)
+    sync_folder(out.parent)
+    remove(former)
 
 
 def remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading what a stranger wrote: files that stay inside their folder, and JSON that says one thing only."""
+"""Read files that a stranger may have written: paths that stay inside their folder, and strict JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NoReturn
 from phigrow.errors import GrowthError
 
 MOST_JSON_BYTES = 1 << 25
-"""32 MiB: more than the header of the largest model that phigrow takes (10,000 layers), less than parsing can inflate
-beyond an ordinary machine's memory. The safetensors library allows 100 MB."""
+"""32 MiB. The header of the largest model that phigrow takes (10,000 layers) is smaller, and parsing so much JSON fits
+into an ordinary machine's memory. The safetensors library allows 100 MB."""
 
 MOST_DEPTH = 64
-"""Of nested JSON: what is read here must also be written again, from wherever on the stack."""
+"""Deepest nesting of JSON. Content must be writable again from any depth of the call stack."""
 
 
 def contained(folder: Path, name: str) -> Path:
-    """The path of a file directly inside a folder, whether or not it exists.
+    """Return the path of a file directly inside a folder; it need not exist.
 
     A symbolic link may not leave the folder, or a hostile checkpoint could have any file of this machine copied into
     a grown model. The cache of the Hugging Face hub is made of links, ``models--OWNER--NAME/snapshots/COMMIT/file`` to
@@ -48,35 +48,37 @@ def contained(folder: Path, name: str) -> Path:
     return path
 
 
-def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json_strict(path: Path, what: str, *, nan: bool = False) -> dict[str, Any]:
+    """Return the JSON object in a file.
 
     Args:
         path: a file.
-        what: what it should be, for messages, such as ``a configuration``.
+        what: the kind of file, for messages, such as ``a configuration``.
+        nan: accept NaN and Infinity, which Python writes although they are not JSON.
 
     Raises:
-        GrowthError: as `parse_object`, or the file cannot be read.
+        GrowthError: as `parse_json_strict`, or the file cannot be read.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MOST_JSON_BYTES + 1)
     except OSError as error:
         raise GrowthError(f"{what} that cannot be read", where=str(path), why=str(error)) from error
-    return parse_object(data, what, str(path))
+    return parse_json_strict(data, what, str(path), nan=nan)
 
 
-def parse_object(data: bytes, what: str, where: str) -> dict[str, Any]:
-    """The JSON object in UTF-8 text, read strictly.
+def parse_json_strict(data: bytes, what: str, where: str, *, nan: bool = False) -> dict[str, Any]:
+    """Return the JSON object in UTF-8 text.
 
     Raises:
-        GrowthError: too long, not UTF-8, not JSON (NaN and Infinity are not), nested too deep, no object, or a key
-            that stands there twice, of which a lenient reader would keep the last in silence.
+        GrowthError: the text is too long, not UTF-8, not JSON, nested too deep or no object; or a key appears twice,
+            of which a lenient reader would keep the last in silence.
     """
     if len(data) > MOST_JSON_BYTES:
         raise GrowthError(f"{what} that cannot be read", where=where, why=f"it is longer than {MOST_JSON_BYTES} bytes")
     try:
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant)
+        constant = float if nan else _no_constant
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=constant)
         _check_depth(content)
         if b"\\u" in data:  # an escape can spell half a character, which no file can hold
             json.dumps(content, ensure_ascii=False).encode("utf-8")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_path
 
 Floats = npt.NDArray[np.float64]
 
@@ -120,10 +121,10 @@ def write_maps(folder: Path, tensors: Mapping[str, npt.NDArray[Any]], record: di
     """Write matrices, as float32, with how they were learned; the file is there whole or not at all."""
     from safetensors.numpy import save_file
 
-    partial, file = folder / f".{FILE}.partial", folder / FILE
+    file = folder / FILE
     held = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()}
-    save_file(held, partial, metadata={_RECORD: json.dumps(record, sort_keys=True)})
-    partial.replace(file)
+    with atomic_path(file) as unfinished:
+        save_file(held, unfinished, metadata={_RECORD: json.dumps(record, sort_keys=True)})
     return Maps(_sha256(file), file)
 
 

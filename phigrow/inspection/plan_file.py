@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
-from phigrow.files.untrusted import read_object
+from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.origins import named
 from phigrow.growth.plan import Plan
 from phigrow.inspection.tallies import by_line, totals
@@ -50,7 +50,7 @@ def read_plan_file(path: str | Path) -> PlanFile:
             why="the folder has no phigrow.json" if path.is_dir() else "there is no such file or folder",
             fix="give a folder that phigrow expand wrote, its phigrow.json, or a file of phigrow plan --json",
         )
-    data = read_object(file, "a plan")
+    data = read_json_strict(file, "a plan")
     try:
         record = data if "plan" in data else None
         content = data["plan"] if record else data

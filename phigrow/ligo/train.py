@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from phigrow.errors import GrowthError
 from phigrow.expansion.expand import check_source
 from phigrow.expansion.provenance import installed_version
 from phigrow.files.output import writing
+from phigrow.files.staged_folder import staged_folder
 from phigrow.growth.matrices import write_maps
 from phigrow.growth.plan import Plan
 from phigrow.growth.planner import plan as make_plan
@@ -119,18 +119,8 @@ def _best(world: Any) -> str:
 
 
 def _write(out: Path, matrices: dict[str, Any], record: dict[str, Any]) -> None:
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with writing(out):
-        try:
-            partial.mkdir(parents=True)
-            write_maps(partial, matrices, record)
-            if out.exists():
-                shutil.rmtree(out)
-            partial.rename(out)
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with writing(out), staged_folder(out) as folder:
+        write_maps(folder, matrices, record)
 
 
 class _Run:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phigrow.files.atomic import atomic_path, atomic_write
 from phigrow.files.output import writing
 from phigrow.measure.compare import compare
 from phigrow.measure.data import as_json
@@ -98,9 +98,10 @@ def _write(comparison: Comparison, folder: Path) -> None:
     with writing(folder):
         for name, figure in figures.items():
             for ending in FORMATS:
-                _put(folder / f"{name}.{ending}", lambda path, figure=figure: save(figure, path))  # type: ignore[misc]
+                with atomic_path(folder / f"{name}.{ending}") as path:
+                    save(figure, path)
         for name, text in texts.items():
-            _put(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            atomic_write(folder / name, text)
 
 
 @contextmanager
@@ -111,7 +112,9 @@ def _made(folder: Path) -> Iterator[Path]:
         with writing(folder):
             made = [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-            _put(folder / "report.md", lambda path: path.touch(), keep=False)
+            probe = folder / ".report.partial"  # a folder can be there and refuse files
+            probe.touch()
+            probe.unlink()
         yield folder
     except BaseException:
         for each in made:
@@ -151,14 +154,3 @@ def markdown_report(comparison: Comparison, figures: Iterable[str] = ("curves",)
         *(["Settings that differ:", markdown_table(differences)] if differences else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _put(path: Path, write: Callable[[Path], object], *, keep: bool = True) -> None:
-    # The ending stays last: it is what tells matplotlib the format.
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        write(partial)
-        if keep:
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

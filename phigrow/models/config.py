@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
-from phigrow.files.untrusted import contained, read_object
+from phigrow.files.untrusted import contained, read_json_strict
 
 Config = dict[str, Any]
 
@@ -35,10 +35,10 @@ def load_config(ref: str | Path | Config) -> Config:
     if path.is_dir():
         path = contained(path, "config.json")
     if path.is_file():
-        return read_object(path, "a configuration")
+        return read_json_strict(path, "a configuration")
     if (name := shipped_name(ref)) is not None:
         with resources.as_file(resources.files("phigrow.models") / "configs" / name) as shipped:
-            return read_object(shipped, "a configuration")
+            return read_json_strict(shipped, "a configuration")
     if Path(ref).is_dir():
         export = Path(ref) / "export"
         raise GrowthError(

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from phigrow.files.atomic import atomic_write
+
 FILE = "records.jsonl"
 
 
@@ -37,9 +39,7 @@ class RecordWriter:
         kept = [] if resume_step is None else truncated(before, resume_step)
         if run is not None:
             kept = [_line("run", run), *(line for line in kept if _type(line) not in ("run", "resume"))]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self.path)
+        atomic_write(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, type: str, **values: Any) -> None:

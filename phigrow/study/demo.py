@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_json
 from phigrow.study import Arm, Source, Study, jobs_of, run_study
 
 METHODS = ("wr", "tile", "lossless")
@@ -157,4 +158,4 @@ def _certify(study: Study, say: Callable[[str], None]) -> None:
             f"  {job.name} max |dlogit| {found['max_abs_dlogit']:.2g}, loss {found['source_loss']:.3f} -> "
             f"{found['destination_loss']:.3f}"
         )
-    path.write_text(json.dumps(certificates, indent=1) + "\n", encoding="utf-8")
+    atomic_json(path, certificates)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from phigrow.files.atomic import atomic_write
 
 Record = dict[str, Any]
 
@@ -76,9 +77,7 @@ def write_joined(folders: Sequence[Path], out: Path, arm: str, steps: int) -> No
     if not runs:
         return
     text = "".join(json.dumps(record) + "\n" for record in joined(runs, arm, steps))
-    partial = out / f".{FILE}.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, out / FILE)
+    atomic_write(out / FILE, text)
 
 
 def read_records(folder: Path) -> list[Record]:

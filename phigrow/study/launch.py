@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_json
 from phigrow.files.output import make_folder
 from phigrow.training import service
 from phigrow.training.loop import STOP_FILE
@@ -119,9 +120,7 @@ class Ranks:
         assert self._folder is not None
         (folder / GROUP).write_text(str(self._process.pid))
         order = {"recipe": str((folder / RECIPE).absolute()), "log": str((folder / LOG).absolute())}
-        partial = self._folder / "partial"
-        partial.write_text(json.dumps(order), encoding="utf-8")
-        partial.replace(service.asked(self._folder, self._number))
+        atomic_json(service.asked(self._folder, self._number), order)
 
     def ended(self) -> bool:
         """Whether the run has ended.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phigrow.files.atomic import atomic_json
 from phigrow.study.jobs import Job
 from phigrow.study.settings import Arm, Study
 
@@ -71,9 +72,7 @@ def finish(job: Job, wall: float, flops: float, before: float) -> dict[str, Any]
     }
     content = {"key": job.key, "step": last["step"], "heldout_loss": last["loss"], "loss": step["loss"], **ran}
     content |= {"lr": json.loads((job.folder / RECORDS).open(encoding="utf-8").readline())["config"]["lr"]}
-    partial = job.folder / f".{DONE}.partial"
-    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    partial.replace(job.folder / DONE)
+    atomic_json(job.folder / DONE, content, indent=None)
     if job.kind != "trunk" and not job.keeps:
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     return content

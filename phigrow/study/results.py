@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_json
 from phigrow.study import progress
 from phigrow.study.jobs import Job
 from phigrow.study.settings import Study
@@ -28,7 +27,7 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
 
     sweeps = sweep_results(study, jobs)
     if sweeps is not None:
-        _write(study.out / "sweep.json", json.dumps(sweeps, indent=1) + "\n")
+        atomic_json(study.out / "sweep.json", sweeps)
         for line in sweep_lines(sweeps):
             say(line)
     ends = [job for job in jobs if job.kind == "end" and progress.done(job) is not None]
@@ -77,9 +76,3 @@ def sweep_lines(sweeps: dict[str, Any]) -> list[str]:
             f"the sweep's {found['tokens'] / 1e6:.3g}M tokens are in no cost"
         )
     return lines
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

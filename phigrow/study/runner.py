@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import shutil
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.lock import locked
 from phigrow.files.output import make_folder, writing
 from phigrow.study import progress
 from phigrow.study.jobs import Job, jobs_of
@@ -293,15 +293,10 @@ def alone(out: Path) -> Iterator[None]:
         GrowthError: another command holds it, or it cannot be written.
     """
     make_folder(out)
-    with writing(out):
-        lock = (out / LOCK).open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise GrowthError(
-                "another command runs this study", where=str(out), fix="wait for it, or give another --out"
-            ) from error
+    with contextlib.ExitStack() as held:
+        with writing(out):
+            fix = "wait for it, or give another --out"
+            held.enter_context(locked(out / LOCK, "another command runs this study", where=out, fix=fix))
         yield
 
 

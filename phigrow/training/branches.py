@@ -15,6 +15,8 @@ from typing import Any
 from phigrow.checkpoints.run_checkpoints import FOLDER, RUN_FILE, marked_checkpoints
 from phigrow.errors import GrowthError
 from phigrow.files.output import writing
+from phigrow.files.staged_folder import staged_folder
+from phigrow.files.untrusted import read_json_strict
 from phigrow.records.writer import FILE
 from phigrow.training.checkpoints import curve_changes, has_begun
 from phigrow.training.configuration import RunConfig
@@ -49,11 +51,8 @@ def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
             fix=f"train it with --save-at {step}, or leave branch_from out",
         )
     place = out / FOLDER / f"step-{step}"
-    partial = place.with_name(f".{place.name}.partial")
-    with writing(out):
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoints[step], partial, copy_function=_link)
-        os.replace(partial, place)
+    with writing(out), staged_folder(place) as folder:
+        shutil.copytree(checkpoints[step], folder, copy_function=_link, dirs_exist_ok=True)
 
 
 def starts_branch(config: RunConfig, out: Path) -> Path | None:
@@ -73,7 +72,7 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
     path = trunk / RUN_FILE
     if not path.is_file():
         raise GrowthError("no run to branch from", where=str(path), fix="give the folder of a run")
-    theirs = json.loads(path.read_text(encoding="utf-8"))
+    theirs = read_json_strict(path, "the settings of a run")
     own = RunConfig.keys_with(Role.BRANCH)
     different = {key: values for key, values in curve_changes(theirs, curve).items() if key not in own}
     if different:

@@ -16,7 +16,6 @@ from phigrow.checkpoints.integrity import (
     damage,
     digests,
     restricted_pickles,
-    write_json,
     write_marker,
 )
 from phigrow.checkpoints.run_checkpoints import (
@@ -29,7 +28,9 @@ from phigrow.checkpoints.run_checkpoints import (
     marked_checkpoints,
 )
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_json
 from phigrow.files.output import writing
+from phigrow.files.untrusted import read_json_strict
 from phigrow.records.writer import FILE as RECORDS
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
@@ -118,7 +119,7 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
     path = out / RUN_FILE
     curve = json.loads(json.dumps(curve))
     if continued := path.is_file() and has_begun(out):
-        former = json.loads(path.read_text(encoding="utf-8"))
+        former = read_json_strict(path, "the settings of a run")
         if not resume:
             raise GrowthError(
                 "the run folder is taken", where=str(out), why="resume is never", fix="choose another out, or delete it"
@@ -133,7 +134,7 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
             )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_json(path, curve)
+        atomic_json(path, curve)
     return continued
 
 

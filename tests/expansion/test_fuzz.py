@@ -82,7 +82,7 @@ def test_another_exception_is_noticed(work, layouts, monkeypatch):
 
         return json.loads(path.read_text())
 
-    monkeypatch.setattr(phigrow.checkpoints.reader, "read_object", careless)
+    monkeypatch.setattr(phigrow.checkpoints.reader, "read_json_strict", careless)
     assert "Error: " in first_escape(work, layouts, phigrow.expand)
 
 

@@ -18,7 +18,7 @@ from tiny_models import phi_config, phi_model
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.files.staged_folder import JOURNAL, PartialFolder
+from phigrow.files.staged_folder import JOURNAL, StagedFolder
 
 SRC, DST = phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 3, 4)
 
@@ -201,7 +201,7 @@ def test_a_disk_that_fills_up(workplace, monkeypatch):
         with pytest.raises(GrowthError, match="not enough space"):
             phigrow.expand("src", DST, small / "out")
         # Another writer takes the space after the check: the writes themselves fail.
-        monkeypatch.setattr(sys.modules["phigrow.expand"], "_check_space", lambda *_: None)
+        monkeypatch.setattr(sys.modules["phigrow.expansion.expand"], "_check_space", lambda *_: None)
         with pytest.raises(GrowthError, match=r"the output cannot be written\n(.*\n)*.*No space left on device"):
             phigrow.expand("src", DST, small / "out")
         assert list(small.iterdir()) == []
@@ -238,13 +238,13 @@ def test_a_journal_that_is_no_journal_is_started_afresh(tmp_path):
     folder.mkdir()
     (folder / JOURNAL).write_bytes(b"\x00\xff nothing\n")
     (folder / "stale").write_text("x")
-    with PartialFolder(tmp_path / "out", {"a": 1}) as partial:
+    with StagedFolder(tmp_path / "out", {"a": 1}) as partial:
         assert not partial.resumed
         assert [p.name for p in folder.iterdir()] == [JOURNAL]
         partial.record("t", 0, "abc")
     (folder / JOURNAL).write_bytes((folder / JOURNAL).read_bytes() + b'["t", 5, "cut of')
-    with PartialFolder(tmp_path / "out", {"a": 1}) as partial:
+    with StagedFolder(tmp_path / "out", {"a": 1}) as partial:
         assert partial.resumed
         assert partial.done == {("t", 0): "abc"}
-    with PartialFolder(tmp_path / "out", {"a": 2}) as partial:  # negative control: another identity
+    with StagedFolder(tmp_path / "out", {"a": 2}) as partial:  # negative control: another identity
         assert partial.done == {}

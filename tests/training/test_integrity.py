@@ -17,11 +17,11 @@ from phigrow.checkpoints.integrity import (
     digests,
     read_marker,
     restricted_pickles,
-    write_json,
     write_marker,
 )
 from phigrow.checkpoints.run_checkpoints import FOLDER, marked_checkpoints
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_json
 from phigrow.training.checkpoints import how_to_continue, newest_whole, resumable
 from phigrow.training.process import World
 
@@ -70,7 +70,7 @@ def edit_marker(folder: Path) -> None:
 
 
 def old_marker(folder: Path) -> None:
-    write_json(folder / MARKER, {"progress": {"step": 9, "tokens": 1, "seconds": 1.0}, "world_size": 2})
+    atomic_json(folder / MARKER, {"progress": {"step": 9, "tokens": 1, "seconds": 1.0}, "world_size": 2})
 
 
 DAMAGE = {
@@ -113,7 +113,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_started_over_or_moved(tmp_path)
 
 def test_a_checkpoint_without_a_marker_was_never_there(tmp_path, capsys):
     (checkpoint(tmp_path, 3) / MARKER).unlink()
-    write_json(tmp_path / "run.json", {})
+    atomic_json(tmp_path / "run.json", {})
     assert newest_whole(tmp_path, ALONE) == (None, [])
     assert resumable(tmp_path, {}, ALONE, resume=True) is None
     assert "no complete checkpoint yet: starting at step 0" in capsys.readouterr().out

@@ -1,0 +1,68 @@
+"""Write a file whole or not at all.
+
+Everything goes into a hidden file beside the final one first, is forced onto the disk, and is then renamed. A reader
+sees the old file or the new one, and a power failure leaves one of the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; text is encoded as UTF-8.
+
+    Raises:
+        OSError: the operating system refuses. The former file, if any, is unchanged.
+    """
+    with atomic_path(path) as unfinished:
+        unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def atomic_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write a JSON file, with a newline at its end, whole or not at all.
+
+    Raises:
+        OSError: as `atomic_write`.
+    """
+    atomic_write(path, json.dumps(content, indent=indent) + "\n")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes ``path`` when the block ends without an error; a context.
+
+    For writers that open files themselves, such as safetensors and matplotlib. The path has the suffix of ``path``,
+    because some of them take the format from it.
+    """
+    unfinished = path.with_name(f".{path.name}.partial{path.suffix}")
+    try:
+        yield unfinished
+        _sync_file(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power failure, where its file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

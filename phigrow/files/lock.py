@@ -1,0 +1,33 @@
+"""Locks: one process at a time holds a folder."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from phigrow.errors import GrowthError
+
+
+@contextmanager
+def locked(path: Path, message: str, *, where: Path, fix: str) -> Iterator[BinaryIO]:
+    """Hold a lock file while the block runs, and give the open file; a context.
+
+    The lock ends with the process, so a killed one leaves none behind. The file is made if it is not there, and stays.
+
+    Args:
+        path: the lock file.
+        message, where, fix: parts of the error if another process holds the lock.
+
+    Raises:
+        GrowthError: another process holds the lock.
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise GrowthError(message, where=str(where), fix=fix) from error
+        yield file
