@@ -1,13 +1,15 @@
-"""What a growth method is: a name, options, one axis map an axis, and what it claims."""
+"""Width methods: a name, typed options, one axis map for each axis, and a claim about the function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from phigrow.errors import GrowthError
 from phigrow.growth.axes import AxisMap
+from phigrow.growth.axis_groups import axis_label
 from phigrow.models.config import Config
 from phigrow.models.family import Family, Sizes
 
@@ -52,19 +54,88 @@ class GrowthTask:
     def refuse(self, what: str, axis: str, why: str, fix: str) -> GrowthError:
         """An error that names the axis and the first parameter that has it."""
         first = axis if axis in self.family.axis_names else self.family.query
-        return GrowthError(what, where=f"axis {axis}, met first in {self.family.first_use(first)}", why=why, fix=fix)
+        where = f"axis {axis_label(self.family, axis)}, met first in {self.family.first_use(first)}"
+        return GrowthError(what, where=where, why=why, fix=fix)
+
+
+Value = str | int | float
+Options = Mapping[str, Any]
+"""Option name -> value, of the type that the option declares."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a method: its allowed values, the first being the default, and what it does."""
+    """A typed option of a method.
 
-    choices: tuple[str, ...]
+    Command-line flags, their help and the checks of values are generated from it.
+
+    Attributes:
+        type: ``str``, ``int`` or ``float``.
+        default: the value where none is given.
+        help: one line, without the default and the allowed values.
+        choices: the words that it takes; a number may take words besides, such as ``none``.
+        range: smallest and largest number.
+
+    Raises:
+        ValueError: a declaration that contradicts itself.
+
+    >>> Option(float, 10, "signal to noise, in decibels", choices=("none",), range=(0, 100)).parse("20")
+    20.0
+    """
+
+    type: type[Value]
+    default: Value
     help: str
+    choices: tuple[str, ...] = ()
+    range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.type not in (str, int, float):
+            raise ValueError(f"an option is of type str, int or float, not {self.type}")
+        if self.type is str and not self.choices:
+            raise ValueError("an option of type str needs choices")
+        object.__setattr__(self, "default", self.parse(self.default))
+
+    def parse(self, given: object) -> Value:
+        """Convert what a user wrote, in Python, YAML or on the command line.
+
+        Raises:
+            ValueError: it is not allowed; the message is `allowed`.
+        """
+        if isinstance(given, str) and given in self.choices:
+            return given
+        if self.type is str or isinstance(given, bool) or not isinstance(given, str | int | float):
+            raise ValueError(self.allowed)
+        try:
+            number = given if isinstance(given, int) else float(given)
+            finite = math.isfinite(number)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(self.allowed) from error
+        low, high = self.range or (-math.inf, math.inf)
+        whole = self.type is float or number == math.floor(number) if finite else False
+        if not (finite and whole and low <= number <= high):
+            raise ValueError(self.allowed)
+        return self.type(number + 0)  # -0.0 becomes 0.0
+
+    def spell(self, value: Value) -> str:
+        """Write a value as it stands in plans and in the names of methods; `parse` reads it back.
+
+        Whole numbers are written as the default is: ``10`` beside a default of 10, ``1.0`` beside one of 0.4.
+        """
+        if isinstance(value, float) and not (isinstance(self.default, float) and not self.default.is_integer()):
+            return repr(value).removesuffix(".0")
+        return str(value)
 
     @property
-    def default(self) -> str:
-        return self.choices[0]
+    def allowed(self) -> str:
+        """The allowed values, in words: ``edge or center``, ``a number from 0 to 100, or none``."""
+        words = " or ".join([", ".join(self.choices[:-1]), self.choices[-1]] if len(self.choices) > 1 else self.choices)
+        if self.type is str:
+            return words
+        number = "a whole number" if self.type is int else "a number"
+        if self.range is not None:
+            number += f" from {self.range[0]:g} to {self.range[1]:g}"
+        return f"{number}, or {words}" if words else number
 
 
 @dataclass(frozen=True)
@@ -82,37 +153,47 @@ class Method:
         own_noise: resolved options -> the symmetry-breaking noise that belongs to the method.
         noise_on: ``copies`` or ``pairs`` of them, where it cancels, or ``all`` values of matrices (`Plan.noise_on`).
         learns: matrices that a training run learns take the place of its copies, where a plan is given them.
+        notes: task and options -> what a user should know besides.
         always_exact: it preserves the function or refuses, so configurations must compute the same function.
     """
 
     name: str
     summary: str
     depth: str
-    axis_maps: Callable[[GrowthTask, dict[str, Any]], dict[str, AxisMap]]
-    approximations: Callable[[GrowthTask, dict[str, Any]], list[str]]
+    axis_maps: Callable[[GrowthTask, Options], dict[str, AxisMap]]
+    approximations: Callable[[GrowthTask, Options], list[str]]
     options: dict[str, Option] = field(default_factory=dict)
     takes_noise: bool = False
-    own_noise: Callable[[dict[str, Any]], float] | None = None
+    own_noise: Callable[[Options], float] | None = None
     noise_on: Literal["copies", "pairs", "all"] = "copies"
     always_exact: bool = False
     learns: bool = False
+    notes: Callable[[GrowthTask, Options], list[str]] = lambda task, options: []
 
-    def resolve_options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """All options with defaults filled in.
+    def resolve_options(self, given: Options) -> dict[str, Value]:
+        """Check given options and fill in the defaults of the others.
 
         Raises:
-            GrowthError: an option that the method does not have, or a value that it does not take.
+            GrowthError: an option that the method does not have, or a value that is not allowed.
+
+        >>> find_method("hypercloning").resolve_options({"snr": "20"})  # doctest: +SKIP
+        {'snr': 20.0}
         """
-        # In Python and in YAML a number is written without quotes.
-        given = {k: f"{v:g}" if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in given.items()}
+        resolved = {name: option.default for name, option in self.options.items()}
         for name, value in given.items():
             if name not in self.options:
-                having = ", ".join(self.options) or "no options"
-                raise GrowthError(f"method {self.name} has no option {name!r}", why=f"it has: {having}")
-            if value not in self.options[name].choices:
                 raise GrowthError(
-                    f"{name} {value!r} is unknown",
-                    where=f"method {self.name}",
-                    fix=f"choose one of {', '.join(self.options[name].choices)}",
+                    f"method {self.name} has no option {name!r}",
+                    why=f"it has: {', '.join(self.options) or 'no options'}",
                 )
-        return {name: given.get(name, option.default) for name, option in self.options.items()}
+            try:
+                resolved[name] = self.options[name].parse(value)
+            except ValueError as error:
+                raise GrowthError(
+                    f"{name} {value!r} is not allowed", where=f"method {self.name}", fix=f"give {error}"
+                ) from error
+        return resolved
+
+    def spell_options(self, options: Options) -> dict[str, str]:
+        """Write resolved options as they stand in plans and in the names of methods."""
+        return {name: self.options[name].spell(value) for name, value in options.items()}

@@ -1,78 +1,125 @@
-"""`--method`: a width method by name, with options, or one method an axis (``lossless,mlp=tile:scale=preserve``)."""
+"""The spelling of ``--method``: one width method with options, or one for each group of axes.
+
+Entries are separated by commas. ``name`` grows all axes, ``group=name`` those of one group: ``hidden``, ``head``,
+``heads``, ``mlp`` or ``vocab`` (`phigrow.growth.axis_groups`). Each entry may have options, ``name:option=value``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.growth.axes import AxisMap
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.axis_groups import AXIS_GROUPS, axis_groups, group_of
+from phigrow.growth.method import GrowthTask, Method, Options, Value
 from phigrow.growth.methods import find_method
 
-Parts = dict[str, tuple[Method, dict[str, Any]]]
-
 REST = ""
-"""The part of a mixture that grows every axis no other part names."""
+"""The group of an entry without one: all axes that no other entry names."""
+
+Chosen = dict[str, tuple[Method, dict[str, Value]]]
+"""Group -> method and resolved options."""
 
 
-def method_of(spec: str, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """The method that ``--method`` spells, and its options with defaults filled in.
+@dataclass(frozen=True)
+class MethodEntry:
+    """One entry of a spelling: a group of axes (`REST` for the others), a method's name and its options as typed."""
 
-    Entries are separated by commas. ``name`` is a method for all axes, ``part=name`` for some: ``hidden`` (the stream
-    and what is read of it), ``head`` (query, key and value coordinates), ``heads``, ``mlp``, ``vocab``. Each may carry
-    options, ``name:option=value``. A mixture is one method that claims what its parts claim together.
+    group: str
+    method: str
+    options: tuple[tuple[str, str], ...] = ()
 
-    Args:
-        spec: as typed.
-        options: given apart, for every method of the mixture that has them.
+    def __str__(self) -> str:
+        head = f"{self.group}={self.method}" if self.group else self.method
+        return ":".join([head, *(f"{name}={value}" for name, value in self.options)])
+
+
+def parse_method(spelling: str) -> tuple[MethodEntry, ...]:
+    """Split a spelling into its entries; names are not looked up.
 
     Raises:
-        GrowthError: a spelling that cannot be read, an unknown method, part, option or value.
+        GrowthError: a spelling that cannot be read, or two entries for one group.
 
-    >>> method_of("hidden=lossless,mlp=tile", {})[0].name
+    >>> parse_method("lossless,mlp=tile:scale=rms")[1]
+    MethodEntry(group='mlp', method='tile', options=(('scale', 'rms'),))
+    """
+    entries: dict[str, MethodEntry] = {}
+    for text in spelling.split(","):
+        head, *rest = text.strip().split(":")
+        group, equals, name = head.rpartition("=")
+        pairs = [pair.partition("=") for pair in rest]
+        if (equals and not group) or not name or not all(key and sign and value for key, sign, value in pairs):
+            raise GrowthError(
+                f"a method that cannot be read: {spelling!r}",
+                fix="write it as lossless, tile:scale=preserve or hidden=lossless,mlp=tile",
+            )
+        if group in entries:
+            raise GrowthError(
+                f"two methods for {group or 'the rest'!r}", where=f"--method {spelling}", fix="give it one"
+            )
+        entries[group] = MethodEntry(group, name, tuple((key, value) for key, _, value in pairs))
+    return tuple(entries.values())
+
+
+def spell_method(entries: tuple[MethodEntry, ...]) -> str:
+    """Write entries as `parse_method` reads them."""
+    return ",".join(map(str, entries))
+
+
+def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, Value]]:
+    """Look up the method of a spelling, and resolve its options.
+
+    Several entries give one method, which claims what its parts claim together and has no options of its own: they
+    are part of its name.
+
+    Args:
+        spelling: as typed.
+        options: options given apart, for every entry whose method has them.
+
+    Raises:
+        GrowthError: a spelling that cannot be read, an unknown method, group, option or value.
+
+    >>> resolve_method("hidden=lossless,mlp=tile", {})[0].name
     'hidden=lossless,mlp=tile:anchor=edge:scale=none'
     """
-    entries = [_entry(text.strip(), spec) for text in spec.split(",")]
-    if len(entries) == 1 and entries[0][0] == REST:
-        _, method, given = entries[0]
-        return method, method.resolve_options({**options, **given})
-    known = {option for _, method, _ in entries for option in method.options}
+    entries = [(entry, find_method(entry.method)) for entry in parse_method(spelling)]
+    if len(entries) == 1 and entries[0][0].group == REST:
+        entry, method = entries[0]
+        return method, method.resolve_options({**options, **dict(entry.options)})
+    known = {option for _, method in entries for option in method.options}
     if unknown := sorted(set(options) - known):
-        raise GrowthError(f"no method of {spec!r} has an option {unknown[0]!r}", fix="leave it out")
-    parts: Parts = {}
-    for part, method, given in entries:
-        if part in parts:
-            raise GrowthError(f"two methods for {part or 'the rest'!r}", where=f"--method {spec}", fix="give it one")
-        shared = {name: value for name, value in options.items() if name in method.options}
-        parts[part] = method, method.resolve_options({**shared, **given})
-        if method.learns:
-            raise GrowthError(f"{method.name} in a mixture", why="its maps are learned together", fix="use it alone")
-        if method.own_noise is not None and method.own_noise(parts[part][1]):
-            quiet = "; take hypercloning:snr=none" if method.name == "hypercloning" else ""
+        raise GrowthError(f"no method of {spelling!r} has an option {unknown[0]!r}", fix="leave it out")
+    chosen: Chosen = {}
+    for entry, method in entries:
+        if entry.group not in AXIS_GROUPS and entry.group != REST:
             raise GrowthError(
-                f"{method.name} in a mixture", why="its noise is added to whole matrices", fix=f"use it alone{quiet}"
+                f"no axes called {entry.group!r}", where="--method", fix=f"choose among {', '.join(AXIS_GROUPS)}"
             )
-    return _mixture(parts), {}
+        shared = {name: value for name, value in options.items() if name in method.options}
+        resolved = method.resolve_options({**shared, **dict(entry.options)})
+        chosen[entry.group] = method, resolved
+        _refuse_in_mixture(method, resolved)
+    return _mixture(chosen), {}
 
 
-def _entry(text: str, spec: str) -> tuple[str, Method, dict[str, Any]]:
-    head, *rest = text.split(":")
-    part, equals, name = head.rpartition("=")
-    pairs = [pair.partition("=") for pair in rest]
-    if (equals and not part) or not name or not all(key and sign and value for key, sign, value in pairs):
+def _refuse_in_mixture(method: Method, options: dict[str, Value]) -> None:
+    if method.learns:
+        raise GrowthError(f"{method.name} in a mixture", why="its maps are learned together", fix="use it alone")
+    if method.own_noise is not None and method.own_noise(options):
+        quiet = "; take hypercloning:snr=none" if method.name == "hypercloning" else ""
         raise GrowthError(
-            f"a method that cannot be read: {spec!r}",
-            fix="write it as lossless, tile:scale=preserve or hidden=lossless,mlp=tile",
+            f"{method.name} in a mixture", why="its noise is added to whole matrices", fix=f"use it alone{quiet}"
         )
-    return part, find_method(name), {key: value for key, _, value in pairs}
 
 
-def _mixture(parts: Parts) -> Method:
-    def axis_maps(task: GrowthTask, _: dict[str, Any]) -> dict[str, AxisMap]:
+def _mixture(chosen: Chosen) -> Method:
+    """One method that gives each group of axes its own."""
+
+    def axis_maps(task: GrowthTask, _: Options) -> dict[str, AxisMap]:
         maps: dict[str, AxisMap] = {}
-        for axes, method, options in _shares(task, parts):
-            made = method.axis_maps(_only(task, axes), options)
+        for axes, method, options in _shares(task, chosen):
+            made = method.axis_maps(_restricted(task, axes), options)
             maps.update({axis: made[axis] for axis in axes})
         if any(axis.legs is not None for axis in maps.values()) and any(a.ahead is not None for a in maps.values()):
             raise task.refuse(
@@ -83,60 +130,58 @@ def _mixture(parts: Parts) -> Method:
             )
         return {axis: maps[axis] for axis in task.family.axis_names}
 
-    def approximations(task: GrowthTask, _: dict[str, Any]) -> list[str]:
-        shares = _shares(task, parts)
-        return [said for axes, m, options in shares for said in m.approximations(_only(task, axes), options)]
+    def approximations(task: GrowthTask, _: Options) -> list[str]:
+        shares = _shares(task, chosen)
+        return [reason for axes, m, options in shares for reason in m.approximations(_restricted(task, axes), options)]
 
-    first = parts.get("hidden", parts.get(REST, next(iter(parts.values()))))[0]
+    def notes(task: GrowthTask, _: Options) -> list[str]:
+        unnamed = _unnamed(task, chosen)
+        groups = dict.fromkeys(group_of(task.family, axis) for axis in unnamed if task.grows(axis))
+        if not groups:
+            return []
+        return [f"{', '.join(groups)}: not named in the method, so grown by its first entry, {_first(chosen)[0].name}"]
+
+    spelled = (
+        MethodEntry(group, method.name, tuple(method.spell_options(options).items()))
+        for group, (method, options) in chosen.items()
+    )
     return Method(
-        name=",".join(_spelled(part, *chosen) for part, chosen in parts.items()),
-        summary="a method for every axis",
-        depth=first.depth,
+        name=spell_method(tuple(spelled)),
+        summary="one method for each group of axes",
+        depth=chosen.get("hidden", chosen.get(REST, _first(chosen)))[0].depth,
         axis_maps=axis_maps,
         approximations=approximations,
-        takes_noise=all(method.takes_noise for method, _ in parts.values()),
+        notes=notes,
+        takes_noise=all(method.takes_noise for method, _ in chosen.values()),
     )
 
 
-def _spelled(part: str, method: Method, options: dict[str, Any]) -> str:
-    head = f"{part}={method.name}" if part else method.name
-    return ":".join([head, *(f"{name}={value}" for name, value in options.items())])
+def _first(chosen: Chosen) -> tuple[Method, dict[str, Value]]:
+    """The first entry's method, which grows the axes that no entry names."""
+    return next(iter(chosen.values()))
 
 
-def _shares(task: GrowthTask, parts: Parts) -> list[tuple[list[str], Method, dict[str, Any]]]:
-    """The axes of every part.
+def _unnamed(task: GrowthTask, chosen: Chosen) -> list[str]:
+    """Axes that no entry covers."""
+    if REST in chosen:
+        return []
+    groups = axis_groups(task.family)
+    return [axis for axis in task.family.axis_names if not any(axis in groups[group] for group in chosen)]
 
-    Raises:
-        GrowthError: an unknown part, or an axis that grows by no method.
-    """
-    family = task.family
-    groups: dict[str, tuple[str, ...]] = {
-        "hidden": (family.residual, family.normed, family.final),
-        "head": (family.query, family.key, family.value),
-        "heads": family.heads,
-        "mlp": (family.mlp,),
-        "vocab": (family.vocab,),
-    }
-    if unknown := [part for part in parts if part not in groups and part != REST]:
-        raise GrowthError(f"no axes called {unknown[0]!r}", where="--method", fix=f"choose among {', '.join(groups)}")
-    named = {axis for part in parts if part for axis in groups[part]}
-    rest = [axis for axis in family.axis_names if axis not in named]
-    if REST not in parts and (idle := [axis for axis in rest if task.grows(axis)]):
-        raise task.refuse(
-            f"no method for {idle[0]}, which grows {task.src[idle[0]]} -> {task.dst[idle[0]]}",
-            idle[0],
-            "every axis that grows needs one",
-            "name it, or put a method for the rest first, as in lossless,mlp=tile",
-        )
-    shares = [(list(groups[part]) if part else rest, *chosen) for part, chosen in parts.items()]
-    if REST not in parts:  # what does not grow is the same by any method
-        method, options = next(iter(parts.values()))
-        shares.append((rest, method, options))
+
+def _shares(task: GrowthTask, chosen: Chosen) -> list[tuple[list[str], Method, dict[str, Any]]]:
+    """The axes of every entry, and the first entry's method for axes that none names."""
+    groups = axis_groups(task.family)
+    named = {axis for group in chosen if group != REST for axis in groups[group]}
+    rest = [axis for axis in task.family.axis_names if axis not in named]
+    shares = [(rest if group == REST else list(groups[group]), *choice) for group, choice in chosen.items()]
+    if REST not in chosen:
+        shares.append((rest, *_first(chosen)))
     return shares
 
 
-def _only(task: GrowthTask, axes: list[str]) -> GrowthTask:
-    """The growth of some axes alone."""
-    turning = ["rotary"] if task.family.query in axes else []
-    sizes = {name: task.dst[name] if name in (*axes, *turning, "layer") else size for name, size in task.src.items()}
+def _restricted(task: GrowthTask, axes: list[str]) -> GrowthTask:
+    """The task in which no axis grows but the given ones."""
+    rotary = ["rotary"] if task.family.query in axes else []
+    sizes = {name: task.dst[name] if name in (*axes, *rotary, "layer") else size for name, size in task.src.items()}
     return replace(task, dst=sizes)

@@ -1,16 +1,17 @@
-"""`plan`: from two configurations and the names of methods to a resolved `Plan`."""
+"""`plan`: from two configurations and a `GrowthSpec` to a resolved `Plan`."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phigrow.checkpoints.hub import source_config
 from phigrow.errors import GrowthError
+from phigrow.growth.axes import AxisMap
+from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.matrices import Maps, read_maps
-from phigrow.growth.method import GrowthTask, Method
-from phigrow.growth.method_spec import method_of
+from phigrow.growth.method import GrowthTask, Method, Value
 from phigrow.growth.methods.depth import layer_map
 from phigrow.growth.plan import Plan, function_changes
 from phigrow.models.config import Config, load_config
@@ -39,7 +40,7 @@ def plan(
         src: the source: a folder, a hub name, a configuration file, the name of a shipped one, or a dictionary.
         dst_config: the destination's configuration, likewise (not a hub name).
         method: width method, such as ``tile``, ``wr`` or ``lossless``; with options (``tile:scale=preserve``) or axis
-            by axis (``hidden=lossless,mlp=tile``), as `phigrow.growth.method_spec.method_of` reads it.
+            by axis (``hidden=lossless,mlp=tile``), as `phigrow.growth.method_spec` spells it.
         depth: depth method, such as ``interpose``, ``stack`` or ``identity``; by default the width method's own.
         rounding: of ``interpose``: ``half-even``, ``half-up`` or ``floor``.
         seed: of new random values.
@@ -58,104 +59,143 @@ def plan(
     >>> phigrow.plan("phi-1_5", "phi2.json", "lossless").exact  # doctest: +SKIP
     True
     """
+    growth = GrowthSpec(method, options, depth, rounding, seed, noise, maps)
+    return make_plan(src, dst_config, growth, revision=revision)
+
+
+def make_plan(
+    src: str | Path | Config, dst_config: str | Path | Config, growth: GrowthSpec, *, revision: str | None = None
+) -> Plan:
+    """Decide how a model grows, as `plan` does, from a `GrowthSpec`.
+
+    Raises:
+        GrowthError: as `plan`.
+    """
+    task = _task(src, dst_config, revision)
+    method, options = growth.resolve()
+    maps = Maps() if method.learns else None
+    if growth.maps is not None:
+        maps, growth, options = _with_learned_maps(growth, growth.maps, method, options)
+    task = replace(task, seed=growth.seed)
+    growth = replace(growth, depth=growth.depth or method.depth)
+    _validate(task, growth, method)
+    made = _build(task, growth, method, options, maps)
+    if made.learned is not None and growth.maps is not None:
+        made.learned.check(growth.maps)
+    return made
+
+
+def _task(src: str | Path | Config, dst_config: str | Path | Config, revision: str | None) -> GrowthTask:
+    """Read both configurations, and their sizes by the table of their family."""
     old = load_config(src) if isinstance(src, dict) else source_config(src, revision)
     new = load_config(dst_config)
     family = family_of(old, "the source configuration")
     if family_of(new, "the destination configuration") is not family:
         raise GrowthError(f"the destination is no {family.model_type}", fix="growth stays inside one family")
-    width, resolved = method_of(method, options)
-    learned: Maps | None = Maps() if width.learns else None
-    if maps is not None:
-        learned, start = _learned(width, maps, resolved, depth)
-        resolved, depth, rounding, seed = start["options"], start["depth"], start["rounding"], int(start["seed"])
-    task = GrowthTask(family, old, new, family.sizes_of(old), family.sizes_of(new), seed)
+    return GrowthTask(family, old, new, family.sizes_of(old), family.sizes_of(new))
+
+
+def _with_learned_maps(
+    growth: GrowthSpec, folder: str | Path, method: Method, options: dict[str, Value]
+) -> tuple[Maps, GrowthSpec, dict[str, Value]]:
+    """Read learned maps; options, depth, rounding and seed become those with which the maps were learned."""
+    if not method.learns:
+        raise GrowthError(f"maps with method {method.name}", why="only ligo has any", fix="leave --maps out")
+    maps, record = read_maps(folder)
+    start = record["start"]
+    try:
+        learned_options = method.resolve_options(start["options"])
+        learned = replace(growth, depth=str(start["depth"]), rounding=str(start["rounding"]), seed=int(start["seed"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise GrowthError(
+            "learned maps without a valid `start` entry",
+            where=str(maps.path),
+            why=repr(error),
+            fix="run phigrow learn-growth again",
+        ) from error
+    # A default may have been typed or not, so it gives way to what the maps were learned with.
+    asked = {name: value for name, value in options.items() if value != method.options[name].default}
+    asked |= {"depth": growth.depth} if growth.depth else {}
+    for name, value in asked.items():
+        if value != (before := {**learned_options, "depth": learned.depth}.get(name)):
+            raise GrowthError(
+                f"{name} {value!r} with maps that were learned from {name} {before!r}",
+                where=str(maps.path),
+                fix=f"leave {name} out, or learn the maps again",
+            )
+    return maps, learned, learned_options
+
+
+def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
+    """Refuse what no method can do, and settings that this method does not take."""
     _refuse_smaller(task)
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not (noise >= 0 and math.isfinite(noise)):
+    if growth.noise > 0 and not method.takes_noise:
         raise GrowthError(
-            f"noise {noise!r}", where="noise", why="it is no positive number", fix="leave it out, or give one"
-        )
-    if noise > 0 and not width.takes_noise:
-        raise GrowthError(
-            f"noise {noise:g} with method {method}",
+            f"noise {growth.noise:g} with method {growth.method}",
             why="noise that copies cancel is an option of tile alone, on every axis",
             fix="leave --noise out, or use --method tile",
         )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise GrowthError(f"seed {seed!r}", where="seed", fix="give a whole number, 0 or more")
-    if width.own_noise is not None:
-        noise = width.own_noise(resolved)
-    if old.get("tie_word_embeddings", False) != new.get("tie_word_embeddings", False):
+    if task.src_config.get("tie_word_embeddings", False) != task.dst_config.get("tie_word_embeddings", False):
         raise GrowthError(
             "source and destination differ in tie_word_embeddings",
             where="lm_head.weight",
             fix="give the destination configuration the source's value",
         )
-    depth = depth or width.depth
-    layers, identity_layers = layer_map(depth, *task.sizes("layer"), rounding)
-    changes = function_changes(family, old, new)
-    if width.always_exact and changes:
+    changes = function_changes(task.family, task.src_config, task.dst_config)
+    if method.always_exact and changes:
         raise GrowthError(
-            f"{method} between configurations that compute different functions",
+            f"{growth.method} between configurations that compute different functions",
             where="the destination configuration",
             why="; ".join(changes),
             fix="give the destination the source's values, or use --method tile or wr",
         )
-    axes = width.axis_maps(task, resolved)
-    claims = width.approximations(task, resolved)
-    if learned is not None and learned.sha256 is not None:
-        claims = [f"the maps of {width.name} are learned: the function is another, of a lower loss", *claims]
-    made = Plan(
-        family=family.name,
-        method=width.name,
-        options=resolved,
+
+
+def _build(task: GrowthTask, growth: GrowthSpec, method: Method, options: dict[str, Value], maps: Maps | None) -> Plan:
+    """Ask the method for its maps and its claim."""
+    depth = growth.depth or method.depth
+    layers, identity_layers = layer_map(depth, *task.sizes("layer"), growth.rounding)
+    axes = method.axis_maps(task, options)
+    return Plan(
+        family=task.family.name,
+        method=method.name,
+        options=dict(method.spell_options(options)),
         depth=depth,
-        depth_options={"rounding": rounding} if depth == "interpose" else {},
+        depth_options={"rounding": growth.rounding} if depth == "interpose" else {},
         axes=axes,
         layers=layers,
         identity_layers=identity_layers,
-        seed=seed,
-        noise=float(noise),
-        noise_on=width.noise_on,
-        src_config=old,
-        dst_config=new,
-        approximations=(
-            *claims,
-            *_depth_approximations(task, depth, identity_layers),
-            *(f"the configurations compute different functions: {change}" for change in changes),
-            *_leg_approximations(task, axes, claims),
-        ),
-        notes=(*_notes(task), *_start_notes(width, learned)),
-        maps=learned,
+        seed=growth.seed,
+        noise=float(growth.noise if method.own_noise is None else method.own_noise(options)),
+        noise_on=method.noise_on,
+        src_config=task.src_config,
+        dst_config=task.dst_config,
+        approximations=_approximations(task, method, options, maps, axes, depth, identity_layers),
+        notes=(*_notes(task), *method.notes(task, options), *_start_notes(method, maps)),
+        maps=maps,
     )
-    if made.learned is not None and maps is not None:
-        made.learned.check(maps)
-    return made
 
 
-def _learned(
-    width: Method, maps: str | Path, options: dict[str, Any], depth: str | None
-) -> tuple[Maps, dict[str, Any]]:
-    """Learned maps, and the options, depth, rounding and seed of the plan from which they were learned."""
-    if not width.learns:
-        raise GrowthError(f"maps with method {width.name}", why="only ligo has any", fix="leave --maps out")
-    found, record = read_maps(maps)
-    start = record["start"]
-    try:
-        known: dict[str, Any] = {"options": width.resolve_options(start["options"]), "depth": str(start["depth"])}
-        known |= {"rounding": str(start["rounding"]), "seed": int(start["seed"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise GrowthError("learned maps that nobody described", where=str(found.path), why=repr(error)) from error
-    # A default may have been typed or not; it gives way to what the maps say.
-    asked = {name: value for name, value in options.items() if value != width.options[name].default}
-    asked |= {"depth": depth} if depth else {}
-    for name, value in asked.items():
-        if value != (learned := {**known["options"], "depth": known["depth"]}.get(name)):
-            raise GrowthError(
-                f"{name} {value!r} with maps that were learned from {name} {learned!r}",
-                where=str(found.path),
-                fix=f"leave {name} out, or learn the maps again",
-            )
-    return found, known
+def _approximations(
+    task: GrowthTask,
+    method: Method,
+    options: dict[str, Value],
+    maps: Maps | None,
+    axes: dict[str, AxisMap],
+    depth: str,
+    identity_layers: frozenset[int],
+) -> tuple[str, ...]:
+    """Every reason why the plan does not preserve the function."""
+    claims = method.approximations(task, options)
+    if maps is not None and maps.sha256 is not None:
+        claims = [f"the maps of {method.name} are learned: the function is another, of a lower loss", *claims]
+    changes = function_changes(task.family, task.src_config, task.dst_config)
+    return (
+        *claims,
+        *_depth_approximations(task, depth, identity_layers),
+        *(f"the configurations compute different functions: {change}" for change in changes),
+        *_leg_approximations(task, axes, claims),
+    )
 
 
 def _start_notes(width: Method, learned: Maps | None) -> list[str]:
@@ -199,7 +239,7 @@ def _depth_approximations(task: GrowthTask, depth: str, identity_layers: frozens
     return [f"{depth} repeats {dst - src} of {src} layers, which then act twice"]
 
 
-def _leg_approximations(task: GrowthTask, axes: dict[str, Any], known: list[str]) -> list[str]:
+def _leg_approximations(task: GrowthTask, axes: dict[str, AxisMap], known: list[str]) -> list[str]:
     """A method that claims exactness is held to R E = I on every axis that is summed over."""
     if known:
         return []

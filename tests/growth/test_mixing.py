@@ -68,8 +68,18 @@ def test_options_can_be_part_of_the_name():
     # In Python and YAML a number is a number.
     wide = phi_config(64, 8, 48, 2, 4)
     assert phigrow.plan(SRC, wide, "hypercloning", snr=20).hash == phigrow.plan(SRC, wide, "hypercloning:snr=20").hash
-    with pytest.raises(GrowthError, match="snr '15' is unknown"):
-        phigrow.plan(SRC, wide, "hypercloning", snr=15)
+    assert phigrow.plan(SRC, wide, "hypercloning", snr=12.5).options == {"snr": "12.5"}
+    for wrong in (-1, 101, "loud", True, float("nan")):
+        with pytest.raises(GrowthError, match=r"snr .* is not allowed(.|\n)*give a number from 0 to 100, or none"):
+            phigrow.plan(SRC, wide, "hypercloning", snr=wrong)
+
+
+def test_axes_that_no_entry_names_grow_by_the_first_entry_and_a_note_says_so():
+    made = phigrow.plan(SRC, DST, "hidden=lossless,mlp=tile")
+    whole = phigrow.plan(SRC, DST, "lossless,mlp=tile")
+    assert all(same(made.axes[axis], whole.axes[axis]) for axis in made.axes)
+    assert made.notes[-1] == "heads, head: not named in the method, so grown by its first entry, lossless"
+    assert "heads" not in " ".join(whole.notes)
 
 
 @pytest.mark.parametrize(
@@ -83,13 +93,12 @@ def test_a_seed_and_noise_are_numbers(given):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("hidden=lossless,mlp=tile", "no method for kv, which grows 4 -> 6"),
         ("lossless,mlp=tile,mlp=wr", "two methods for 'mlp'"),
         ("lossless,stream=tile", "no axes called 'stream'"),
         ("=tile", "a method that cannot be read"),
         ("tile:scale", "a method that cannot be read"),
         ("lossless,mlp=copy", "unknown method 'copy'"),
-        ("lossless,mlp=tile:scale=big", "scale 'big' is unknown"),
+        ("lossless,mlp=tile:scale=big", "scale 'big' is not allowed"),
         ("lossless,mlp=hypercloning", "hypercloning in a mixture"),
         ("isometric,mlp=aki", "aki beside a method that turns the stream"),
     ],

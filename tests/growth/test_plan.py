@@ -91,13 +91,13 @@ REFUSALS = [
     ),
     (
         phi_config(32, 4), phi_config(32, 2), {},
-        r"smaller: kv 4 -> 2\n  where: axis kv, met first in model.layers.*q_proj",
+        r"smaller: kv 4 -> 2\n  where: axis kv \(heads\), met first in model.layers.*q_proj",
     ),
     (phi_config(layers=4), phi_config(layers=2), {}, r"fewer layers: 4 -> 2\n  where: num_hidden_layers"),
     (
         phi_config(32, 4, rotary=4), phi_config(64, 4, rotary=8), {"method": "lossless"},
-        r"lossless cannot grow the rotary part of a head, 4 -> 8 coordinates\n  where: axis rotary, met first in "
-        r"model.layers.\{layer\}.self_attn.q_proj.weight\n  why: other rotary sizes turn at other frequencies.*\n"
+        r"lossless cannot grow the rotary part of a head, 4 -> 8 coordinates\n  where: axis rotary \(head\), met first "
+        r"in model.layers.\{layer\}.self_attn.q_proj.weight\n  why: other rotary sizes turn at other frequencies.*\n"
         r"  what to do: set partial_rotary_factor to 4 / head_dim = 0.25 ",
     ),
     (phi_config(32, 4, rotary=3), phi_config(64, 4, rotary=3), {}, r"an odd rotary part, 3 -> 3"),
@@ -125,7 +125,7 @@ REFUSALS = [
         phi_config(),
         phi_config(48, 6),
         {"method": "tile", "noise": -1.0},
-        r"noise -1.0\n  where: noise\n  why: it is no positive number",
+        r"noise -1.0 is not allowed\n  where: noise\n  what to do: give a number, 0 or more",
     ),
     (phi_config(), phi_config(48, 6), {"method": "copy"}, r"unknown method 'copy'"),
     (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"unknown depth method 'deep'\n.*interpose, .*solar"),

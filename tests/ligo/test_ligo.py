@@ -230,7 +230,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(GrowthError, match="learned maps that cannot be read"):
         read_maps(tmp_path / "text")
     write_maps(tmp_path, {"a": np.zeros(1)}, {})
-    with pytest.raises(GrowthError, match="learned maps that nobody described"):
+    with pytest.raises(GrowthError, match="learned maps without a valid `start` entry"):
         read_maps(tmp_path)
     broken = {name: value.copy() for name, value in maps.tensors.items()}
     broken["width/q"][0, 0] = np.nan

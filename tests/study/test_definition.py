@@ -81,7 +81,7 @@ def arms(**more):
         ({"sweep": {"lr": [1e-3]}}, r"a sweep without 'steps'"),
         (arms(tilee={}), r"no method 'tilee'\n  where: arm tilee in .*\n  what to do: did you mean tile"),
         (arms(tile={"scal": "rms"}), r"no key 'scal'\n  where: arm tile in .*\n  what to do: did you mean scale"),
-        (arms(tile={"scale": "half"}), r"scale 'half' is unknown\n  where: arm tile in"),
+        (arms(tile={"scale": "half"}), r"scale 'half' is not allowed\n  where: arm tile in"),
         (arms(tile={"train": {"lr": 1}}), r"lr is no key of this place\n.*\n  why: it is the same for every arm"),
         (arms(tile={"state": "half"}), r"state 'half' is unknown\n  where: arm tile in"),
         (arms(isometric={"state": "copy"}), r"state copy of a plan that mixes coordinates[\s\S]*arm isometric in"),

@@ -16,13 +16,12 @@ Not function-preserving: the paper gives that up so that copies differ. With a s
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.copy_maps import average_maps, copy_reasons, drawn_evenly
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
 def _ahead(task: GrowthTask) -> list[str]:
@@ -31,7 +30,7 @@ def _ahead(task: GrowthTask) -> list[str]:
     return [axis for axis in (family.residual, *family.heads, family.mlp) if task.grows(axis)]
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     maps = average_maps(task, lambda name, src, dst: drawn_evenly(task.seed, name, src, dst))
     for axis in _ahead(task):
         src, dst = task.sizes(axis)
@@ -39,7 +38,7 @@ def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
     return maps
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     src, dst = task.sizes(task.family.residual)
     reasons = copy_reasons(task, even=dst % src == 0)
     if task.src["layer"] > 1 and (axes := _ahead(task)):

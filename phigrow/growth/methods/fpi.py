@@ -10,18 +10,16 @@ Exact where hidden grows by a whole factor, at any ratio of heads and mlp.
 
 from __future__ import annotations
 
-from typing import Any
-
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.copy_maps import average_maps, copy_reasons, drawn_evenly
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     return average_maps(task, lambda name, src, dst: drawn_evenly(task.seed, name, src, dst))
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     src, dst = task.sizes(task.family.residual)
     return copy_reasons(task, even=dst % src == 0)
 

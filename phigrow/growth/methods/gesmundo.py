@@ -10,19 +10,17 @@ Exact under RMSNorm. Under LayerNorm zeros shift the mean that is taken off, as 
 
 from __future__ import annotations
 
-from typing import Any
-
 from phigrow.growth.axes import FRESH, AxisMap
 from phigrow.growth.exact_maps import kept_stream, refuse_inexact, unread
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     refuse_inexact(task, "gesmundo")
     return {**unread(task), **kept_stream(task, FRESH)}
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     if task.family.centred and task.grows(task.family.residual):
         return ["zeros in the stream shift the mean that LayerNorm takes off"]
     return []

@@ -11,14 +11,12 @@ Exact; whole factors only, others are refused.
 
 from __future__ import annotations
 
-from typing import Any
-
 from phigrow.growth.axes import AxisMap, wrap
 from phigrow.growth.copy_maps import average_maps, copy_reasons
-from phigrow.growth.method import GrowthTask, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     family = task.family
     for axis in task.grown_axes:
         src, dst = task.sizes(axis)
@@ -39,12 +37,12 @@ def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
     return average_maps(task, lambda name, src, dst: wrap(src, dst))
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     return copy_reasons(task, even=True)
 
 
-def _noise(options: dict[str, Any]) -> float:
-    return 0.0 if options["snr"] == "none" else float(10.0 ** (-float(options["snr"]) / 20))
+def _noise(options: Options) -> float:
+    return 0.0 if options["snr"] == "none" else float(10.0 ** (-options["snr"] / 20))
 
 
 METHOD = Method(
@@ -53,7 +51,15 @@ METHOD = Method(
     depth="identity",
     axis_maps=_axis_maps,
     approximations=_approximations,
-    options={"snr": Option(("10", "none", "0", "5", "20", "30", "40"), "signal to noise, in decibels")},
+    options={
+        "snr": Option(
+            float,
+            10,
+            "signal-to-noise ratio in decibels",
+            choices=("none",),
+            range=(0, 100),
+        )
+    },
     own_noise=_noise,
     noise_on="pairs",
 )

@@ -20,15 +20,13 @@ matrix products, and memory for Q (`phigrow.growth.dense_map.Isometry`).
 
 from __future__ import annotations
 
-from typing import Any
-
 from phigrow.growth.axes import AxisMap, dense_map
 from phigrow.growth.dense_map import Isometry
 from phigrow.growth.exact_maps import refuse_inexact, unread
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     refuse_inexact(task, "isometric")
     family, maps = task.family, unread(task)
     src, dst = task.sizes(family.residual)
@@ -47,7 +45,7 @@ def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
     return maps
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     return []
 
 

@@ -10,14 +10,12 @@ Exact at any ratio of hidden, heads and mlp. Larger heads are refused: the paper
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from phigrow.growth.axes import AxisMap, Floats, Ints, axis_map, copies_of_each, wrap
 from phigrow.growth.copy_maps import generator
 from phigrow.growth.exact_maps import kept_stream, refuse_inexact, statistics_kept, unread
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
 def _split(seed: int, axis: str, source: Ints, counts: Floats) -> Floats:
@@ -27,7 +25,7 @@ def _split(seed: int, axis: str, source: Ints, counts: Floats) -> Floats:
     return shared
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     refuse_inexact(task, "lemon")
     family = task.family
     if task.grows(family.query):
@@ -46,7 +44,7 @@ def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
     return maps
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     return []
 
 

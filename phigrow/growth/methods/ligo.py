@@ -23,20 +23,18 @@ Not function-preserving once learned. Costs matrix products, and memory for B: o
 
 from __future__ import annotations
 
-from typing import Any
-
 from phigrow.growth.axes import AxisMap, wrap
 from phigrow.growth.copy_maps import average_maps, copy_maps, copy_reasons, drawn_evenly
-from phigrow.growth.method import GrowthTask, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     if options["start"] == "tile":
         return copy_maps(task, lambda name, src, dst: wrap(src, dst), lambda counts: counts**0.0, averages=False)
     return average_maps(task, lambda name, src, dst: drawn_evenly(task.seed, name, src, dst))
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     if options["start"] == "tile":
         return [f"ligo from tile adds up copies of {axis}" for axis in task.grown_axes[:1]]
     src, dst = task.sizes(task.family.residual)
@@ -49,6 +47,6 @@ METHOD = Method(
     depth="stack",
     axis_maps=_axis_maps,
     approximations=_approximations,
-    options={"start": Option(("fpi", "tile"), "the operator that learning starts from")},
+    options={"start": Option(str, "fpi", "method that learning starts from", choices=("fpi", "tile"))},
     learns=True,
 )

@@ -22,19 +22,17 @@ does not grow heads.
 
 from __future__ import annotations
 
-from typing import Any
-
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.exact_maps import kept_stream, refuse_inexact, statistics_kept, unread
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     refuse_inexact(task, "lossless")
     return {**unread(task), **kept_stream(task, statistics_kept(task))}
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     return []
 
 

@@ -10,13 +10,11 @@ the paper's networks had none.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from phigrow.growth.axes import FRESH, AxisMap, Ints
 from phigrow.growth.copy_maps import average_maps, copy_reasons, generator
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
 def _drawn(seed: int, name: str, src: int, dst: int) -> Ints:
@@ -25,11 +23,11 @@ def _drawn(seed: int, name: str, src: int, dst: int) -> Ints:
     return np.concatenate([np.arange(src), generator(seed, name).integers(src, size=dst - src)])
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     return average_maps(task, lambda name, src, dst: _drawn(task.seed, name, src, dst))
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     drawn = _drawn(task.seed, "stream", *task.sizes(task.family.residual))
     return copy_reasons(task, even=len(set(np.bincount(drawn).tolist())) == 1)
 

@@ -10,24 +10,22 @@ Not function-preserving.
 
 from __future__ import annotations
 
-from typing import Any
-
 from phigrow.growth.axes import AxisMap, axis_map, block, concatenate
-from phigrow.growth.method import GrowthTask, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     family, maps = task.family, {}
     for axis in family.axis_names:
         parts = task.head_parts(axis) if axis in (family.query, family.key) else [task.sizes(axis)]
         source = concatenate([(src, block(src, dst)) for src, dst in parts])
         # Once for every tensor: each has one written axis, of which the heads are only a part.
-        gain = 1.0 if axis in family.heads else float(options["shrink"])
+        gain = 1.0 if axis in family.heads else options["shrink"]
         maps[axis] = axis_map(task.src[axis], source, write=gain)
     return maps
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     return [f"shrink_perturb shrinks the source by {options['shrink']} and adds noise"]
 
 
@@ -37,7 +35,7 @@ METHOD = Method(
     depth="interpose",
     axis_maps=_axis_maps,
     approximations=_approximations,
-    options={"shrink": Option(("0.4", "0.1", "0.2", "0.6", "0.8", "1.0"), "factor on the source's weights")},
+    options={"shrink": Option(float, 0.4, "factor on the source's weights", range=(0.01, 1))},
     own_noise=lambda options: 1.0,
     noise_on="all",
 )

@@ -11,20 +11,18 @@ Not function-preserving: copies are not independent at the start.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from phigrow.growth.axes import AxisMap, wrap
 from phigrow.growth.copy_maps import copy_maps
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     return copy_maps(task, lambda name, src, dst: wrap(src, dst), lambda counts: 1 / np.sqrt(counts), averages=False)
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     grown = task.grown_axes
     return [f"sparkling keeps root mean squares, not sums, over {', '.join(grown)}"] if grown else []
 

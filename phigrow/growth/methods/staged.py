@@ -12,14 +12,13 @@ halves get equal gradients for ever, and so do the new blocks: Adam's moments th
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from phigrow.growth.axes import AxisMap, wrap
 from phigrow.growth.copy_maps import average_maps, copy_reasons
-from phigrow.growth.method import GrowthTask, Method
+from phigrow.growth.method import GrowthTask, Method, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     family = task.family
     stream = (family.residual, family.normed, family.final)
     doubling = (*stream, family.heads[0], family.mlp)
@@ -43,7 +42,7 @@ def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
     return {axis: replace(made, parts=2) if task.grows(axis) else made for axis, made in maps.items()}
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     return copy_reasons(task, even=True)
 
 

@@ -18,13 +18,12 @@ copies cancel (as HyperCloning's noise pairs, 2409.12903), so ``preserve`` stays
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from phigrow.growth.axes import AxisMap, Floats, wrap
 from phigrow.growth.copy_maps import copy_maps, copy_reasons
-from phigrow.growth.method import GrowthTask, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option, Options
 
 _GAINS: dict[str, Callable[[Floats], Floats]] = {
     "none": np.ones_like,
@@ -33,12 +32,12 @@ _GAINS: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     anchor, scale = options["anchor"], options["scale"]
     return copy_maps(task, lambda name, src, dst: wrap(src, dst, anchor), _GAINS[scale], averages=scale == "preserve")
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     grown = task.grown_axes
     if grown and options["scale"] != "preserve":
         return [f"tile with scale {options['scale']} lets sums over copies of {', '.join(grown)} grow"]
@@ -53,8 +52,10 @@ METHOD = Method(
     axis_maps=_axis_maps,
     approximations=_approximations,
     options={
-        "anchor": Option(("edge", "center"), "where the unbroken copy lies on every axis"),
-        "scale": Option(("none", "preserve", "rms"), "gain with which c copies are read: 1, 1/c or 1/sqrt(c)"),
+        "anchor": Option(str, "edge", "place of the source on every axis", choices=("edge", "center")),
+        "scale": Option(
+            str, "none", "gain on reading c copies: none 1 (as Phi), preserve 1/c, rms 1/sqrt(c)", choices=tuple(_GAINS)
+        ),
     },
     takes_noise=True,
 )

@@ -10,13 +10,11 @@ Not function-preserving: old readers also read the new coordinates of the stream
 
 from __future__ import annotations
 
-from typing import Any
-
 from phigrow.growth.axes import AxisMap, axis_map, block, concatenate
-from phigrow.growth.method import GrowthTask, Method, Option
+from phigrow.growth.method import GrowthTask, Method, Option, Options
 
 
-def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
+def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     anchor, family = options["anchor"], task.family
     maps = {}
     for axis in family.axis_names:
@@ -26,7 +24,7 @@ def _axis_maps(task: GrowthTask, options: dict[str, Any]) -> dict[str, AxisMap]:
     return maps
 
 
-def _approximations(task: GrowthTask, options: dict[str, Any]) -> list[str]:
+def _approximations(task: GrowthTask, options: Options) -> list[str]:
     grown = task.grown_axes
     return [f"wr reads new random coordinates of {', '.join(grown)}"] if grown else []
 
@@ -37,5 +35,5 @@ METHOD = Method(
     depth="interpose",
     axis_maps=_axis_maps,
     approximations=_approximations,
-    options={"anchor": Option(("edge", "center"), "where the source block lies on every axis")},
+    options={"anchor": Option(str, "edge", "place of the source on every axis", choices=("edge", "center"))},
 )
