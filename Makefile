@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test slow long lint
+.PHONY: demo test launch slow long lint
 
 demo: $(VENV)/installed
 	$(BIN)/phigrow demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+launch: $(VENV)/installed
+	$(BIN)/python -m pytest -m "launch and not slow and not long"
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

@@ -1,13 +1,43 @@
-"""Fixtures for every test; the tiny models themselves are made in tiny_models.py."""
+"""Fixtures for every test, and the rule that only marked tests start DeepSpeed. Tiny models: tiny_models.py."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+DEEPSPEED_COMMANDS = ("deepspeed.launcher", "scenarios.py", "pretrain.py")
+"""Parts of a command by which a started process is known to train with DeepSpeed."""
+MARKS = ("launch", "slow", "long")
+"""Marks that take a test out of the default suite (setup.cfg)."""
+running: list[pytest.Item] = []
+"""The test that is running, if any."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Remember the running test, and whatever its fixtures start, for the rule below."""
+    running.append(item)
+    try:
+        return (yield)
+    finally:
+        running.remove(item)
+
+
+def refuse_unmarked_launches(event: str, words: tuple[Any, ...]) -> None:
+    """Fail a test of the default suite that starts DeepSpeed: it would take the suite past its four minutes."""
+    if event != "subprocess.Popen" or not running or any(map(running[-1].get_closest_marker, MARKS)):
+        return
+    command = [os.fsdecode(word) for word in words[1] if isinstance(word, str | bytes | os.PathLike)]
+    if any(part in word for part in DEEPSPEED_COMMANDS for word in command):
+        pytest.fail(f"{running[-1].nodeid} starts DeepSpeed ({' '.join(command)}): mark it with pytest.mark.launch")
+
+
+sys.addaudithook(refuse_unmarked_launches)
 
 
 @pytest.fixture

@@ -41,6 +41,14 @@ class Launches:
         return folder
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses `launches`, before tests are chosen by their marks."""
+    for item in items:
+        if "launches" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.launch)
+
+
 @pytest.fixture(scope="session")
 def launches(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Give a test file's name, get the folder with its runs."""

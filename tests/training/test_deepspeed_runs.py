@@ -257,6 +257,7 @@ def test_no_name_of_shared_memory_outlives_the_start_of_a_run(one_rank, two_rank
             assert found == {"mapped": ranks, "named": 0}
 
 
+@pytest.mark.launch
 def test_bad_input_is_said_once_and_ends_every_rank_with_code_2(tmp_path):
     done = launch(2, ROOT / "recipes" / "pretrain.py", "--stepz", "3", cwd=tmp_path)
     assert done.returncode == 2, done.stderr

@@ -23,10 +23,8 @@ SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3, 
 COPIED, FRESH = 0.5, 0.25
 
 
-def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
-    """A grown model, one and two steps of it at every stage, plain and paced, on two ranks."""
-    if ranks != 2:
-        return []
+def write_grown(folder: Path) -> Path:
+    """Write a tiny model and what two depth methods grow of it."""
     from transformers import PhiConfig, PhiForCausalLM
 
     torch.manual_seed(0)
@@ -40,6 +38,14 @@ def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
         phigrow.expand(
             folder / "source", folder / "dst.json", method="wr", depth=depth, out=folder / name, dtype="float32"
         )
+    return folder
+
+
+def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    """List one and two steps of a grown model at every stage, plain and paced, on two ranks."""
+    if ranks != 2:
+        return []
+    write_grown(folder)
     base = {"init": str(folder / "wr"), "model": None, "schedule": "constant", "warmup": 0, "steps": 1}
     base |= {"export": "export", "export_dtype": "fp32", "eval_every": 0, "log_every": 1}
     runs: list[dict[str, Any]] = []
@@ -62,6 +68,11 @@ def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def folder(launches) -> Path:
     return launches(__name__)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory) -> Path:
+    return write_grown(tmp_path_factory.mktemp("grown"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -92,23 +103,23 @@ def test_a_resumed_run_goes_on_at_its_pace(folder):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_what_a_grown_folder_says_is_what_inspection_says(folder):
+def test_what_a_grown_folder_says_is_what_inspection_says(grown):
     for kind in ("wr", "identity"):
-        found = copied_values(RunConfig(init=str(folder / kind)))
+        found = copied_values(RunConfig(init=str(grown / kind)))
         depth = "identity" if kind == "identity" else "interpose"
-        plan = phigrow.plan(folder / "source", folder / "dst.json", "wr", depth=depth)
+        plan = phigrow.plan(grown / "source", grown / "dst.json", "wr", depth=depth)
         for each in matching(plan, "*"):
             mask = copied_mask(found, each.growth.name, each.growth.shape)
             assert torch.equal(mask, torch.from_numpy(each.kinds() <= Kind.TILED_SCALED)), each.growth.name
     assert found["fresh"]  # the inserted layer's writers
 
 
-def test_a_checkpoint_that_was_not_grown_has_no_fresh_values(folder, tmp_path):
+def test_a_checkpoint_that_was_not_grown_has_no_fresh_values(grown, tmp_path):
     with pytest.raises(GrowthError, match="of a checkpoint that was not grown") as error:
         train(RunConfig(fresh_warmup=10))
     assert "the run starts from noise" in str(error.value)
     with pytest.raises(GrowthError, match=r"there is no phigrow\.json"):
-        train(RunConfig(init=str(folder / "source"), copied_lr=0.5))
+        train(RunConfig(init=str(grown / "source"), copied_lr=0.5))
     (tmp_path / "phigrow.json").write_text("{}")
     with pytest.raises(GrowthError, match="does not say which values are copies"):
         copied_values(RunConfig(init=str(tmp_path), fresh_lr=2.0))
