@@ -113,7 +113,7 @@ def grow(**keys: Any) -> dict[str, Any]:
         (grow(seed=3), r"no key 'seed'\n  where: grow of stage 2"),
         (grow(src="x"), r"no key 'src'\n  where: grow of stage 2"),
         (grow(snr=10), r"method lossless has no option 'snr'"),
-        (grow(noise="x"), r"noise 'x'\n  where: grow of stage 2"),
+        (grow(noise="x"), r"noise 'x' is not allowed\n  where: grow of stage 2"),
         (changed(2, steps=[5, 6]), r"steps is \[5, 6\]\n.*\n  what to do: give one whole number"),
         ({"seed": [1, 2]}, r"seed is \[1, 2\]\n.*\n  what to do: give one whole number"),
         ({"scratch": "false"}, r"scratch is 'false'\n.*\n  what to do: give true or false"),
