@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated
 
 import typer
 
-from phigrow.cli import growth, learning, runs
+from phigrow.cli import growth, learning, runs, terminal
 from phigrow.errors import GrowthError
 
 app = typer.Typer(
     name="phigrow",
+    cls=terminal.Group,
     help="Grow small pretrained Phi models into larger ones, pretrain them, and measure what growth saved.",
     epilog="Start with: phigrow demo",
+    context_settings=terminal.HELP_NAMES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -25,14 +27,15 @@ for command in (
     growth.expand, learning.learn_growth, growth.grow_optimizer, growth.plan, growth.inspect, growth.verify, runs.data,
     runs.demo, runs.compare, runs.grow_train, runs.report,
 ):  # fmt: skip
-    app.command()(command)
+    name = command.__name__.replace("_", "-")
+    app.command(name, cls=terminal.Command)(terminal.on_terminal(name, command))
 
 
 def main() -> None:
     """Run the command; bad input ends with its message on stderr and exit code 2."""
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
-        app()
+        app(prog_name="phigrow")
     except GrowthError as error:
         from rich.console import Console
 
@@ -41,7 +44,18 @@ def main() -> None:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escaped(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        terminal.tell_interrupted()
+        sys.exit(terminal.INTERRUPTED)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is left; where the reader has gone (``phigrow plan ... | head``), drop it without a message."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:

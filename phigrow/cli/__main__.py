@@ -1,4 +1,4 @@
-"""``python -m phigrow.cli``: what a launcher of several ranks starts."""
+"""Run the `phigrow` command as ``python -m phigrow.cli``; a launcher of several ranks starts this module."""
 
 from phigrow.cli import main
 

@@ -49,6 +49,7 @@ from phigrow.cli.printing import (
     print_remarks,
     print_tensors,
 )
+from phigrow.cli.terminal import is_quiet, say, shows_progress
 
 if TYPE_CHECKING:
     from phigrow.models.capacity import Capacity
@@ -101,13 +102,14 @@ def expand(
         return
     keep_freed_memory()
     written = phigrow.expand(
-        src, dst_config, out, method=method, dtype=dtype, shard_size=shard_size, overwrite=overwrite, progress=True,
-        allow_nonfinite=allow_nonfinite, **shape,
+        src, dst_config, out, method=method, dtype=dtype, shard_size=shard_size, overwrite=overwrite,
+        progress=shows_progress(), allow_nonfinite=allow_nonfinite, **shape,
     )  # fmt: skip
     typer.echo(f"wrote {written}")
-    made = read_plan_file(written)
-    print_remarks(made.plan, advice(made.plan, dtype=(made.record or {}).get("dtype")))
-    typer.echo(f"check it with: phigrow verify {src} {written}")
+    if not is_quiet():
+        made = read_plan_file(written)
+        print_remarks(made.plan, advice(made.plan, dtype=(made.record or {}).get("dtype")))
+    say(f"check it with: phigrow verify {src} {written}")
 
 
 def grow_optimizer(
@@ -140,9 +142,11 @@ def grow_optimizer(
     from phigrow.training.allocator import keep_freed_memory
 
     keep_freed_memory()
-    written = phigrow.grow_optimizer(checkpoint, grown, out, state=state.value, overwrite=overwrite, progress=True)
+    written = phigrow.grow_optimizer(
+        checkpoint, grown, out, state=state.value, overwrite=overwrite, progress=shows_progress()
+    )
     typer.echo(f"wrote {written}")
-    typer.echo(f"start from it with: deepspeed recipes/pretrain.py RECIPE --init {grown} --optimizer {written}")
+    say(f"start from it with: deepspeed recipes/pretrain.py RECIPE --init {grown} --optimizer {written}")
 
 
 def plan(

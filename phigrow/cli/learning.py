@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from phigrow.cli.options import DepthName, DstConfig, Revision, Seed, Src
+from phigrow.cli.terminal import say
 
 
 def learn_growth(
@@ -60,4 +61,4 @@ def learn_growth(
         leave()
     if own_rank() == 0:
         typer.echo(f"wrote {out}: {learned.tokens:,} tokens, {learned.flops:.3g} FLOPs, {learned.seconds:.1f} s")
-        typer.echo(f"apply it with: phigrow expand --src {src} --dst-config {dst_config} --method ligo --maps {out}")
+        say(f"apply it with: phigrow expand --src {src} --dst-config {dst_config} --method ligo --maps {out}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from phigrow.cli.printing import print_json
+from phigrow.cli.terminal import say, shows_progress
 
 
 def data(
@@ -49,7 +50,7 @@ def data(
     info = prepare(
         source, out=out, seq_len=seq_len, tokenizer=tokenizer, vocab_size=vocab_size, heldout=heldout, seed=seed,
         across_sources=across_sources, text_column=text_column, split=split, config=config, revision=revision,
-        num_proc=workers, overwrite=overwrite,
+        num_proc=workers, overwrite=overwrite, progress=shows_progress(),
     )  # fmt: skip
     if as_json:
         print_json(info)
@@ -70,7 +71,7 @@ def demo(
     """
     from phigrow.study.demo import run
 
-    run(out, ranks=ranks, steps=steps, seed=seed)
+    run(out, ranks=ranks, steps=steps, seed=seed, say=say)
 
 
 def compare(
@@ -100,7 +101,7 @@ def compare(
         for line in listing(loaded, chosen(loaded, jobs_of(loaded), only or (), seeds or ())):
             typer.echo(line)
         return
-    outcome = run_study(loaded, only=only or (), seeds=seeds or (), say=typer.echo)
+    outcome = run_study(loaded, only=only or (), seeds=seeds or (), say=say)
     typer.echo(f"report: {outcome.report / 'report.html'}" if outcome.report else outcome.why_no_report)
     for name, error in outcome.failed.items():
         typer.echo(f"failed: {name}: {error}", err=True)
@@ -131,7 +132,7 @@ def grow_train(
         for stage in (*loaded.stages, *([loaded.scratch] if loaded.scratch else [])):
             typer.echo(described(loaded, stage))
         return
-    typer.echo(f"wrote {run_stages(loaded, say=typer.echo)}")
+    typer.echo(f"wrote {run_stages(loaded, say=say)}")
 
 
 def report(

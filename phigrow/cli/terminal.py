@@ -1,0 +1,100 @@
+"""What all commands share on a terminal: -h, --quiet, progress, and one sentence at Ctrl-C."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
+RESUMES = frozenset({"expand", "grow-optimizer", "pretrain", "demo", "compare", "grow-train"})
+"""Commands that keep what they have done, so that the same words continue after an interruption."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells define it: 128 + SIGINT."""
+
+_quiet = False
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print results, warnings and errors only.")]
+
+
+class _FlagsWithoutType:
+    """Shows flags without a type in the help: ``--json``, not ``--json <bool>``."""
+
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
+
+
+class Command(_FlagsWithoutType, TyperCommand):
+    """One command of phigrow."""
+
+
+class Group(_FlagsWithoutType, TyperGroup):
+    """The command `phigrow` itself."""
+
+
+def on_terminal(name: str, function: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--quiet`` to the parameters of a command, and end it with one sentence at Ctrl-C."""
+
+    @functools.wraps(function)
+    def command(*args: Any, quiet: bool = False, **keywords: Any) -> None:
+        begin(quiet)
+        try:
+            function(*args, **keywords)
+        except KeyboardInterrupt:
+            tell_interrupted(name)
+            raise typer.Exit(INTERRUPTED) from None
+
+    signature = inspect.signature(function, eval_str=True)
+    quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), quiet])  # type: ignore[attr-defined]
+    return command
+
+
+def tell_interrupted(name: str = "") -> None:
+    """Print what a user who pressed Ctrl-C wants to know."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # under a launcher of several ranks, rank 0 speaks for all
+    after = "Run the same command again to continue." if name in RESUMES else "Its output was not completed."
+    typer.echo(f"\nstopped: phigrow {name} was interrupted. {after}" if name else "\nstopped", err=True)
+
+
+def begin(quiet: bool) -> None:
+    """Set what a command may print, before it loads any library with progress bars of its own."""
+    global _quiet
+    _quiet = quiet
+    if not shows_progress():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def shows_progress() -> bool:
+    """Return True where a person watches: stderr is a terminal, and --quiet was not given."""
+    return not _quiet and sys.stderr.isatty()
+
+
+def is_quiet() -> bool:
+    """Return True after --quiet."""
+    return _quiet
+
+
+def say(text: object = "") -> None:
+    """Print a line about progress, or a hint; with --quiet, print nothing."""
+    if not _quiet:
+        typer.echo(text)
+
+
+def complete(words: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    """Turn a list of names into a function that shell completion calls."""
+    return lambda incomplete: [word for word in words() if word.startswith(incomplete)]

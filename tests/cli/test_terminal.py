@@ -1,0 +1,137 @@
+"""Everything that a user meets before any model: help, version, pipes, log files, --quiet and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from tiny_models import phi_config, phi_model
+from typer.testing import CliRunner
+
+import phigrow
+from phigrow.cli import app, terminal
+
+COMMAND = [sys.executable, "-m", "phigrow"]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def run(*words, env=None):
+    return CliRunner(env={"COLUMNS": "80", "TERM": "dumb", **(env or {})}).invoke(app, list(map(str, words)))
+
+
+def on_a_terminal(*words, cwd: Path) -> str:
+    """What a command prints where stdout and stderr are a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*COMMAND, *map(str, words)], stdout=theirs, stderr=theirs, cwd=cwd, env=ENVIRONMENT)
+    os.close(theirs)
+    read = b""
+    while True:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # Linux: the last process that had it open has ended
+            break
+        if not part:
+            break
+        read += part
+    os.close(ours)
+    assert process.wait() == 0, read.decode()
+    return read.decode()
+
+
+def test_the_package_runs_as_a_module_and_tells_its_version():
+    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"phigrow {phigrow.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_short_help_is_the_help_and_flags_have_no_type(command):
+    short, long = run(*command.split(), "-h"), run(*command.split(), "--help")
+    assert short.exit_code == long.exit_code == 0
+    assert short.output == long.output
+    assert "<bool>" not in short.output
+    assert max(map(len, short.output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", ["--help", "plan --src phi-1_5 --dst-config phi2 --json"])
+def test_a_reader_that_leaves_is_no_error(words):
+    process = subprocess.Popen(
+        [*COMMAND, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
+
+
+def test_completion_completes_commands():
+    completed = {"_PHIGROW_COMPLETE": "complete_bash", "COMP_WORDS": "phigrow gro", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from phigrow.cli import main; main()"], capture_output=True, text=True, check=False,
+        env=ENVIRONMENT | completed,
+    )  # fmt: skip
+    assert done.stdout.split() == ["grow-optimizer", "grow-train"]
+
+
+def test_a_bar_is_drawn_on_a_terminal_only(tmp_path, save_model):
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(64, 4, 60, 3, 4)))
+    words = ("expand", "--src", "src", "--dst-config", "dst.json", "--method", "tile", "--overwrite")
+    assert "100%" in on_a_terminal(*words, cwd=tmp_path)
+    assert "100%" not in on_a_terminal(*words, "--quiet", cwd=tmp_path)
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) > 2
+
+
+def test_quiet_leaves_the_result(tmp_path, save_model, monkeypatch):
+    save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
+    (tmp_path / "dst.json").write_text(json.dumps(phi_config(64, 4, 60, 3, 4)))
+    monkeypatch.chdir(tmp_path)
+    done = run("expand", "--src", "src", "--dst-config", "dst.json", "--out", "grown", "-q")
+    assert (done.exit_code, done.output) == (0, "wrote grown\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("compare", "Run the same command again to continue."), ("data", "Its output was not completed.")],
+)
+def test_an_interruption_is_one_sentence(name, sentence):
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    one = typer.Typer()
+    one.command()(terminal.on_terminal(name, command))
+    done = CliRunner().invoke(one)
+    assert done.exit_code == 130
+    assert done.output == f"\nstopped: phigrow {name} was interrupted. {sentence}\n"
+
+
+def test_the_ranks_of_a_launch_tell_of_an_interruption_once(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    terminal.tell_interrupted("learn-growth")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ctrl_c_shows_no_traceback_and_leaves_no_folder(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "data", "--out", "packed"], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(4)  # in the middle of loading its libraries, or of tokenising
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode in (130, -signal.SIGINT)  # a shell shows 130 for both
+    assert errors == "\nstopped: phigrow data was interrupted. Its output was not completed.\n"
+    assert not list(tmp_path.iterdir())
