@@ -1,6 +1,8 @@
 """The layers of the package, held by a walk over its imports."""
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -159,3 +161,80 @@ def test_expanding_safetensors_needs_no_torch(save_model, tmp_path):
         done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
         assert (tmp_path / method / "model.safetensors").is_file(), done.stderr
         assert done.stdout.splitlines()[-1] == "False"
+
+
+def file_imports(path: Path, modules: set[str]) -> set[str]:
+    """Modules among ``modules`` that a file names in an import, lazy and TYPE_CHECKING ones included."""
+    named = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            named |= (members & modules) or {node.module}
+        elif isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+    return named & modules
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """One import circle, from a module back to itself; empty if there is none."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module not in done:
+            for other in sorted(imports[module]):
+                if closed := search(other, [*path, module]):
+                    return closed
+            done.add(module)
+        return []
+
+    return next((closed for module in imports if (closed := search(module, []))), [])
+
+
+def graph(root: Path) -> dict[str, set[str]]:
+    def name(path: Path) -> str:
+        return ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+
+    files = {name(path): path for path in root.rglob("*.py")}
+    return {module: file_imports(path, set(files)) - {module} for module, path in files.items()}
+
+
+def test_no_file_is_in_an_import_circle():
+    assert circle(graph(ROOT)) == []
+
+
+def test_a_circle_of_lazy_and_typing_imports_is_noticed(tmp_path):
+    # Negative control: a -> b in a function, b -> c for types only, c -> a through the package.
+    package = tmp_path / "phigrow"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("def f():\n    from phigrow.b import g\n")
+    (package / "b.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from phigrow.c import C\ndef g(): ...\n"
+    )
+    (package / "c.py").write_text("from phigrow import a\nclass C: ...\n")
+    assert circle(graph(package)) == ["phigrow.a", "phigrow.b", "phigrow.c", "phigrow.a"]
+    (package / "c.py").write_text("class C: ...\n")
+    assert circle(graph(package)) == []
+
+
+def shadowed(folder: Path, public: set[str]) -> set[str]:
+    """Public names of a package that are also names of its submodules."""
+    return public & {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+
+
+PACKAGES = sorted(".".join(path.parent.relative_to(ROOT.parent).parts) for path in ROOT.rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_do_not_shadow_submodules(package):
+    module = importlib.import_module(package)
+    defined = {name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value)}
+    assert not shadowed(Path(module.__file__).parent, defined | set(getattr(module, "__all__", ())))
+
+
+def test_a_shadowed_submodule_is_noticed():
+    # Negative control.
+    assert shadowed(ROOT / "measure", {"compare", "comparison"}) == {"comparison"}
+    assert shadowed(ROOT, {"plan", "growth"}) == {"growth"}

@@ -3,16 +3,16 @@
 Needs neither torch nor the training code; scipy, pandas, matplotlib and rich are loaded when they are used.
 """
 
-from phigrow.measure.compare import compare
+from phigrow.measure.comparison import compare
 from phigrow.measure.crossing import Crossing, cost_to_loss, monotone
 from phigrow.measure.estimates import Arm, BudgetPoint, Comparison, Estimate
 from phigrow.measure.figures import curves, save
-from phigrow.measure.latex import latex
-from phigrow.measure.report import report
+from phigrow.measure.latex_tables import latex
+from phigrow.measure.report_files import report
 from phigrow.measure.tables import frame, markdown, terminal
 from phigrow.measure.trends import budget_figure, diagnostics_figure
 from phigrow.measure.wording import findings
-from phigrow.records.reader import Run, load_run, load_runs
+from phigrow.records import Run, load_run, load_runs
 
 __all__ = [
     "Arm",

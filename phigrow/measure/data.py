@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Arm, BudgetPoint, Comparison, Estimate
+from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison, Estimate
 from phigrow.measure.intervals import CONFIDENCE
 from phigrow.measure.provenance import all_runs
 from phigrow.measure.wording import findings
-from phigrow.records.reader import COSTS, DIAGNOSTICS, Columns, Run
+from phigrow.records.run import Columns, Run
+from phigrow.records.schema import DIAGNOSTICS, UNITS
 
 MOST_POINTS = 400
 """Points of a curve on the page. Of training losses each is the mean of the steps it stands for, of evaluations some
@@ -84,20 +85,20 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
         "saving": _finite(estimate.saving),
         "saving_interval": [_finite(end) for end in estimate.saving_interval or ()] or None,
         "censored": estimate.censored,
-        "early": estimate.early,
+        "early": estimate.upper_bound,
         "at_target_from_the_start": estimate.cost == 0,
     }
 
 
 def _curves(run: Run, *, own: bool) -> dict[str, Any]:
-    before = {unit: run.source_cost(unit) for unit in COSTS}
+    before = {unit: run.source_cost(unit) for unit in UNITS}
     if own and not run.meta.get("growth"):
         before = {unit: 0.0 if math.isnan(cost) else cost for unit, cost in before.items()}
-    columns = ("step", *COSTS)
+    columns = ("step", *UNITS)
     return {
         "seed": run.seed,
         "source": {unit: _finite(cost) for unit, cost in before.items()},
-        "expansion": {unit: run.expand_cost(unit) for unit in COSTS},
+        "expansion": {unit: run.expand_cost(unit) for unit in UNITS},
         "evals": {key: _list(_picked(run.evals[key])) for key in (*columns, "loss")},
         "sources": {name: _list(_picked(losses)) for name, losses in run.sources.items()},
         "train": {key: _list(values) for key, values in _thinned(run.steps, (*columns, "loss")).items()},

@@ -9,11 +9,10 @@ from typing import Literal
 import numpy as np
 
 from phigrow.measure.intervals import CONFIDENCE, FEWEST_SEEDS, Interval
-from phigrow.records.reader import Run
+from phigrow.records.run import Run
+from phigrow.records.schema import Unit
 
-Unit = Literal["tokens", "flops", "seconds"]
 Accounting = Literal["sunk", "charged"]
-UNITS: tuple[Unit, ...] = ("tokens", "flops", "seconds")
 ACCOUNTINGS: tuple[Accounting, ...] = ("sunk", "charged")
 
 STEPS = (0, 1, 10, 100)
@@ -25,12 +24,15 @@ Basis = Literal["curve", "constant", "ends"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an arm spent to reach the target, against what the baseline spent, in one unit and one accounting.
+    """Cost of reaching the target, for an arm and for the baseline, in one unit and one accounting.
 
-    ``cost`` and ``baseline_cost`` are means over the paired seeds, in tokens, FLOPs or seconds; nan where the cost of
-    the source was not recorded. Where ``censored``, ``cost`` is a lower bound and ``speedup`` and ``saving`` are
-    upper bounds. Where ``early``, the arm's smallest decayed end is already below the target: ``cost`` is an upper
-    bound, ``speedup`` and ``saving`` are lower bounds.
+    Attributes:
+        cost, baseline_cost: means over the paired seeds, in tokens, FLOPs or seconds; nan if the unit, or the cost of
+            the source, was not recorded.
+        censored: the target was not reached; ``cost`` is a lower bound, ``speedup`` and ``saving`` are upper bounds.
+        upper_bound: the arm's smallest decayed end is already below the target; ``cost`` is an upper bound,
+            ``speedup`` and ``saving`` are lower bounds.
+        speedup_interval: 95 % interval over paired seeds, if there is one.
     """
 
     unit: Unit
@@ -39,7 +41,7 @@ class Estimate:
     baseline_cost: float
     censored: bool
     speedup_interval: Interval | None = None
-    early: bool = False
+    upper_bound: bool = False
 
     @property
     def speedup(self) -> float:
@@ -162,7 +164,7 @@ class Arm:
             return f"{count} seed{'s' if count > 1 else ''}: no interval"
         if self.censored_seeds:
             return f"{count} seeds, {len(self.censored_seeds)} censored: no interval"
-        if self.estimates and self.estimates[0].early:
+        if self.estimates and self.estimates[0].upper_bound:
             return f"{count} seeds, below the target at the smallest budget: no interval"
         return f"{count} seeds: {CONFIDENCE:.0%} bootstrap interval over paired seeds"
 
@@ -192,12 +194,6 @@ class Comparison:
             if arm.name == name:
                 return arm
         raise KeyError(name)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: speedups and losses as tables."""
-        from phigrow.measure.page import tables
-
-        return tables(self)
 
     def target(self, arm: Arm | None = None) -> float:
         """The mean target over the seeds of ``arm`` (of the baseline by default), nats a token."""

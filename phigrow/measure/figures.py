@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phigrow.measure.estimates import Accounting, Arm, Comparison, Unit
+from phigrow.measure.estimates import Accounting, Arm, Comparison
 from phigrow.measure.wording import SCALES, times
-from phigrow.records.reader import Run
+from phigrow.records.run import Run
+from phigrow.records.schema import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,7 +195,7 @@ def _label(arm: Arm, unit: Unit, accounting: Accounting, is_base: bool) -> tuple
         return f"{name}, source unknown", None
     if estimate.censored:
         return f"{name}, not reached", None
-    if estimate.early:
+    if estimate.upper_bound:
         return f"{name}, over {times(estimate.speedup)} speedup", estimate.cost
     return f"{name}, {times(estimate.speedup)} speedup", estimate.cost
 

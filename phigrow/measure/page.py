@@ -14,12 +14,13 @@ import re
 from importlib.resources import files
 
 from phigrow.measure.data import as_json, curves_data
-from phigrow.measure.estimates import UNITS, Comparison
+from phigrow.measure.estimates import Comparison
 from phigrow.measure.figures import loss_range
 from phigrow.measure.provenance import all_runs, difference_rows, run_rows, version_lines
 from phigrow.measure.tables import Rows, budget_rows, caption, cost_rows, headline_rows, loss_rows
 from phigrow.measure.trends import WORDS
 from phigrow.measure.wording import NAMES, findings
+from phigrow.records.schema import UNITS
 
 
 def page(comparison: Comparison, definitions: str) -> str:

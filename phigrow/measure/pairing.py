@@ -10,7 +10,7 @@ import numpy as np
 
 from phigrow.errors import GrowthError
 from phigrow.measure.sizes import check_one_model
-from phigrow.records.reader import Columns, Run, Seeds
+from phigrow.records.run import Columns, Run, Seeds
 
 SAME_META = ("data_fingerprint", "eval_fingerprint", "eval_blocks")
 """Keys of the run record that must agree within a pair wherever both runs have them."""

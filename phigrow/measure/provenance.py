@@ -8,7 +8,7 @@ from typing import Any
 from phigrow.measure.estimates import Comparison
 from phigrow.measure.tables import Rows
 from phigrow.measure.wording import amount
-from phigrow.records.reader import Run
+from phigrow.records.run import Run
 
 EXPECTED = ("config.arm", "config.seed", "config.out")
 """Settings that always differ and say nothing."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.records.reader import COSTS, Run, Seeds
+from phigrow.records.run import Run, Seeds
+from phigrow.records.schema import UNITS
 
 SHAPE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -53,7 +54,7 @@ def _is_source(run: Run, grown: Run) -> bool:
             rtol=1e-9,
             atol=SECONDS if unit == "seconds" else 0.5,
         )
-        for unit in COSTS
+        for unit in UNITS
     )
 
 

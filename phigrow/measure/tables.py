@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Arm, Basis, Comparison, Estimate, Unit
+from phigrow.measure.estimates import ACCOUNTINGS, Arm, Basis, Comparison, Estimate
 from phigrow.measure.wording import NAMES, amount, cost_text, saving_text, speedup_text
+from phigrow.records.schema import UNITS, Unit
 
 if TYPE_CHECKING:
     import pandas
@@ -112,7 +113,7 @@ def caption(comparison: Comparison, unit: Unit) -> str:
         sentences.append(f"{', '.join(between)}: read between fully decayed ends.")
     if any(arm.censored_seeds for arm in comparison.arms):
         sentences.append("< and > are bounds: the target was not reached.")
-    if any(estimate.early for arm in comparison.arms for estimate in arm.estimates):
+    if any(estimate.upper_bound for arm in comparison.arms for estimate in arm.estimates):
         sentences.append("< and > of an arm that was below the target at its smallest budget are bounds too.")
     text = " ".join(sentences)
     return text[0].upper() + text[1:]

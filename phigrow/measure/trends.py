@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison, Unit
+from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison
 from phigrow.measure.figures import STYLE, TITLES, WIDTH, colour_of, line_of, marker_of, plain
 from phigrow.measure.wording import NAMES, amount
-from phigrow.records.reader import DIAGNOSTICS
+from phigrow.records.schema import DIAGNOSTICS, Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,11 +103,11 @@ def _trend(axes: Axes, arm: Arm, place: int, unit: Unit, accounting: Any) -> Non
     budgets, speedups = [point.budget for point, _ in known], [each.speedup for _, each in known]
     style: Any = (0, (3, 1.5)) if dashed else "-"
     # Bounds stand alone: a line between a bound and a value would be neither.
-    joined = [np.nan if each.censored or each.early else each.speedup for _, each in known]
+    joined = [np.nan if each.censored or each.upper_bound else each.speedup for _, each in known]
     axes.plot(budgets, joined, color=colour, linewidth=1.4, linestyle=style, label=plain(arm.name))
     for point, each in known:
-        mark = "v" if each.censored else "^" if each.early else marker
-        bound = each.censored or each.early
+        mark = "v" if each.censored else "^" if each.upper_bound else marker
+        bound = each.censored or each.upper_bound
         face = "white" if bound or point.basis == "curve" else colour
         axes.plot(point.budget, each.speedup, mark, color=colour, markerfacecolor=face, markersize=4)
     whole: list[tuple[BudgetPoint, Any]] = [(p, e.speedup_interval) for p, e in known if e.speedup_interval]

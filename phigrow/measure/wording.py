@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from phigrow.measure.estimates import ACCOUNTINGS, UNITS, Accounting, Arm, Comparison, Estimate, Unit
+from phigrow.measure.estimates import ACCOUNTINGS, Accounting, Arm, Comparison, Estimate
 from phigrow.measure.intervals import Interval
+from phigrow.records.schema import UNITS, Unit
 
 SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 NAMES: dict[Unit, str] = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
@@ -46,18 +47,20 @@ def percent(saving: float) -> str:
 
 
 def speedup_text(estimate: Estimate) -> str:
-    """The speedup with its interval, ``< 0.90x`` where it is censored, ``> 2.00x`` where it is early."""
+    """The speedup with its interval, ``< 0.90x`` where it is censored, ``> 2.00x`` where it is an upper bound."""
     return _with_interval(times(estimate.speedup), estimate, estimate.speedup_interval, times, "x")
 
 
 def saving_text(estimate: Estimate) -> str:
-    """The saving with its interval, ``< 12 %`` where it is censored, ``> 50 %`` where it is early."""
+    """The saving with its interval, ``< 12 %`` where it is censored, ``> 50 %`` where it is an upper bound."""
     return _with_interval(percent(estimate.saving), estimate, estimate.saving_interval, percent, " %")
 
 
 def cost_text(estimate: Estimate) -> str:
-    """The cost at the target, ``> 2.46M`` where it is censored, ``< 0.3M`` where it is early."""
-    bound = "" if not math.isfinite(estimate.cost) else "> " if estimate.censored else "< " if estimate.early else ""
+    """The cost at the target, ``> 2.46M`` where it is censored, ``< 0.3M`` where it is an upper bound."""
+    if not math.isfinite(estimate.cost):
+        return "unknown"
+    bound = "> " if estimate.censored else "< " if estimate.upper_bound else ""
     return bound + amount(estimate.cost, estimate.unit, like=estimate.baseline_cost)
 
 
@@ -91,7 +94,7 @@ def _sentences(comparison: Comparison, arm: Arm) -> list[str]:
         seeds = "" if many == 1 else f" in any of {many} seeds" if missed == many else f" in {missed} of {many} seeds"
         spent = amount(max(float(run.evals["tokens"][-1]) for run in arm.runs), "tokens")
         head = f"{arm.name} did not reach {goal}{seeds} within {spent} tokens (censored)"
-    elif sunk.early:
+    elif sunk.upper_bound:
         spent = amount(sunk.cost, "tokens", like=sunk.baseline_cost)
         head = f"{arm.name} was below {goal} at its smallest budget, {spent} of {budget} tokens"
     elif sunk.cost == 0:
@@ -139,7 +142,7 @@ def _result(estimate: Estimate) -> str:
     if estimate.cost == 0:
         return f"met before training, {percent(estimate.saving)} saving"
     # A censored arm's speedup is a bound; whether it is slower than the baseline is then already said.
-    slower = ", slower" if estimate.speedup < 1 and not (estimate.censored or estimate.early) else ""
+    slower = ", slower" if estimate.speedup < 1 and not (estimate.censored or estimate.upper_bound) else ""
     return f"{speedup_text(estimate)} speedup, {saving_text(estimate)} saving{slower}"
 
 
@@ -154,7 +157,7 @@ def _with_interval(
 ) -> str:
     if text == "unknown":
         return text
-    if estimate.censored or estimate.early:
+    if estimate.censored or estimate.upper_bound:
         return f"{'<' if estimate.censored else '>'} {text}"
     if interval is None:
         return text

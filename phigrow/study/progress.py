@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.files.atomic import atomic_json
+from phigrow.records.readers.phigrow import last_record, written_so_far
 from phigrow.study.jobs import Job
 from phigrow.study.settings import Arm, Study
 
 DONE = "done.json"
 """In the folder of a training run that has ended: its key, cost and last losses."""
-
-RECORDS = "records.jsonl"
-_TAIL = 1 << 14
 
 START = 6.0
 """Seconds that a run takes besides training: an allowance, not a measurement, until runs have been timed here."""
@@ -71,31 +69,11 @@ def finish(job: Job, wall: float, flops: float, before: float) -> dict[str, Any]
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     content = {"key": job.key, "step": last["step"], "heldout_loss": last["loss"], "loss": step["loss"], **ran}
-    content |= {"lr": json.loads((job.folder / RECORDS).open(encoding="utf-8").readline())["config"]["lr"]}
+    content |= {"lr": written_so_far(job.folder)[0]["config"]["lr"]}
     atomic_json(job.folder / DONE, content, indent=None)
     if job.kind != "trunk" and not job.keeps:
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     return content
-
-
-def last_record(folder: Path, kind: str, *, at_most: int | None = None) -> dict[str, Any] | None:
-    """The last record of a kind, step or eval, that a run has written, up to a step; None before the first."""
-    try:
-        with (folder / RECORDS).open("rb") as file:
-            if at_most is None:  # near the end: records are long, and this is asked often
-                file.seek(0, 2)
-                file.seek(max(0, file.tell() - _TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and record.get("type") == kind and (not at_most or record["step"] <= at_most):
-            return record
-    return None
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.files.lock import locked
 from phigrow.files.output import make_folder, writing
+from phigrow.records.readers.phigrow import last_record
 from phigrow.study import progress
 from phigrow.study.jobs import Job, jobs_of
 from phigrow.study.launch import Ranks, still_running
@@ -238,7 +239,7 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
 
 def _finish(job: Job, place: _Place) -> None:
     if progress.finish(job, time.monotonic() - place.began, place.flops, place.former) is None:
-        last = progress.last_record(job.folder, "step") or {"step": 0}
+        last = last_record(job.folder, "step") or {"step": 0}
         raise GrowthError(
             f"training stopped at step {last['step']} of {job.steps}",
             where=str(job.folder),
@@ -261,8 +262,8 @@ def _settled(study: Study, jobs: list[Job], job: Job) -> dict[str, Any]:
 
 def _former_seconds(job: Job, keys: dict[str, Any]) -> float:
     """Seconds of training that a run has in its records, or in those of its trunk at the step where it branches."""
-    if (last := progress.last_record(job.folder, "step")) is None and "branch_from" in keys:
-        last = progress.last_record(Path(keys["branch_from"]), "step", at_most=job.first)
+    if (last := last_record(job.folder, "step")) is None and "branch_from" in keys:
+        last = last_record(Path(keys["branch_from"]), "step", at_most=job.first)
     return float(last["seconds"]) if last else 0.0
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from phigrow.errors import GrowthError
-from phigrow.study import progress
-from phigrow.study.joined import write_joined
+from phigrow.records.concatenation import write_concatenated
+from phigrow.records.readers.phigrow import last_record
 from phigrow.study.launch import Ranks, default_ranks
 from phigrow.study.runner import alone, wait_for_former
 from phigrow.study.stages import Stage, Staged
@@ -50,8 +50,8 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
                     try:
                         _train(ranks, stage, say)
                     finally:
-                        _join(staged)
-            _join(staged)
+                        _concatenate(staged)
+            _concatenate(staged)
             if staged.scratch is not None:
                 say(described(staged, staged.scratch))
                 if not staged.scratch.done:
@@ -101,12 +101,12 @@ def _train(ranks: Ranks, stage: Stage, say: Callable[[str], None]) -> None:
     ranks.begin(stage.keys)
     while not ranks.ended():
         time.sleep(POLL_SECONDS)
-        if time.monotonic() - said > LINE_SECONDS and (last := progress.last_record(stage.folder, "step")):
+        if time.monotonic() - said > LINE_SECONDS and (last := last_record(stage.folder, "step")):
             said = time.monotonic()
             say(f"    step {last['step']}/{stage.steps}, loss {last['loss']:.4f}")
-    last = progress.last_record(stage.folder, "eval")
+    last = last_record(stage.folder, "eval")
     if not stage.done:
-        step = progress.last_record(stage.folder, "step") or {"step": 0}
+        step = last_record(stage.folder, "step") or {"step": 0}
         raise GrowthError(
             f"training stopped at step {step['step']} of {stage.steps}",
             where=str(stage.folder),
@@ -116,9 +116,9 @@ def _train(ranks: Ranks, stage: Stage, say: Callable[[str], None]) -> None:
     say(f"    done in {clock(time.monotonic() - began)}{end}")
 
 
-def _join(staged: Staged) -> None:
+def _concatenate(staged: Staged) -> None:
     steps = sum(stage.steps for stage in staged.stages)
-    write_joined([stage.folder for stage in staged.stages], staged.out, staged.arm, steps)
+    write_concatenated([stage.folder for stage in staged.stages], staged.out, staged.arm, steps)
 
 
 def _report(staged: Staged, scratch: Stage, say: Callable[[str], None]) -> None:

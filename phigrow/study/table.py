@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from phigrow.errors import GrowthError
+from phigrow.records.readers.phigrow import last_record
 from phigrow.study import progress
 from phigrow.study.jobs import Job
 from phigrow.study.settings import Arm, Study
@@ -131,7 +132,7 @@ class Display:
             return "[red]failed[/]"
         for running in self.running.values():
             if running.name in (job.name, *job.needs):
-                last = progress.last_record(running.folder, "step") or {"step": 0}
+                last = last_record(running.folder, "step") or {"step": 0}
                 return f"[bold]step {last['step']}[/]"
         return "" if job in self.jobs else "-"
 
@@ -157,7 +158,7 @@ def position(job: Job) -> str:
     """Where a running job is, in words."""
     if not job.trains:
         return "at work"
-    if (last := progress.last_record(job.folder, "step")) is None:
+    if (last := last_record(job.folder, "step")) is None:
         return "starting"
     loss = last["loss"] if isinstance(last["loss"], int | float) else math.nan
     return f"step {last['step']}/{job.steps}, loss {loss:.4f}"

@@ -17,7 +17,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.output import writing
 from phigrow.files.staged_folder import staged_folder
 from phigrow.files.untrusted import read_json_strict
-from phigrow.records.writer import FILE
+from phigrow.records.schema import FILE
 from phigrow.training.checkpoints import curve_changes, has_begun
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role

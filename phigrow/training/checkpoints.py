@@ -31,7 +31,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import writing
 from phigrow.files.untrusted import read_json_strict
-from phigrow.records.writer import FILE as RECORDS
+from phigrow.records.schema import FILE as RECORDS
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
 from phigrow.training.process import gathered, on_rank_zero

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.run_checkpoints import Found, Progress
 from phigrow.models.cost import count
-from phigrow.records.writer import RecordWriter, recorded_losses
+from phigrow.records.readers.phigrow import step_losses
+from phigrow.records.writer import RecordWriter
 from phigrow.training import checkpoints, initial_state
 from phigrow.training.anomalies import NonFinite, Spikes
 from phigrow.training.branches import branch, starts_branch
@@ -150,7 +151,7 @@ class _Run:
             run = run_record(config, source, self.model_dict, world, blocks, self.feed) if trunk or not found else None
             self.records = RecordWriter(out, resume_step=self.at.step if found else None, trunk=trunk, run=run)
             if found:
-                self.spikes = Spikes(recorded_losses(self.records.path))
+                self.spikes = Spikes(step_losses(out))
             if found and not trunk:
                 now = {"world_size": world.size, "zero": config.stage}
                 self.records.write(

@@ -66,7 +66,7 @@ def test_speedup_against_budget(study):
     assert [point.budget for point in wr.budgets] == [1e5, 2e5, 4e5, 8e5, 1.6e6]
     assert {point.basis for point in wr.budgets} == {"ends"}
     first, *others = (point.estimate("tokens", "sunk") for point in wr.budgets)
-    assert first.early  # its smallest end is below scratch's smallest: how early it got there was not measured
+    assert first.upper_bound  # its smallest end is below scratch's smallest: how early it got there was not measured
     assert first.speedup == 1.0  # a lower bound
     assert first.speedup_interval is None
     assert [each.speedup for each in others] == pytest.approx([2.0] * 4, rel=1e-3)

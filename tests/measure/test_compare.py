@@ -1,5 +1,6 @@
 """The meter against curves whose speedup is known, its accounting, its intervals and its refusals."""
 
+import json
 import math
 
 import numpy as np
@@ -306,3 +307,18 @@ def test_doubles_and_empty_runs_are_refused(write_run, tmp_path):
         compare([run, *load_runs(write_run("wr", [], []))])
     with pytest.raises(GrowthError, match="arms found: none"):
         compare([])
+
+
+def test_a_unit_that_was_not_recorded_is_unknown_and_changes_no_other(experiment):
+    parent = experiment()
+    whole = compared(parent)["wr"]
+    for path in parent.rglob("records.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            record.pop("seconds", None)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    arm = compared(parent)["wr"]
+    assert arm.estimate("tokens", "charged") == whole.estimate("tokens", "charged")
+    assert arm.estimate("flops", "sunk") == whole.estimate("flops", "sunk")
+    assert math.isnan(arm.estimate("seconds", "sunk").speedup)
+    assert "wr: seconds were not recorded" in arm.notes

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from phigrow.measure import compare, latex, load_runs
-from phigrow.measure.latex import escaped
+from phigrow.measure.latex_tables import escaped
 
 COSTS = [0, 1_000_000, 2_000_000]
 SPECIAL = r"a_b & 100% $x^2$ #1 {c} ~ \input{/etc/passwd} [2] <|>"

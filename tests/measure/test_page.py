@@ -12,7 +12,7 @@ import pytest
 from phigrow.measure import compare, load_runs
 from phigrow.measure.data import as_json, curves_data
 from phigrow.measure.page import page
-from phigrow.measure.report import definitions
+from phigrow.measure.report_files import definitions
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>&"\''
 

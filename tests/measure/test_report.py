@@ -238,7 +238,7 @@ def test_a_report_that_is_refused_writes_nothing(small, tmp_path):
 def test_an_output_that_cannot_be_written_is_found_out_first(small, tmp_path, monkeypatch, place):
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr(
-        sys.modules["phigrow.measure.report"], "load_runs", lambda *_, **__: pytest.fail("computed before")
+        sys.modules["phigrow.measure.report_files"], "load_runs", lambda *_, **__: pytest.fail("computed before")
     )
     with pytest.raises(GrowthError, match="the output cannot be written") as caught:
         report(small, tmp_path / place)
@@ -249,7 +249,7 @@ def test_an_output_that_cannot_be_written_is_found_out_first(small, tmp_path, mo
 
 def test_a_disk_that_fills_while_writing(small, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        sys.modules["phigrow.measure.report"], "save", lambda *_: (_ for _ in ()).throw(OSError(28, "no space"))
+        sys.modules["phigrow.measure.report_files"], "save", lambda *_: (_ for _ in ()).throw(OSError(28, "no space"))
     )
     with pytest.raises(
         GrowthError, match=r"the output cannot be written\n  where: .*out\n  why: \[Errno 28\] no space"

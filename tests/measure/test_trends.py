@@ -10,7 +10,7 @@ from phigrow.measure.figures import plain
 
 def point(budget, speedup, interval=None, basis="ends", **state):
     estimates = tuple(
-        Estimate(unit, accounting, 1.0, speedup, state.get("censored", False), interval, state.get("early", False))
+        Estimate(unit, accounting, 1.0, speedup, **{"censored": False, "speedup_interval": interval} | state)
         for unit in ("tokens", "flops", "seconds")
         for accounting in ("sunk", "charged")
     )
@@ -24,7 +24,7 @@ def comparison(*points, name="wr"):
 
 def test_bounds_stand_alone_and_bands_are_intervals():
     exact = (point(2e6, 2.5, (2.0, 3.0)), point(4e6, 2.0, (1.5, 2.4)))
-    found = comparison(point(1e6, 3.0, early=True), *exact, point(8e6, 1.0, censored=True))
+    found = comparison(point(1e6, 3.0, upper_bound=True), *exact, point(8e6, 1.0, censored=True))
     sunk = budget_figure(found).axes[0]
     line = next(line for line in sunk.lines if len(line.get_xdata()) == 4)
     assert np.isnan(line.get_ydata()).tolist() == [True, False, False, True]

@@ -11,7 +11,7 @@ from studies import RECIPES, content, loaded
 
 from phigrow.measure import compare
 from phigrow.measure.pairing import check_pair
-from phigrow.records.reader import load_run
+from phigrow.records import load_run
 from phigrow.study import Study, jobs_of, load_study, progress
 from phigrow.study.jobs import Job
 from phigrow.study.results import sweep_results

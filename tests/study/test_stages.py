@@ -18,8 +18,10 @@ import yaml
 from phigrow.cli import app
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
-from phigrow.study import load_stages, progress, run_stages, staged
-from phigrow.study.joined import joined, read_records
+from phigrow.records.concatenation import concatenate_stages
+from phigrow.records.readers.phigrow import last_record, written_so_far
+from phigrow.records.writer import write_records
+from phigrow.study import load_stages, run_stages, staged
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes" / "stages" / "tiny.yaml"
@@ -159,7 +161,7 @@ def run_of(steps: int, flops: float, **meta: Any) -> list[dict[str, Any]]:
 def test_joined_records_count_on_at_what_every_stage_cost(tmp_path):
     growth = {"method": "tile", "state": "scale", "plan_hash": "p", "depth": "stack"}
     runs = [run_of(2, 1.0, source_tokens=7), run_of(3, 5.0, expand_seconds=2.25, growth=growth, parameters=9)]
-    found = joined(runs, "staged", 5)
+    found = concatenate_stages(runs, "staged", 5)
     assert [(r["type"], r.get("step")) for r in found] == [
         ("run", None), ("eval", 0), ("step", 1), ("step", 2), ("eval", 2), ("growth", 2),
         ("step", 3), ("step", 4), ("step", 5), ("eval", 5),
@@ -176,10 +178,10 @@ def test_joined_records_count_on_at_what_every_stage_cost(tmp_path):
     assert (meta["arm"], meta["budget"], meta["config"]["steps"], meta["source_tokens"]) == ("staged", 5, 5, 7)
     assert (meta["flops_per_token"], meta["growth"]["method"]) == (5.0, "tile")
     # A report reads them, up to where they go.
-    (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in found))
+    write_records(tmp_path, found)
     run = load_run(tmp_path)
     assert (run.finished, run.notes, run.evals["step"].tolist()) == (True, (), [0, 2, 5])
-    (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in joined(runs[:1], "staged", 5)))
+    write_records(tmp_path, concatenate_stages(runs[:1], "staged", 5))
     assert not load_run(tmp_path).finished
 
 
@@ -256,7 +258,7 @@ def test_stages_are_one_run_and_go_on_where_they_stopped(tmp_path, in_process):
     np.testing.assert_allclose(run.evals["seconds"][-1], seconds, atol=1e-3)
     # What the last stage says was spent before it is what the joined records say.
     assert own[2].meta["source_tokens"] == 6 * 8 * 16
-    grown = [record for record in read_records(tmp_path / "out") if record["type"] == "growth"]
+    grown = [record for record in written_so_far(tmp_path / "out") if record["type"] == "growth"]
     assert [record["step"] for record in grown] == [3, 6]
     for record in grown:  # both preserve the function
         assert record["loss_after"] == pytest.approx(record["loss_before"], abs=1e-4)
@@ -290,7 +292,7 @@ def test_the_shipped_recipe_is_killed_and_ends(tmp_path):
     second = found.stages[1].folder
     run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     until = time.monotonic() + 600
-    while progress.last_record(second, "step") is None and time.monotonic() < until:
+    while last_record(second, "step") is None and time.monotonic() < until:
         assert run.poll() is None, run.communicate()[0].decode()
         time.sleep(0.05)
     run.send_signal(signal.SIGKILL)

@@ -15,6 +15,7 @@ import pytest
 from studies import content, loaded, written
 
 from phigrow.measure import load_run
+from phigrow.records.readers.phigrow import last_record
 from phigrow.study import jobs_of, progress
 
 pytestmark = pytest.mark.long
@@ -52,7 +53,7 @@ def test_a_study_that_is_killed_goes_on_and_one_broken_arm_stops_no_other(tmp_pa
     # Killed while the first trunk trains; the launcher and the rank must go with it.
     study = subprocess.Popen(command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     until = time.monotonic() + 240
-    while progress.last_record(trunk.folder, "step") is None and time.monotonic() < until:
+    while last_record(trunk.folder, "step") is None and time.monotonic() < until:
         assert study.poll() is None, study.communicate()[0].decode()
         time.sleep(0.05)
     study.send_signal(signal.SIGKILL)

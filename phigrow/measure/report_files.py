@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from phigrow.files.atomic import atomic_path, atomic_write
 from phigrow.files.output import writing
-from phigrow.measure.compare import compare
+from phigrow.measure.comparison import compare
 from phigrow.measure.data import as_json
 from phigrow.measure.estimates import Comparison
 from phigrow.measure.figures import curves, save
-from phigrow.measure.latex import latex
+from phigrow.measure.latex_tables import latex
 from phigrow.measure.page import page
 from phigrow.measure.provenance import difference_rows, run_rows, version_lines
 from phigrow.measure.tables import budget_rows, markdown, markdown_table
 from phigrow.measure.trends import budget_figure, diagnostics_figure
 from phigrow.measure.wording import findings
-from phigrow.records.reader import load_runs
+from phigrow.records import load_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

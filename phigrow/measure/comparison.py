@@ -9,12 +9,14 @@ from dataclasses import replace
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.measure.estimates import ACCOUNTINGS, STEPS, UNITS, Arm, Basis, BudgetPoint, Comparison, Estimate, Unit
+from phigrow.measure.cost_to_target import CostToTarget, TargetCrossing
+from phigrow.measure.estimates import ACCOUNTINGS, STEPS, Arm, Basis, BudgetPoint, Comparison, Estimate
 from phigrow.measure.intervals import speedup_intervals
+from phigrow.measure.notebook import ShownComparison
 from phigrow.measure.pairing import chosen_budget, grouped, paired_runs, settings_that_differ
-from phigrow.measure.reaching import Reach, Reached, reach
 from phigrow.measure.sizes import check_sizes, without_sources
-from phigrow.records.reader import Run, Seeds
+from phigrow.records.run import Run, Seeds
+from phigrow.records.schema import UNITS, Unit
 
 MID_SCHEDULE_POINTS = 12
 """Budgets on the curves of a study with one budget, spaced evenly in their logarithm."""
@@ -22,26 +24,24 @@ MID_SCHEDULE_POINTS = 12
 EARLIEST = 0.05
 """The smallest of them, as a share of the baseline's budget: before that a schedule is still warming up."""
 
-Pair = tuple[Reach, Reach, float]
+Pair = tuple[CostToTarget, CostToTarget, float]
 """An arm's reach, the baseline's of the same seed, and the target."""
 
 
 def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None = None) -> Comparison:
-    """Compare every arm with the baseline at the held-out loss that the baseline ends at, seed by seed.
+    """Compare every arm with the baseline, seed by seed, at the held-out loss that the baseline ends at.
 
-    The target of a seed is the baseline's last evaluation. What either arm spent to get there, the baseline included,
-    is read off a monotone fit by one rule, so that a copy of the baseline scores exactly 1. An arm that was trained to
-    several budgets is read between its fully decayed ends (`Reach`), one that was trained to one off its own curve.
-    While the baseline's loss still falls at the end its cost is its full budget; where noise makes its last
-    evaluations rise, the fit pools them, their mean lies below the target, and the baseline too is credited with
-    getting there a little before its end. That errs towards a smaller speedup.
+    The target of a seed is the baseline's last evaluation. Costs of reaching it are read off a monotone fit, for the
+    baseline too, so a copy of the baseline has a speedup of exactly 1. An arm that was trained to several budgets is
+    read between its decayed ends, an arm with one budget off its own curve (see `CostToTarget`). If noise makes the
+    baseline's last evaluations rise, its fit reaches the target a little before its end. That makes speedups smaller.
 
-    speedup = C_baseline / C_arm and saving = 1 - C_arm / C_baseline, of costs averaged over the paired seeds; sunk
-    leaves the training of the source model out, charged adds it (``source_tokens``, ``source_flops``,
-    ``source_seconds`` of the run record) to the arm that was grown. Seconds count the expansion in both
-    (``expand_seconds``). From 3 seeds on there is an interval, see `speedup_intervals`.
+    speedup = C_baseline / C_arm and saving = 1 - C_arm / C_baseline, of costs averaged over the paired seeds. Sunk
+    leaves out the training of the source model. Charged adds it to the arm that was grown (``source_tokens``,
+    ``source_flops`` and ``source_seconds`` of the run record). Both count the expansion (``expand_seconds``). With 3
+    seeds or more there is an interval, see `speedup_intervals`.
 
-    A run that another was grown from is no arm: it is left out, and a note says so.
+    A run that another arm was grown from is not an arm: it is left out with a note.
 
     Args:
         runs: from ``load_runs``; one run for every arm, seed and budget.
@@ -69,7 +69,7 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     check_sizes(arms, baseline)
     seeds = arms.pop(baseline)
     at = chosen_budget(seeds, budget, baseline)
-    base = {seed: reach(by_budget, by_budget[at]) for seed, by_budget in seeds.items() if at in by_budget}
+    base = {seed: CostToTarget.of(by_budget, by_budget[at]) for seed, by_budget in seeds.items() if at in by_budget}
     targets = {seed: _target(own, own.run) for seed, own in base.items()}
     described = _described([own.run for own in base.values()])
     notes = (
@@ -80,9 +80,9 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     )
     compared = []
     for name, found in arms.items():
-        chosen, said = paired_runs(found, seeds, at, baseline)
+        chosen, pairing_notes = paired_runs(found, seeds, at, baseline)
         if chosen:
-            compared.append(_compared(chosen, found, seeds, base, targets, said))
+            compared.append(_compared(chosen, found, seeds, base, targets, pairing_notes))
         else:
             left_out.append(f"{name} is left out: it has no run of {at} steps")
     ends = {
@@ -90,10 +90,10 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
         for name, found in {baseline: seeds, **arms}.items()
         if any(len(by_budget) > 1 for by_budget in found.values())
     }
-    return Comparison(replace(described, notes=notes), tuple(compared), targets, ends, tuple(left_out))
+    return ShownComparison(replace(described, notes=notes), tuple(compared), targets, ends, tuple(left_out))
 
 
-def _target(own: Reach, run: Run) -> float:
+def _target(own: CostToTarget, run: Run) -> float:
     last = int(run.evals["step"][-1])
     if not run.finished:
         raise GrowthError(
@@ -123,7 +123,7 @@ def _swept(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _pooled_end(own: Reach, target: float) -> list[str]:
+def _pooled_end(own: CostToTarget, target: float) -> list[str]:
     found = own.cost("tokens", target)
     if found.cost is None or found.cost >= found.end_cost * (1 - 1e-9):
         return []
@@ -156,13 +156,22 @@ def _described(runs: list[Run]) -> Arm:
 
 
 def _compared(
-    runs: dict[int, Run], found: Seeds, seeds: Seeds, base: dict[int, Reach], targets: dict[int, float], said: list[str]
+    runs: dict[int, Run],
+    found: Seeds,
+    seeds: Seeds,
+    base: dict[int, CostToTarget],
+    targets: dict[int, float],
+    pairing_notes: list[str],
 ) -> Arm:
     arm = _described(list(runs.values()))
-    own = {seed: reach(found[seed], run) for seed, run in runs.items()}
+    own = {seed: CostToTarget.of(found[seed], run) for seed, run in runs.items()}
     pairs = [(own[seed], base[seed], targets[seed]) for seed in runs]
     estimates, reached = _estimates(pairs)
-    notes = [*arm.notes, *said, *(note for seed in runs for note in _no_ends({seed: found[seed]}, runs[seed].budget))]
+    notes = [
+        *arm.notes,
+        *pairing_notes,
+        *(note for seed in runs for note in _no_ends({seed: found[seed]}, runs[seed].budget)),
+    ]
     for run, each in zip(runs.values(), reached, strict=True):
         if not run.finished:
             notes.append(f"{run.name}: unfinished, last evaluated at step {int(run.evals['step'][-1])} of {run.budget}")
@@ -171,10 +180,13 @@ def _compared(
                 f"{run.name}: censored, its fit ended at {each.fit_end:.4g}, "
                 f"above the target of {targets[run.seed]:.4g}"
             )
-        if each.early:
+        if each.upper_bound:
             notes.append(f"{run.name}: already below the target at its smallest budget, its cost is an upper bound")
     for estimate in estimates:
-        if estimate.accounting == "charged" and not math.isfinite(estimate.cost):
+        if not all(run.has_unit(estimate.unit) for run in runs.values()):
+            if estimate.accounting == "sunk":
+                notes.append(f"{arm.name}: {estimate.unit} were not recorded")
+        elif estimate.accounting == "charged" and not math.isfinite(estimate.cost):
             notes.append(f"{arm.name}: source_{estimate.unit} was not recorded, so {estimate.unit} cannot be charged")
     several = any(len(by_budget) > 1 for by_budget in seeds.values())
     points = _at_budgets(own, seeds) if several else _mid_schedule(pairs, estimates)
@@ -194,22 +206,24 @@ def _basis(pairs: Sequence[Pair]) -> Basis:
     return "curve" if "curve" in found else "constant" if "constant" in found else "ends"
 
 
-def _estimates(pairs: Sequence[Pair], *, on_curve: bool = False) -> tuple[tuple[Estimate, ...], list[Reached]]:
+def _estimates(pairs: Sequence[Pair], *, on_curve: bool = False) -> tuple[tuple[Estimate, ...], list[TargetCrossing]]:
     """All units and accountings of one arm at one target a seed, and the crossings in tokens."""
-    reached: dict[Unit, list[Reached]] = {
+    reached: dict[Unit, list[TargetCrossing]] = {
         unit: [own.cost(unit, target, on_curve=on_curve) for own, _, target in pairs] for unit in UNITS
     }
     censored = any(each.censored for each in reached["tokens"])
-    early = not censored and any(each.early for each in reached["tokens"])
+    upper_bound = not censored and any(each.upper_bound for each in reached["tokens"])
     costs, against = [], []
     for unit in UNITS:
         mine = np.array([each.end_cost if each.cost is None else each.cost for each in reached[unit]])
         theirs = np.array([_baseline_cost(base, unit, target, on_curve) for _, base, target in pairs])
         costs += [mine, mine + [_source_cost(own.run, unit, grown=True) for own, _, _ in pairs]]
         against += [theirs, theirs + [_source_cost(base.run, unit, grown=False) for _, base, _ in pairs]]
-    intervals = [None] * len(costs) if censored or early else speedup_intervals(np.array(costs), np.array(against))
+    intervals = (
+        [None] * len(costs) if censored or upper_bound else speedup_intervals(np.array(costs), np.array(against))
+    )
     estimates = [
-        Estimate(unit, accounting, float(mine.mean()), float(theirs.mean()), censored, interval, early)
+        Estimate(unit, accounting, float(mine.mean()), float(theirs.mean()), censored, interval, upper_bound)
         for (unit, accounting), mine, theirs, interval in zip(
             ((unit, accounting) for unit in UNITS for accounting in ACCOUNTINGS), costs, against, intervals, strict=True
         )
@@ -217,7 +231,7 @@ def _estimates(pairs: Sequence[Pair], *, on_curve: bool = False) -> tuple[tuple[
     return tuple(estimates), reached["tokens"]
 
 
-def _at_budgets(own: dict[int, Reach], seeds: Seeds) -> tuple[BudgetPoint, ...]:
+def _at_budgets(own: dict[int, CostToTarget], seeds: Seeds) -> tuple[BudgetPoint, ...]:
     """The arm at every decayed end of the baseline."""
     points = []
     for budget in sorted({budget for by_budget in seeds.values() for budget in by_budget if budget is not None}):
@@ -226,7 +240,7 @@ def _at_budgets(own: dict[int, Reach], seeds: Seeds) -> tuple[BudgetPoint, ...]:
             run = seeds[seed].get(budget)
             if run is None or not run.finished or not math.isfinite(float(run.evals["loss"][-1])):
                 continue
-            base = reach(seeds[seed], run)
+            base = CostToTarget.of(seeds[seed], run)
             pairs.append((mine, base, base.end_loss(run)))
         if pairs:
             estimates, _ = _estimates(pairs)
@@ -263,11 +277,11 @@ def _point(pairs: list[Pair], estimates: tuple[Estimate, ...], budgets: list[flo
     return BudgetPoint(float(np.mean(budgets)), target, _basis(pairs), seeds, estimates)
 
 
-def _started_below(base: Reach, target: float) -> bool:
+def _started_below(base: CostToTarget, target: float) -> bool:
     return base.cost("tokens", target, on_curve=True).cost in (None, 0.0)
 
 
-def _baseline_cost(base: Reach, unit: Unit, target: float, on_curve: bool) -> float:
+def _baseline_cost(base: CostToTarget, unit: Unit, target: float, on_curve: bool) -> float:
     cost = base.cost(unit, target, on_curve=on_curve).cost
     assert cost is not None, "a target is never below the end of the baseline's own fit"
     if cost == 0:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from phigrow.errors import GrowthError
-from phigrow.measure import load_run, load_runs
+from phigrow.records import RecordWriter, load_run, load_runs
 
 RUN = {"type": "run", "arm": "wr", "seed": 3}
 COST = {"tokens": 10, "flops": 20.0, "seconds": 0.5}
@@ -22,6 +22,15 @@ def put(tmp_path, *lines, end="\n"):
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + end
     (tmp_path / "records.jsonl").write_text(text)
     return tmp_path
+
+
+def put_runs(tmp_path, seeds=(0,)):
+    for arm in ("scratch", "slow", "wr"):
+        for seed in seeds:
+            folder = tmp_path / "runs" / f"{arm}-{seed}"
+            folder.mkdir(parents=True)
+            put(folder, {"type": "run", "arm": arm, "seed": seed}, record())
+    return tmp_path / "runs"
 
 
 def test_columns_and_meta(tmp_path):
@@ -73,7 +82,7 @@ def test_divergence_is_kept_and_reported(tmp_path, loss):
 
 def test_unknown_types_are_noted(tmp_path):
     run = load_run(put(tmp_path, RUN, {"type": "checkpoint"}, {"type": "checkpoint"}))
-    assert run.notes == ("2 records of the unknown type 'checkpoint' were passed over",)
+    assert run.notes == ("2 records of the unknown type 'checkpoint' were skipped",)
 
 
 def test_sources_flags_and_diagnostics(tmp_path):
@@ -95,7 +104,7 @@ def test_sources_flags_and_diagnostics(tmp_path):
     assert run.diagnostics["copy_cosine"].tolist() == [1.0, 0.5]
     assert run.diagnostics["step"].tolist() == [1, 2]
     assert np.isnan(run.diagnostics["effective_rank"]).tolist() == [True, False]
-    assert run.notes == ("skipped: no update was made in 1 of 2 steps", "spikes of the loss in 1 of 2 steps")
+    assert run.notes == ("no update was made in 1 of 2 steps", "the loss jumped in 1 of 2 steps")
 
 
 @pytest.mark.parametrize(
@@ -120,21 +129,21 @@ def test_budgets_and_trunks(tmp_path, meta, budget, is_trunk):
         ([RUN, record(sources={"web": "low"})], "'web' is 'low'\n  where: {path}, line 2"),
         ([RUN, {"type": "diagnostics", "step": -1}], "'step' is -1\n  where: {path}, line 2"),
         ([RUN, {"type": "diagnostics", "step": 1, "copy_cosine": "x"}], "'copy_cosine' is 'x'\n  where: {path}, line"),
-        ([RUN, '{"type": "ev', record()], "a record that is not JSON\n  where: {path}, line 2"),
-        ([RUN, "[1]"], "a record without a type\n  where: {path}, line 2"),
-        ([RUN, {"step": 1}], "a record without a type\n  where: {path}, line 2"),
-        ([record()], "no run record\n  where: {path}\n"),
-        ([RUN, RUN], "a second run record\n  where: {path}, line 2"),
-        ([{"type": "run", "seed": 1}], "a run record without 'arm'\n  where: {path}, line 1"),
-        ([RUN | {"seed": "1"}], "a run record whose 'seed' is '1'\n  where: {path}, line 1"),
-        ([RUN, {"type": "eval", "step": 0, **COST}], "an eval record without 'loss'\n  where: {path}, line 2"),
-        ([RUN, {"type": "step", "step": 0, "loss": 1.0}], "a step record without 'tokens'\n  where: {path}, line 2"),
+        ([RUN, '{"type": "ev', record()], "the record is not valid JSON\n  where: {path}, line 2"),
+        ([RUN, "[1]"], "the record has no type\n  where: {path}, line 2"),
+        ([RUN, {"step": 1}], "the record has no type\n  where: {path}, line 2"),
+        ([record()], "there is no run record\n  where: {path}\n"),
+        ([RUN, RUN], "there is a second run record\n  where: {path}, line 2"),
+        ([{"type": "run", "seed": 1}], "the run record has no 'arm'\n  where: {path}, line 1"),
+        ([RUN | {"seed": "1"}], "'seed' of the run record is '1'\n  where: {path}, line 1"),
+        ([RUN, {"type": "eval", "step": 0, **COST}], "the eval record has no 'loss'\n  where: {path}, line 2"),
+        ([RUN, {"type": "step", "step": 0, "loss": 1.0}], "the step record has no 'tokens'\n  where: {path}, line 2"),
         ([RUN, record(loss="low")], "'loss' is 'low'\n  where: {path}, line 2"),
         ([RUN, record(tokens=math.nan)], "'tokens' is nan\n  where: {path}, line 2"),
         ([RUN, record(step=0.5)], "'step' is 0.5\n  where: {path}, line 2"),
         ([RUN, record(step=-1)], "'step' is -1\n  where: {path}, line 2"),
-        ([RUN, record(step=2), "", record(step=2)], "out of order: step 2 after step 2\n  where: {path}, line 4"),
-        ([RUN, record("step", step=2), record("step", step=1)], "step records out of order: step 1 after step 2"),
+        ([RUN, record(step=2), "", record(step=2)], "out of order: step 2 comes after step 2\n  where: {path}, line 4"),
+        ([RUN, record("step", step=2), record("step", step=1)], "step records are out of order: step 1 comes after"),
         ([RUN, record(), record(step=1, seconds=0.25)], "'seconds' falls from 0.5 to 0.25\n  where: {path}, line 3"),
     ],
 )  # fmt: skip
@@ -146,14 +155,14 @@ def test_refusals_name_file_and_line(tmp_path, lines, text):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(GrowthError, match="no records of a run"):
+    with pytest.raises(GrowthError, match="there are no records of a run"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(GrowthError, match=r"there is no records\.jsonl in it or below it"):
         load_runs(tmp_path)
 
 
-def test_folders_without_records(experiment, tmp_path):
-    parent, empty = experiment(), tmp_path / "empty"
+def test_folders_without_records(tmp_path):
+    parent, empty = put_runs(tmp_path), tmp_path / "empty"
     empty.mkdir()
     notes = []
     assert len(load_runs([parent, empty], notes=notes)) == 3
@@ -163,14 +172,16 @@ def test_folders_without_records(experiment, tmp_path):
     for folders, said in (([parent, empty], None), ([empty], notes), ([parent, tmp_path / "missing"], notes)):
         with pytest.raises(GrowthError) as caught:
             load_runs(folders, notes=said)
-        assert str(caught.value).startswith(("no runs" if empty in folders else "no such folder") + "\n  where: ")
+        assert str(caught.value).startswith(
+            ("there are no runs" if empty in folders else "there is no such folder") + "\n  where: "
+        )
         assert caught.value.where == str(folders[-1])
         assert give in str(caught.value)
     assert len(notes) == 1
 
 
-def test_load_runs_takes_parents_and_folders_once(experiment):
-    parent = experiment(seeds=(0, 1))
+def test_load_runs_takes_parents_and_folders_once(tmp_path):
+    parent = put_runs(tmp_path, seeds=(0, 1))
     assert [(run.arm, run.seed) for run in load_runs(parent)] == [
         ("scratch", 0), ("scratch", 1), ("slow", 0), ("slow", 1), ("wr", 0), ("wr", 1),
     ]  # fmt: skip
@@ -190,5 +201,28 @@ def test_packed_records_are_read_where_there_are_no_others(tmp_path):
     assert [run.evals["loss"].tolist() for run in load_runs(tmp_path)] == [[3.0], [2.0]]
     assert load_runs(packed)[0].folder == packed
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(GrowthError, match=r"records that cannot be unpacked\n  where: .*records.jsonl.gz\n  why: "):
+    with pytest.raises(GrowthError, match=r"the records cannot be unpacked\n  where: .*records.jsonl.gz\n  why: "):
         load_run(packed)
+
+
+@pytest.mark.parametrize("missing", ["flops", "seconds"])
+def test_a_unit_that_a_run_does_not_have_may_be_missing(tmp_path, missing):
+    def less(record):
+        return {key: value for key, value in record.items() if key != missing}
+
+    run = load_run(put(tmp_path, RUN, less(record()), less(record("step", step=1)), less(record(step=1, tokens=20))))
+    assert np.isnan(run.evals[missing]).all()
+    assert np.isnan(run.steps[missing]).all()
+    assert [unit for unit in ("tokens", "flops", "seconds") if not run.has_unit(unit)] == [missing]
+    put(tmp_path, RUN, record(), less(record(step=1)))
+    with pytest.raises(GrowthError, match=f"{missing!r} is in some eval records and missing from others"):
+        load_run(tmp_path)
+
+
+def test_the_writer_knows_every_field(tmp_path):
+    writer = RecordWriter(tmp_path, run={"arm": "wr", "seed": 0, "anything": [1]})
+    writer.write("step", step=1, tokens=2, loss=3.0)
+    with pytest.raises(AssertionError, match=r"step records have no \['other'\]"):
+        writer.write("step", step=2, tokens=4, loss=3.0, other=1)
+    writer.close()
+    assert load_run(tmp_path).meta["anything"] == [1]

@@ -1,0 +1,103 @@
+"""Load runs: read the records of a folder, check them, and turn them into columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from phigrow.errors import GrowthError
+from phigrow.records.readers.phigrow import folders_below, has_records, read_lines
+from phigrow.records.run import Columns, Run
+from phigrow.records.schema import DIAGNOSTICS, FILE
+from phigrow.records.validation import FLAGS, POINT, STEP_ONLY, Row, Validated, validate
+
+WHAT_TO_GIVE = "give the folders that runs were trained into (their --out), or a folder that holds them"
+
+
+def load_run(folder: str | Path) -> Run:
+    """Load the run whose ``records.jsonl`` or ``records.jsonl.gz`` is in ``folder``.
+
+    A last line that was cut off is left out with a note. A loss that is not finite is kept, and the run is reported as
+    diverged. Records of an unknown type are skipped with a note.
+
+    Raises:
+        GrowthError: no such file; a line that is not JSON, lacks a field or has a value of the wrong type; steps that
+            do not increase or costs that decrease; no ``run`` record, or two.
+
+    >>> load_run("runs/wr-seed0").evals["loss"][-1]  # doctest: +SKIP
+    np.float64(3.61)
+    """
+    lines = read_lines(Path(folder))
+    checked = validate(lines.records, str(lines.path))
+    return _as_columns(Path(folder), checked, lines.notes)
+
+
+def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | None = None) -> list[Run]:
+    """Load several runs from run folders, or from parents of run folders at any depth.
+
+    Args:
+        folders: one, or several.
+        notes: if given, a folder without records is skipped while others have some, and a sentence about it is added
+            to this list.
+
+    Returns:
+        The runs, parents searched in the order of their paths.
+
+    Raises:
+        GrowthError: no such folder; a folder without any records below it; everything that ``load_run`` raises.
+    """
+    roots = [folders] if isinstance(folders, str | Path) else list(folders)
+    chosen: dict[Path, Path] = {}  # resolved -> as given, so that a folder named twice is read once
+    empty: list[Path] = []
+    for root in map(Path, roots):
+        below = [root] if has_records(root) else folders_below(root)
+        if not below:
+            if not root.exists():
+                raise GrowthError("there is no such folder", where=str(root), fix=WHAT_TO_GIVE)
+            empty.append(root)
+        for folder in below:
+            chosen.setdefault(folder.resolve(), folder)
+    if not chosen or (empty and notes is None):
+        where = ", ".join(map(str, empty)) or None
+        raise GrowthError(
+            "there are no runs", where=where, why=f"there is no {FILE} in it or below it", fix=WHAT_TO_GIVE
+        )
+    if notes is not None:
+        notes += [f"{root} is left out: there is no {FILE} in it or below it" for root in empty]
+    return [load_run(folder) for folder in chosen.values()]
+
+
+def _as_columns(folder: Path, checked: Validated, notes: Iterable[str]) -> Run:
+    named = dict.fromkeys(name for row in checked.sources for name in row)
+    measured = [key for key in DIAGNOSTICS if any(key in row for row in checked.diagnostics)]
+    diagnostics = [dict.fromkeys(measured, math.nan) | row for row in checked.diagnostics]
+    run = Run(
+        folder,
+        checked.meta["arm"],
+        checked.meta["seed"],
+        checked.meta,
+        steps=_columns(checked.steps, (*POINT, *STEP_ONLY, *FLAGS)),
+        evals=_columns(checked.evals, POINT),
+        sources={name: np.array([row.get(name, math.nan) for row in checked.sources]) for name in named},
+        diagnostics=_columns(diagnostics, ("step", *measured)),
+    )
+    return replace(run, notes=(*notes, *checked.notes, *_unusual(run)))
+
+
+def _unusual(run: Run) -> list[str]:
+    notes = []
+    total = len(run.steps["step"])
+    for flag, words in (("skipped", "no update was made"), ("spike", "the loss jumped")):
+        if count := int(run.steps[flag].sum()):
+            notes.append(f"{words} in {count} of {total} steps")
+    if run.diverged_at is not None:
+        notes.append(f"diverged: the loss is not finite at step {run.diverged_at}")
+    return notes
+
+
+def _columns(rows: list[Row], keys: Iterable[str]) -> Columns:
+    return {key: np.array([row[key] for row in rows], dtype=np.int64 if key == "step" else np.float64) for key in keys}

@@ -1,0 +1,132 @@
+"""Read phigrow's own records: ``records.jsonl``, or ``records.jsonl.gz``."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from phigrow.errors import GrowthError
+from phigrow.records.schema import FILE, PACKED_FILE, Record
+
+_TAIL_BYTES = 1 << 14
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Records of one file, each with the place where it stands, and notes about lines that were left out."""
+
+    path: Path
+    records: tuple[tuple[str, Record], ...]
+    notes: tuple[str, ...]
+
+
+def has_records(folder: Path) -> bool:
+    """Return True if there is a file of records directly in the folder."""
+    return any((folder / name).is_file() for name in (FILE, PACKED_FILE))
+
+
+def folders_below(folder: Path) -> list[Path]:
+    """Return the folders at any depth that hold records, sorted by path."""
+    return sorted({path.parent for name in (FILE, PACKED_FILE) for path in folder.rglob(name)})
+
+
+def read_lines(folder: Path) -> Lines:
+    """Read every record of a run's folder.
+
+    A last line that was cut off, because the run is still going or was killed, is left out with a note.
+
+    Raises:
+        GrowthError: there is no file, or it cannot be unpacked; a line is not JSON or has no type.
+    """
+    path, content = _content(folder)
+    records: list[tuple[str, Record]] = []
+    notes: list[str] = []
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            # Only the text after the last newline can be a record that was still being written.
+            if number == len(lines):
+                notes.append(f"line {number} is cut off and was left out")
+                continue
+            raise GrowthError("the record is not valid JSON", where=where, why=str(error)) from error
+        if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+            raise GrowthError("the record has no type", where=where, fix='write {"type": "run" | "step" | "eval", ...}')
+        records.append((where, record))
+    return Lines(path, tuple(records), tuple(notes))
+
+
+def written_so_far(folder: Path) -> list[Record]:
+    """Return the records of a run that may still be going; empty if it has no ``run`` record yet."""
+    records = [record for line in _text_lines(folder) if (record := _parsed(line)) is not None]
+    return records if records and records[0].get("type") == "run" else []
+
+
+def last_record(folder: Path, kind: str, *, at_most: int | None = None) -> Record | None:
+    """Return the last ``step`` or ``eval`` record of a run that may still be going, or None.
+
+    Args:
+        folder: of the run.
+        kind: the record's type.
+        at_most: ignore records of later steps.
+    """
+    try:
+        with (folder / FILE).open("rb") as file:
+            if at_most is None:  # near the end: files are long, and a progress display asks often
+                file.seek(0, 2)
+                file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        record = _parsed(line)
+        if record is not None and record.get("type") == kind and (not at_most or record["step"] <= at_most):
+            return record
+    return None
+
+
+def lines_up_to(folder: Path, step: int) -> list[str]:
+    """Return the lines of a run's records up to a step: its run record, and all that is not past the step."""
+    return [line for line in _text_lines(folder) if (r := _parsed(line)) is not None and r.get("step", 0) <= step]
+
+
+def step_losses(folder: Path) -> list[float]:
+    """Return the recorded training losses in order, without those of skipped steps."""
+    records = [record for line in _text_lines(folder) if (record := _parsed(line)) is not None]
+    return [record["loss"] for record in records if record.get("type") == "step" and not record.get("skipped")]
+
+
+def _text_lines(folder: Path) -> list[str]:
+    path = folder / FILE
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _parsed(line: str | bytes) -> Record | None:
+    """The record in a line, or None for a line that is still being written."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _content(folder: Path) -> tuple[Path, bytes]:
+    path, packed = folder / FILE, folder / PACKED_FILE
+    if path.is_file():
+        return path, path.read_bytes()
+    if not packed.is_file():
+        raise GrowthError(
+            "there are no records of a run", where=str(path), why="the file does not exist",
+            fix="give the folder of a run",
+        )  # fmt: skip
+    try:
+        return packed, gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise GrowthError("the records cannot be unpacked", where=str(packed), why=str(error)) from error

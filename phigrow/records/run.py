@@ -1,0 +1,112 @@
+"""One recorded training run, as columns of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Columns = Mapping[str, NDArray[Any]]
+"""One array a key, all of one length; ``step`` is int64, everything else float64."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded training run.
+
+    Attributes:
+        folder: where its records are.
+        arm, seed: which run it is.
+        meta: the ``run`` record without its type.
+        steps: columns ``step``, ``tokens``, ``flops``, ``seconds``, ``loss`` (nats a token), ``lr``, ``grad_norm``,
+            ``tokens_per_second`` and ``data_wait`` (share of the step spent waiting for data), nan where they were not
+            recorded; ``skipped`` and ``spike`` are 0 or 1.
+        evals: columns ``step``, ``tokens``, ``flops``, ``seconds`` and ``loss``.
+        notes: sentences about anything unusual in the records.
+        sources: held-out loss of each named source, one value an evaluation, nan where it is missing.
+        diagnostics: ``step`` and the recorded columns of ``DIAGNOSTICS``.
+    """
+
+    folder: Path
+    arm: str
+    seed: int
+    meta: dict[str, Any]
+    steps: Columns
+    evals: Columns
+    notes: tuple[str, ...] = ()
+    sources: Columns = field(default_factory=dict)
+    diagnostics: Columns = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Arm and seed in words, for messages."""
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
+    def trunk(self) -> str | None:
+        """The name that a trunk and its branches share; None for a run that stands alone."""
+        return self.meta.get("trunk")
+
+    @property
+    def is_trunk(self) -> bool:
+        """True for a trunk, whose own schedule never decays: its record has ``"budget": null``."""
+        return self.trunk is not None and "budget" in self.meta and self.meta["budget"] is None
+
+    @property
+    def budget(self) -> int | None:
+        """Steps after which the schedule has decayed: ``budget``, else ``config.steps``, else None."""
+        config = self.meta.get("config")
+        for value in (self.meta.get("budget"), config.get("steps") if isinstance(config, dict) else None):
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+        return None
+
+    @property
+    def schedule(self) -> str | None:
+        """The name of the learning-rate schedule, if it was recorded."""
+        config = self.meta.get("config")
+        return config.get("schedule") if isinstance(config, dict) else None
+
+    @property
+    def finished(self) -> bool:
+        """True if the last evaluation stands at the end of the schedule, or if no length was recorded."""
+        return self.budget is None or int(self.evals["step"][-1]) >= self.budget
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first step whose training or held-out loss is not finite; None if all are finite.
+
+        A skipped step does not count: it changed nothing.
+        """
+        broken = [c["step"][~np.isfinite(c["loss"]) & (c.get("skipped", 0.0) == 0)] for c in (self.steps, self.evals)]
+        return min((int(steps[0]) for steps in broken if len(steps)), default=None)
+
+    def has_unit(self, unit: str) -> bool:
+        """True if the evaluations carry this cost."""
+        return bool(np.isfinite(self.evals[unit]).all())
+
+    def held_out(self, step: int) -> float | None:
+        """The held-out loss recorded after exactly ``step`` updates (0: before the first one), or None."""
+        (hits,) = np.nonzero(self.evals["step"] == step)
+        return float(self.evals["loss"][hits[0]]) if len(hits) else None
+
+    def source_cost(self, unit: str) -> float:
+        """Cost of training the source (``source_tokens``, ...); nan if it was not recorded."""
+        return self._meta_number(f"source_{unit}", math.nan)
+
+    def expand_cost(self, unit: str) -> float:
+        """Cost of the expansion, learned maps included (``expand_seconds``, ...); 0 if it was not recorded."""
+        return self._meta_number(f"expand_{unit}", 0.0)
+
+    def _meta_number(self, key: str, otherwise: float) -> float:
+        value = self.meta.get(key)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
+
+
+Seeds = dict[int, dict[int | None, Run]]
+"""Runs of one arm: by seed, then by budget (steps after which the schedule has decayed), both in order."""

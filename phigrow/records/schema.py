@@ -1,0 +1,141 @@
+"""The fields of every record: the one declaration that writers, readers and validation share."""
+
+# Annotations are evaluated here: the keys of a TypedDict are read when the program runs.
+from typing import Any, Literal, TypedDict
+
+FILE = "records.jsonl"
+"""The name of a run's records, in the run's folder: one JSON object a line."""
+
+PACKED_FILE = "records.jsonl.gz"
+"""The same, compressed by gzip. It is read where ``FILE`` is missing."""
+
+Unit = Literal["tokens", "flops", "seconds"]
+UNITS: tuple[Unit, ...] = ("tokens", "flops", "seconds")
+"""Cumulative costs. Tokens are required, since they order a curve; the others may be missing from a run."""
+
+Record = dict[str, Any]
+"""One line of the file: ``type`` and the fields of that type."""
+
+
+class RunRecord(TypedDict, total=False):
+    """Settings and provenance of a run, written once; other fields are kept and shown as they are.
+
+    ``arm`` and ``seed`` are required. docs/measuring.md describes each field.
+    """
+
+    arm: str
+    seed: int
+    config: dict[str, Any]
+    trunk: str
+    budget: int | None
+    model: dict[str, Any]
+    parameters: int
+    non_embedding_parameters: int
+    flops_per_token: float
+    seq_len: int
+    growth: dict[str, Any] | None
+    source_tokens: float | None
+    source_flops: float | None
+    source_seconds: float | None
+    expand_tokens: float | None
+    expand_flops: float | None
+    expand_seconds: float | None
+    data_fingerprint: str
+    eval_fingerprint: str
+    eval_blocks: int
+    world_size: int
+    device: str
+    versions: dict[str, str]
+    commit: str | None
+
+
+class _Point(TypedDict):
+    step: int
+    tokens: int
+    loss: float | None
+
+
+class _Costs(TypedDict, total=False):
+    flops: float
+    seconds: float
+
+
+class StepRecord(_Point, _Costs, total=False):
+    """One optimizer step. ``loss`` is the training loss in nats a token, null where it is not finite.
+
+    ``skipped``: no update was made. ``overflow``: fp16 halved its loss scale, and no update was made. ``spike``: the
+    loss was an outlier. ``blocks``: data blocks of a skipped step.
+    """
+
+    lr: float | None
+    grad_norm: float | None
+    tokens_per_second: float | None
+    data_wait: float | None
+    overflow: bool
+    skipped: bool
+    spike: bool
+    blocks: list[int]
+
+
+class EvalRecord(_Point, _Costs, total=False):
+    """One evaluation. ``loss`` is the held-out loss in nats a token.
+
+    ``sources`` has the held-out loss of each named source. ``tokens_by_source`` and ``epochs_by_source`` count what was
+    trained on so far.
+    """
+
+    sources: dict[str, float | None]
+    tokens_by_source: dict[str, int]
+    epochs_by_source: dict[str, float]
+
+
+class DiagnosticsRecord(TypedDict, total=False):
+    """Symmetry of copied values at one step; see docs/measuring.md."""
+
+    step: int
+    copy_cosine: float | None
+    copy_cosine_min: float | None
+    copy_cosine_max: float | None
+    effective_rank: float | None
+    fresh_update_share: float | None
+
+
+class GrowthRecord(_Costs, total=False):
+    """The point at which a staged run grew: costs before it, seconds that growth took, losses before and after."""
+
+    step: int
+    tokens: int
+    grow_seconds: float
+    method: str | None
+    depth: str | None
+    state: str | None
+    plan_hash: str | None
+    loss_before: float | None
+    loss_after: float | None
+    parameters: int | None
+
+
+class ResumeRecord(TypedDict):
+    """A resumption: the step, the number of ranks and the ZeRO stage now, and both as they were before."""
+
+    step: int
+    world_size: int
+    zero: int
+    was: dict[str, int]
+
+
+FIELDS: dict[str, frozenset[str]] = {
+    kind: frozenset(record.__annotations__)
+    for kind, record in {
+        "run": RunRecord,
+        "step": StepRecord,
+        "eval": EvalRecord,
+        "diagnostics": DiagnosticsRecord,
+        "growth": GrowthRecord,
+        "resume": ResumeRecord,
+    }.items()
+}
+"""Names of the fields of every type of record."""
+
+DIAGNOSTICS = tuple(name for name in DiagnosticsRecord.__annotations__ if name != "step")
+"""Columns of the ``diagnostics`` records."""

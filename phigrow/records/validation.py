@@ -1,0 +1,134 @@
+"""Check records one by one, and sort them by type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from phigrow.errors import GrowthError
+from phigrow.records.schema import DIAGNOSTICS, UNITS, Record
+
+POINT = ("step", *UNITS, "loss")
+STEP_ONLY = ("lr", "grad_norm", "tokens_per_second", "data_wait")
+FLAGS = ("skipped", "spike")
+"""Flags of a step; false if they are missing."""
+
+NOT_MEASURED = ("resume", "growth")
+"""Types of records that are written for readers of the file; nothing is measured from them."""
+
+Row = dict[str, float]
+
+
+@dataclass
+class Validated:
+    """Checked records of one run, by type. Numbers are floats, nan if they are missing."""
+
+    meta: Record
+    steps: list[Row] = field(default_factory=list)
+    evals: list[Row] = field(default_factory=list)
+    sources: list[Row] = field(default_factory=list)
+    diagnostics: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
+    """Check every record and sort them by type.
+
+    A loss that is not finite, or null, is kept. ``flops`` and ``seconds`` may be missing from all steps or from all
+    evaluations of a run. Records of an unknown type are skipped with a note.
+
+    Args:
+        records: each with the place where it stands.
+        path: of the file, for messages.
+
+    Raises:
+        GrowthError: no ``run`` record, or two; a field that is missing or of the wrong type; steps that do not
+            increase or costs that decrease.
+    """
+    checked = Validated({})
+    unknown: dict[str, int] = {}
+    for where, record in records:
+        kind = record["type"]
+        values = {key: value for key, value in record.items() if key != "type"}
+        if kind == "run":
+            if checked.meta:
+                raise GrowthError("there is a second run record", where=where, fix="give every run a folder of its own")
+            checked.meta = _checked_meta(values, where)
+        elif kind == "step":
+            row = _point(values, kind, where, checked.steps)
+            row |= {key: _number({key: None} | values, key, kind, where) for key in STEP_ONLY}
+            row |= {key: float(values.get(key) is True) for key in FLAGS}
+            checked.steps.append(row)
+        elif kind == "eval":
+            checked.evals.append(_point(values, kind, where, checked.evals))
+            checked.sources.append(_sources(values, where))
+        elif kind == "diagnostics":
+            row = {"step": _number(values, "step", kind, where)}
+            checked.diagnostics.append(
+                row | {key: _number(values, key, kind, where) for key in DIAGNOSTICS if key in values}
+            )
+        elif kind not in NOT_MEASURED:
+            unknown[kind] = unknown.get(kind, 0) + 1
+    if not checked.meta:
+        raise GrowthError("there is no run record", where=path, why="arm and seed are unknown without it")
+    checked.notes += [f"{count} records of the unknown type {kind!r} were skipped" for kind, count in unknown.items()]
+    return checked
+
+
+def _checked_meta(record: Record, where: str) -> Record:
+    for key, kind in (("arm", str), ("seed", int)):
+        if key not in record:
+            raise GrowthError(f"the run record has no {key!r}", where=where)
+        if not isinstance(record[key], kind) or isinstance(record[key], bool):
+            named = "text" if kind is str else "a whole number"
+            raise GrowthError(f"{key!r} of the run record is {record[key]!r}", where=where, fix=f"write {named}")
+    return record
+
+
+def _point(values: Mapping[str, Any], kind: str, where: str, before: list[Row]) -> Row:
+    """Step, costs and loss of a record, checked against the record before it."""
+    given = {"flops": None, "seconds": None} | dict(values)
+    row = {key: _number(given, key, kind, where) for key in POINT}
+    if not before:
+        return row
+    last = before[-1]
+    if row["step"] <= last["step"]:
+        raise GrowthError(
+            f"the {kind} records are out of order: step {row['step']:.0f} comes after step {last['step']:.0f}",
+            where=where,
+            fix="give a run that was started again a folder of its own",
+        )
+    for key in UNITS:
+        if row[key] < last[key]:
+            raise GrowthError(
+                f"{key!r} falls from {last[key]:g} to {row[key]:g}", where=where, why="costs are cumulative"
+            )
+        if math.isnan(row[key]) != math.isnan(last[key]):
+            raise GrowthError(
+                f"{key!r} is in some {kind} records and missing from others", where=where,
+                fix="record it in all of them or in none",
+            )  # fmt: skip
+    return row
+
+
+def _number(record: Mapping[str, Any], key: str, kind: str, where: str) -> float:
+    if key not in record:
+        raise GrowthError(f"the {kind} record has no {key!r}", where=where)
+    value = record[key]
+    counts_up = key == "step" or key in UNITS
+    if value is None and key not in ("step", "tokens"):
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise GrowthError(f"{key!r} is {value!r}", where=where, why="it is not a number")
+    if counts_up and (not math.isfinite(value) or value < 0 or (key == "step" and value != int(value))):
+        raise GrowthError(f"{key!r} is {value!r}", where=where, why="steps and costs count up from 0")
+    return float(value)
+
+
+def _sources(values: Mapping[str, Any], where: str) -> Row:
+    losses = values.get("sources") or {}
+    if not isinstance(losses, dict):
+        raise GrowthError(f"'sources' is {losses!r}", where=where, fix='write {"name": loss, ...}')
+    return {name: _number(losses, name, "eval", where) for name in losses}
