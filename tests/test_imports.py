@@ -17,7 +17,7 @@ ROOT = Path(phigrow.__file__).parent
 
 ORDER = (
     "errors", "files", "models", "checkpoints", "records", "growth", "inspection", "expansion", "corpus", "training",
-    "ligo", "measure", "study", "cli", "__main__",
+    "ligo", "measure", "study", "recipes", "cli", "__main__",
 )  # fmt: skip
 """Packages from low to high: each imports only those before it."""
 NEEDS_LITTLE = {

@@ -146,7 +146,7 @@ def grow_optimizer(
         checkpoint, grown, out, state=state.value, overwrite=overwrite, progress=shows_progress()
     )
     typer.echo(f"wrote {written}")
-    say(f"start from it with: deepspeed recipes/pretrain.py RECIPE --init {grown} --optimizer {written}")
+    say(f"start from it with: phigrow pretrain RECIPE --init {grown} --optimizer {written}")
 
 
 def plan(

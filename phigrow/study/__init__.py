@@ -1,7 +1,7 @@
 """Studies: several ways to start a model against training it from scratch, over seeds and budgets, from one YAML file.
 
 >>> from phigrow.study import load_study, run_study
->>> run_study(load_study("recipes/studies/tiny.yaml"))  # doctest: +SKIP
+>>> run_study(load_study("tiny"))  # doctest: +SKIP
 """
 
 from phigrow.study.definition import load_study

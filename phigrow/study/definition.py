@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.shipped import find_shipped
 from phigrow.models.config import load_config
 from phigrow.study.reading import (
     GROWTH,
@@ -43,7 +44,7 @@ def load_study(
     """Read a study file; configurations that it names are looked for beside it first.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a shipped study.
         out: folder of everything, in place of the file's ``out``.
         workers, ranks: in place of the file's.
 
@@ -51,10 +52,10 @@ def load_study(
         GrowthError: no such file; an unknown key (with the nearest ones), a missing one, a value of the wrong kind; an
             arm that cannot be grown; budgets too short for warmup and decay.
 
-    >>> load_study("recipes/studies/tiny.yaml").budgets  # doctest: +SKIP
+    >>> load_study("tiny").budgets
     (20, 40)
     """
-    path = Path(path)
+    path = find_shipped(path, "study")
     found = mapping(read_yaml(path), str(path))
     only(found, KEYS, str(path))
     for key in NEEDED:

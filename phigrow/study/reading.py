@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.shipped import shipped_names
 from phigrow.models.config import Config, load_config
 from phigrow.training.declaration import Role
 
@@ -16,14 +17,16 @@ GROWTH = ("depth", "rounding", "noise")
 """Options of every growth; the method has more."""
 
 
-def read_yaml(path: Path, what: str = "study") -> Any:
-    """The content of a YAML file."""
+def read_yaml(path: Path, kind: str = "study") -> Any:
+    """The content of the YAML file of a study or of stages."""
     import yaml
 
+    what = "recipe of stages" if kind == "stages" else kind
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise GrowthError(f"no such {what}", where=str(path.absolute()), fix="give a YAML file") from error
+        fix = f"give a YAML file, or a shipped name: {shipped_names(kind)}"
+        raise GrowthError(f"no such {what}", where=str(path.absolute()), fix=fix) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise GrowthError(f"a {what} that cannot be read", where=str(path), why=str(error)) from error
 

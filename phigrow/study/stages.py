@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.shipped import find_shipped
 from phigrow.models.config import Config, load_config
 from phigrow.models.cost import count
 from phigrow.study.jobs import result_keys
@@ -123,11 +124,11 @@ def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int |
         GrowthError: no such file; an unknown key (with the nearest ones), a missing one, a value of the wrong kind; a
             stage that cannot be grown, or whose batch does not go on where the one before it stops.
 
-    >>> [stage.steps for stage in load_stages("recipes/stages/tiny.yaml").stages]  # doctest: +SKIP
+    >>> [stage.steps for stage in load_stages("tiny").stages]
     [30, 30, 30]
     """
-    path = Path(path)
-    found = mapping(read_yaml(path, "recipe of stages"), str(path))
+    path = find_shipped(path, "stages")
+    found = mapping(read_yaml(path, "stages"), str(path))
     only(found, KEYS, str(path))
     for key in ("data", "stages"):
         if key not in found:

@@ -15,8 +15,8 @@ from phigrow.training.process import own_rank
 DEMO_WORDS = """\
 No arguments: this is the demonstration. It trains a Phi of a few million parameters, from scratch, on the corpus that
 ships with phigrow, for some minutes; it learns the look of text, no more. For a real run give a recipe:
-    deepspeed recipes/pretrain.py recipes/phi-1-small.yaml --data <folder made by 'phigrow data'>
-and to train what 'phigrow expand' made, add --init <its folder>. Every key: --help.
+    phigrow pretrain phi-1-small --data <folder made by 'phigrow data'>
+and to train what 'phigrow expand' made, add --init <its folder>. 'phigrow pretrain --help' lists every key.
 """
 
 

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.shipped import find_shipped, shipped_names
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role, allowed
 from phigrow.training.settings import SECTIONS
 
-USAGE = """usage: deepspeed recipes/pretrain.py [recipe.yaml] [--key value ...]
-       python recipes/pretrain.py [recipe.yaml] [--key value ...]      (one process)
+USAGE = """usage: phigrow pretrain [RECIPE] [--key value ...]
+       deepspeed --module phigrow.training [RECIPE] [--key value ...]
+       deepspeed recipes/pretrain.py [RECIPE] [--key value ...]   (in a checkout)
 
 Pretrain a causal language model on packed blocks, from scratch or from a
 checkpoint. Without arguments it trains the demo model on the embedded corpus
-for some minutes. Options override the YAML file. Dashes and underscores are the
-same. An option that is true or false needs no value: --compile is
---compile true.
+for some minutes. RECIPE is a YAML file, or a name that 'phigrow recipes' lists.
+Options override it. Dashes and underscores are the same. An option that is true
+or false needs no value: --compile is --compile true.
 """
 
 PAGE = """# Settings of a training run
@@ -75,7 +77,7 @@ def load_run_config(recipe: str | Path | None = None, options: Sequence[str] = (
     """Read a recipe and lay options over it.
 
     Args:
-        recipe: a YAML file of keys of `RunConfig`, or None for the defaults.
+        recipe: a YAML file of keys of `RunConfig`, the name of a shipped recipe, or None for the defaults.
         options: command-line words, ``--key value``, ``--key=value`` or, for true/false keys, ``--key`` alone.
         overrides: keys and values, laid over both.
 
@@ -87,8 +89,9 @@ def load_run_config(recipe: str | Path | None = None, options: Sequence[str] = (
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        values |= checked(_read(Path(recipe)), str(recipe))
-        values |= _beside(Path(recipe), values)
+        path = find_shipped(recipe, "recipe")
+        values |= checked(_read(path), str(path))
+        values |= _beside(path, values)
     values |= {key: _coerced(key, value, "the command line") for key, value in _words(options).items()}
     values |= {_known(key, "overrides"): value for key, value in overrides.items()}
     return RunConfig(**values)
@@ -121,7 +124,12 @@ def parse(words: Sequence[str]) -> RunConfig | None:
 
 def usage() -> str:
     """Return the text of ``--help``: every key by section, with its type, default and meaning."""
-    lines = [USAGE.rstrip()]
+    return f"{USAGE.rstrip()}\n\n{settings_help()}"
+
+
+def settings_help() -> str:
+    """Return every key of a run by section, with its type, default and meaning, in 80 columns."""
+    lines: list[str] = []
     for section in SECTIONS:
         lines += ["", f"{section.__doc__}:"]
         for name in section.__annotations__:
@@ -130,7 +138,7 @@ def usage() -> str:
             lines.append(f"  --{name.replace('_', '-')}{kind}{_default_words(field)}")
             text = textwrap.fill(field.metadata["help"], 72, break_on_hyphens=False)
             lines.append(textwrap.indent(text, " " * 8))
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
 def settings_page() -> str:
@@ -167,7 +175,9 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise GrowthError(
-            "no such recipe", where=str(path.absolute()), fix="give a YAML file, or --key value"
+            "no such recipe",
+            where=str(path.absolute()),
+            fix=f"give a YAML file, the name of a shipped recipe ({shipped_names('recipe')}), or --key value",
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise GrowthError("a recipe that cannot be read", where=str(path), why=str(error)) from error

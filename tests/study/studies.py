@@ -9,7 +9,7 @@ import yaml
 
 from phigrow.study import Study, load_study
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "studies"
+RECIPES = Path(__file__).parents[2] / "phigrow" / "recipes" / "studies"
 
 
 def content(**changes: Any) -> dict[str, Any]:

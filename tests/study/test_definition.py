@@ -19,7 +19,7 @@ ARM_NAMES = {
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_studies_load_and_name_their_command(path):
     study = load_study(path)
-    assert f"phigrow compare recipes/studies/{path.name} --dry-run" in path.read_text()
+    assert f"phigrow compare {path.stem} --dry-run" in path.read_text()
     if study.name != "tiny":
         assert {arm.name for arm in study.arms} >= ARM_NAMES
         assert (len(study.seeds), len(study.budgets)) == (3, 5)

@@ -24,7 +24,7 @@ from phigrow.records.writer import write_records
 from phigrow.study import load_stages, run_stages, staged
 
 ROOT = Path(__file__).parents[2]
-TINY = ROOT / "recipes" / "stages" / "tiny.yaml"
+TINY = ROOT / "phigrow" / "recipes" / "stages" / "tiny.yaml"
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 def test_the_shipped_recipe_says_what_it_does(tmp_path):
     found = load_stages(TINY, out=tmp_path)
-    assert "phigrow grow-train recipes/stages/tiny.yaml --dry-run" in TINY.read_text()
+    assert "phigrow grow-train tiny --dry-run" in TINY.read_text()
     assert [stage.config["hidden_size"] for stage in found.stages] == [32, 48, 48]
     assert [stage.config["num_hidden_layers"] for stage in found.stages] == [2, 2, 3]
     assert [(stage.first, stage.steps) for stage in found.stages] == [(0, 30), (30, 30), (60, 30)]

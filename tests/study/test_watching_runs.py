@@ -126,7 +126,7 @@ def test_where_a_study_or_stages_cannot_be_written_they_say_so(tmp_path):
     message = rf"the output cannot be written\n  where: {beyond}\n  why: \[Errno 20\]"
     with pytest.raises(GrowthError, match=message):
         run_study(dataclasses.replace(loaded(tmp_path), out=beyond))
-    stages = load_stages(ROOT / "recipes" / "stages" / "tiny.yaml", out=beyond)
+    stages = load_stages(ROOT / "phigrow" / "recipes" / "stages" / "tiny.yaml", out=beyond)
     with pytest.raises(GrowthError, match=message):
         run_stages(stages)
     (tmp_path / ".lock").mkdir()  # the folder is there, and nothing can be written into it

@@ -15,7 +15,7 @@ from phigrow.training import RunConfig
 from phigrow.training.engine import engine_config
 from phigrow.training.offload import check_disk, offloads_optimizer
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "phigrow" / "recipes"
 
 
 def zero(config: RunConfig) -> dict[str, Any]:

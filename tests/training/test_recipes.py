@@ -16,7 +16,7 @@ from phigrow.training import DEMO_MODEL, RunConfig, load_run_config
 from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import model_config
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "phigrow" / "recipes"
 MILLIONS = {
     "demo": (6, 8),
     "phi-1-small": (300, 400),
@@ -32,7 +32,7 @@ def test_a_recipe_parses_and_matches_its_model(name):
     path = RECIPES / f"{name}.yaml"
     text = path.read_text()
     assert text.startswith("# ")
-    assert f"deepspeed recipes/pretrain.py recipes/{name}.yaml" in text
+    assert f"phigrow pretrain {name}" in text
     config = load_run_config(path)
     model = model_config(config, data_vocab=4096, seq_len=config.seq_len)
     low, high = MILLIONS[name]

@@ -13,7 +13,7 @@ from jobs import STEPS, finish, last_step, prepared, start, wait_for, words
 from launching import ROOT, losses, records
 
 pytestmark = pytest.mark.slow
-SCRIPT = ROOT / "recipes" / "slurm" / "pretrain.sbatch"
+SCRIPT = ROOT / "phigrow" / "recipes" / "slurm" / "pretrain.sbatch"
 SRUN = """#!/bin/bash
 # Two tasks, signals passed on; the largest code, as srun's.
 shift  # --kill-on-bad-exit=1
