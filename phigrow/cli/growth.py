@@ -108,7 +108,7 @@ def expand(
     typer.echo(f"wrote {written}")
     if not is_quiet():
         made = read_plan_file(written)
-        print_remarks(made.plan, advice(made.plan, dtype=(made.record or {}).get("dtype")))
+        print_remarks(made.plan, advice(made.plan, dtype=made.provenance.dtype if made.provenance else None))
     say(f"check it with: phigrow verify {src} {written}")
 
 

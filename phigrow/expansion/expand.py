@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.hub import TOKENIZER_FILES, display_name, locate
 from phigrow.checkpoints.pickles import open_checkpoint
+from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES, CheckpointReader
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.errors import GrowthError
 from phigrow.expansion.provenance import command_line, installed_version, model_card, provenance, sha256_of
 from phigrow.expansion.write_tensors import stream
+from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import StagedFolder
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.matrices import FILE, read_maps
@@ -117,7 +119,7 @@ def expand(
                     seconds=time.perf_counter() - started,
                     learning=_keep_maps(plan, partial.path),
                 )
-                (partial.path / "phigrow.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                atomic_json(partial.path / PROVENANCE_FILE, record.to_json())
                 partial.finish(overwrite=overwrite)
             except KeyboardInterrupt:
                 raise  # what is finished stays for the next run, as after a kill

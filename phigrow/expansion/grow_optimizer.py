@@ -88,7 +88,7 @@ def grow_optimizer(
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
     check_state(plan, state)
     source = find_trained(Path(checkpoint))
-    check_step(source, made.record)
+    check_step(source, made.provenance)
     identity = {
         "phigrow": installed_version("phigrow"),
         "plan": plan.hash,

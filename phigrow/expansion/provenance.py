@@ -1,4 +1,4 @@
-"""What a grown checkpoint says about itself: ``phigrow.json`` and the model card."""
+"""Describe a grown checkpoint: the content of its ``phigrow.json``, and its model card."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from phigrow.files.untrusted import read_json_strict
+from phigrow.checkpoints.provenance import Provenance, read_provenance, read_training
 from phigrow.growth.origins import Part, anatomy
 from phigrow.growth.plan import Plan
 from phigrow.models.config import Config
 
 
 def installed_version(package: str) -> str:
-    """The installed version of a package, or ``unknown``."""
+    """Return the installed version of a package, or ``unknown``."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -23,7 +23,7 @@ def installed_version(package: str) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file, as the hub lists it for files in large-file storage."""
+    """Return the sha256 of a file, as the hub lists it for files in large-file storage."""
     digest, buffer = hashlib.sha256(), bytearray(1 << 24)  # large pieces: another thread may hold the interpreter
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
@@ -42,37 +42,44 @@ def provenance(
     command: str,
     seconds: float,
     learning: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The content of ``phigrow.json``: the resolved plan, the source's hashes, versions, and the command.
+) -> Provenance:
+    """Return the provenance of an expansion.
 
-    ``source.training`` holds the tokens, FLOPs and seconds that the source's training cost, where the source says so
-    (``training.json``, written by the pretraining recipe): the charged account of a run that starts here needs them.
-    ``learning`` says how learned maps came to be, and what that cost besides.
+    Args:
+        plan: the resolved plan.
+        source_name, revision: the source as the user named it.
+        source: its folder. If it has a ``training.json``, the cost of its training is taken over, so that runs which
+            start from the grown weights can be charged for it.
+        hashes: file name -> sha256 of the source's weights.
+        dtype: of the grown weights.
+        command: the command that repeats the expansion.
+        seconds: of the expansion.
+        learning: how learned maps were learned, and what that cost.
     """
-    entry: dict[str, Any] = {"name": source_name, "revision": revision}
-    entry["files"] = {name: {"bytes": (source / name).stat().st_size, "sha256": h} for name, h in hashes.items()}
-    if (training := _training_of(source)) is not None:
-        entry["training"] = training
-    return {
-        "format": 1,
-        "plan": {"hash": plan.hash, **plan.to_json()},
-        "source": entry,
-        "copied": copied_values(plan),
-        **({"learning": learning} if learning else {}),
-        "dtype": dtype,
-        "command": command,
-        "seconds": round(seconds, 3),
-        "versions": {name: installed_version(name) for name in ("phigrow", "torch", "numpy")},
-    }
+    return Provenance(
+        plan={"hash": plan.hash, **plan.to_json()},
+        source_name=source_name,
+        source_revision=revision,
+        source_files={name: {"bytes": (source / name).stat().st_size, "sha256": h} for name, h in hashes.items()},
+        source_training=_training_of(source),
+        copied=copied_values(plan),
+        learning=learning,
+        dtype=dtype,
+        command=command,
+        seconds=round(seconds, 3),
+        versions={name: installed_version(name) for name in ("phigrow", "torch", "numpy")},
+    )
 
 
 def copied_values(plan: Plan) -> dict[str, Any]:
-    """Which grown values are copies of a source's, for a training that gives them a learning rate of their own.
+    """Describe which grown values are copies of a source's, so that training can give them their own learning rate.
 
-    ``spans`` has, for every line of the family table, the half-open ranges of coordinates of each stored axis that are
-    copies, scaled or not, or mixtures of the source alone; a value is one where all its coordinates are. ``fresh``
-    names the tensors that hold none (the writers of identity layers), ``blocks`` the lines of matrices that are zero
-    but for so many blocks on the diagonal.
+    A value is a copy if all its coordinates are: copies, scaled copies or mixtures of source coordinates alone.
+
+    Returns:
+        ``spans`` has, for every line of the family table, the half-open ranges of copied coordinates of each stored
+        axis. ``fresh`` names the tensors without copies (the writers of identity layers). ``blocks`` has the number
+        of diagonal blocks of matrices that are zero outside them.
     """
     spans: dict[str, list[list[list[int]]]] = {}
     blocks: dict[str, int] = {}
@@ -100,15 +107,12 @@ def _copied_ranges(part: Part) -> list[list[int]]:
     return ranges
 
 
-def _training_of(folder: Path) -> Any:
-    """What the folder's training cost; a grown folder that was not trained yet cost what its own source did."""
-    training, grown = folder / "training.json", folder / "phigrow.json"
-    if training.is_file():
-        return read_json_strict(training, "a training.json")
-    if grown.is_file():
-        source = read_json_strict(grown, "a phigrow.json").get("source")
-        return source.get("training") if isinstance(source, dict) else None
-    return None
+def _training_of(folder: Path) -> dict[str, Any] | None:
+    """Return what the folder's training cost. An untrained grown folder cost as much as its own source."""
+    if (training := read_training(folder)) is not None:
+        return training
+    grown = read_provenance(folder)
+    return None if grown is None else grown.source_training
 
 
 def command_line(
@@ -120,7 +124,7 @@ def command_line(
     revision: str | None,
     maps: str | Path | None = None,
 ) -> str:
-    """The command that repeats an expansion, with every default written out."""
+    """Return the command that repeats an expansion, with every default written out."""
     target = "config.json" if isinstance(dst_config, dict) else str(dst_config)
     apart = {name: value for name, value in plan.options.items() if name in ("anchor", "scale")}
     method = ":".join([plan.method, *(f"{name}={value}" for name, value in plan.options.items() if name not in apart)])

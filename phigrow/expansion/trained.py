@@ -9,6 +9,7 @@ from typing import Any
 
 from phigrow.checkpoints import universal
 from phigrow.checkpoints.integrity import MARKER, damage, read_marker
+from phigrow.checkpoints.provenance import Provenance
 from phigrow.checkpoints.run_checkpoints import RUN_FILE, UNIVERSAL, marked_checkpoints
 from phigrow.errors import GrowthError
 from phigrow.expansion.progress_bar import progress_bar
@@ -70,10 +71,9 @@ def find_trained(path: Path) -> Trained:
     return Trained(path, None)
 
 
-def check_step(source: Trained, record: dict[str, Any] | None) -> None:
+def check_step(source: Trained, provenance: Provenance | None) -> None:
     """Refuse a checkpoint of another step than the weights that were grown, where both are known."""
-    training = ((record or {}).get("source") or {}).get("training")
-    steps = training.get("steps") if isinstance(training, dict) else None
+    steps = ((provenance.source_training if provenance else None) or {}).get("steps")
     if steps is not None and source.step is not None and not source.is_universal and steps != source.step:
         raise GrowthError(
             f"a checkpoint of step {source.step}, and weights that were grown from step {steps}",

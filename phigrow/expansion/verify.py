@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.hub import locate
 from phigrow.checkpoints.pickles import PickleReader, open_checkpoint
+from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.errors import GrowthError
 from phigrow.growth.plan import Plan
+from phigrow.inspection.plan_file import read_plan_file
 from phigrow.models.config import load_config
 from phigrow.models.families import family_of
 
@@ -143,24 +144,12 @@ def verify(
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan in a grown folder's ``phigrow.json``, or None where there is no such file.
+    """Return the plan in a grown folder's ``phigrow.json``, or None where there is no such file.
 
     Raises:
         GrowthError: the file is damaged, or its hash is not the plan's.
     """
-    path = folder / "phigrow.json"
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))["plan"]
-        plan = Plan.from_json(data, folder)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, GrowthError):
-            raise
-        raise GrowthError("a phigrow.json that cannot be read", where=str(path), why=repr(error)) from error
-    if data.get("hash") != plan.hash:
-        raise GrowthError("a plan that was altered", where=str(path), why="its hash is not that of its content")
-    return plan
+    return read_plan_file(folder).plan if (folder / PROVENANCE_FILE).is_file() else None
 
 
 def _probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed: int) -> tuple[torch.Tensor, str]:

@@ -1,12 +1,12 @@
-"""Read a plan back, from `phigrow plan --json`, a grown folder or its ``phigrow.json``, and say where it came from."""
+"""Read a plan back from `phigrow plan --json`, a grown folder or its ``phigrow.json``, and describe its origin."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phigrow.checkpoints.provenance import PROVENANCE_FILE, Provenance
 from phigrow.errors import GrowthError
 from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.origins import named
@@ -16,17 +16,17 @@ from phigrow.inspection.tallies import by_line, totals
 
 @dataclass(frozen=True)
 class PlanFile:
-    """A plan that was read, and what was written beside it.
+    """A plan that was read, and its provenance.
 
     Attributes:
         path: the file.
         plan: the plan; its hash is the one in the file, where the file has one.
-        record: the rest of ``phigrow.json`` (source, command, versions); None for a plan alone.
+        provenance: the content of ``phigrow.json``; None for a plan alone.
     """
 
     path: Path
     plan: Plan
-    record: dict[str, Any] | None
+    provenance: Provenance | None
 
 
 def read_plan_file(path: str | Path) -> PlanFile:
@@ -42,49 +42,41 @@ def read_plan_file(path: str | Path) -> PlanFile:
     'tile'
     """
     path = Path(path)
-    file = path / "phigrow.json" if path.is_dir() else path
+    file = path / PROVENANCE_FILE if path.is_dir() else path
     if not file.is_file():
         raise GrowthError(
             f"no plan {str(path)!r}",
             where=str(file.absolute()),
-            why="the folder has no phigrow.json" if path.is_dir() else "there is no such file or folder",
+            why=f"the folder has no {PROVENANCE_FILE}" if path.is_dir() else "there is no such file or folder",
             fix="give a folder that phigrow expand wrote, its phigrow.json, or a file of phigrow plan --json",
         )
     data = read_json_strict(file, "a plan")
+    provenance = Provenance.from_json(data, file) if "plan" in data else None
+    content = provenance.plan if provenance else data
     try:
-        record = data if "plan" in data else None
-        content = data["plan"] if record else data
         plan = Plan.from_json(content, file.parent)
-        said = content.get("hash")
     except GrowthError as error:
         raise error.at(str(file)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GrowthError("a file that is no plan", where=str(file), why=repr(error)) from error
-    if said is not None and said != plan.hash:
+    if content.get("hash", plan.hash if provenance is None else None) != plan.hash:
         raise GrowthError(
             "a plan that was altered",
             where=str(file),
             why=f"its hash is not that of its content, {plan.hash[:16]}",
             fix="make it again with phigrow plan --json or phigrow expand",
         )
-    return PlanFile(file, plan, record)
+    return PlanFile(file, plan, provenance)
 
 
 def origin(read: PlanFile) -> list[tuple[str, str]]:
-    """(what, value) of where a grown folder came from; of a plan alone, what the plan says.
-
-    Raises:
-        GrowthError: a record in which something is not what phigrow writes there.
-    """
-    plan, record = read.plan, read.record
+    """Return (label, value) rows that tell where a grown folder came from; those of the plan for a plan alone."""
+    plan = read.plan
     old, new = plan.cost()
-    try:
-        facts = [] if record is None else _recorded(record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise GrowthError("a record that phigrow did not write", where=str(read.path), why=repr(error)) from error
+    rows = [] if read.provenance is None else _provenance_rows(read.provenance)
     return [
-        # A stranger may have written the record: nothing in it may steer the terminal.
-        *((what, "".join(c if c.isprintable() else "?" for c in value)) for what, value in facts),
+        # A stranger may have written the file, so control characters do not reach the terminal.
+        *((label, "".join(c if c.isprintable() else "?" for c in value)) for label, value in rows),
         ("plan", f"{plan.hash} (checked against its content)"),
         ("method", ", ".join([plan.method, *(f"{key} {value}" for key, value in plan.options.items())])),
         ("seed", str(plan.seed) + (f", noise {plan.noise:g}" if plan.noise else "")),
@@ -93,22 +85,17 @@ def origin(read: PlanFile) -> list[tuple[str, str]]:
     ]
 
 
-def _recorded(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    source = record.get("source", {})
-    training = source.get("training")
+def _provenance_rows(made: Provenance) -> list[tuple[str, str]]:
+    training, files = made.source_training, made.source_files.items()
     return [
-        ("source", f"{source.get('name')}, revision {source.get('revision') or 'not named'}"),
-        *(("file", f"{name}, {file['bytes']:,} bytes, sha256 {file['sha256']}") for name, file in _files(source)),
+        ("source", f"{made.source_name}, revision {made.source_revision or 'not named'}"),
+        *(("file", f"{name}, {file['bytes']:,} bytes, sha256 {file['sha256']}") for name, file in files),
         ("trained", ", ".join(f"{k} {_figure(v)}" for k, v in training.items()) if training else "at unknown cost"),
-        ("command", str(record.get("command"))),
-        ("dtype", str(record.get("dtype"))),
-        ("seconds", str(record.get("seconds"))),
-        ("versions", ", ".join(f"{name} {found}" for name, found in record.get("versions", {}).items())),
+        ("command", str(made.command)),
+        ("dtype", str(made.dtype)),
+        ("seconds", str(made.seconds)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())),
     ]
-
-
-def _files(source: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return list(source.get("files", {}).items())
 
 
 def _figure(value: Any) -> str:
@@ -125,11 +112,12 @@ def _layers(plan: Plan) -> str:
 
 
 def inspection_json(read: PlanFile) -> dict[str, Any]:
-    """What `phigrow inspect` says, as JSON: the record without the plan's maps, and counts of values."""
+    """Return the content of `phigrow inspect --json`: the provenance without the plan's maps, and counts of values."""
     lines = by_line(read.plan)
+    made = read.provenance.to_json() if read.provenance else {}
     old, new = read.plan.cost()
     return {
-        **{key: value for key, value in (read.record or {}).items() if key != "plan"},
+        **{key: value for key, value in made.items() if key != "plan"},
         "plan": {
             "hash": read.plan.hash,
             "method": read.plan.method,

@@ -7,7 +7,6 @@ is imported. Parameters are looked at one at a time, whole on rank 0, at any ZeR
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
-from phigrow.training.training_cost import GROWN_FILE
 from phigrow.training.weights import full_value
 
 if TYPE_CHECKING:
@@ -55,9 +54,8 @@ class Diagnostics:
         self.world = world
         self.folder = Path(config.init)
         self.axes: dict[str, Ints] | None = None
-        path = self.folder / GROWN_FILE
-        if path.is_file():
-            self.axes = _axes(path)
+        if (made := read_provenance(self.folder)) is not None:
+            self.axes = source_indices(made.plan, self.folder / PROVENANCE_FILE)
 
     def measure(self, engine: Any, blocks: Any, rows: Ints, micro: int) -> dict[str, float]:
         """Return the columns of one ``diagnostics`` record; those that cannot be told are left out.
@@ -179,15 +177,22 @@ def effective_rank(stream: Tensor) -> float:
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
-def _axes(path: Path) -> dict[str, Ints]:
-    """The source index of every destination coordinate, axis by axis, from the plan in a ``phigrow.json``."""
+def source_indices(plan: dict[str, Any], path: Path) -> dict[str, Ints]:
+    """Return the source index of every destination coordinate, axis by axis, from the plan in a ``phigrow.json``.
+
+    Args:
+        plan: the plan as JSON data.
+        path: the file, for messages.
+
+    Raises:
+        GrowthError: the plan is of another family than Phi, or its axes cannot be read.
+    """
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))["plan"]
         found = {name: _sources(axis) for name, axis in plan["axes"].items()}
         missing = {part for sides in AXES.values() for parts in sides for part in parts} - set(found)
         if plan["family"] != "phi" or missing:
             raise ValueError(f"its axes are those of {plan['family']}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GrowthError(
             "a plan in which copies cannot be found",
             where=str(path),

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.bits import bits_of
+from phigrow.checkpoints.provenance import TRAINING_FILE
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.training.model import DTYPES
-from phigrow.training.training_cost import TRAINING_FILE
 from phigrow.training.weights import full_value
 
 if TYPE_CHECKING:

@@ -6,18 +6,19 @@ says where it comes from and where the data stood, and that is all that is read:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints import universal
 from phigrow.checkpoints.integrity import damage, read_marker
+from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
 from phigrow.errors import GrowthError
+from phigrow.files.untrusted import read_json_strict
 from phigrow.training.configuration import RunConfig
 from phigrow.training.process import on_rank_zero
 from phigrow.training.settings import SCRATCH
-from phigrow.training.training_cost import GROWN_FILE, Source
+from phigrow.training.training_cost import Source
 
 if TYPE_CHECKING:
     from phigrow.training.process import World
@@ -118,25 +119,20 @@ def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
             where=str(folder),
             fix="give the folder of 'phigrow grow-optimizer'; a run that only goes on finds its checkpoint itself",
         )
-    path = Path(config.init) / GROWN_FILE
-    plan = json.loads(path.read_text(encoding="utf-8")).get("plan", {}) if path.is_file() else {}
-    if config.init == SCRATCH or plan.get("hash") != content["grown"].get("plan"):
+    path = Path(config.init) / PROVENANCE_FILE
+    weights = read_provenance(path.parent)
+    if config.init == SCRATCH or weights is None or weights.plan_hash != content["grown"].get("plan"):
         raise GrowthError(
             "optimizer state of another growth than the weights",
             where=f"{folder}, and {path if config.init != SCRATCH else 'init: scratch'}",
-            why="their plans differ" if plan else f"the weights have no {GROWN_FILE}",
+            why="their plans differ" if weights else f"the weights have no {PROVENANCE_FILE}",
             fix="grow both by one plan: 'phigrow grow-optimizer' takes the folder of 'phigrow expand'",
         )
     return content
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    path = folder / universal.STATE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GrowthError("a state that cannot be read", where=str(path), why=str(error)) from error
-    return found if isinstance(found, dict) else {}
+    return read_json_strict(folder / universal.STATE, "a state")
 
 
 def _unknown(folder: Path, why: str) -> GrowthError:

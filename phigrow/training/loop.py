@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phigrow.checkpoints.provenance import TrainingCost
 from phigrow.checkpoints.run_checkpoints import Found, Progress
 from phigrow.models.cost import count
 from phigrow.records.readers.phigrow import step_losses
@@ -26,7 +27,7 @@ from phigrow.training.progress import Reporter
 from phigrow.training.run_info import opening, run_record
 from phigrow.training.schedule import rejoin
 from phigrow.training.settings import SCRATCH
-from phigrow.training.training_cost import Cost, Source, source_of
+from phigrow.training.training_cost import Source, source_of
 
 if TYPE_CHECKING:
     from phigrow.training.step import Reading, Stepper
@@ -326,7 +327,7 @@ class _Run:
         if config.export is None:
             return None
         folder = self.out / config.export
-        own = Cost(self.at.tokens, self.at.tokens * self.flops_per_token, round(self.at.seconds, 3))
+        own = TrainingCost(self.at.tokens, self.at.tokens * self.flops_per_token, round(self.at.seconds, 3))
         tokens, flops, seconds = own.plus(self.source.before).values()
         training = {
             "tokens": tokens,

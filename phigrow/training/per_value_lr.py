@@ -11,15 +11,14 @@ Which values are copies is read from the checkpoint's own ``phigrow.json``: trai
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
 from phigrow.training.settings import SCRATCH
-from phigrow.training.training_cost import GROWN_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,23 +80,25 @@ def copied_values(config: RunConfig) -> dict[str, Any]:
     Raises:
         GrowthError: it is not a grown checkpoint, or one that does not say.
     """
-    path = Path(config.init) / GROWN_FILE
-    if config.init == SCRATCH or not path.is_file():
+    folder = Path(config.init)
+    made = None if config.init == SCRATCH else read_provenance(folder)
+    if made is None:
         raise GrowthError(
             "learning rates for copied and fresh values, of a checkpoint that was not grown",
             where="fresh_lr, fresh_warmup, copied_lr",
-            why=f"there is no {GROWN_FILE} in {config.init}" if config.init != SCRATCH else "the run starts from noise",
+            why=f"there is no {PROVENANCE_FILE} in {config.init}"
+            if config.init != SCRATCH
+            else "the run starts from noise",
             fix="leave these keys out, or start from a folder of 'phigrow expand'",
         )
-    found = json.loads(path.read_text(encoding="utf-8")).get("copied")
-    if not isinstance(found, dict) or not isinstance(found.get("spans"), dict):
+    if made.copied is None:
         raise GrowthError(
             "a grown checkpoint that does not say which values are copies",
-            where=str(path),
+            where=str(folder / PROVENANCE_FILE),
             why="an older version of phigrow wrote it",
             fix="expand again: the same plan gives the same weights",
         )
-    return found
+    return made.copied
 
 
 def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
@@ -113,7 +114,7 @@ def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Ten
     line = re.sub(r"\.\d+\.", ".{layer}.", name, count=1)
     spans = found["spans"].get(line, found["spans"].get(name))
     if spans is None or len(spans) != len(shape):
-        raise GrowthError("a parameter that the growth does not know", where=f"{name} in {GROWN_FILE}")
+        raise GrowthError("a parameter that the growth does not know", where=f"{name} in {PROVENANCE_FILE}")
     out = torch.ones(shape, dtype=torch.bool)
     for axis, (size, ranges) in enumerate(zip(shape, spans, strict=True)):
         side = torch.zeros(size, dtype=torch.bool)

@@ -127,7 +127,7 @@ def test_plans_are_read_from_a_folder_its_record_or_printed_json(tmp_path):
     (tmp_path / "bare.json").write_text(json.dumps(plan.to_json()))
     reads = [read_plan_file(tmp_path / name) for name in ("", "phigrow.json", "bare.json")]
     assert [read.plan.hash for read in reads] == [plan.hash] * 3
-    assert [read.record is None for read in reads] == [False, False, True]
+    assert [read.provenance is None for read in reads] == [False, False, True]
     facts = dict(origin(reads[0]))
     assert facts["source"] == "small, revision not named"
     assert facts["plan"] == f"{plan.hash} (checked against its content)"
@@ -143,7 +143,8 @@ def test_what_the_source_cost_is_said(tmp_path):
     training = {"tokens": 1_000_000, "flops": 1.5e15, "seconds": 12.25}
     files = {"model.safetensors": {"bytes": 2048, "sha256": "ab" * 32}}
     source = {"name": "small", "revision": "main", "files": files, "training": training}
-    (tmp_path / "phigrow.json").write_text(json.dumps({"plan": plan.to_json(), "source": source}))
+    content = {"hash": plan.hash, **plan.to_json()}
+    (tmp_path / "phigrow.json").write_text(json.dumps({"plan": content, "source": source}))
     facts = dict(origin(read_plan_file(tmp_path)))
     assert facts["source"] == "small, revision main"
     assert facts["file"] == f"model.safetensors, 2,048 bytes, sha256 {'ab' * 32}"
@@ -159,7 +160,8 @@ def test_what_is_no_plan_is_refused(tmp_path):
         (json.dumps({"plan": {"hash": "x", **plan.to_json()}}), "a plan that was altered"),
         ("{", "a plan that cannot be read"),
         ("[1]", "a plan that cannot be read"),
-        (json.dumps({"plan": 3}), "a file that is no plan"),
+        (json.dumps({"plan": 3}), r"a plan.json that cannot be read\n  where: .*plan.json\n  why: plan is 3"),
+        (json.dumps({"plan": plan.to_json()}), "a plan that was altered"),
         (json.dumps(content | {"format": 9}), r"a plan of format 9, not 1\n  where: .*plan.json"),
         (json.dumps({k: v for k, v in content.items() if k != "axes"}), "a plan without 'axes'"),
         (json.dumps(content | {"axes": [1]}), "a file that is no plan"),
@@ -173,8 +175,8 @@ def test_what_is_no_plan_is_refused(tmp_path):
         read_plan_file(tmp_path)
     for record in ({"source": 3}, {"source": {"files": {"a": 1}}}, {"versions": []}, {"source": {"training": [1]}}):
         file.write_text(json.dumps({"plan": content, **record}))
-        with pytest.raises(GrowthError, match=r"a record that phigrow did not write\n  where: .*plan.json"):
-            origin(read_plan_file(file))
+        with pytest.raises(GrowthError, match=r"a plan.json that cannot be read\n  where: .*plan.json"):
+            read_plan_file(file)
     file.write_text(json.dumps({"plan": content, "command": "phigrow \x1b[2Jexpand"}))
     assert dict(origin(read_plan_file(file)))["command"] == "phigrow ?[2Jexpand"
     with pytest.raises(GrowthError, match="there is no such file or folder"):

@@ -145,8 +145,8 @@ def test_a_folder_is_grown_as_a_live_model_and_says_how(dtype, save_model, tmp_p
     read = read_plan_file(out)
     assert read.plan.maps.sha256 == maps.sha256
     assert read.plan.seed == 3  # of the start that was learned from
-    assert "--maps" in read.record["command"]
-    assert read.record["learning"]["start"]["seed"] == 3
+    assert "--maps" in read.provenance.command
+    assert read.provenance.learning["start"]["seed"] == 3
     assert not differences(read.plan, phigrow.plan(read.plan.src_config, read.plan.dst_config, "ligo", maps=out))
     assert [
         d.part for d in differences(read.plan, phigrow.plan(read.plan.src_config, read.plan.dst_config, "ligo", seed=3))

@@ -15,7 +15,7 @@ from phigrow.errors import GrowthError
 from phigrow.measure import load_run
 from phigrow.models.families import family_of
 from phigrow.training.configuration import RunConfig
-from phigrow.training.diagnostics import AXES, Diagnostics, _axes, copy_cosine, effective_rank, sides_of
+from phigrow.training.diagnostics import AXES, Diagnostics, copy_cosine, effective_rank, sides_of, source_indices
 
 SMALL = phi_config(32, 2, 48, 2, 8, vocab=VOCAB)
 LARGE = phi_config(64, 4, 96, 3, 8, vocab=VOCAB)
@@ -119,8 +119,7 @@ def test_the_axes_are_those_that_growth_uses(tmp_path):
     """The table here is a copy of a part of the family's, because training imports nothing of growth."""
     family = family_of(LARGE, "test")
     plan = phigrow.plan(SMALL, LARGE, method="lossless")
-    (tmp_path / "phigrow.json").write_text(json.dumps({"plan": plan.to_json()}))
-    axes = _axes(tmp_path / "phigrow.json")
+    axes = source_indices(plan.to_json(), tmp_path / "phigrow.json")
     for name, parameter in phi_model(LARGE, torch.float32).named_parameters():
         sides = sides_of(name, axes)
         assert tuple(map(len, sides)) == tuple(parameter.shape), name
@@ -136,7 +135,7 @@ def test_the_axes_are_those_that_growth_uses(tmp_path):
     [
         ({"family": "gpt", "axes": {}}, "ValueError: its axes are those of gpt"),
         ({"family": "phi"}, "KeyError: 'axes'"),
-        ([], "TypeError"),
+        ({"family": "phi", "axes": []}, "AttributeError"),
         ({"family": "phi", "axes": {"hidden": {"dst_size": 4, "runs": [[10**12, 0, 1, 1]]}}}, "a run of 1000000000000"),
         ({"family": "phi", "axes": {"hidden": {"dst_size": 4, "runs": [[2, 0, 1, 1]]}}}, "2 coordinates of 4"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from phigrow.checkpoints.provenance import TrainingCost
 from phigrow.checkpoints.run_checkpoints import FOLDER
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
@@ -15,7 +16,7 @@ from phigrow.records.writer import RecordWriter
 from phigrow.training import RunConfig
 from phigrow.training.branches import branch
 from phigrow.training.checkpoints import claim
-from phigrow.training.training_cost import Cost, source_of
+from phigrow.training.training_cost import source_of
 
 
 def step(n: int) -> dict[str, Any]:
@@ -75,14 +76,14 @@ def checkpoint(folder: Path, *, grown: Any = None, trained: Any = None) -> RunCo
 def test_scratch_has_no_source():
     source = source_of(RunConfig())
     assert (source.arm, source.growth) == ("scratch", None)
-    assert source.cost == Cost(0, 0.0, 0.0)
+    assert source.cost == TrainingCost(0, 0.0, 0.0)
 
 
 def test_a_grown_checkpoint_carries_its_sources_cost(tmp_path):
     plan = {"method": "wr", "depth": "interpose", "hash": "abc", "axes": {"hidden": {}}}
     config = checkpoint(tmp_path, grown={"plan": plan, "source": {"name": "small", "training": TRAINING}})
     source = source_of(config)
-    assert source.cost == Cost(1000, 2e9, 30.5)
+    assert source.cost == TrainingCost(1000, 2e9, 30.5)
     assert source.arm == "wr"
     assert source.growth == {"method": "wr", "depth": "interpose", "plan_hash": "abc", "source": "small"}
 
@@ -91,37 +92,37 @@ def test_the_expansion_is_on_the_account(tmp_path):
     grown = {"plan": {"method": "tile"}, "source": {"name": "x", "training": TRAINING}, "seconds": 9.5}
     source = source_of(checkpoint(tmp_path, grown=grown))
     assert source.expand_seconds == 9.5
-    assert source.before == Cost(1000, 2e9, 40.0)
+    assert source.before == TrainingCost(1000, 2e9, 40.0)
     assert source.cost.seconds == 30.5
-    assert source_of(RunConfig()).before == Cost(0, 0.0, 0.0)
+    assert source_of(RunConfig()).before == TrainingCost(0, 0.0, 0.0)
 
 
 def test_a_grown_checkpoint_whose_source_says_nothing_has_an_unknown_cost(tmp_path):
     source = source_of(checkpoint(tmp_path, grown={"plan": {"method": "tile"}, "source": {"name": "phi-1_5"}}))
-    assert source.cost == Cost(None, None, None)
+    assert source.cost == TrainingCost(None, None, None)
     assert source.arm == "tile"
 
 
 def test_growth_outranks_a_stray_training_file_and_the_run_outranks_both(tmp_path):
     grown = {"plan": {}, "source": {"training": TRAINING}}
     config = checkpoint(tmp_path, grown=grown, trained={"tokens": 7, "flops": 7.0, "seconds": 7.0})
-    assert source_of(config).cost == Cost(1000, 2e9, 30.5)
+    assert source_of(config).cost == TrainingCost(1000, 2e9, 30.5)
     given = RunConfig(init=str(tmp_path), source_tokens=5.0, arm="mine")
-    assert source_of(given).cost == Cost(5.0, 2e9, 30.5)
+    assert source_of(given).cost == TrainingCost(5.0, 2e9, 30.5)
     assert source_of(given).arm == "mine"
 
 
 def test_continued_training_counts_what_came_before(tmp_path):
     source = source_of(checkpoint(tmp_path, trained=TRAINING))
     assert (source.arm, source.growth) == ("continued", None)
-    assert Cost(1, 1.0, 1.0).plus(source.cost) == Cost(1001, 2e9 + 1, 31.5)
-    assert Cost(1, 1.0, 1.0).plus(Cost(None, 2.0, None)) == Cost(None, 3.0, None)
+    assert TrainingCost(1, 1.0, 1.0).plus(source.cost) == TrainingCost(1001, 2e9 + 1, 31.5)
+    assert TrainingCost(1, 1.0, 1.0).plus(TrainingCost(None, 2.0, None)) == TrainingCost(None, 3.0, None)
 
 
 def test_a_broken_account_is_refused(tmp_path):
     config = checkpoint(tmp_path)
     (tmp_path / "phigrow.json").write_text("{")
-    with pytest.raises(GrowthError, match="file of costs that cannot be read"):
+    with pytest.raises(GrowthError, match=r"a phigrow\.json that cannot be read"):
         source_of(config)
 
 
