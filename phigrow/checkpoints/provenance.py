@@ -7,6 +7,7 @@ either file, so both are read strictly, and in this module only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +158,10 @@ def read_provenance(folder: Path) -> Provenance | None:
         GrowthError: the file cannot be read, as `Provenance.from_json`.
     """
     path = folder / PROVENANCE_FILE
-    return Provenance.from_json(read_json_strict(path, f"a {PROVENANCE_FILE}"), path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    # A run that diverged may have left NaN as its loss.
+    return Provenance.from_json(read_json_strict(path, f"a {PROVENANCE_FILE}", nan=True), path)
 
 
 def read_training(folder: Path) -> dict[str, Any] | None:
@@ -169,7 +173,7 @@ def read_training(folder: Path) -> dict[str, Any] | None:
     path = folder / TRAINING_FILE
     if not path.is_file():
         return None
-    content = read_json_strict(path, f"a {TRAINING_FILE}")
+    content = read_json_strict(path, f"a {TRAINING_FILE}", nan=True)
     _check_cost(content, _Fields(content, path))
     return content
 
@@ -213,7 +217,9 @@ def _check_cost(content: Any, file: _Fields) -> None:
         raise file.refuse(f"a cost is {_shortened(content)}")
     numbers = _Fields(content, file.path, "the cost's ")
     for key in ("tokens", "flops", "seconds"):
-        numbers.get(key, int | float)
+        value = numbers.get(key, int | float)
+        if value is not None and not math.isfinite(value):
+            raise file.refuse(f"the cost's {key} is {value}")
 
 
 def _check_copied(copied: dict[str, Any] | None, file: _Fields) -> dict[str, Any] | None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.checkpoints.hub import TOKENIZER_FILES, display_name, locate
+from phigrow.checkpoints.companions import generation_config, model_settings, stored_config, write_companions
+from phigrow.checkpoints.hub import display_name, locate
 from phigrow.checkpoints.pickles import open_checkpoint
 from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES, CheckpointReader
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.errors import GrowthError
-from phigrow.expansion.provenance import command_line, installed_version, model_card, provenance, sha256_of
+from phigrow.expansion.provenance import command_line, growth_card, installed_version, provenance, sha256_of
 from phigrow.expansion.write_tensors import stream
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import StagedFolder
@@ -23,7 +23,7 @@ from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.matrices import FILE, read_maps
 from phigrow.growth.plan import Plan
 from phigrow.growth.planner import plan as make_plan
-from phigrow.models.config import Config, load_config
+from phigrow.models.config import Config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,7 +107,11 @@ def expand(
                     )  # fmt: skip
                 finally:
                     writer.close(sync=sync)
-                _write_companions(plan, folder, partial.path, dtype, base_model=display_name(src))
+                config = stored_config(plan.dst_config, plan.table.architecture, dtype)
+                write_companions(
+                    partial.path, config, generation_config(config, folder), tokenizer=folder,
+                    card=growth_card(plan, display_name(src), dtype),
+                )  # fmt: skip
                 record = provenance(
                     plan,
                     source_name=display_name(src),
@@ -168,8 +172,8 @@ def expand_model(
         config, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, maps=maps, **options
     )
     live = model.state_dict()
-    stored = {ours: theirs for theirs, ours in plan.table.live_names.items() if ours in live}
-    state = {stored.get(name, name): tensor.detach().cpu() for name, tensor in live.items()}
+    stored_names = {model: stored for stored, model in plan.table.live_names.items() if model in live}
+    state = {stored_names.get(name, name): tensor.detach().cpu() for name, tensor in live.items()}
     tied = plan.table.tied_tensors(config)
     plan.table.check_tensors(
         config, {name: tuple(t.shape) for name, t in state.items() if name not in tied}, where="the live model"
@@ -177,14 +181,14 @@ def expand_model(
     torch_dtype = getattr(torch, check_dtype(dtype)) if dtype else model.dtype
     sources = {name: InMemory(tensor) for name, tensor in state.items()}
     grown = {g.name: lift(g, sources[g.source], plan, torch_dtype, sources) for g in plan.tensors()}
-    settings = {k: v for k, v in plan.dst_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
-    new_config = AutoConfig.for_model(**settings)
+    stored = stored_config(plan.dst_config, plan.table.architecture, str(torch_dtype).removeprefix("torch."))
+    new_config = AutoConfig.for_model(**model_settings(stored))
     with init_empty_weights(include_buffers=False):
         new = AutoModelForCausalLM.from_config(
             new_config, dtype=torch_dtype, attn_implementation=model.config._attn_implementation
         )
-    names = {theirs: ours for ours, theirs in stored.items()}
-    grown = {names.get(name, name): tensor for name, tensor in grown.items()}
+    model_names = {stored: model for model, stored in stored_names.items()}
+    grown = {model_names.get(name, name): tensor for name, tensor in grown.items()}
     new.load_state_dict(grown, strict=not tied, assign=True)
     new.tie_weights()
     return new.eval()
@@ -288,19 +292,3 @@ def _keep_maps(plan: Plan, folder: Path) -> dict[str, Any] | None:
     shutil.copyfile(plan.maps.path, folder / FILE)
     record = read_maps(folder)[1]
     return {key: value for key, value in record.items() if key != "losses"}
-
-
-def _write_companions(plan: Plan, source: Path, folder: Path, dtype: str, base_model: str) -> None:
-    config = {key: value for key, value in plan.dst_config.items() if key != "auto_map"}
-    config["architectures"] = config.get("architectures") or [plan.table.architecture]
-    # The spelling that is there is kept; both versions of transformers read the older one.
-    config["dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"] = dtype
-    generation_file = source / "generation_config.json"
-    generation = load_config(generation_file) if generation_file.is_file() else {}
-    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
-    for name, content in (("config.json", config), ("generation_config.json", {**generation, **ids})):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    (folder / "README.md").write_text(model_card(plan, base_model, dtype), encoding="utf-8")

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from phigrow.checkpoints.companions import model_card
 from phigrow.checkpoints.provenance import Provenance, read_provenance, read_training
 from phigrow.growth.origins import Part, anatomy
 from phigrow.growth.plan import Plan
@@ -144,24 +145,15 @@ def command_line(
     return shlex.join([*words, "--dtype", dtype, "--out", str(out)])
 
 
-def model_card(plan: Plan, base_model: str, dtype: str) -> str:
-    """A Hugging Face model card with ``base_model`` in its front matter."""
+def growth_card(plan: Plan, base_model: str, dtype: str) -> str:
+    """Return the model card of a grown checkpoint."""
     src, dst = plan.cost()
     claim = (
         "It computes the same function as its source (in evaluation mode, to rounding of the stored dtype)."
         if plan.exact
         else "It does not compute the same function as its source: " + "; ".join(plan.approximations) + "."
     )
-    return f"""---
-base_model: {base_model}
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- model-growth
-- phigrow
----
-
-# {base_model.split("/")[-1]} grown by {plan.method}
+    text = f"""# {base_model.split("/")[-1]} grown by {plan.method}
 
 {src.parameters / 1e6:,.1f}M parameters grown to {dst.parameters / 1e6:,.1f}M by phigrow: width method
 `{plan.method}`, depth method `{plan.depth}`, seed {plan.seed}, stored as {dtype}. {claim}
@@ -169,3 +161,4 @@ tags:
 It is an initialisation, to be trained further. `phigrow.json` holds the resolved plan (hash `{plan.hash[:16]}`), the
 hashes of the source and the command that repeats the expansion; `phigrow verify` measures the claim.
 """
+    return model_card(text, base_model=base_model, tags=["model-growth", "phigrow"])

@@ -5,7 +5,7 @@ import pytest
 from tiny_models import phi_config, phi_model
 
 import phigrow
-from phigrow import hub
+from phigrow.checkpoints import hub
 from phigrow.errors import GrowthError
 
 

@@ -138,3 +138,8 @@ def test_costs_that_are_no_numbers_are_refused(tmp_path):
         read_training(tmp_path)
     (tmp_path / "training.json").write_text('{"tokens": 5, "flops": null, "dtype": "bf16"}')
     assert read_training(tmp_path) == {"tokens": 5, "flops": None, "dtype": "bf16"}
+    (tmp_path / "training.json").write_text('{"tokens": 5, "loss": NaN}')  # of a run that diverged
+    assert (read_training(tmp_path) or {})["tokens"] == 5
+    (tmp_path / "training.json").write_text('{"tokens": NaN}')
+    with pytest.raises(GrowthError, match="the cost's tokens is nan"):
+        read_training(tmp_path)

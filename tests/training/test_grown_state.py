@@ -284,7 +284,7 @@ def test_a_damaged_folder_of_deepspeed_is_refused_and_leaves_nothing(source, gro
 
 
 def test_a_full_disk_leaves_nothing(source, grown, tmp_path, monkeypatch):
-    from phigrow import optimizer
+    from phigrow.expansion import grow_optimizer as optimizer
 
     def full(value: torch.Tensor, path: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_nothing(source, grown, tmp_path, monkeypatch):
 
 
 def test_what_an_interrupted_growth_converted_is_not_taken_for_another_checkpoint(source, grown, tmp_path, monkeypatch):
-    from phigrow import optimizer
+    from phigrow.expansion import grow_optimizer as optimizer
 
     silent = shutil.copytree(grown, tmp_path / "silent")  # which does not say of what step it is
     record = json.loads((silent / "phigrow.json").read_text())
@@ -325,7 +325,7 @@ def test_a_grown_folder_may_be_the_current_one(source, grown, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_killed_growth_goes_on_and_ends_in_the_same_files(source, grown, tmp_path, monkeypatch):
-    from phigrow import optimizer
+    from phigrow.expansion import grow_optimizer as optimizer
 
     whole = phigrow.grow_optimizer(source, grown, tmp_path / "whole")
     source = shutil.copytree(source / "checkpoints" / "step-6", tmp_path / "moved")  # to be converted on the way
