@@ -34,8 +34,7 @@ from phigrow.errors import GrowthError
 from phigrow.expansion.certificates import tensor_hashes
 from phigrow.expansion.provenance import copied_values
 from phigrow.growth.lift import InMemory, Lift
-from phigrow.growth.moments import POWER, STATES, moment_growth
-from phigrow.growth.unfusion import moment_source
+from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
 from phigrow.inspection.plan_file import inspection_json, read_plan_file
 
 WRITE = bool(os.environ.get("PHIGROW_WRITE_GOLDEN"))
@@ -144,14 +143,13 @@ def moments(family: str, case: str, state: str) -> str | dict[str, Any] | None:
     plain = {kind: moment_values(family, src, kind) for kind in POWER} | {"fp32": source_values(family, src)}
     tensors = {kind: {n: InMemory(torch.from_numpy(v)) for n, v in values.items()} for kind, values in plain.items()}
     grown: dict[str, np.ndarray] = {}
-    quiet = phigrow.Plan.from_json({**plan.to_json(), "noise": 0.0}) if plan.noise else plan
-    for growth in plan.tensors():
+    for recipe in plan.recipes():
         for moment in POWER:
-            if (how := moment_growth(growth, plan, moment, state)) is None:
+            if (how := moment_recipe(recipe, plan, moment, state)) is None:
                 continue
-            source = moment_source(growth, moment, lambda name, kind: tensors[kind][name])
-            bits = Lift(how, source, quiet, "float32", tensors[moment]).rows(0, how.shape[0])
-            grown[f"{growth.name}:{moment}"] = bits.view(np.float32)
+            source = moment_source(recipe, moment, lambda name, kind: tensors[kind][name])
+            bits = Lift(how, {**tensors[moment], recipe.source: source}, "float32").rows(0, how.shape[0])
+            grown[f"{recipe.name}:{moment}"] = bits.view(np.float32)
     if case in MULTIPLIED:
         return {name: figures(values) for name, values in grown.items()}
     return digest({name: digest(values.tobytes()) for name, values in grown.items()})

@@ -192,10 +192,10 @@ def print_tensors(found: Sequence[Anatomy]) -> None:
     from phigrow.inspection.tallies import shares
 
     for each in found:
-        growth = each.growth
-        shapes = [" x ".join(map(str, shape)) for shape in (growth.shape, growth.source_shape)]
-        typer.echo(f"{growth.name} [{shapes[0]}] <- {growth.source} [{shapes[1]}], {growth.parameter.kind}")
-        if growth.zero:
+        recipe = each.recipe
+        shapes = [" x ".join(map(str, shape)) for shape in (recipe.shape, recipe.source_shape)]
+        typer.echo(f"{recipe.name} [{shapes[0]}] <- {recipe.source} [{shapes[1]}], {recipe.kind}")
+        if recipe.is_zero:
             typer.echo("  zero: it writes the residual stream of an identity layer")
         else:
             for line in span_lines(each):

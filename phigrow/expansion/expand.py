@@ -99,7 +99,7 @@ def expand(
         with StagedFolder(out, identity) as partial:
             try:
                 _check_space(plan, dtype, partial)
-                writer = CheckpointWriter(partial.path, {g.name: g.shape for g in plan.tensors()}, dtype, shard_bytes)
+                writer = CheckpointWriter(partial.path, {r.name: r.shape for r in plan.recipes()}, dtype, shard_bytes)
                 try:
                     hashes = stream(
                         plan, reader, writer, partial, dtype,
@@ -180,7 +180,7 @@ def expand_model(
     )
     torch_dtype = getattr(torch, check_dtype(dtype)) if dtype else model.dtype
     sources = {name: InMemory(tensor) for name, tensor in state.items()}
-    grown = {g.name: lift(g, sources[g.source], plan, torch_dtype, sources) for g in plan.tensors()}
+    grown = {recipe.name: lift(recipe, sources, torch_dtype) for recipe in plan.recipes()}
     stored = stored_config(plan.dst_config, plan.table.architecture, str(torch_dtype).removeprefix("torch."))
     new_config = AutoConfig.for_model(**model_settings(stored))
     with init_empty_weights(include_buffers=False):
@@ -271,7 +271,7 @@ def _check_space(plan: Plan, dtype: str, partial: StagedFolder) -> None:
 
 def output_bytes(plan: Plan, dtype: str) -> int:
     """Bytes of all values of the destination."""
-    return sum(math.prod(g.shape) for g in plan.tensors()) * ITEM_BYTES[dtype]
+    return sum(math.prod(recipe.shape) for recipe in plan.recipes()) * ITEM_BYTES[dtype]
 
 
 def check_source(plan: Plan, reader: CheckpointReader) -> None:

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +31,10 @@ from phigrow.expansion.write_tensors import block_rows
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import StagedFolder, remove
 from phigrow.files.untrusted import read_json_strict
-from phigrow.growth.lift import InMemory, Lift
-from phigrow.growth.moments import POWER, STATES, moment_growth
-from phigrow.growth.plan import Plan, TensorGrowth
-from phigrow.growth.unfusion import moment_source
+from phigrow.growth.lift import InMemory, Lift, SourceTensor
+from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
+from phigrow.growth.plan import Plan
+from phigrow.growth.recipe import TensorRecipe
 from phigrow.inspection.plan_file import read_plan_file
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def _check_space(plan: Plan, source: Trained, place: Path, work: Path) -> None:
     def values(shapes: Iterator[tuple[int, ...]]) -> int:
         return sum(map(math.prod, shapes))
 
-    needed = 4 * len(KINDS) * values(growth.shape for growth in plan.tensors())
+    needed = 4 * len(KINDS) * values(recipe.shape for recipe in plan.recipes())
     if not source.is_universal and not source.converted.is_dir() and not work.is_dir():
         # It is converted first, which takes its state twice.
         needed += 8 * len(KINDS) * values(iter(plan.table.state_shapes(plan.src_config).values()))
@@ -178,7 +177,6 @@ class _Writer:
         self, plan: Plan, folder: Path, weights: CheckpointReader, unfinished: StagedFolder, state: str
     ) -> None:
         self.plan, self.folder, self.weights, self.unfinished, self.state = plan, folder, weights, unfinished, state
-        self.quiet = replace(plan, noise=0.0)
         self.live = _live_names(plan, folder)
         self.shapes = plan.table.state_shapes(plan.src_config)
         self.step = 0.0 if state == "reset" else adam_step(folder)
@@ -188,21 +186,21 @@ class _Writer:
         """Write all of it; returns name -> digest of every file."""
         import torch
 
-        growths = list(self.plan.tensors())
-        label = f"{self.state}: {'resuming' if self.unfinished.done else 'writing'} the state of {len(growths)} tensors"
+        recipes = list(self.plan.recipes())
+        label = f"{self.state}: {'resuming' if self.unfinished.done else 'writing'} the state of {len(recipes)} tensors"
         with (
-            progress_bar(label, len(growths) * len(KINDS), progress) as advance,
+            progress_bar(label, len(recipes) * len(KINDS), progress) as advance,
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         ):
-            for growth in growths:
+            for recipe in recipes:
                 for kind in KINDS:
-                    self._keep(growth, kind, partial(self._value, growth, kind, pool))
+                    self._keep(recipe, kind, partial(self._value, recipe, kind, pool))
                     advance(None)
-                self._keep(growth, "step", partial(torch.tensor, self.step))
+                self._keep(recipe, "step", partial(torch.tensor, self.step))
         return self.files
 
-    def _keep(self, growth: TensorGrowth, kind: str, make: Callable[[], torch.Tensor]) -> None:
-        name = f"zero/{self.live.get(growth.name, growth.name)}/{kind}.pt"
+    def _keep(self, recipe: TensorRecipe, kind: str, make: Callable[[], torch.Tensor]) -> None:
+        name = f"zero/{self.live.get(recipe.name, recipe.name)}/{kind}.pt"
         path = self.unfinished.path / name
         known = self.unfinished.done.get((name, 0))
         if known is not None and path.is_file() and (found := digest(path))["xxh3_128"] == known:
@@ -213,36 +211,36 @@ class _Writer:
         self.files[name] = digest(path)
         self.unfinished.record(name, 0, self.files[name]["xxh3_128"])
 
-    def _value(self, growth: TensorGrowth, kind: str, pool: ThreadPoolExecutor) -> torch.Tensor:
+    def _value(self, recipe: TensorRecipe, kind: str, pool: ThreadPoolExecutor) -> torch.Tensor:
         """A destination tensor, whole, float32."""
         import torch
 
         master = kind == "fp32"
-        how = growth if master else moment_growth(growth, self.plan, kind, self.state)
+        how = recipe if master else moment_recipe(recipe, self.plan, kind, self.state)
         if how is None:
-            return torch.zeros(growth.shape)
-        others = {name: self._source(name, kind) for name in how.others}
-        plan = self.plan if master else self.quiet
-        source = self._source(growth.source, kind) if master else moment_source(growth, kind, self._source)
-        lift = Lift(how, source, plan, "float32", others)
-        out = np.empty(growth.shape, dtype=np.uint32)
+            return torch.zeros(recipe.shape)
+        tensors: dict[str, SourceTensor] = {name: self._source(name, kind) for name in how.sources}
+        if not master:
+            tensors[recipe.source] = moment_source(recipe, kind, self._source)
+        lift = Lift(how, tensors, "float32")
+        out = np.empty(recipe.shape, dtype=np.uint32)
 
         def fill(block: tuple[int, int]) -> None:
             out[slice(*block)] = lift.rows(*block)
 
-        list(pool.map(fill, block_rows(growth.shape)))
+        list(pool.map(fill, block_rows(recipe.shape)))
         if not is_finite(out, "float32"):
             raise GrowthError(
                 "NaN or infinite optimizer state",
-                where=f"{kind} of {growth.name}",
+                where=f"{kind} of {recipe.name}",
                 fix="take a checkpoint from before the training diverged",
             )
         value = tensor_of(out, "float32")
         if master:
-            _check_weights(value, self.weights, growth)
-        if kind == "exp_avg_sq" and any(axis.legs is not None for axis in how.maps):
+            _check_weights(value, self.weights, recipe)
+        if kind == "exp_avg_sq" and how.is_dense:
             # Squares of a mixture are not known, only that they are no less than the mixture's square.
-            value = torch.maximum(value, self._value(growth, "exp_avg", pool).square())
+            value = torch.maximum(value, self._value(recipe, "exp_avg", pool).square())
         return value
 
     def _source(self, name: str, kind: str) -> InMemory:
@@ -282,21 +280,21 @@ def adam_step(folder: Path) -> float:
     return float(read_json_strict(folder / universal.STATE, "the state of an optimizer")["adam_step"])
 
 
-def _check_weights(value: torch.Tensor, weights: CheckpointReader, growth: TensorGrowth) -> None:
+def _check_weights(value: torch.Tensor, weights: CheckpointReader, recipe: TensorRecipe) -> None:
     """Hold lifted masters against the grown weights, which are a rounding of them.
 
     Raises:
         GrowthError: these were grown from other weights.
     """
-    stored, apart, size = weights.tensors[growth.name], 0.0, 0.0
-    for start, stop in block_rows(growth.shape):
+    stored, apart, size = weights.tensors[recipe.name], 0.0, 0.0
+    for start, stop in block_rows(recipe.shape):
         block = stored.rows(start, stop).float()
         apart += float((block - value[start:stop]).square().sum())
         size += float(block.square().sum())
     if math.sqrt(apart) > SAME_WEIGHTS * math.sqrt(size):
         raise GrowthError(
             "the grown weights do not come from this checkpoint",
-            where=growth.name,
+            where=recipe.name,
             why=f"its masters, grown by the same plan, are off by {math.sqrt(apart / size) if size else apart:.2g} "
             "of the weights",
             fix="expand the export of this checkpoint, or give the checkpoint of that export",

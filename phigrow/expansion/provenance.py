@@ -85,14 +85,13 @@ def copied_values(plan: Plan) -> dict[str, Any]:
     spans: dict[str, list[list[list[int]]]] = {}
     blocks: dict[str, int] = {}
     fresh = []
-    for growth in plan.tensors():
-        if growth.zero:
-            fresh.append(growth.name)
-        elif growth.parameter.name not in spans:
-            sides = anatomy(growth, plan.axes).sides
-            spans[growth.parameter.name] = [_copied_ranges(side.whole) for side in sides]
-            if growth.parts > 1:
-                blocks[growth.parameter.name] = growth.parts
+    for recipe in plan.recipes():
+        if recipe.is_zero:
+            fresh.append(recipe.name)
+        elif recipe.line not in spans:
+            spans[recipe.line] = [_copied_ranges(side.whole) for side in anatomy(recipe).sides]
+            if recipe.diagonal_blocks > 1:
+                blocks[recipe.line] = recipe.diagonal_blocks
     return {"spans": spans, "fresh": fresh, **({"blocks": blocks} if blocks else {})}
 
 

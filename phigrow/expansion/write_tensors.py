@@ -71,11 +71,11 @@ def _write_all(
     allow_nonfinite: bool,
     progress: bool,
 ) -> None:
-    lifts = {g.name: Lift(g, reader.tensors[g.source], plan, dtype, reader.tensors) for g in plan.tensors()}
+    lifts = {recipe.name: Lift(recipe, reader.tensors, dtype) for recipe in plan.recipes()}
     blocks = {
-        name: [(start, stop) for start, stop in block_rows(lift.growth.shape)]
+        name: [(start, stop) for start, stop in block_rows(lift.recipe.shape)]
         for name, lift in lifts.items()
-        if partial.resumed or not lift.growth.zero  # a new file reads as zeros where nothing was written
+        if partial.resumed or not lift.recipe.is_zero  # a new file reads as zeros where nothing was written
     }
     lanes = [deque((lifts[n], *block) for n in names for block in blocks.get(n, ())) for names in writer.shards]
     ended = Event()
@@ -117,7 +117,7 @@ def block_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 def _block(
     writer: CheckpointWriter, partial: StagedFolder, lift: Lift, start: int, stop: int, allow_nonfinite: bool
 ) -> None:
-    name = lift.growth.name
+    name = lift.recipe.name
     known = partial.done.get((name, start))
     if known is not None and writer.checksum(name, start, stop) == known:
         return
@@ -129,20 +129,20 @@ def _block(
 
 
 def _refuse_nonfinite(lift: Lift) -> None:
-    rows, dtype = lift.growth.source_shape[0], lift.source.dtype_name
+    rows, dtype = lift.recipe.source_shape[0], lift.source.dtype_name
     source_is_finite = all(
         is_finite(lift.source.bits(start, min(start + 4096, rows)), dtype) for start in range(0, rows, 4096)
     )
     if not source_is_finite:
         raise GrowthError(
             "NaN or infinite weights",
-            where=lift.growth.source,
+            where=lift.recipe.source,
             why="the source holds values that are not finite, and growth would spread them",
             fix="repair the checkpoint, or let them through with --allow-nonfinite",
         )
     raise GrowthError(
         f"values that do not fit {lift.dtype}",
-        where=lift.growth.name,
+        where=lift.recipe.name,
         why=f"its largest finite value is {LARGEST[lift.dtype]:g}",
         fix="use --dtype bfloat16 or float32",
     )

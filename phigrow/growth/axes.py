@@ -24,7 +24,7 @@ import numpy.typing as npt
 from einops import rearrange
 
 from phigrow.errors import GrowthError
-from phigrow.growth.dense_map import Floats, Legs, legs_from_json
+from phigrow.growth.dense_map import DenseMap, Floats, dense_map_from_json
 
 MEAN = -1
 FRESH = -2
@@ -71,7 +71,7 @@ class AxisMap:
     write_random: Bools
     read_random: Bools
     fresh_bias: float = 0.0
-    legs: Legs | None = None
+    legs: DenseMap | None = None
     parts: int = 1
     ahead: Bools | None = None
 
@@ -169,7 +169,7 @@ class AxisMap:
             source, src_size = np.concatenate(sources).astype(np.int64), int(data["src_size"])
             if len(source) != data["dst_size"] or source.max() >= src_size or source.min() < DENSE:
                 raise ValueError(f"runs of {len(source)} coordinates up to source {source.max()}")
-            dense = legs_from_json(data["legs"], src_size, len(source)) if "legs" in data else None
+            dense = dense_map_from_json(data["legs"], src_size, len(source)) if "legs" in data else None
             if (source == DENSE).any() if dense is None else (source != DENSE).any():
                 raise ValueError("dense coordinates without legs, or legs of coordinates that are not dense")
             random = [np.array([gain == "random" for gain in leg]) for leg in legs]
@@ -232,7 +232,7 @@ def axis_map(
     )
 
 
-def dense_map(src_size: int, dst_size: int, legs: Legs, *, write: float = 1.0, read: float = 1.0) -> AxisMap:
+def dense_map(src_size: int, dst_size: int, legs: DenseMap, *, write: float = 1.0, read: float = 1.0) -> AxisMap:
     """The map of an axis that mixes by dense legs, each with one gain."""
     no = np.zeros(dst_size, dtype=np.bool_)
     source = np.full(dst_size, DENSE, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Dense legs of an axis map: every coordinate of the larger axis mixes all of the smaller one.
+"""Dense axis maps: every coordinate of the larger axis mixes all coordinates of the smaller one.
 
 An `Isometry` is drawn, not stored: a plan holds its seed, and the matrix is made again where it is needed.
 """
@@ -12,21 +12,21 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.growth.draws import Stream
+from phigrow.growth.draws import NormalStream
 
 Floats = npt.NDArray[np.float64]
 
 
-class Legs(Protocol):
+class DenseMap(Protocol):
     """The two legs of a dense axis map, before its gains.
 
     Attributes:
-        folds: what elementwise scales the stream (the weight and bias of a normalisation) is folded into what reads
-            it, because turned coordinates cannot be scaled one by one.
+        fuses_norms: the weight and bias of a normalisation are fused into the matrices that read it, because turned
+            coordinates cannot be scaled one by one.
     """
 
     @property
-    def folds(self) -> bool: ...
+    def fuses_norms(self) -> bool: ...
 
     def write(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
         """[dst, src], in the dtype of the arithmetic."""
@@ -36,16 +36,19 @@ class Legs(Protocol):
         """[src, dst], in the dtype of the arithmetic."""
         ...
 
-    def aside(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
-        """[dst]: a unit vector that the legs neither write nor read, for what is folded and has no other place."""
+    def bias_direction(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
+        """[dst]: unit vector orthogonal to the columns of `write`.
+
+        It carries a fused normalisation's bias when its readers have none.
+        """
         ...
 
     def left_inverse_error(self, gains: Floats) -> float:
         """max |R E - I|; ``gains`` [dst] are those of both legs, multiplied."""
         ...
 
-    def dual(self, power: int) -> Legs | None:
-        """The legs of gradients, R^T to write and E^T to read, every entry to a power; None where no rule is known."""
+    def dual(self, power: int) -> DenseMap | None:
+        """The map of gradients, which writes with R^T and reads with E^T, every entry to a power; None if unknown."""
         ...
 
     def to_json(self) -> dict[str, Any]: ...
@@ -66,7 +69,7 @@ class Isometry:
     src_size: int
     dst_size: int
     seed: int
-    folds: bool = True
+    fuses_norms: bool = True
     power: int = 1
 
     def write(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -75,8 +78,8 @@ class Isometry:
     def read(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
         return self.write(compute).T
 
-    def aside(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
-        """[dst]: a unit vector orthogonal to all that Q writes, the mean among it."""
+    def bias_direction(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
+        """[dst]: a unit vector orthogonal to the columns of Q, and so to the mean."""
         return _basis(self.src_size, self.dst_size, self.seed, np.dtype(compute).name)[:, -1]
 
     def left_inverse_error(self, gains: Floats) -> float:
@@ -90,7 +93,7 @@ class Isometry:
         return {"kind": "isometry", "seed": self.seed}
 
 
-def legs_from_json(data: dict[str, Any], src_size: int, dst_size: int) -> Legs:
+def dense_map_from_json(data: dict[str, Any], src_size: int, dst_size: int) -> DenseMap:
     """Read what `to_json` wrote.
 
     Raises:
@@ -113,7 +116,7 @@ def _basis(src: int, dst: int, seed: int, dtype: str) -> npt.NDArray[Any]:
     """[dst, src + 1], orthonormal columns: those of Q, and one more."""
     if dtype != "float64":
         return _basis(src, dst, seed, "float64").astype(dtype)
-    drawn = Stream(seed, "isometry", "stream", src).values(0, dst - 1)
+    drawn = NormalStream(seed, "isometry", "stream", src).values(0, dst - 1)
     turned, triangle = np.linalg.qr(drawn)
     # The decomposition leaves signs open; with a positive diagonal it is unique, and uniform.
     turned *= np.where(np.diag(triangle) < 0, -1.0, 1.0)

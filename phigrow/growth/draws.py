@@ -40,7 +40,7 @@ def _stored(std: float, dtype: str) -> Bits:
     return narrow(quantiles() * std, dtype)
 
 
-class Stream:
+class NormalStream:
     """A stream of normal values, [rows, width], of which any rows can be drawn.
 
     Args:

@@ -46,12 +46,12 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedLegs:
+class LearnedMap:
     """Both legs of an axis from one matrix [dst, src]."""
 
     learned: Learned
     axis: Axis
-    folds: bool = False
+    fuses_norms: bool = False
 
     @cached_property
     def _matrix(self) -> Floats:
@@ -71,7 +71,7 @@ class LearnedLegs:
     def read(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
         return self.write(compute).T
 
-    def aside(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
+    def bias_direction(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
         raise AssertionError("nothing is folded into learned legs")
 
     def left_inverse_error(self, gains: Floats) -> float:
@@ -160,7 +160,7 @@ class Learned:
         if not self.places(axis):
             return start
         source = np.full(start.dst_size, DENSE, dtype=np.int64)
-        return replace(start, source=source, legs=LearnedLegs(self, axis))
+        return replace(start, source=source, legs=LearnedMap(self, axis))
 
     def check(self, where: str | Path) -> None:
         """Hold the matrices against the sizes of the plan.

@@ -1,32 +1,33 @@
 """`lift`: the only function that computes grown values.
 
-A destination tensor is lifted in blocks of rows, so that no tensor has to fit in memory. Where source and destination
-have one dtype, values move as stored bits and only what has a gain is computed: exact, and at the speed of memory. New
-values come from `phigrow.growth.draws`. None of this depends on the size of blocks or shards, on threads, or on which
-tensors are grown together.
+It reads a `phigrow.growth.recipe.TensorRecipe` and source tensors, and nothing else. A destination tensor is lifted in
+blocks of rows, so that no tensor has to fit in memory. Where source and destination have one dtype, values are copied
+as stored bits and only values with a gain are computed: exact, and at the speed of memory. New values come from
+`phigrow.growth.draws`. The result does not depend on the size of blocks or shards, on threads, or on which tensors are
+grown together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from phigrow.checkpoints.bits import STORED, Bits, Values, bits_of, narrow, scaled, tensor_of, widen
-from phigrow.growth.axes import MEAN, AxisMap, Bools, Floats, Ints
-from phigrow.growth.draws import Stream
-from phigrow.growth.layer_sum import Blend
-from phigrow.growth.matmul import aligned, mixed_columns, mixed_rows
-from phigrow.growth.pieces import Piece, assign, clip, pieces_of
-from phigrow.growth.plan import Plan, TensorGrowth
+from phigrow.growth.axes import Floats, Ints
+from phigrow.growth.draws import NormalStream
+from phigrow.growth.recipe import Leg, Noise, TensorRecipe
 
 if TYPE_CHECKING:
     import torch
 
+TILE = 32
+"""Rows of a matrix product; from 16 to 128 equally fast."""
 _STATISTICS_VALUES = 1 << 20
 """Values summed at a time for means; fixed, because the order of a sum shows in its last bits."""
 _MOST_PIECES = 256
@@ -46,7 +47,7 @@ class SourceTensor(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """A source tensor that is simply there."""
+    """A source tensor that is held in memory."""
 
     tensor: torch.Tensor
 
@@ -58,207 +59,156 @@ class InMemory:
         return bits_of(self.tensor[start:stop])
 
 
+def lift(recipe: TensorRecipe, tensors: Mapping[str, SourceTensor], dtype: torch.dtype) -> torch.Tensor:
+    """Compute one grown tensor, whole.
+
+    Args:
+        recipe: how it is computed.
+        tensors: name -> source tensor, of at least those in ``recipe.sources``.
+        dtype: of the result.
+    """
+    name = str(dtype).removeprefix("torch.")
+    return tensor_of(Lift(recipe, tensors, name).rows(0, recipe.shape[0]), name)
+
+
 class Lift:
     """The lift of one destination tensor.
 
     Args:
-        growth: where it comes from.
-        source: the source tensor's values.
-        plan: gives seed, noise and the standard deviation of new values.
+        recipe: how it is computed.
+        tensors: name -> source tensor, of at least those in ``recipe.sources``.
         dtype: of the result, as torch names it.
-        others: name -> source tensor, of those that ``growth.others`` names.
 
-    Arithmetic is float64 where source or result is, else float32; one rounding at the end. Mixtures
-    (`phigrow.growth.dense_map`) are added up in float64 except for 16-bit results.
+    Arithmetic is float64 where source or result is, else float32; one rounding at the end. Mixtures (dense axes and
+    sums over layers) are added up in float64 except for 16-bit results.
     """
 
-    def __init__(
-        self,
-        growth: TensorGrowth,
-        source: SourceTensor,
-        plan: Plan,
-        dtype: str,
-        others: Mapping[str, SourceTensor] | None = None,
-    ) -> None:
-        self.growth, self.dtype = growth, dtype
-        self.others = {name: (others or {})[name] for name in growth.others}
-        self.seed, self.noise, self.std = plan.seed, plan.noise, plan.initializer_range
-        self.stream = plan.axes[plan.table.residual].src_size
-        self.noise_on = plan.noise_on
-        mixed_axes = any(each.legs is not None for each in growth.maps)
-        self.mixes = mixed_axes or growth.fold is not None or bool(growth.blend)
-        wide = "float64" in (source.dtype_name, dtype) or (self.mixes and dtype == "float32")
-        self.compute = np.float64 if wide else np.float32
-        blended = [(coefficient, self.others[name]) for name, coefficient in growth.blend]
-        self.source: SourceTensor = Blend(blended, growth.source_shape[0], self.compute) if blended else source
-        self._column_mean: Values | None = None
-        self._rms: float | None = None
-        self._preparing = Lock()
+    def __init__(self, recipe: TensorRecipe, tensors: Mapping[str, SourceTensor], dtype: str) -> None:
+        self.recipe, self.dtype = recipe, dtype
+        self._tensors = {name: tensors[name] for name in recipe.sources}
+        self.source: SourceTensor = self._tensors[recipe.source]
+        self._mixes = recipe.is_dense or recipe.offset is not None or bool(recipe.layer_sum)
+        wide = "float64" in (self.source.dtype_name, dtype) or (self._mixes and dtype == "float32")
+        self.compute: type[np.floating[Any]] = np.float64 if wide else np.float32
+        if recipe.layer_sum:
+            summed = [(coefficient, self._tensors[name]) for name, coefficient in recipe.layer_sum]
+            self.source = LayerSum(summed, recipe.source_shape[0], self.compute)
+            self._terms = [_GrownTerm(self.source, recipe.legs, recipe.source_shape, self.compute)]
+        else:
+            self._terms = [
+                _GrownTerm(self._tensors[term.source], term.legs, recipe.source_shape, self.compute)
+                for term in recipe.terms
+            ]
 
     def rows(self, start: int, stop: int) -> Bits:
         """Rows ``start .. stop`` of the destination tensor, [stop - start, ...], as stored bits of the result's dtype.
 
         Thread-safe: blocks of one tensor may be lifted at the same time.
         """
-        shape = (stop - start, *self.growth.shape[1:])
-        if self.growth.zero:
-            return np.zeros(shape, dtype=STORED[self.dtype])
-        if len(shape) == 1:
-            return narrow(self._vector(start, stop), self.dtype)
-        return self._matrix(start, stop)
+        if self.recipe.is_zero:
+            return np.zeros((stop - start, *self.recipe.shape[1:]), dtype=STORED[self.dtype])
+        if len(self.recipe.shape) == 1:
+            return narrow(self._vector()[start:stop], self.dtype)
+        return self._dense_rows(start, stop) if self._mixes else self._copied_rows(start, stop)
 
-    # Vectors: biases, and scales and shifts of normalisations.
-
-    def _vector(self, start: int, stop: int) -> Values:
-        if self.mixes:
-            return self._mixed_vector()[start:stop]
-        return self._spread(self._rows_of(self.source, 0, self.growth.maps[0].src_size))[start:stop]
-
-    def _spread(self, values: Values) -> Values:
-        growth, axis = self.growth, self.growth.maps[0]
-        is_scale = growth.parameter.kind == "scale"
-        gain = axis.write
-        if is_scale and growth.norm_read is not None:
-            # A normalisation passes on the gains of the stream it reads: its scale takes them off again.
-            read_gain = growth.norm_read.write
-            gain = np.divide(axis.write, read_gain, out=np.ones_like(axis.write), where=axis.is_copy)
-        if growth.norm_read is axis:
-            gain = np.ones_like(gain)
-        out: Values = np.full(axis.dst_size, 1.0 if is_scale else axis.fresh_bias, dtype=self.compute)
-        gain, means = gain.astype(self.compute), axis.source == MEAN
-        out[axis.is_copy] = values[axis.source[axis.is_copy]] * gain[axis.is_copy]
-        if growth.above is not None and axis.ahead is not None:
-            ahead = axis.ahead & axis.is_copy
-            out[ahead] = self._rows_of(self.others[growth.above], 0, axis.src_size)[axis.source[ahead]] * gain[ahead]
-        out[means] = self.compute(values.mean(dtype=np.float64)) * gain[means]
+    def _vector(self) -> Values:
+        recipe, leg, offset = self.recipe, self.recipe.legs[0], self.recipe.offset
+        out: Values = np.full(leg.dst_size, recipe.fill, dtype=self.compute)
+        if offset is not None and offset.direction is not None:
+            out += _along(offset.direction, self.compute)
+        for term in self._terms:
+            (leg,) = term.legs
+            values, gain = term.values(0, leg.src_size), leg.gain.astype(self.compute)
+            if offset is not None and offset.matrix is not None:
+                values = values + self._product(offset.matrix, str(offset.vector), leg.src_size, offset.size)
+            if leg.dense is not None:
+                out = (leg.matrix(self.compute) @ values) * gain
+            else:
+                out[leg.is_copy] = values[leg.source[leg.is_copy]] * gain[leg.is_copy]
+                out[leg.is_mean] = self.compute(values.mean(dtype=np.float64)) * gain[leg.is_mean]
         return out
 
-    def _mixed_vector(self) -> Values:
-        """A vector of a mixed axis, or one that takes in a normalisation or is a part of it."""
-        growth, axis = self.growth, self.growth.maps[0]
-        fold, kind = growth.fold, growth.parameter.kind
-        gains: Values = axis.write.astype(self.compute)
-        if fold is None and kind == "scale" and growth.norm_read is not None:
-            gains = (axis.write / growth.norm_read.write).astype(self.compute)
-        if fold is not None and kind == "scale":
-            assert growth.norm_read is not None, "a normalisation reads the stream"
-            return (axis.write / growth.norm_read.write).astype(self.compute)
-        if fold is not None and kind == "shift":
-            assert axis.legs is not None, "what is folded is mixed"
-            return axis.legs.aside(self.compute) * gains if fold.aside else np.zeros_like(gains)
-        values = self._rows_of(self.source, 0, axis.src_size)
-        if fold is not None and fold.shift is not None and fold.reader is not None:
-            reader, shift = self.others[fold.reader], self._whole(fold.shift)
-            spans = self._spans((axis.src_size, len(shift)))
-            values = values + np.concatenate([self._rows_of(reader, *span) @ shift for span in spans])
-        if axis.legs is None:
-            return self._spread(values)
-        written: Values = axis.legs.write(self.compute) @ values
-        return written * gains
-
-    # Matrices: out[i, j] = write-leg entry of i times read-leg entry of j, whichever axis is stored first.
-
-    def _matrix(self, start: int, stop: int) -> Bits:
-        column_map = self.growth.maps[1]
-        stored = self.source.dtype_name
-        if self.mixes:
-            mixed = self._mixed(start, stop)
-            self._fill_random(mixed, start, stop)
-            return narrow(mixed, self.dtype)
-        moved = stored == self.dtype and not self._noise_applies
-        make = np.empty if self._filled else np.zeros
-        out = make((stop - start, column_map.dst_size), dtype=STORED[self.dtype] if moved else self.compute)
-        for piece in clip(self._pieces[0], start, stop):
-            target = out[piece.start - start : piece.stop - start]
-            if piece.source == MEAN:
-                row = np.zeros((1, column_map.dst_size), dtype=self.compute)
-                self._gather(self._mean_of_rows()[None, :], piece.gain, row)
-                target[:] = narrow(row, self.dtype) if moved else row
-            else:
-                rows = self._source_of(piece).bits(piece.source, piece.source + piece.stop - piece.start)
-                self._gather(rows if moved else widen(rows, stored, self.compute), piece.gain, target)
+    def _copied_rows(self, start: int, stop: int) -> Bits:
+        """Rows of a matrix of copies and means: by slices, as stored bits where dtypes agree."""
+        recipe, noise = self.recipe, self.recipe.noise
+        copy_bits = noise is None and all(term.source.dtype_name == self.dtype for term in self._terms)
+        make = np.empty if self._is_filled else np.zeros
+        out = make((stop - start, recipe.shape[1]), dtype=STORED[self.dtype] if copy_bits else self.compute)
+        for term in self._terms:
+            for piece in clip(term.pieces[0], start, stop):
+                target = out[piece.start - start : piece.stop - start]
+                if piece.is_mean:
+                    row = np.zeros((1, recipe.shape[1]), dtype=self.compute)
+                    self._gather(term, term.mean_of_rows()[None, :], piece.gain, row)
+                    target[:] = narrow(row, self.dtype) if copy_bits else row
+                else:
+                    read = term.source.bits if copy_bits else term.values
+                    rows = read(piece.source, piece.source + piece.stop - piece.start)
+                    self._gather(term, rows, piece.gain, target)
         self._fill_random(out, start, stop)
-        if self.growth.parts > 1:
-            self._part(out, start, stop)
-        if self._noise_applies:
-            (self._perturb if self.noise_on == "all" else self._add_noise)(out, start, stop)
-        bits: Bits = out if moved else narrow(out, self.dtype)
+        if recipe.diagonal_blocks > 1:
+            _clear_beside_blocks(out, recipe, start, stop)
+        if noise is not None:
+            add_noise(recipe, noise, self._terms[0].root_mean_square, out, start)
+        bits: Bits = out if copy_bits else narrow(out, self.dtype)
         return bits
 
-    def _source_of(self, piece: Piece) -> SourceTensor:
-        ahead = self.growth.maps[0].ahead
-        above = self.growth.above if ahead is not None and ahead[piece.start] else None
-        return self.source if above is None else self.others[above]
+    def _dense_rows(self, start: int, stop: int) -> Bits:
+        """Rows of a matrix that mixes: one leg after the other, in tiles that do not depend on the block."""
+        (term,), column_leg = self._terms, self.recipe.legs[1]
+        first, last = aligned(start, stop, self.recipe.shape[0])
+        rows = self._grown_rows(term, first, last)
+        if column_leg.dense is None:
+            out: Values = np.zeros((last - first, column_leg.dst_size), dtype=self.compute)
+            self._gather(term, rows, 1.0, out)
+        else:
+            out = self._mixed_columns(rows, column_leg)
+        out = out[start - first : stop - first]
+        self._fill_random(out, start, stop)
+        return narrow(out, self.dtype)
 
-    def _part(self, out: np.ndarray, start: int, stop: int) -> None:
-        """Leave the blocks on the diagonal."""
-        height, width = (size // self.growth.parts for size in self.growth.shape)
-        for part in range(self.growth.parts):
-            low, high = max(start, part * height), min(stop, (part + 1) * height)
-            if low < high:
-                out[low - start : high - start, : part * width] = 0
-                out[low - start : high - start, (part + 1) * width :] = 0
+    def _grown_rows(self, term: _GrownTerm, first: int, last: int) -> Values:
+        """[last - first, source columns]: rows after the row leg."""
+        leg = term.legs[0]
+        if leg.dense is not None:
+            gain = leg.gain[first:last, None].astype(self.compute)
+            blocks = ((low, term.values(low, high)) for low, high in _spans(term.shape))
+            return mixed_rows(leg.matrix(self.compute)[first:last], blocks, term.shape[1]) * gain
+        rows: Values = np.zeros((last - first, term.shape[1]), dtype=self.compute)
+        for piece in clip(term.pieces[0], first, last):
+            size = piece.stop - piece.start
+            block = term.mean_of_rows() if piece.is_mean else term.values(piece.source, piece.source + size)
+            rows[piece.start - first : piece.stop - first] = block * self.compute(piece.gain)
+        return rows
 
-    def _gather(self, rows: np.ndarray, row_gain: float, out: np.ndarray) -> None:
+    def _mixed_columns(self, rows: Values, leg: Leg) -> Values:
+        """Rows after a dense column leg, with the normalisation that they take in."""
+        scale, offset = self.recipe.terms[0].column_scale, self.recipe.offset
+        gain = leg.gain.astype(self.compute)
+        scaled_rows = rows if scale is None else rows * self._whole(scale, leg.src_size)
+        out = mixed_columns(scaled_rows, leg.matrix(self.compute).T) * gain
+        if offset is not None and offset.direction is not None:
+            shifted = mixed_columns(rows, self._whole(str(offset.vector), leg.src_size)[:, None])
+            out += shifted * _along(offset.direction, self.compute)
+        return out
+
+    def _gather(self, term: _GrownTerm, rows: np.ndarray, row_gain: float, out: np.ndarray) -> None:
         """Fill the columns of ``out`` from ``rows``; both are stored bits, or both are values."""
-        pieces = self._pieces[1]
+        pieces, leg = term.pieces[1], term.legs[1]
         if len(pieces) > _MOST_PIECES:
-            column_map = self.growth.maps[1]
-            copies = np.flatnonzero(column_map.is_copy)
-            gains = self._leg(1)[0][copies] * row_gain
-            out[:, copies] = self._times(rows[:, column_map.source[copies]], 1.0 if (gains == 1).all() else gains)
-            pieces = [piece for piece in pieces if piece.source == MEAN]
+            copies = np.flatnonzero(leg.is_copy)
+            gains = leg.gain[copies] * row_gain
+            out[:, copies] = self._times(rows[:, leg.source[copies]], 1.0 if (gains == 1).all() else gains)
+            pieces = [piece for piece in pieces if piece.is_mean]
         for piece in pieces:
-            if piece.source == MEAN:
+            if piece.is_mean:
                 values = rows if rows.dtype.kind == "f" else widen(rows, self.dtype, self.compute)
                 mean = values.mean(axis=1, keepdims=True, dtype=np.float64) * (piece.gain * row_gain)
                 mean = mean.astype(self.compute)
                 out[:, piece.start : piece.stop] = mean if rows.dtype.kind == "f" else narrow(mean, self.dtype)
             else:
-                part = rows[:, piece.source : piece.source + piece.stop - piece.start]
-                out[:, piece.start : piece.stop] = self._times(part, piece.gain * row_gain)
-
-    def _mixed(self, start: int, stop: int) -> Values:
-        """Rows of a matrix of which an axis mixes: one leg after the other, without new values."""
-        growth, (row_map, column_map) = self.growth, self.growth.maps
-        first, last = aligned(start, stop, row_map.dst_size)
-        width = column_map.src_size
-        if row_map.legs is not None:
-            legs, gains = self._dense(0), self._leg(0)[0][first:last, None]
-            parts = ((low, self._rows_of(self.source, low, high)) for low, high in self._spans(growth.source_shape))
-            rows = mixed_rows(legs[first:last], parts, width) * gains.astype(self.compute)
-        else:
-            rows = np.zeros((last - first, width), dtype=self.compute)
-            for piece in clip(self._pieces[0], first, last):
-                mean = piece.source == MEAN
-                size = piece.stop - piece.start
-                part = self._mean_of_rows() if mean else self._rows_of(self.source, piece.source, piece.source + size)
-                rows[piece.start - first : piece.stop - first] = part * self.compute(piece.gain)
-        if column_map.legs is None:
-            out = np.zeros((last - first, column_map.dst_size), dtype=self.compute)
-            self._gather(rows, 1.0, out)
-            return out[start - first : stop - first]
-        fold, gains = growth.fold, self._leg(1)[0].astype(self.compute)
-        if fold is None:
-            return (mixed_columns(rows, self._dense(1).T) * gains)[start - first : stop - first]
-        out = mixed_columns(rows * self._whole(fold.scale), self._dense(1).T) * gains
-        if fold.aside and fold.shift is not None:
-            shifted = mixed_columns(rows, self._whole(fold.shift)[:, None])
-            out += shifted * (column_map.legs.aside(self.compute) * gains)
-        return out[start - first : stop - first]
-
-    def _dense(self, stored: int) -> Values:
-        """[dst, src]: the leg that a mixed axis uses in this tensor, without its gains."""
-        legs = self.growth.maps[stored].legs
-        assert legs is not None, "a mixed axis"
-        return legs.write(self.compute) if stored == self.growth.written else legs.read(self.compute).T
-
-    def _rows_of(self, source: SourceTensor, start: int, stop: int) -> Values:
-        return widen(source.bits(start, stop), source.dtype_name, self.compute)
-
-    def _whole(self, name: str) -> Values:
-        """A vector of the normalisation that is folded."""
-        return self._rows_of(self.others[name], 0, self.stream)
+                block = rows[:, piece.source : piece.source + piece.stop - piece.start]
+                out[:, piece.start : piece.stop] = self._times(block, piece.gain * row_gain)
 
     def _times(self, values: np.ndarray, gain: float | Floats) -> np.ndarray:
         if isinstance(gain, float) and gain == 1:
@@ -269,129 +219,300 @@ class Lift:
         return scaled(values, self.dtype, gain)
 
     @cached_property
-    def _pieces(self) -> tuple[list[Piece], list[Piece]]:
-        return pieces_of(self.growth.maps[0], self._leg(0)[0]), pieces_of(self.growth.maps[1], self._leg(1)[0])
+    def _is_filled(self) -> bool:
+        """Every value of a matrix comes from the source or is drawn, so none is left at zero."""
+        return all(bool((leg.random | (leg.gain != 0)).all()) for leg in self.recipe.legs)
 
-    @cached_property
-    def _filled(self) -> bool:
-        """Whether every value comes from the source or is drawn, so that none is left at zero."""
-        return all(bool((random | (gain != 0)).all()) for gain, random in (self._leg(0), self._leg(1)))
+    def _whole(self, name: str, size: int) -> Values:
+        """A source vector."""
+        tensor = self._tensors[name]
+        return widen(tensor.bits(0, size), tensor.dtype_name, self.compute)
 
-    def _leg(self, stored: int) -> tuple[Floats, Bools]:
-        """Gain and random flag of the leg that the stored axis uses in this tensor."""
-        axis = self.growth.maps[stored]
-        written = stored == self.growth.written
-        return (axis.write, axis.write_random) if written else (axis.read * self.growth.parts, axis.read_random)
-
-    # Statistics of the whole source tensor, which its blocks share: computed once, by whichever thread is first.
-
-    def _spans(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-        rows, columns = shape
-        step = max(1, _STATISTICS_VALUES // columns)
-        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-    def _mean_of_rows(self) -> Values:
-        """[columns]: the mean over all source rows, accumulated in float64."""
-        with self._preparing:
-            if self._column_mean is None:
-                total = np.zeros(self.growth.source_shape[1])
-                for start, stop in self._spans(self.growth.source_shape):
-                    part = widen(self.source.bits(start, stop), self.source.dtype_name, self.compute)
-                    # Sums of 16 in the arithmetic's own dtype: as exact as its result, and five times as fast.
-                    even = len(part) - len(part) % 16
-                    total += part[:even].reshape(16, -1, part.shape[1]).sum(axis=0).sum(axis=0, dtype=np.float64)
-                    total += part[even:].sum(axis=0, dtype=np.float64)
-                self._column_mean = (total / self.growth.source_shape[0]).astype(self.compute)
-            return self._column_mean
-
-    def _root_mean_square(self) -> float:
-        with self._preparing:
-            if self._rms is None:
-                total = 0.0
-                for start, stop in self._spans(self.growth.source_shape):
-                    part = widen(self.source.bits(start, stop), self.source.dtype_name, np.float64)
-                    total += float(np.square(part).sum())
-                rows, columns = self.growth.source_shape
-                self._rms = (total / (rows * columns)) ** 0.5
-            return self._rms
-
-    # New values.
+    def _product(self, matrix: str, vector: str, rows: int, columns: int) -> Values:
+        """[rows]: a source matrix times a source vector."""
+        tensor, values = self._tensors[matrix], self._whole(vector, columns)
+        blocks = (widen(tensor.bits(*span), tensor.dtype_name, self.compute) for span in _spans((rows, columns)))
+        return np.concatenate([block @ values for block in blocks])
 
     def _fill_random(self, out: np.ndarray, start: int, stop: int) -> None:
-        (row_gain, row_random), (column_gain, column_random) = self._leg(0), self._leg(1)
-        if not (row_random[start:stop].any() or column_random.any()):
+        """Draw the new values of a matrix."""
+        recipe, (row_leg, column_leg) = self.recipe, self.recipe.legs
+        if not (row_leg.random[start:stop].any() or column_leg.random.any()):
             return
         # A zero leg wins over a random one: new heads must not be read whatever their rows hold.
-        row_open, column_open = row_random | (row_gain != 0), column_random | (column_gain != 0)
+        row_open, column_open = (leg.random | (leg.gain != 0) for leg in (row_leg, column_leg))
         for purpose, rows, columns in (
-            ("new rows", row_random, column_open),
-            ("new columns", ~row_random & row_open, column_random),
+            ("new rows", row_leg.random, column_open),
+            ("new columns", ~row_leg.random & row_open, column_leg.random),
         ):
             chosen, places = np.flatnonzero(rows[start:stop]), np.flatnonzero(columns)
             if not len(chosen) or not len(places):
                 continue
-            stream = Stream(self.seed, purpose, self.growth.name, len(places))
+            stream = NormalStream(recipe.seed, purpose, recipe.name, len(places))
             first = int(np.count_nonzero(rows[:start]))
             if out.dtype.kind == "f":
-                assign(out, chosen, places, stream.values(first, len(chosen)) * self.std)
+                assign(out, chosen, places, stream.values(first, len(chosen)) * recipe.std)
             else:
-                assign(out, chosen, places, stream.bits(first, len(chosen), self.std, self.dtype))
+                assign(out, chosen, places, stream.bits(first, len(chosen), recipe.std, self.dtype))
+
+
+class _GrownTerm:
+    """A source tensor with the legs by which it grows, and statistics of the whole tensor that its blocks share."""
+
+    def __init__(
+        self,
+        source: SourceTensor,
+        legs: tuple[Leg, ...],
+        shape: tuple[int, ...],
+        compute: type[np.floating[Any]],
+    ) -> None:
+        self.source, self.legs, self.shape, self.compute = source, legs, shape, compute
+        self._column_mean: Values | None = None
+        self._root_mean_square: float | None = None
+        self._lock = Lock()
 
     @cached_property
-    def _noise_applies(self) -> bool:
-        return self.noise != 0 and self.growth.carries_noise(self.noise_on)
+    def pieces(self) -> tuple[list[Piece], ...]:
+        return tuple(pieces_of(leg) for leg in self.legs)
 
-    def _add_noise(self, out: Values, start: int, stop: int) -> None:
-        """Add noise to the columns that read copies, so that copies add up to what they did."""
-        row_map, read = self.growth.maps
-        copies = np.flatnonzero(read.is_copy)
-        size = self.noise * self._root_mean_square() * read.read[copies]
-        noise = (self._paired if self.noise_on == "pairs" else self._shared)(start, stop, read, copies, size)
-        written = row_map.is_copy | (row_map.source == MEAN)
-        noise[~written[start:stop]] = 0
-        out[:, copies] += noise.astype(out.dtype)
+    def values(self, start: int, stop: int) -> Values:
+        """Source rows ``start .. stop`` in the dtype of the arithmetic."""
+        return widen(self.source.bits(start, stop), self.source.dtype_name, self.compute)
 
-    def _shared(self, start: int, stop: int, read: AxisMap, copies: Ints, size: Floats) -> Floats:
-        """N (I - E R), R the leg that averages copies: each has its own, and what does not cancel is taken off."""
-        source, write = read.source[copies], read.write[copies]
-        back = 1.0 / (write * read.counts[source])
-        noise = Stream(self.seed, "noise", self.growth.name, len(copies)).values(start, stop - start) * size
-        weighted = (noise * write)[:, np.argsort(source, kind="stable")]
-        first_copies = np.concatenate([[0], np.cumsum(read.counts[read.counts > 0])[:-1]])
-        summed = np.zeros((stop - start, read.src_size))
-        summed[:, read.counts > 0] = np.add.reduceat(weighted, first_copies, axis=1)
-        shared: Floats = noise - summed[:, source] * back
-        return shared
+    def mean_of_rows(self) -> Values:
+        """[columns]: the mean over all source rows, accumulated in float64."""
+        with self._lock:
+            if self._column_mean is None:
+                total = np.zeros(self.shape[1])
+                for span in _spans(self.shape):
+                    block = self.values(*span)
+                    # Sums of 16 in the arithmetic's own dtype: as exact as its result, and five times as fast.
+                    even = len(block) - len(block) % 16
+                    total += block[:even].reshape(16, -1, block.shape[1]).sum(axis=0).sum(axis=0, dtype=np.float64)
+                    total += block[even:].sum(axis=0, dtype=np.float64)
+                self._column_mean = (total / self.shape[0]).astype(self.compute)
+            return self._column_mean
 
-    def _paired(self, start: int, stop: int, read: AxisMap, copies: Ints, size: Floats) -> Floats:
-        """+N and -N on the first and second, third and fourth copy of a coordinate; none on one that is left over."""
-        order = np.argsort(read.source[copies], kind="stable")
-        counts = read.counts[read.counts > 0]
-        nth = np.arange(len(copies)) - np.repeat(np.cumsum(counts) - counts, counts)
-        even = np.flatnonzero((nth % 2 == 0) & (nth + 1 < np.repeat(counts, counts)))
-        one, other = order[even], order[even + 1]
-        noise, write = np.zeros((stop - start, len(copies))), read.write[copies]
-        noise[:, one] = Stream(self.seed, "noise", self.growth.name, len(one)).values(start, stop - start) * size[one]
-        noise[:, other] = -noise[:, one] * (write[one] / write[other])
-        return noise
-
-    def _perturb(self, out: Values, start: int, stop: int) -> None:
-        """Add values of an initialisation to what came from the source; what is new is drawn already."""
-        (row_gain, _), (column_gain, _) = self._leg(0), self._leg(1)
-        rows, columns = np.flatnonzero(row_gain[start:stop]), np.flatnonzero(column_gain)
-        if not len(rows) or not len(columns):
-            return
-        drawn = Stream(self.seed, "perturbation", self.growth.name, len(columns)).values(start, stop - start)
-        out[rows[:, None], columns] += (drawn[rows] * (self.noise * self.std)).astype(out.dtype)
+    def root_mean_square(self) -> float:
+        """Root mean square of all source values, accumulated in float64."""
+        with self._lock:
+            if self._root_mean_square is None:
+                total = 0.0
+                for span in _spans(self.shape):
+                    block = widen(self.source.bits(*span), self.source.dtype_name, np.float64)
+                    total += float(np.square(block).sum())
+                self._root_mean_square = (total / (self.shape[0] * self.shape[1])) ** 0.5
+            return self._root_mean_square
 
 
-def lift(
-    growth: TensorGrowth,
-    source: SourceTensor,
-    plan: Plan,
-    dtype: torch.dtype,
-    others: Mapping[str, SourceTensor] | None = None,
-) -> torch.Tensor:
-    """Compute one grown tensor, whole, from its source tensor, and from others where its growth folds them in."""
-    name = str(dtype).removeprefix("torch.")
-    return tensor_of(Lift(growth, source, plan, name, others).rows(0, growth.shape[0]), name)
+def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    rows, columns = shape
+    step = max(1, _STATISTICS_VALUES // columns)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _along(leg: Leg, compute: type[np.floating[Any]]) -> Values:
+    """[dst]: the bias direction of a dense axis, with its gains."""
+    assert leg.dense is not None, "the axis is dense"
+    direction: Values = leg.dense.bias_direction(compute) * leg.gain.astype(compute)
+    return direction
+
+
+def _clear_beside_blocks(out: np.ndarray, recipe: TensorRecipe, start: int, stop: int) -> None:
+    """Leave the blocks on the diagonal."""
+    height, width = (size // recipe.diagonal_blocks for size in recipe.shape)
+    for block in range(recipe.diagonal_blocks):
+        low, high = max(start, block * height), min(stop, (block + 1) * height)
+        if low < high:
+            out[low - start : high - start, : block * width] = 0
+            out[low - start : high - start, (block + 1) * width :] = 0
+
+
+# Copying, in slices.
+
+
+class Piece(NamedTuple):
+    """Consecutive destination coordinates of one gain that copy consecutive source coordinates, or are their mean."""
+
+    start: int
+    stop: int
+    source: int
+    gain: float
+    is_mean: bool = False
+
+
+def pieces_of(leg: Leg) -> list[Piece]:
+    """The coordinates that take something from the source, in the fewest pieces."""
+    source, gain = leg.source, leg.gain
+    same = np.where(leg.is_copy[:-1], source[1:] == source[:-1] + 1, source[1:] == source[:-1])
+    same &= (gain[1:] == gain[:-1]) & (leg.is_mean[1:] == leg.is_mean[:-1])
+    edges = [0, *(np.flatnonzero(~same) + 1).tolist(), leg.dst_size]
+    used = (leg.is_copy | leg.is_mean) & (gain != 0)
+    return [
+        Piece(start, stop, int(source[start]), float(gain[start]), bool(leg.is_mean[start]))
+        for start, stop in itertools.pairwise(edges)
+        if stop > start and used[start]
+    ]
+
+
+def clip(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
+    """The pieces inside ``start .. stop``, cut to it."""
+    clipped = []
+    for piece in pieces:
+        low, high = max(piece.start, start), min(piece.stop, stop)
+        if low < high:
+            source = piece.source if piece.is_mean else piece.source + low - piece.start
+            clipped.append(piece._replace(start=low, stop=high, source=source))
+    return clipped
+
+
+def assign(out: np.ndarray, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+    """``out[rows][:, columns] = values``, by slices where they are consecutive (much faster than by index)."""
+    row_slice, column_slice = _as_slice(rows), _as_slice(columns)
+    if row_slice is not None and column_slice is not None:
+        out[row_slice, column_slice] = values
+    elif row_slice is not None:
+        out[row_slice, columns] = values
+    elif column_slice is not None:
+        out[rows, column_slice] = values
+    else:
+        out[rows[:, None], columns[None, :]] = values
+
+
+def _as_slice(places: np.ndarray) -> slice | None:
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else None
+
+
+# Matrix products: the same bits for a row whatever block it is computed in. A BLAS may add up in another order where a
+# matrix has another height, so products are taken in tiles of rows that lie at multiples of `TILE` of the whole tensor.
+
+
+def aligned(start: int, stop: int, rows: int) -> tuple[int, int]:
+    """The rows, of ``rows`` in all, that whole tiles around ``start .. stop`` hold.
+
+    >>> aligned(40, 70, 80), aligned(40, 70, 200)
+    ((32, 80), (32, 96))
+    """
+    return start - start % TILE, min(-(-stop // TILE) * TILE, rows)
+
+
+def mixed_rows(matrix: Values, blocks: Iterable[tuple[int, Values]], width: int) -> Values:
+    """``matrix @ source``, [rows, width], with the source given in blocks (first row, rows), each read once.
+
+    Args:
+        matrix: [rows, all source rows]; its first row lies at a multiple of `TILE` of the whole tensor.
+    """
+    out: Values = np.zeros((len(matrix), width), dtype=matrix.dtype)
+    for first, block in blocks:
+        for start, stop in _tiles(len(matrix)):
+            out[start:stop] += matrix[start:stop, first : first + len(block)] @ block
+    return out
+
+
+def mixed_columns(rows: Values, matrix: Values) -> Values:
+    """``rows @ matrix``; the first row lies at a multiple of `TILE` of the whole tensor."""
+    out: Values = np.empty((len(rows), matrix.shape[1]), dtype=rows.dtype)
+    for start, stop in _tiles(len(rows)):
+        np.matmul(rows[start:stop], matrix, out=out[start:stop])
+    return out
+
+
+def _tiles(rows: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + TILE, rows)) for start in range(0, rows, TILE))
+
+
+class LayerSum:
+    """A source tensor that is a sum over tensors of several layers, added up once and held while it is in use.
+
+    The four that were used last are held, in the dtype of the arithmetic.
+
+    Args:
+        summed: (coefficient, tensor), all of one shape.
+        rows: of each.
+        compute: float32 or float64.
+    """
+
+    def __init__(
+        self, summed: Sequence[tuple[float, SourceTensor]], rows: int, compute: type[np.floating[Any]]
+    ) -> None:
+        self.summed, self.rows, self.compute = summed, rows, compute
+        self.lock = Lock()
+
+    @property
+    def dtype_name(self) -> str:
+        return np.dtype(self.compute).name
+
+    def bits(self, start: int, stop: int) -> Bits:
+        """Rows ``start .. stop``, as bits of the arithmetic's dtype."""
+        with self.lock:
+            whole = _summed(self)
+        view: Bits = whole[start:stop].view(STORED[self.dtype_name])
+        return view
+
+
+@lru_cache(maxsize=4)
+def _summed(layers: LayerSum) -> Values:
+    total: Any = None
+    for coefficient, tensor in layers.summed:
+        values = widen(tensor.bits(0, layers.rows), tensor.dtype_name, layers.compute)
+        total = values * layers.compute(coefficient) + (0 if total is None else total)
+    out: Values = total
+    return out
+
+
+# Noise.
+
+
+def add_noise(
+    recipe: TensorRecipe, noise: Noise, root_mean_square: Callable[[], float], out: Values, start: int
+) -> None:
+    """Add a recipe's noise to rows ``start ..`` of a matrix, in place."""
+    if noise.on == "all":
+        _add_everywhere(recipe, noise, out, start)
+        return
+    row_leg, column_leg = recipe.legs
+    copies = np.flatnonzero(column_leg.is_copy)
+    size = noise.size * root_mean_square() * column_leg.gain[copies]
+    draw = _cancelling_pairs if noise.on == "pairs" else _cancelling_together
+    drawn = draw(recipe, column_leg, copies, size, start, len(out))
+    written = row_leg.is_copy | row_leg.is_mean
+    drawn[~written[start : start + len(out)]] = 0
+    out[:, copies] += drawn.astype(out.dtype)
+
+
+def _cancelling_together(recipe: TensorRecipe, leg: Leg, copies: Ints, size: Floats, start: int, count: int) -> Floats:
+    """N (I - E R), R the leg that averages copies: each copy has its own noise, less what would not cancel."""
+    source, write = leg.source[copies], leg.gradient_gain[copies]
+    back = 1.0 / (write * leg.counts[source])
+    noise = NormalStream(recipe.seed, "noise", recipe.name, len(copies)).values(start, count) * size
+    weighted = (noise * write)[:, np.argsort(source, kind="stable")]
+    first_copies = np.concatenate([[0], np.cumsum(leg.counts[leg.counts > 0])[:-1]])
+    summed = np.zeros((count, leg.src_size))
+    summed[:, leg.counts > 0] = np.add.reduceat(weighted, first_copies, axis=1)
+    shared: Floats = noise - summed[:, source] * back
+    return shared
+
+
+def _cancelling_pairs(recipe: TensorRecipe, leg: Leg, copies: Ints, size: Floats, start: int, count: int) -> Floats:
+    """+N and -N on the first and second, third and fourth copy of a coordinate; none on one that is left over."""
+    order = np.argsort(leg.source[copies], kind="stable")
+    counts = leg.counts[leg.counts > 0]
+    nth = np.arange(len(copies)) - np.repeat(np.cumsum(counts) - counts, counts)
+    even = np.flatnonzero((nth % 2 == 0) & (nth + 1 < np.repeat(counts, counts)))
+    one, other = order[even], order[even + 1]
+    noise, write = np.zeros((count, len(copies))), leg.gradient_gain[copies]
+    drawn = NormalStream(recipe.seed, "noise", recipe.name, len(one)).values(start, count)
+    noise[:, one] = drawn * size[one]
+    noise[:, other] = -noise[:, one] * (write[one] / write[other])
+    return noise
+
+
+def _add_everywhere(recipe: TensorRecipe, noise: Noise, out: Values, start: int) -> None:
+    """Add values of an initialisation to what came from the source; new values are drawn already."""
+    row_leg, column_leg = recipe.legs
+    rows, columns = np.flatnonzero(row_leg.gain[start : start + len(out)]), np.flatnonzero(column_leg.gain)
+    if not len(rows) or not len(columns):
+        return
+    perturbation = NormalStream(recipe.seed, "perturbation", recipe.name, len(columns)).values(start, len(out))
+    out[rows[:, None], columns] += (perturbation[rows] * (noise.size * recipe.std)).astype(out.dtype)

@@ -13,7 +13,7 @@ that are means. `tests/growth/test_moments.py` holds all of this to 1e-10.
 
 Where a stream is turned by an isometry Q, gradients are turned with it, and readers that took in a normalisation,
 ``W' = W diag(g) Q^T``, get ``G' = (G - s b^T) diag(1/g) Q^T`` with s the gradient of their bias:
-`phigrow.growth.unfusion` takes the normalisation out. Second moments grow by the squares of Q's entries, as if
+`moment_source` takes the normalisation out. Second moments grow by the squares of Q's entries, as if
 gradients of different coordinates, and of the bias, were independent. What the normalisation itself has left, one gain
 for all coordinates, is new and starts at zero; and where readers have no bias (GPT-NeoX's head), s is unknown, and they
 start at zero too.
@@ -21,14 +21,17 @@ start at zero too.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from phigrow.growth.axes import FRESH, AxisMap, Bools, Floats
+from phigrow.checkpoints.bits import Bits, widen
+from phigrow.growth.axes import Bools, Floats
+from phigrow.growth.lift import SourceTensor
 from phigrow.growth.origins import Kind, anatomy
-from phigrow.growth.plan import Plan, TensorGrowth
+from phigrow.growth.plan import Plan
+from phigrow.growth.recipe import Leg, TensorRecipe, Term
 
 POWER = {"exp_avg": 1, "exp_avg_sq": 2}
 """Adam's moments, and the power of gains that they carry."""
@@ -49,96 +52,147 @@ STATES = {
 """
 
 
-def moment_growth(growth: TensorGrowth, plan: Plan, moment: str, state: str = "scale") -> TensorGrowth | None:
-    """How a moment of one destination tensor comes from that of its source tensor; None where all of it is zero.
+LEAST_WEIGHT = 0.01
+"""Moments are divided by the weights of a fused normalisation, but by no less than this part of their root mean square:
+they are averages over steps at which these weights were not quite the same."""
+
+
+def moment_recipe(recipe: TensorRecipe, plan: Plan, moment: str, state: str = "scale") -> TensorRecipe | None:
+    """How a moment of one destination tensor is computed from source moments; None where all of it is zero.
 
     Args:
-        growth: of `Plan.tensors`.
+        recipe: of `Plan.recipes`.
         plan: the plan.
         moment: ``exp_avg`` or ``exp_avg_sq``.
         state: one of `STATES`.
 
     Returns:
-        A growth for `phigrow.growth.lift.Lift`, with neither random values nor means; its values come from
-        `phigrow.growth.unfusion.moment_source`, and the plan's noise must be left out.
+        A recipe for `phigrow.growth.lift.Lift` without random values, means or noise. The moment of ``recipe.source``
+        that it reads comes from `moment_source`.
 
     >>> plan = phigrow.plan("phi-1_5", "phi2.json", "lossless")  # doctest: +SKIP
-    >>> moment_growth(next(plan.tensors()), plan, "exp_avg").maps[1].write[0]  # of hidden: 1 / c  # doctest: +SKIP
+    >>> moment_recipe(next(plan.recipes()), plan, "exp_avg").legs[1].gain[0]  # of hidden: 1 / c  # doctest: +SKIP
     0.8944271909999159
     """
-    if state == "reset" or not _keeps(growth, plan, state):
+    if state == "reset" or not _keeps(recipe, plan, state):
         return None
     power = POWER[moment]
-    if state == "scale":
-        maps = tuple(_swapped(growth, stored, power) for stored in range(len(growth.maps)))
-    else:
-        kept = _first if state == "asymmetric" else _copies
-        maps = tuple(_as_they_are(axis, kept(growth, plan, stored)) for stored, axis in enumerate(growth.maps))
-    # As a bias, because new values of a normalisation's moments are 0, not 1.
-    kind: Literal["matrix", "bias"] = "matrix" if len(maps) == 2 else "bias"
-    above = growth.above if any(axis.ahead is not None and axis.ahead.any() for axis in maps) else None
-    parameter = replace(growth.parameter, kind=kind)
-    return replace(growth, parameter=parameter, maps=maps, norm_read=None, fold=None, above=above)
+    sides = anatomy(recipe).sides if state == "asymmetric" else None
+    kept: list[Bools] = []
+    for stored, leg in enumerate(recipe.legs):
+        is_first = np.isin(sides[stored].whole.kinds, (Kind.COPIED, Kind.SCALED)) if sides else True
+        kept.append(leg.is_copy & is_first)
+
+    def turned(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
+        return tuple(
+            _gradient_leg(leg, chosen, power if state == "scale" else 0) for leg, chosen in zip(legs, kept, strict=True)
+        )
+
+    former = recipe.terms or (Term(recipe.source, recipe.legs),)
+    terms = [Term(term.source, turned(term.legs)) for term in former]
+    return replace(
+        recipe,
+        legs=turned(recipe.legs),
+        terms=tuple(term for term in terms if _takes_something(term)),
+        fill=0.0,
+        offset=None,
+        diagonal_blocks=1,
+        noise=None,
+        norm_fusion=None,
+    )
 
 
-def _keeps(growth: TensorGrowth, plan: Plan, state: str) -> bool:
-    """Whether any of a tensor's moments come from the source."""
-    legs = [axis.legs for axis in growth.maps if axis.legs is not None]
-    if growth.zero or growth.blend or any(each.dual(1) is None for each in legs):
+def _keeps(recipe: TensorRecipe, plan: Plan, state: str) -> bool:
+    """Some of a tensor's moments come from the source."""
+    dense = [leg.dense for leg in recipe.legs if leg.dense is not None]
+    if recipe.is_zero or recipe.layer_sum or any(each.dual(1) is None for each in dense):
         return False
-    if (legs or growth.fold) and state != "scale":
+    fusion = recipe.norm_fusion
+    if (dense or fusion) and state != "scale":
         return False  # a mixture is no copy
-    if growth.fold is not None and (growth.fold.aside or growth.parameter.kind == "scale"):
+    if fusion is not None and (fusion.bias_direction or recipe.source == fusion.scale):
         return False
-    if growth.layer is None:
+    if recipe.layer is None:
         return True
     if state == "scale":  # nothing reads an identity layer, so its gradients are zero
-        return growth.layer not in plan.identity_layers
+        return recipe.layer not in plan.identity_layers
     if state == "asymmetric":
-        layers = plan.layers
-        kept = [
-            k for k, source in enumerate(layers) if source == layers[growth.layer] and k not in plan.identity_layers
-        ]
-        return growth.layer == kept[0]
+        source_layer = plan.layers[recipe.layer]
+        copies = [k for k, source in enumerate(plan.layers) if source == source_layer and k not in plan.identity_layers]
+        return recipe.layer == copies[0]
     return True
 
 
-def _swapped(growth: TensorGrowth, stored: int, power: int) -> AxisMap:
-    """The map of a stored axis with its legs in each other's place, and no values but copies."""
-    axis = growth.maps[stored]
-    write, read = axis.read, axis.write
-    if axis.legs is not None:
-        return replace(axis, write=write**power, read=read**power, legs=axis.legs.dual(power))
-    if growth.parameter.kind == "scale":
-        # d(scale) is the gradient of the output, times an input that carries the gain of the stream: for the norm of
-        # a head, which reads what it writes, the gain of that is gone.
-        stream = growth.norm_read
-        write = axis.read * (axis.write if stream is None or stream is axis else stream.write)
-    return _made(axis, axis.is_copy, write**power, read**power)
-
-
-def _as_they_are(axis: AxisMap, kept: Bools) -> AxisMap:
-    ones = np.ones(axis.dst_size)
-    return _made(axis, kept, ones, ones)
-
-
-def _copies(growth: TensorGrowth, plan: Plan, stored: int) -> Bools:
-    return growth.maps[stored].is_copy
-
-
-def _first(growth: TensorGrowth, plan: Plan, stored: int) -> Bools:
-    kinds = anatomy(growth, plan.axes).sides[stored].whole.kinds
-    return np.isin(kinds, (Kind.COPIED, Kind.SCALED))
-
-
-def _made(axis: AxisMap, kept: Bools, write: Floats, read: Floats) -> AxisMap:
-    nothing = np.zeros(axis.dst_size, dtype=bool)
-    return AxisMap(
-        src_size=axis.src_size,
-        source=np.where(kept, axis.source, FRESH),
-        write=np.where(kept, write, 0.0),
-        read=np.where(kept, read, 0.0),
-        write_random=nothing,
-        read_random=nothing,
-        ahead=None if axis.ahead is None else axis.ahead & kept,
+def _gradient_leg(leg: Leg, kept: Bools, power: int) -> Leg:
+    """The leg of gradients: gains of either side change places, to a power; nothing is drawn and nothing is a mean."""
+    nothing = np.zeros(leg.dst_size, dtype=np.bool_)
+    if leg.dense is not None:
+        gain, gradient_gain = leg.gradient_gain**power, leg.gain**power
+        return replace(leg, gain=gain, gradient_gain=gradient_gain, dense=leg.dense.dual(power), random=nothing)
+    kept = kept & leg.is_copy
+    return replace(
+        leg,
+        source=np.where(kept, leg.source, -1),
+        is_mean=nothing,
+        gain=np.where(kept, leg.gradient_gain**power, 0.0),
+        gradient_gain=np.where(kept, leg.gain**power, 0.0),
+        random=nothing,
+        parts=(),
     )
+
+
+def _takes_something(term: Term) -> bool:
+    return all(leg.dense is not None or bool(leg.is_copy.any()) for leg in term.legs)
+
+
+def moment_source(recipe: TensorRecipe, moment: str, read: Callable[[str, str], SourceTensor]) -> SourceTensor:
+    """The values that a tensor's moment is lifted from: its source's, without the normalisation that it takes in.
+
+    Args:
+        recipe: of `Plan.recipes`.
+        moment: ``exp_avg`` or ``exp_avg_sq``.
+        read: (source tensor, ``fp32`` or a moment) -> its values.
+    """
+    source, fusion = read(recipe.source, moment), recipe.norm_fusion
+    # A bias gets the gradient of the tensor that it is added to.
+    if fusion is None or (len(recipe.shape) == 1 and recipe.source != fusion.shift):
+        return source
+
+    def whole(name: str, kind: str, size: int) -> Floats:
+        values = read(name, kind)
+        return widen(values.bits(0, size), values.dtype_name, np.float64).astype(np.float64, copy=False)
+
+    power, (rows, columns) = POWER[moment], (recipe.source_shape[0], recipe.source_shape[-1])
+    weights = whole(fusion.scale, "fp32", columns) ** power
+    if recipe.source == fusion.shift:  # the normalisation is n -> g n + b: gradients of its readers go through g
+        return _Unfused(source, weights)
+    least = (LEAST_WEIGHT * np.sqrt(np.square(weights).mean())) if power == 1 else LEAST_WEIGHT**2 * weights.mean()
+    divisor = np.copysign(np.maximum(np.abs(weights), least), weights)
+    if fusion.shift is None or fusion.bias is None:
+        return _Unfused(source, 1 / divisor)
+    shift = whole(fusion.shift, "fp32", columns) ** power
+    return _Unfused(source, 1 / divisor, whole(fusion.bias, moment, rows), shift, positive=power == 2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unfused:
+    """``(M - down across^T) * gains``, float64, read like a stored tensor; at least zero where ``positive`` is set."""
+
+    source: SourceTensor
+    gains: Floats
+    down: Floats | None = None
+    across: Floats | None = None
+    positive: bool = False
+
+    @property
+    def dtype_name(self) -> str:
+        return "float64"
+
+    def bits(self, start: int, stop: int) -> Bits:
+        values = widen(self.source.bits(start, stop), self.source.dtype_name, np.float64)
+        if self.down is not None and self.across is not None:
+            values = values - np.outer(self.down[start:stop], self.across)
+        if self.positive:
+            values = np.maximum(values, 0)
+        gains = self.gains if values.ndim == 2 else self.gains[start:stop]
+        return (values * gains).view(np.uint64)

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.growth.axes import DENSE, MEAN, AxisMap, Bools, Floats, Ints, part_map
-from phigrow.growth.plan import NoiseOn, Plan, TensorGrowth
+from phigrow.growth.axes import Bools, Floats, Ints
+from phigrow.growth.plan import Plan
+from phigrow.growth.recipe import Leg, TensorRecipe
 from phigrow.models.family import spelled
 
 
@@ -140,14 +141,17 @@ class Anatomy:
     """Where the values of one tensor came from.
 
     Attributes:
-        growth: the tensor.
+        recipe: how the tensor is computed.
         sides: one a stored axis, rows first.
-        noise: symmetry-breaking noise on what copies are read with, as a fraction of the root mean square; or 0.
     """
 
-    growth: TensorGrowth
+    recipe: TensorRecipe
     sides: tuple[Side, ...]
-    noise: float
+
+    @property
+    def noise(self) -> float:
+        """Size of the noise on its values; 0 for none."""
+        return self.recipe.noise.size if self.recipe.noise else 0.0
 
     def kinds(self) -> Ints:
         """int64 of the tensor's shape: the `Kind` of every value."""
@@ -159,38 +163,38 @@ class Anatomy:
 
     @property
     def _diagonal(self) -> Bools:
-        """bool, of the tensor's shape or of none: outside of it a matrix of several parts is zero."""
-        parts = self.growth.parts
-        places = [np.arange(side.whole.size) * parts // side.whole.size for side in self.sides]
-        return np.equal.outer(*places) if parts > 1 else np.array(True)
+        """bool, of the tensor's shape or of none: a matrix of diagonal blocks is zero where it is False."""
+        count = self.recipe.diagonal_blocks
+        places = [np.arange(side.whole.size) * count // side.whole.size for side in self.sides]
+        return np.equal.outer(*places) if count > 1 else np.array(True)
 
     @cached_property
     def counts(self) -> dict[Kind, int]:
         """How many values are of each kind; they add up to the size of the tensor."""
-        counts, parts = dict.fromkeys(Kind, 0), self.growth.parts
-        for part in range(parts):
-            kinds = [np.array_split(side.whole.kinds, parts)[part] for side in self.sides]
+        counts, blocks = dict.fromkeys(Kind, 0), self.recipe.diagonal_blocks
+        for block in range(blocks):
+            kinds = [np.array_split(side.whole.kinds, blocks)[block] for side in self.sides]
             held = [np.bincount(each, minlength=len(Kind)).tolist() for each in kinds]
             for choice in itertools.product(Kind, repeat=len(held)):
                 many = [held[k][kind] for k, kind in enumerate(choice)]
                 counts[reduce(combine, choice)] += int(np.prod(many, dtype=object))
-        counts[Kind.ZERO] += int(np.prod(self.growth.shape, dtype=object)) - sum(counts.values())
+        counts[Kind.ZERO] += int(np.prod(self.recipe.shape, dtype=object)) - sum(counts.values())
         return counts
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: shapes, source, the spans of every axis, and how many values are of each kind."""
-        growth = self.growth
+        recipe = self.recipe
         return {
-            "name": growth.name,
-            "shape": list(growth.shape),
-            "source": growth.source,
-            "source_shape": list(growth.source_shape),
-            "kind": growth.parameter.kind,
-            "identity_layer": growth.zero,
+            "name": recipe.name,
+            "shape": list(recipe.shape),
+            "source": recipe.source,
+            "source_shape": list(recipe.source_shape),
+            "kind": recipe.kind,
+            "identity_layer": recipe.is_zero,
             "noise": self.noise,
-            "parts": growth.parts,
-            "above": growth.above,
-            **({"blend": [list(part) for part in growth.blend]} if growth.blend else {}),
+            "parts": recipe.diagonal_blocks,
+            "above": recipe.next_layer_source,
+            **({"blend": [list(term) for term in recipe.layer_sum]} if recipe.layer_sum else {}),
             "axes": [
                 {
                     "axis": side.whole.name,
@@ -220,99 +224,75 @@ def _outer(one: Ints, other: Ints) -> Ints:
     return np.where(highest <= Kind.TILED_SCALED, np.bitwise_or.outer(one, other), highest)
 
 
-def anatomy(
-    growth: TensorGrowth, axes: Mapping[str, AxisMap], noise: float = 0.0, noise_on: NoiseOn = "copies"
-) -> Anatomy:
+def anatomy(recipe: TensorRecipe) -> Anatomy:
     """Where every value of a tensor comes from.
 
-    Args:
-        growth: of `Plan.tensors`.
-        axes: the plan's maps, by which the copies of a composite axis are told from further copies.
-        noise, noise_on: the plan's.
-
     >>> plan = phigrow.plan("phi-1_5", "phi2.json", "wr")  # doctest: +SKIP
-    >>> anatomy(next(plan.tensors()), plan.axes).counts[Kind.COPIED]  # doctest: +SKIP
+    >>> anatomy(next(plan.recipes())).counts[Kind.COPIED]  # doctest: +SKIP
     104857600
     """
-    sides = tuple(_side(growth, stored, axes) for stored in range(len(growth.maps)))
-    return Anatomy(growth, sides, noise if growth.carries_noise(noise_on) else 0.0)
+    return Anatomy(recipe, tuple(_side(recipe, leg) for leg in recipe.legs))
 
 
-def _side(growth: TensorGrowth, stored: int, axes: Mapping[str, AxisMap]) -> Side:
-    names = growth.parameter.axes[stored]
-    maps = [part_map(axes, name) for name in names]
-    firsts = [first_copies(each) for each in maps]
+def _side(recipe: TensorRecipe, leg: Leg) -> Side:
+    # A composite coordinate is a first copy where all of its parts are.
+    firsts = [first_copies(part.source) for part in leg.parts or (leg,)]
     first = reduce(np.logical_and.outer, firsts).reshape(-1)
-    whole = _part(growth, stored, spelled(names), growth.maps[stored], first)
-    if len(names) == 1 or growth.maps[stored].legs is not None:
-        parts: tuple[Part, ...] = (whole,)
-    else:
-        parts = tuple(_part(growth, stored, name, each, f) for name, each, f in zip(names, maps, firsts, strict=True))
-    return Side(whole, parts, stored == growth.written)
+    whole = _part(recipe, leg, first)
+    parts = tuple(_part(recipe, part, f) for part, f in zip(leg.parts, firsts, strict=False))
+    return Side(whole, parts or (whole,), leg.written)
 
 
-def _part(growth: TensorGrowth, stored: int, name: str, axis: AxisMap, first: Bools) -> Part:
-    size = axis.dst_size
-    if growth.zero:
-        nothing = np.full(size, -1)
-        return Part(name, axis.src_size, nothing, np.full(size, int(Kind.ZERO)), np.ones(size))
-    fresh_value = 0.0
-    if len(growth.maps) == 2:
-        written = stored == growth.written
-        read = axis.read * (growth.parts if axis.parts == growth.parts else 1)
-        gains, random = (axis.write, axis.write_random) if written else (read, axis.read_random)
-    else:
-        # Vectors are never drawn: where nothing is copied they hold one value.
-        gains, random = _vector_gains(growth, axis), np.zeros(size, dtype=bool)
-        fresh_value = 1.0 if growth.parameter.kind == "scale" else axis.fresh_bias
-    if growth.fold is not None and growth.parameter.kind in ("scale", "shift"):
-        return _folded_norm(growth, name, axis)
-    present = (axis.source >= MEAN) & ~random & (gains != 0)
-    copies = present & axis.is_copy
-    kinds = np.where(axis.source == DENSE, int(Kind.MIXED), int(Kind.ZERO))
-    if fresh_value != 0:
-        kinds[axis.source < MEAN] = Kind.CONSTANT
-    kinds[random] = Kind.FRESH
-    kinds[present & (axis.source == MEAN)] = Kind.MEAN
-    kinds[copies] = (~first * Kind.TILED + (gains != 1) * Kind.SCALED)[copies]
-    if growth.blend or (growth.fold is not None and growth.parameter.kind == "bias"):
+def _part(recipe: TensorRecipe, leg: Leg, first: Bools) -> Part:
+    """Kinds and gains of one axis, or of a part of a composite one, as the lift computes them."""
+    name, size = spelled(leg.axis), leg.dst_size
+    if not recipe.terms:
+        return _constant(recipe, name, leg.src_size, size)
+    no_source = ~(leg.is_copy | leg.is_mean)
+    present = ~no_source & ~leg.random & (leg.gain != 0)
+    copies = present & leg.is_copy
+    kinds = np.full(size, int(Kind.ZERO if leg.dense is None else Kind.MIXED))
+    if recipe.fill != 0:
+        kinds[no_source] = Kind.CONSTANT
+    kinds[leg.random] = Kind.FRESH
+    kinds[present & leg.is_mean] = Kind.MEAN
+    kinds[copies] = (~first * Kind.TILED + (leg.gain != 1) * Kind.SCALED)[copies]
+    if recipe.layer_sum or (recipe.offset is not None and len(recipe.shape) == 1):
         kinds[copies], copies = int(Kind.MIXED), np.zeros(size, dtype=bool)
-    held = np.where(present, gains, np.where(kinds == Kind.CONSTANT, fresh_value, 1.0))
-    return Part(name, axis.src_size, np.where(copies, axis.source, -1), kinds, held)
+    gains = np.where(present, leg.gain, np.where(kinds == Kind.CONSTANT, recipe.fill, 1.0))
+    return Part(name, leg.src_size, np.where(copies, leg.source, -1), kinds, gains)
 
 
-def _folded_norm(growth: TensorGrowth, name: str, axis: AxisMap) -> Part:
-    """One gain for all coordinates; no bias, or a drawn direction."""
-    kind, gain = Kind.FRESH if growth.fold and growth.fold.aside else Kind.ZERO, np.ones_like(axis.write)
-    if growth.parameter.kind == "scale" and growth.norm_read is not None:
-        kind, gain = Kind.CONSTANT, axis.write / growth.norm_read.write
-    return Part(name, axis.src_size, np.full(axis.dst_size, -1), np.full(axis.dst_size, int(kind)), gain)
+def _constant(recipe: TensorRecipe, name: str, src_size: int, size: int) -> Part:
+    """A part of a tensor without terms: zero, one constant for every coordinate, or the bias direction."""
+    kind = Kind.ZERO if recipe.offset is None else Kind.FRESH
+    gains = np.broadcast_to(np.asarray(recipe.fill, dtype=np.float64), size)
+    if gains.any():
+        return Part(name, src_size, np.full(size, -1), np.full(size, int(Kind.CONSTANT)), gains)
+    return Part(name, src_size, np.full(size, -1), np.full(size, int(kind)), np.ones(size))
 
 
-def _vector_gains(growth: TensorGrowth, axis: AxisMap) -> Floats:
-    """What `lift` multiplies a bias or a normalisation by."""
-    if growth.norm_read is axis:
-        return np.ones_like(axis.write)
-    if growth.parameter.kind == "scale" and growth.norm_read is not None:
-        return np.divide(axis.write, growth.norm_read.write, out=np.ones_like(axis.write), where=axis.is_copy)
-    return axis.write
-
-
-def first_copies(axis: AxisMap) -> Bools:
-    """bool [dst_size]: one copy of every source coordinate that has any, the one in the longest unbroken run.
+def first_copies(source: Ints) -> Bools:
+    """One copy of every source coordinate that has any, the one in the longest unbroken run.
 
     With ``anchor center`` that is the block in the middle, not what wraps around before it.
 
-    >>> first_copies(axis_map(3, wrap(3, 5, "center"))).tolist()  # doctest: +SKIP
+    Args:
+        source: int64 [dst_size]; the source coordinate of every coordinate, negative where there is none.
+
+    Returns:
+        bool [dst_size].
+
+    >>> first_copies(wrap(3, 5, "center")).tolist()  # doctest: +SKIP
     [False, True, True, True, False]
     """
-    lengths = np.zeros(axis.dst_size, dtype=np.int64)
-    for run in axis.runs:
-        lengths[run.start : run.stop] = run.stop - run.start
-    copies = np.flatnonzero(axis.is_copy)
-    best = copies[np.lexsort((copies, -lengths[copies], axis.source[copies]))]
-    _, places = np.unique(axis.source[best], return_index=True)
-    first = np.zeros(axis.dst_size, dtype=bool)
+    ends = (source[:-1] < 0) | (source[1:] != source[:-1] + 1)
+    edges = [0, *(np.flatnonzero(ends) + 1).tolist(), len(source)]
+    lengths = np.repeat(np.diff(edges), np.diff(edges))
+    copies = np.flatnonzero(source >= 0)
+    best = copies[np.lexsort((copies, -lengths[copies], source[copies]))]
+    _, places = np.unique(source[best], return_index=True)
+    first = np.zeros(len(source), dtype=bool)
     first[best[places]] = True
     return first
 
@@ -323,15 +303,15 @@ def matching(plan: Plan, pattern: str) -> list[Anatomy]:
     Raises:
         GrowthError: none does.
     """
-    found = [anatomy(g, plan.axes, plan.noise, plan.noise_on) for g in plan.tensors() if fnmatchcase(g.name, pattern)]
-    if not found:
-        names = [g.name for g in plan.tensors()]
+    matches = [anatomy(recipe) for recipe in plan.recipes() if fnmatchcase(recipe.name, pattern)]
+    if not matches:
+        names = [recipe.name for recipe in plan.recipes()]
         raise GrowthError(
             f"no tensor matches {pattern!r}",
             why=f"the grown model has {len(names)} tensors, from {names[0]} to {names[-1]}",
             fix="give a whole name or a pattern with *, such as '*.layers.0.*' or '*q_proj*'",
         )
-    return found
+    return matches
 
 
 def named(counts: Mapping[Kind, int]) -> dict[str, int]:
@@ -339,19 +319,19 @@ def named(counts: Mapping[Kind, int]) -> dict[str, int]:
     return {WORDS[kind]: counts[kind] for kind in Kind}
 
 
-def span_lines(found: Anatomy, most: int = 16) -> list[str]:
+def span_lines(anatomy: Anatomy, most: int = 16) -> list[str]:
     """The axes of a tensor in words, one line a span: ``rows q 64..79 <- 32..47 x0.559``.
 
     Spans of a composite axis are those of its parts, of which the axis is the product. At most ``most`` a part.
     """
-    growth, lines = found.growth, []
-    if growth.parts > 1:
-        lines.append(f"zero but for {growth.parts} blocks on the diagonal")
-    if growth.blend:
-        lines.append("a sum: " + " + ".join(f"{coefficient:.3g} {name}" for name, coefficient in growth.blend))
-    if growth.above is not None:
-        lines.append(f"new coordinates of {spelled(growth.parameter.written)} <- {growth.above}")
-    for word, side in zip(SIDES[len(found.sides)], found.sides, strict=True):
+    recipe, lines = anatomy.recipe, []
+    if recipe.diagonal_blocks > 1:
+        lines.append(f"zero but for {recipe.diagonal_blocks} blocks on the diagonal")
+    if recipe.layer_sum:
+        lines.append("a sum: " + " + ".join(f"{coefficient:.3g} {name}" for name, coefficient in recipe.layer_sum))
+    if recipe.next_layer_source is not None:
+        lines.append(f"new coordinates of {spelled(recipe.written.axis)} <- {recipe.next_layer_source}")
+    for word, side in zip(SIDES[len(anatomy.sides)], anatomy.sides, strict=True):
         for part in side.parts:
             label = f"{word} {part.name}"
             lines += [f"{label} {span}" for span in part.spans[:most]]

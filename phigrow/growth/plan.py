@@ -8,80 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import numpy as np
+from typing import Any, get_args
 
 from phigrow.errors import GrowthError
 from phigrow.growth.axes import AxisMap, kronecker, part_map
 from phigrow.growth.learned import Learned
 from phigrow.growth.matrices import FILE, Maps
-from phigrow.growth.norm_fusion import Fold, folds
+from phigrow.growth.recipe import Noise, NoiseOn, Resolver, TensorRecipe
 from phigrow.models.config import Config, normalised
 from phigrow.models.cost import Cost, count
 from phigrow.models.families import all_families
-from phigrow.models.family import Axis, Family, Parameter, Sizes
+from phigrow.models.family import Axis, Family, Sizes
 
 FORMAT = 1
-NoiseOn = Literal["copies", "pairs", "all"]
-
-
-@dataclass(frozen=True, eq=False)
-class TensorGrowth:
-    """How one destination tensor comes from one source tensor; all that `lift` needs besides the values.
-
-    Attributes:
-        name: destination tensor.
-        source: source tensor.
-        parameter: its line in the family table.
-        maps: the axis map of each stored axis, in storage order.
-        written: index in ``maps`` of the axis it writes (the other one, if any, is read).
-        norm_read: for a normalisation, the map of the axis that it reads.
-        zero: every value is 0 (a writer of the residual stream in an identity layer).
-        layer: its destination layer; None outside of layers.
-        fold: the normalisation that is folded into it, or of which it is part; None where nothing is folded.
-        above: the same tensor of the next source layer, where some of what it writes comes from there.
-        blend: (source tensor, coefficient) of every layer that it is a sum of; empty where it comes from ``source``.
-    """
-
-    name: str
-    source: str
-    parameter: Parameter
-    maps: tuple[AxisMap, ...]
-    written: int
-    norm_read: AxisMap | None
-    zero: bool
-    layer: int | None = None
-    fold: Fold | None = None
-    above: str | None = None
-    blend: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def parts(self) -> int:
-        """Blocks on the diagonal of a matrix that is zero elsewhere; 1 for any other tensor."""
-        return self.maps[0].parts if len(self.maps) == 2 and self.maps[0].parts == self.maps[1].parts else 1
-
-    def carries_noise(self, noise_on: NoiseOn) -> bool:
-        """Whether a plan's noise goes onto it; see `Plan.noise_on`."""
-        if len(self.maps) != 2 or self.zero:
-            return False
-        # Tokens are looked up, not summed over: there is nothing for noise on the vocabulary axis to cancel in.
-        cancels = self.written == 0 and int(self.maps[1].counts.max(initial=0)) > 1
-        return noise_on == "all" or (cancels and (noise_on == "copies" or self.layer is not None))
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        """Source tensors that it needs besides ``source``."""
-        above = [self.above] if self.above else []
-        return (*(self.fold.sources if self.fold else ()), *above, *(name for name, _ in self.blend))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(m.dst_size for m in self.maps)
-
-    @property
-    def source_shape(self) -> tuple[int, ...]:
-        return tuple(m.src_size for m in self.maps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,56 +104,24 @@ class Plan:
         return Learned(self.maps, self.table, self.dst_config, self.axes, self.layers, self.identity_layers, src_layers)
 
     @cached_property
-    def _folds(self) -> dict[str, Fold]:
-        mixed = {axis for axis, made in self.composites.items() if made.legs is not None and made.legs.folds}
-        return folds(self.table, self.src_config, mixed)
-
-    def tensors(self) -> Iterator[TensorGrowth]:
-        """Every destination tensor, in the order of the family table."""
-        layered = [p for p in self.table.parameters if p.in_layer and p.present(self.dst_config)]
-        for parameter in self.table.parameters:
-            if not parameter.present(self.dst_config):
-                continue
-            if not parameter.in_layer:
-                yield self._growth(parameter, None)
-            elif parameter is layered[0]:
-                for layer in range(len(self.layers)):
-                    for p in layered:
-                        yield self._growth(p, layer)
-
-    def _growth(self, parameter: Parameter, layer: int | None) -> TensorGrowth:
-        maps = tuple(self.composites[axis] for axis in parameter.axes)
-        is_norm = parameter.kind in ("scale", "shift")
-        source_layer = None if layer is None else self.layers[layer]
-        written = parameter.axes.index(parameter.written)
-        above = None
-        # The last layer has none above it: its new rows are copies of its own.
-        has_above = maps[written].ahead is not None and not is_norm
-        if has_above and source_layer is not None and source_layer + 1 < self.src_sizes["layer"]:
-            above = parameter.name.format(layer=source_layer + 1)
-        zero = layer in self.identity_layers and parameter.written == (self.table.residual,)
-        blend: tuple[tuple[str, float], ...] = ()
-        if self.learned is not None and layer is not None:
-            coefficients = self.learned.depth(parameter.name)[layer]
-            used = [int(k) for k in np.flatnonzero(coefficients)]
-            zero = not used
-            if len(used) == 1 and coefficients[used[0]] == 1:
-                source_layer = used[0]
-            else:
-                blend = tuple((parameter.name.format(layer=k), float(coefficients[k])) for k in used)
-        return TensorGrowth(
-            name=parameter.name.format(layer=layer),
-            source=parameter.name.format(layer=source_layer),
-            parameter=parameter,
-            maps=maps,
-            written=written,
-            norm_read=self.composites[parameter.read] if is_norm and parameter.read else None,
-            zero=zero,
-            layer=layer,
-            fold=fold.at(source_layer) if (fold := self._folds.get(parameter.name)) else None,
-            above=above,
-            blend=blend,
+    def _resolver(self) -> Resolver:
+        return Resolver(
+            family=self.table,
+            src_config=self.src_config,
+            dst_config=self.dst_config,
+            axes=self.axes,
+            composites=self.composites,
+            layers=self.layers,
+            identity_layers=self.identity_layers,
+            learned=self.learned,
+            seed=self.seed,
+            std=self.initializer_range,
+            noise=Noise(self.noise, self.noise_on) if self.noise else None,
         )
+
+    def recipes(self) -> Iterator[TensorRecipe]:
+        """How every destination tensor is computed, in the order of the family table."""
+        return self._resolver.recipes()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `from_json` turns it back into an equal plan."""

@@ -8,21 +8,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.growth.origins import SIDES, Anatomy, Kind, Part, anatomy
+from phigrow.growth.origins import SIDES, Anatomy, Kind, Part, anatomy, combine
 from phigrow.growth.plan import Plan
-from phigrow.inspection.blocks import Block, blocks, cut, pieces
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    Gains: TypeAlias = list[tuple[Text, Block]]
+    Gains: TypeAlias = list[tuple[Text, "Block"]]
 
 COLOURS = {
     # Okabe and Ito: copies in blues, what was scaled in oranges, the further copy the lighter one of each.
@@ -74,17 +73,72 @@ STYLE: Any = {
 }
 
 
+Limits = Sequence[tuple[int, int]]
+
+
+class Block(NamedTuple):
+    """A rectangle of one kind and gain: rows and columns ``start .. stop``."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    kind: Kind
+    gain: float
+
+    @property
+    def area(self) -> int:
+        return (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
+
+
+def blocks(anatomy: Anatomy) -> list[Block]:
+    """The tensor as rectangles of one kind and gain that cover it once; a vector is one column wide."""
+    recipe, count = anatomy.recipe, anatomy.recipe.diagonal_blocks
+    sides = anatomy.sides[0], anatomy.sides[-1]
+    rows, columns = (_split(pieces(side.whole), side.whole.size // count) for side in sides)
+    if len(anatomy.sides) == 1:
+        columns = [(0, 1, Kind.COPIED, 1.0)]
+    drawn = []
+    for (top, bottom, one, row_gain), (left, right, other, column_gain) in itertools.product(rows, columns):
+        off = count > 1 and top // (recipe.shape[0] // count) != left // (recipe.shape[1] // count)
+        kind = Kind.ZERO if off else combine(one, other)
+        has_gain = kind.is_copy or kind in (Kind.MEAN, Kind.CONSTANT)
+        drawn.append(Block((top, bottom), (left, right), kind, row_gain * column_gain if has_gain else 1.0))
+    return drawn
+
+
+def _split(whole: list[tuple[int, int, Kind, float]], size: int) -> list[tuple[int, int, Kind, float]]:
+    """The pieces cut at every multiple of a size."""
+    pieces = []
+    for start, stop, kind, gain in whole:
+        edges = [start, *range((start // size + 1) * size, stop, size), stop]
+        pieces += [(low, high, kind, gain) for low, high in itertools.pairwise(edges)]
+    return pieces
+
+
+def pieces(part: Part) -> list[tuple[int, int, Kind, float]]:
+    """(start, stop, kind, gain) of a stored axis: its spans, joined where only the source jumps."""
+    joined: list[tuple[int, int, Kind, float]] = []
+    for span in part.spans:
+        if joined and joined[-1][2:] == (span.kind, span.gain):
+            joined[-1] = (joined[-1][0], span.stop, span.kind, span.gain)
+        else:
+            joined.append((span.start, span.stop, span.kind, span.gain))
+    return joined
+
+
+def cut(block: Block, limits: Limits) -> Block | None:
+    """The part of a block inside (rows, columns), or None."""
+    (top, bottom), (left, right) = (
+        (max(span[0], limit[0]), min(span[1], limit[1]))
+        for span, limit in zip((block.rows, block.columns), limits, strict=True)
+    )
+    return Block((top, bottom), (left, right), block.kind, block.gain) if top < bottom and left < right else None
+
+
 def default_tensors(plan: Plan) -> list[Anatomy]:
     """One picture's worth: the matrices of layer 0 and those outside the layers; keys and values look as queries do."""
     family = plan.table
-    matrices = [
-        growth
-        for growth in plan.tensors()
-        if growth.parameter.kind == "matrix"
-        and not {family.key, family.value} & set(growth.parameter.written)
-        and growth.name == growth.parameter.name.format(layer=0)
-    ]
-    return [anatomy(growth, plan.axes, plan.noise, plan.noise_on) for growth in matrices]
+    matrices = [recipe for recipe in plan.recipes() if len(recipe.shape) == 2 and recipe.layer in (None, 0)]
+    return [anatomy(each) for each in matrices if not {family.key, family.value} & set(each.written.axis)]
 
 
 def picture(plan: Plan, tensors: Sequence[Anatomy]) -> Figure:
@@ -161,22 +215,22 @@ def _grid(plan: Plan, tensors: Sequence[Anatomy]) -> tuple[Figure, Gains]:
         if found is None:
             axes.set_axis_off()
             continue
-        growth = found.growth
-        gains += _panel(axes, found, _short(growth.name) + f"\n{_sizes(growth.source_shape)} → {_sizes(growth.shape)}")
-        height, width = (*growth.shape, 1)[:2]
+        recipe = found.recipe
+        gains += _panel(axes, found, _short(recipe.name) + f"\n{_sizes(recipe.source_shape)} → {_sizes(recipe.shape)}")
+        height, width = (*recipe.shape, 1)[:2]
         axes.set_box_aspect(float(np.clip(height / width, 0.6, 1.35)))
         axes.set_anchor("N")
     return figure, gains
 
 
 def _single(plan: Plan, found: Anatomy) -> tuple[Figure, Gains]:
-    growth = found.growth
-    rows, columns = (*growth.shape, 1)[:2]
+    recipe = found.recipe
+    rows, columns = (*recipe.shape, 1)[:2]
     aspect = float(np.clip(rows / columns, 0.5, 1.35))
     head = _head(found)
     figure = _figure(6.4 if head else 4.6, (3.4 * aspect if len(found.sides) == 2 else 2.4) + 1.35)
-    figure.suptitle(f"{growth.name}\n{heading(plan)}", fontsize=8.5)
-    title = f"{_sizes(growth.source_shape)} → {_sizes(growth.shape)}"
+    figure.suptitle(f"{recipe.name}\n{heading(plan)}", fontsize=8.5)
+    title = f"{_sizes(recipe.source_shape)} → {_sizes(recipe.shape)}"
     if head is None:
         return figure, _panel(figure.subplots(), found, title)
     whole, enlarged = figure.subplots(1, 2, width_ratios=(1.6, 1))
@@ -194,7 +248,7 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 def _panel(axes: Axes, found: Anatomy, title: str, window: tuple[int, tuple[int, int]] | None = None) -> Gains:
     """Draw the blocks; ``window`` (side, coordinates) is the part of a side to which an enlarged view is cut."""
-    shape = (*found.growth.shape, 1)[:2]
+    shape = (*found.recipe.shape, 1)[:2]
     limits = [(0, shape[0]), (0, shape[1])]
     if window is not None:
         limits[window[0]] = window[1]
@@ -314,7 +368,7 @@ def _heads(parts: Sequence[Part]) -> int:
 
 def _head(found: Anatomy) -> tuple[int, tuple[int, int]] | None:
     """(side, coordinates) of the first head that copies something; None in a tensor without heads."""
-    if len(found.sides) == 1 or found.growth.zero:
+    if len(found.sides) == 1 or found.recipe.is_zero:
         return None
     for place, side in enumerate(found.sides):
         heads = _heads(side.parts)

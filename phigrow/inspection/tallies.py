@@ -13,12 +13,11 @@ def by_line(plan: Plan) -> dict[str, dict[Kind, int]]:
     lines: dict[str, dict[Kind, int]] = {}
     # Layers differ in nothing but whether they are identity layers, or sums of several.
     known: dict[tuple[str, bool, bool], dict[Kind, int]] = {}
-    for growth in plan.tensors():
-        line = growth.parameter.name
-        key = line, growth.zero, bool(growth.blend)
+    for recipe in plan.recipes():
+        key = recipe.line, recipe.is_zero, bool(recipe.layer_sum)
         if key not in known:
-            known[key] = anatomy(growth, plan.axes).counts
-        total = lines.setdefault(line, dict.fromkeys(Kind, 0))
+            known[key] = anatomy(recipe).counts
+        total = lines.setdefault(recipe.line, dict.fromkeys(Kind, 0))
         for kind, count in known[key].items():
             total[kind] += count
     return lines

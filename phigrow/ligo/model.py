@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phigrow.growth.axes import AxisMap
 from phigrow.growth.learned import Learned
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.origins import Kind, anatomy
-from phigrow.growth.plan import Plan, TensorGrowth
+from phigrow.growth.plan import Plan
+from phigrow.growth.recipe import Leg, TensorRecipe
 from phigrow.models.family import Axis
 
 
@@ -55,8 +55,9 @@ class GrownModel(nn.Module):
         wide = torch.float64 if next(iter(source.values())).dtype == torch.float64 else torch.float32
         self.width = nn.ParameterDict()
         for name, (dst, src) in self.learned.widths.items():
-            moved = (2 * torch.rand(dst, src, generator=random, dtype=torch.float64) - 1) * noise * math.sqrt(3 / src)
-            self.width[name] = nn.Parameter((torch.from_numpy(self.learned.matrix(name)) + moved).to(wide))
+            uniform = 2 * torch.rand(dst, src, generator=random, dtype=torch.float64) - 1
+            perturbation = uniform * noise * math.sqrt(3 / src)
+            self.width[name] = nn.Parameter((torch.from_numpy(self.learned.matrix(name)) + perturbation).to(wide))
         self._lines = {line: f"line_{k}" for k, line in enumerate(self.learned.lines())}
         self.depth = nn.ParameterDict(
             {
@@ -64,30 +65,30 @@ class GrownModel(nn.Module):
                 for line, key in self._lines.items()
             }
         )
-        self._growths: dict[str, list[TensorGrowth]] = {}
-        for growth in plan.tensors():
-            self._growths.setdefault(growth.parameter.name, []).append(growth)
-        for k, (line, growths) in enumerate(self._growths.items()):
-            if growths[0].layer is None:
-                held = source[growths[0].source][None]
+        self._recipes: dict[str, list[TensorRecipe]] = {}
+        for recipe in plan.recipes():
+            self._recipes.setdefault(recipe.line, []).append(recipe)
+        for k, (line, recipes) in enumerate(self._recipes.items()):
+            if recipes[0].layer is None:
+                held = source[recipes[0].source][None]
             else:
                 held = torch.stack([source[line.format(layer=layer)] for layer in range(plan.src_sizes["layer"])])
             self.register_buffer(f"source_{k}", held.detach().to(wide), persistent=False)
-            self._keep_drawn(k, growths, source, wide)
+            self._keep_drawn(k, recipes, source, wide)
         # Not a submodule: its own parameters hold nothing, and are none of ours.
         self._skeleton = [_skeleton(plan, attention, dtype)]
-        there = {name for name, _ in self._skeleton[0].named_parameters()}
-        self._live = {theirs: ours for theirs, ours in plan.table.live_names.items() if ours in there}
+        model_names = {name for name, _ in self._skeleton[0].named_parameters()}
+        self._live = {stored: name for stored, name in plan.table.live_names.items() if name in model_names}
 
     def _keep_drawn(
-        self, k: int, growths: list[TensorGrowth], source: Mapping[str, Tensor], dtype: torch.dtype
+        self, k: int, recipes: list[TensorRecipe], source: Mapping[str, Tensor], dtype: torch.dtype
     ) -> None:
-        """Values that come from no source: of the start, drawn."""
-        if len(growths[0].maps) == 1 or not any((m.write_random | m.read_random).any() for m in growths[0].maps):
+        """Keep the random values of the start, which come from no source."""
+        if not any(leg.random.any() for leg in recipes[0].legs):
             return
-        fresh = torch.from_numpy(anatomy(growths[0], self.plan.axes).kinds() == Kind.FRESH)
-        sources = {name: InMemory(value) for name, value in source.items()}
-        drawn = [lift(growth, sources[growth.source], self.plan, dtype, sources) for growth in growths]
+        fresh = torch.from_numpy(anatomy(recipes[0]).kinds() == Kind.FRESH)
+        tensors = {name: InMemory(value) for name, value in source.items()}
+        drawn = [lift(recipe, tensors, dtype) for recipe in recipes]
         self.register_buffer(f"fresh_{k}", fresh, persistent=False)
         self.register_buffer(f"drawn_{k}", torch.stack(drawn), persistent=False)
 
@@ -95,22 +96,19 @@ class GrownModel(nn.Module):
         """Name -> weight of the large model, a function of the parameters."""
         matrices: dict[Axis, Tensor] = {}
         out: dict[str, Tensor] = {}
-        for k, (line, growths) in enumerate(self._growths.items()):
+        for k, (line, recipes) in enumerate(self._recipes.items()):
             value: Tensor = getattr(self, f"source_{k}")
             if line in self._lines:
                 value = torch.einsum("lk,k...->l...", self.depth[self._lines[line]], value)
-            elif growths[0].layer is not None:
+            elif recipes[0].layer is not None:
                 value = value[list(self.plan.layers)]
-            first = growths[0]
-            for stored, axis in enumerate(first.maps):
-                names = first.parameter.axes[stored]
-                if axis.legs is not None and names not in matrices:
-                    matrices[names] = self._matrix(names, value.device)
-                gains, fill = _gains(first, stored)
-                value = _grown(value, 1 + stored, axis, matrices.get(names), gains, fill)
+            for stored, leg in enumerate(recipes[0].legs):
+                if leg.dense is not None and leg.axis not in matrices:
+                    matrices[leg.axis] = self._matrix(leg.axis, value.device)
+                value = _grown(value, 1 + stored, leg, matrices.get(leg.axis), float(recipes[0].fill))
             if hasattr(self, f"fresh_{k}"):
                 value = torch.where(getattr(self, f"fresh_{k}"), getattr(self, f"drawn_{k}"), value)
-            out |= {growth.name: value[at] for at, growth in enumerate(growths)}
+            out |= {recipe.name: value[layer] for layer, recipe in enumerate(recipes)}
         return out
 
     def _matrix(self, axis: Axis, device: torch.device) -> Tensor:
@@ -144,39 +142,27 @@ class GrownModel(nn.Module):
 def map_flops(learned: Learned, plan: Plan) -> float:
     """FLOPs of one step's matrix products from the small model's weights to the large one's, backward pass included."""
     total = 0.0
-    for growth in plan.tensors():
-        if growth.parameter.name in learned.lines():
-            total += 2 * plan.src_sizes["layer"] * math.prod(growth.source_shape)
-        shape = list(growth.source_shape)
-        for stored, axis in enumerate(growth.maps):
-            if axis.legs is not None:
-                total += 2 * axis.dst_size * math.prod(shape)
-            shape[stored] = axis.dst_size
+    for recipe in plan.recipes():
+        if recipe.line in learned.lines():
+            total += 2 * plan.src_sizes["layer"] * math.prod(recipe.source_shape)
+        shape = list(recipe.source_shape)
+        for stored, leg in enumerate(recipe.legs):
+            if leg.dense is not None:
+                total += 2 * leg.dst_size * math.prod(shape)
+            shape[stored] = leg.dst_size
     return 3 * total
 
 
-def _gains(growth: TensorGrowth, stored: int) -> tuple[np.ndarray, float]:
-    """What the coordinates of a stored axis are multiplied by, and what stands where nothing is copied."""
-    axis = growth.maps[stored]
-    if len(growth.maps) == 2:
-        return (axis.write if stored == growth.written else axis.read), 0.0
-    if growth.parameter.kind != "scale" or growth.norm_read is None:
-        return axis.write, axis.fresh_bias
-    if growth.norm_read is axis:
-        return np.ones_like(axis.write), 1.0
-    return np.divide(axis.write, growth.norm_read.write, out=np.ones_like(axis.write), where=axis.write != 0), 1.0
-
-
-def _grown(value: Tensor, dim: int, axis: AxisMap, matrix: Tensor | None, gains: np.ndarray, fill: float) -> Tensor:
-    """A tensor [layers, ...] with one axis grown."""
-    if axis.legs is None and axis.is_identity and (gains == 1).all():
+def _grown(value: Tensor, dim: int, leg: Leg, matrix: Tensor | None, fill: float) -> Tensor:
+    """Grow one axis of a tensor [layers, ...]."""
+    if leg.dense is None and leg.is_identity:
         return value
-    gain = torch.from_numpy(gains).to(value)
-    if axis.legs is not None and matrix is not None:
-        leg = matrix.to(value) * gain[:, None]
-        return torch.einsum("ij,lj...->li...", leg, value) if dim == 1 else torch.einsum("ij,lkj->lki", leg, value)
-    copies = torch.from_numpy(axis.is_copy).to(value.device)
-    taken = value.index_select(dim, torch.from_numpy(np.maximum(axis.source, 0)).to(value.device))
+    gain = torch.from_numpy(leg.gain).to(value)
+    if leg.dense is not None and matrix is not None:
+        grown = matrix.to(value) * gain[:, None]
+        return torch.einsum("ij,lj...->li...", grown, value) if dim == 1 else torch.einsum("ij,lkj->lki", grown, value)
+    copies = torch.from_numpy(leg.is_copy).to(value.device)
+    taken = value.index_select(dim, torch.from_numpy(np.maximum(leg.source, 0)).to(value.device))
     shape = [-1 if at == dim else 1 for at in range(value.ndim)]
     return torch.where(copies.view(shape), taken * gain.view(shape), fill)
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from phigrow.checkpoints.bits import narrow
-from phigrow.growth.draws import LEVELS, Stream, quantiles
+from phigrow.growth.draws import LEVELS, NormalStream, quantiles
 
 
 def test_quantiles_are_the_normal_distribution_in_equal_steps():
@@ -20,7 +20,7 @@ def test_quantiles_are_the_normal_distribution_in_equal_steps():
 
 
 def test_values_are_normal():
-    drawn = Stream(0, "new rows", "a.weight", 1000).values(0, 1000).ravel()
+    drawn = NormalStream(0, "new rows", "a.weight", 1000).values(0, 1000).ravel()
     assert stats.kstest(drawn, "norm").pvalue > 0.01
     assert abs(drawn.mean()) < 4e-3
     assert drawn.std() == pytest.approx(1, abs=4e-3)
@@ -32,7 +32,7 @@ def test_values_are_normal():
 
 @pytest.mark.parametrize("width", [1, 3, 4, 70, 1024])
 def test_rows_are_the_same_wherever_drawing_starts(width):
-    stream = Stream(7, "new columns", "b.weight", width)
+    stream = NormalStream(7, "new columns", "b.weight", width)
     whole = stream.values(0, 300)
     assert whole.shape == (300, width)
     for first, count in ((0, 1), (1, 7), (299, 1), (17, 200)):
@@ -42,11 +42,11 @@ def test_rows_are_the_same_wherever_drawing_starts(width):
 
 def test_streams_differ_by_seed_purpose_and_tensor():
     streams = [(0, "new rows", "a"), (1, "new rows", "a"), (0, "new columns", "a"), (0, "new rows", "b")]
-    drawn = np.stack([Stream(*each, 100).values(0, 1000).ravel() for each in streams])
+    drawn = np.stack([NormalStream(*each, 100).values(0, 1000).ravel() for each in streams])
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.015
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_stored_bits_are_the_rounded_values(dtype):
-    stream = Stream(3, "new rows", "c", 33)
+    stream = NormalStream(3, "new rows", "c", 33)
     np.testing.assert_array_equal(stream.bits(5, 40, 0.02, dtype), narrow(stream.values(5, 40) * 0.02, dtype))

@@ -14,7 +14,7 @@ from phigrow.errors import GrowthError
 from phigrow.expansion.verify import widen_norms
 from phigrow.growth.dense_map import Isometry
 from phigrow.growth.lift import InMemory, Lift
-from phigrow.growth.norm_fusion import folds
+from phigrow.growth.norm_fusion import norm_fusions
 from phigrow.growth.plan import Plan
 from phigrow.inspection.difference import differences
 from phigrow.inspection.explain import axis_rows
@@ -29,7 +29,7 @@ PINNED = [[0.23982874136102017, 0.08619939622322842], [0.18829849229442613, -0.1
 @pytest.mark.parametrize(("src", "dst"), [(1, 2), (1, 7), (2, 3), (16, 17), (20, 53)])
 def test_an_isometry_keeps_lengths_and_the_mean(src, dst):
     legs = Isometry(src, dst, seed=3)
-    q, aside = legs.write(np.float64), legs.aside(np.float64)
+    q, aside = legs.write(np.float64), legs.bias_direction(np.float64)
     np.testing.assert_allclose(q.T @ q, np.eye(src), atol=1e-14)
     np.testing.assert_allclose(q @ np.full(src, src**-0.5), np.full(dst, dst**-0.5), atol=1e-14)
     np.testing.assert_allclose(aside @ q, 0, atol=1e-14)
@@ -94,7 +94,7 @@ def test_a_reader_without_bias_reads_the_shift_aside():
     model, wide, _ = grown(src, dst)
     small, large = src["hidden_size"], dst["hidden_size"]
     legs = Isometry(small, large, 0)
-    q, u = legs.write(np.float64), legs.aside(np.float64)
+    q, u = legs.write(np.float64), legs.bias_direction(np.float64)
     old = {n: t.numpy() for n, t in model.state_dict().items()}
     new = {n: t.numpy() for n, t in wide.state_dict().items()}
     head = next(n for n in ("embed_out.weight", "lm_head.weight") if n in old)
@@ -130,16 +130,16 @@ def test_weights_of_normalisations_may_be_zero(family, flags):
 
 
 def test_which_readers_take_in_which_normalisation():
-    found = folds(FAMILIES["llama"], {"attention_bias": False}, {("normed",), ("final",)})
-    norm = {n.rsplit(".", 2)[-2]: fold.scale.split(".")[-2] for n, fold in found.items()}
+    found = norm_fusions(FAMILIES["llama"], {"attention_bias": False}, {("normed",), ("final",)})
+    norm = {n.rsplit(".", 2)[-2]: fusion.scale.split(".")[-2] for n, fusion in found.items()}
     assert norm == {
         "input_layernorm": "input_layernorm", "q_proj": "input_layernorm", "k_proj": "input_layernorm",
         "v_proj": "input_layernorm", "post_attention_layernorm": "post_attention_layernorm",
         "gate_proj": "post_attention_layernorm", "up_proj": "post_attention_layernorm", "norm": "norm",
         "lm_head": "norm",
     }  # fmt: skip
-    neox = folds(FAMILIES["gpt_neox"], {"attention_bias": False}, {("normed",), ("final",)})
-    aside = {name.split("{layer}.")[-1] for name, fold in neox.items() if fold.aside}
+    neox = norm_fusions(FAMILIES["gpt_neox"], {"attention_bias": False}, {("normed",), ("final",)})
+    aside = {name.split("{layer}.")[-1] for name, fusion in neox.items() if fusion.bias_direction}
     assert aside == {
         "input_layernorm.weight", "input_layernorm.bias", "attention.query_key_value.weight",
         "gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias", "embed_out.weight",
@@ -147,7 +147,7 @@ def test_which_readers_take_in_which_normalisation():
     assert neox["gpt_neox.layers.{layer}.mlp.dense_h_to_4h.bias"].at(3).reader == (
         "gpt_neox.layers.3.mlp.dense_h_to_4h.weight"
     )
-    assert folds(FAMILIES["phi"], {}, set()) == {}
+    assert norm_fusions(FAMILIES["phi"], {}, set()) == {}
 
 
 def test_no_two_coordinates_are_alike_and_all_of_the_width_is_in_use():
@@ -166,14 +166,14 @@ def test_blocks_do_not_show(dtype):
     src, dst = phi_config(48, 3, 70, 1, 4), phi_config(104, 4, 90, 2, 4)
     plan = phigrow.plan(src, dst, "isometric", seed=2)
     sources = {n: InMemory(t) for n, t in phi_model(src, getattr(torch, dtype)).state_dict().items()}
-    for growth in plan.tensors():
-        if len(growth.shape) == 1:
+    for recipe in plan.recipes():
+        if len(recipe.shape) == 1:
             continue
-        made = [Lift(growth, sources[growth.source], plan, dtype, sources) for _ in range(2)]
-        whole, cuts = made[0].rows(0, growth.shape[0]), [0, 1, 31, 33, growth.shape[0]]
-        cuts = sorted({min(cut, growth.shape[0]) for cut in cuts})
+        made = [Lift(recipe, sources, dtype) for _ in range(2)]
+        whole, cuts = made[0].rows(0, recipe.shape[0]), [0, 1, 31, 33, recipe.shape[0]]
+        cuts = sorted({min(cut, recipe.shape[0]) for cut in cuts})
         parts = [made[1].rows(a, b) for a, b in itertools.pairwise(cuts)]
-        assert np.array_equal(np.concatenate(parts), whole), growth.name
+        assert np.array_equal(np.concatenate(parts), whole), recipe.name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

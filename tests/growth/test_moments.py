@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from table_lines import table_lines
 from tiny_models import logits, model_of, phi_config, probe, random_pair
 
 import phigrow
@@ -15,8 +16,7 @@ from phigrow.errors import GrowthError
 from phigrow.expansion.verify import widen_norms
 from phigrow.growth.axes import DENSE, MEAN
 from phigrow.growth.lift import InMemory, lift
-from phigrow.growth.moments import POWER, STATES, moment_growth
-from phigrow.growth.unfusion import moment_source
+from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
 from phigrow.models.families import all_families
 
 EXACT = 1e-10
@@ -130,7 +130,7 @@ def law(plan, growth, grown, source):
 
 def kept(plan):
     """The tensors outside of inserted layers."""
-    return [growth for growth in plan.tensors() if growth.layer not in plan.identity_layers]
+    return [growth for growth in table_lines(plan) if growth.layer not in plan.identity_layers]
 
 
 def gap(plan, growth, grown, source, says=law):
@@ -149,12 +149,12 @@ def test_grown_gradients_are_the_gradients_of_the_grown_model(method, family):
     for plan in plans(family, method, WAYS[method], SHAPES):
         tied.add(plan.dst_config["tie_word_embeddings"])
         source, grown = measured(plan, method, WAYS[method])
-        for growth in plan.tensors():
+        for growth in table_lines(plan):
             values += grown[growth.name].size
             if growth.layer in plan.identity_layers:
                 # Nothing reads an inserted layer; its writers of the stream, which are zero, are open.
-                assert growth.zero or np.abs(grown[growth.name]).max() <= EXACT, growth.name
-                spoken += 0 if growth.zero else grown[growth.name].size
+                assert growth.is_zero or np.abs(grown[growth.name]).max() <= EXACT, growth.name
+                spoken += 0 if growth.is_zero else grown[growth.name].size
                 continue
             off, speaks = gap(plan, growth, grown, source)
             assert off <= EXACT, (growth.name, off)
@@ -169,14 +169,14 @@ def test_moments_are_lifted_by_these_legs(method, family):
     """The same legs again, through `phigrow.growth.lift`; nothing for what is new, the squares for second moments."""
     (plan,) = plans(family, method, WAYS[method], 1)
     generator = np.random.default_rng(0)
-    for growth in plan.tensors():
+    for growth in table_lines(plan):
         theirs = generator.normal(size=growth.source_shape)
         for moment, power in POWER.items():
-            dual = moment_growth(growth, plan, moment)
+            dual = moment_recipe(growth.recipe, plan, moment)
             if growth.layer in plan.identity_layers:
                 assert dual is None
                 continue
-            found = lift(dual, InMemory(torch.from_numpy(theirs**power)), replace(plan, noise=0.0), torch.float64)
+            found = lift(dual, {growth.source: InMemory(torch.from_numpy(theirs**power))}, torch.float64)
             want = turned(growth, by_legs(growth, theirs)) ** power
             assert np.abs(found.numpy() - want).max() <= 1e-14 * np.abs(want).max(), (growth.name, moment)
 
@@ -187,8 +187,8 @@ def test_copies_share_what_their_source_gets(method, options):
     for plan in plans("phi", method, options, 1):
         source, grown = measured(plan, method, options)
         summed = dict.fromkeys(source, 0.0)
-        for growth in plan.tensors():
-            if growth.zero:
+        for growth in table_lines(plan):
+            if growth.is_zero:
                 continue
             (write, _, out), *inner = legs(growth)
             back = turned(growth, grown[growth.name])
@@ -249,7 +249,7 @@ def turned_pair(family, flags):
 
 def taken_out(growth, weights, source):
     """The source's gradient as it would be, were its normalisation not folded; written as the formulas have it."""
-    fold, gradient = growth.fold, source[growth.source]
+    fold, gradient = growth.fusion, source[growth.source]
     if fold is None or growth.parameter.kind == "bias":
         return gradient
     if growth.parameter.kind == "shift":
@@ -260,10 +260,11 @@ def taken_out(growth, weights, source):
 
 def of_the_norm(plan, growth, wide, grown):
     """The gradient of what a folded normalisation has left, from all that its readers get: weight, then bias."""
-    norm, layer = growth.fold.scale, growth.layer
-    readers = [g for g in plan.tensors() if g.layer == layer and g.fold and g.fold.scale == norm and len(g.maps) == 2]
+    norm, layer = growth.fusion.scale, growth.layer
+    fused = [g for g in table_lines(plan) if g.layer == layer and g.fusion and g.fusion.scale == norm]
+    readers = [g for g in fused if len(g.maps) == 2]
     gain, axis = 1 / growth.norm_read.write, growth.maps[0]
-    across = axis.legs.aside(np.float64) if growth.fold.aside else np.zeros(axis.dst_size)
+    across = axis.legs.bias_direction(np.float64) if growth.fusion.bias_direction else np.zeros(axis.dst_size)
     weight = bias = 0.0
     for reader in readers:
         matrix, gradient = wide[reader.name], grown[reader.name]
@@ -279,27 +280,27 @@ def of_the_norm(plan, growth, wide, grown):
 def test_gradients_of_a_turned_stream(family, flags):
     """Every parameter of the isometric method, those that took in a normalisation and what is left of it too."""
     plan, weights, wide, source, grown = turned_pair(family, flags)
-    u = plan.axes[plan.table.residual].legs.aside(np.float64)
+    u = plan.axes[plan.table.residual].legs.bias_direction(np.float64)
     q = plan.axes[plan.table.residual].legs.write(np.float64)
-    anything_aside = any(g.fold and g.fold.aside for g in plan.tensors())
+    anything_aside = any(g.fusion and g.fusion.bias_direction for g in table_lines(plan))
     folded = spoken = values = 0
     not_taken_out = 0.0
     for growth in kept(plan):
         found, kind = grown[growth.name], growth.parameter.kind
         values += found.size
         tolerance = EXACT * max(1.0, np.abs(source[growth.source]).max())
-        if growth.fold is not None and kind in ("scale", "shift"):
+        if growth.fusion is not None and kind in ("scale", "shift"):
             said = of_the_norm(plan, growth, wide, grown)[kind == "shift"]
             assert np.abs(said - found).max() <= tolerance, growth.name
             folded, spoken = folded + 1, spoken + found.size
-        if growth.fold is not None and growth.fold.aside:
+        if growth.fusion is not None and growth.fusion.bias_direction:
             if kind == "matrix":  # the source's gradient from the grown one; the other way needs what no moment holds
                 old = legs(growth)[0][2].is_copy
-                seen = found @ q * weights[growth.fold.scale] + np.outer(found @ u, weights[growth.fold.shift])
+                seen = found @ q * weights[growth.fusion.scale] + np.outer(found @ u, weights[growth.fusion.shift])
                 assert np.abs(seen[old] - source[growth.source]).max() <= tolerance, growth.name
                 folded, spoken = folded + 1, spoken + found.size
             continue
-        if growth.fold is not None and kind == "scale":
+        if growth.fusion is not None and kind == "scale":
             continue
         said = by_legs(growth, taken_out(growth, weights, source))
         found, (out, *into) = turned(growth, found), [axis for _, _, axis in legs(growth)]
@@ -315,7 +316,7 @@ def test_gradients_of_a_turned_stream(family, flags):
         assert off <= tolerance, (growth.name, off)
         without = np.where(speaks, by_legs(growth, source[growth.source]) * (said != 0) - found, 0)
         not_taken_out = max(not_taken_out, float(np.abs(without).max()))
-        folded, spoken = folded + (growth.fold is not None), spoken + int(speaks.sum())
+        folded, spoken = folded + (growth.fusion is not None), spoken + int(speaks.sum())
     assert folded >= 6
     assert not_taken_out > 1e-3  # negative control: the normalisation left in
     assert spoken > 0.5 * values
@@ -326,16 +327,16 @@ def test_moments_of_a_turned_stream(family, flags):
     """The library's moments against the formulas, both powers; zero only where the docstring says so."""
     plan, weights, _, _, _ = turned_pair(family, flags)
     values = np.random.default_rng(1)
-    moments = {g.source: values.normal(size=g.source_shape) for g in plan.tensors()}
-    unknown = {g.name for g in kept(plan) if g.fold and (g.fold.aside or g.parameter.kind == "scale")}
-    assert {g.name for g in kept(plan) if moment_growth(g, plan, "exp_avg") is None} == unknown
+    moments = {g.source: values.normal(size=g.source_shape) for g in table_lines(plan)}
+    unknown = {g.name for g in kept(plan) if g.fusion and (g.fusion.bias_direction or g.parameter.kind == "scale")}
+    assert {g.name for g in kept(plan) if moment_recipe(g.recipe, plan, "exp_avg") is None} == unknown
     for moment, power in POWER.items():
         # Of gradients alone, or of independent parts: what was added is taken off again, squares from squares.
         def read(name, kind, power=power):
             return InMemory(torch.from_numpy(weights[name] if kind == "fp32" else np.abs(moments[name]) ** power))
 
         for growth in kept(plan):
-            dual = moment_growth(growth, plan, moment)
+            dual = moment_recipe(growth.recipe, plan, moment)
             if dual is None:
                 continue
             squared = {name: value**power for name, value in weights.items()}
@@ -346,26 +347,28 @@ def test_moments_of_a_turned_stream(family, flags):
             want = (back.T**power) @ turned(growth, want)
             if inner:
                 want = want @ np.where(held(inner[0][2]), inner[0][0].T, 0) ** power
-            found = lift(dual, moment_source(growth, moment, read), plan, torch.float64).numpy()
-            assert np.abs(turned(dual, found) - want).max() <= 1e-12 * np.abs(want).max(), (growth.name, moment)
+            found = lift(dual, {growth.source: moment_source(growth.recipe, moment, read)}, torch.float64).numpy()
+            assert np.abs(turned(growth, found) - want).max() <= 1e-12 * np.abs(want).max(), (growth.name, moment)
 
 
 def test_moments_are_not_divided_by_weights_of_next_to_nothing():
     plan, weights, _, source, _ = turned_pair("phi", {})
-    fc1 = {g.name: g for g in plan.tensors()}["model.layers.0.mlp.fc1.weight"]
-    held_weights = {**weights, fc1.fold.scale: np.array([1e-9, -1e-9, 0.0, *weights[fc1.fold.scale][3:]])}
-    least = 0.01 * np.sqrt(np.square(held_weights[fc1.fold.scale]).mean())
+    fc1 = {g.name: g for g in table_lines(plan)}["model.layers.0.mlp.fc1.weight"]
+    held_weights = {**weights, fc1.fusion.scale: np.array([1e-9, -1e-9, 0.0, *weights[fc1.fusion.scale][3:]])}
+    least = 0.01 * np.sqrt(np.square(held_weights[fc1.fusion.scale]).mean())
     for moment, power in POWER.items():
         given = {name: np.abs(value) ** power for name, value in source.items()}
-        found = moment_source(
-            fc1, moment, lambda n, k, g=given: InMemory(torch.from_numpy(held_weights[n] if k == "fp32" else g[n]))
-        )
+
+        def read(name, kind, given=given):
+            return InMemory(torch.from_numpy(held_weights[name] if kind == "fp32" else given[name]))
+
+        found = moment_source(fc1.recipe, moment, read)
         taken = found.bits(0, 4).view(np.float64)
-        over = given[fc1.source][:4] - np.outer(given[fc1.fold.bias][:4], held_weights[fc1.fold.shift] ** power)
+        over = given[fc1.source][:4] - np.outer(given[fc1.fusion.bias][:4], held_weights[fc1.fusion.shift] ** power)
         over = np.maximum(over, 0) if power == 2 else over
         sign = np.array([1, -1, 1]) if power == 1 else 1
         np.testing.assert_allclose(taken[:, :3], over[:, :3] * sign / least**power, rtol=1e-12)
-        np.testing.assert_allclose(taken[:, 3:], over[:, 3:] / held_weights[fc1.fold.scale][3:] ** power, rtol=1e-12)
+        np.testing.assert_allclose(taken[:, 3:], over[:, 3:] / held_weights[fc1.fusion.scale][3:] ** power, rtol=1e-12)
 
 
 LR, EPS, BETAS = 1e-2, 1e-3, (0.9, 0.95)
@@ -394,14 +397,14 @@ def gains(growth, plan):
     for stored, axis in enumerate(growth.maps):
         leg = axis.write if stored == growth.written else axis.read
         product *= uniform(leg / (growth.norm_read.write if growth.parameter.kind == "scale" else 1.0))
-    dual = moment_growth(growth, plan, "exp_avg")
-    return product, float(np.prod([uniform(m.write if k == dual.written else m.read) for k, m in enumerate(dual.maps)]))
+    dual = moment_recipe(growth.recipe, plan, "exp_avg")
+    return product, float(np.prod([uniform(leg.gain) for leg in dual.legs]))
 
 
 def adam(model, plan=None, matched=True):
     """Adam, each tensor at the learning rate of its gain and the epsilon of its gradient's."""
     groups = []
-    growths = {growth.name: growth for growth in plan.tensors()} if plan else {}
+    growths = {growth.name: growth for growth in table_lines(plan)} if plan else {}
     theirs = {ours: name for name, ours in plan.table.live_names.items()} if plan else {}
     for name, parameter in model.named_parameters():
         weight, gradient = gains(growths[theirs.get(name, name)], plan) if plan and matched else (1.0, 1.0)
@@ -413,13 +416,14 @@ def give_moments(plan, source, old, grown, new, state):
     """Fill an optimizer with another's lifted state."""
     live = plan.table.live_names
     theirs, ours = dict(source.named_parameters()), dict(grown.named_parameters())
-    for growth in plan.tensors():
+    for growth in table_lines(plan):
         parameter = ours[live.get(growth.name, growth.name)]
         entry = old.state[theirs[live.get(growth.source, growth.source)]]
         new.state[parameter] = {"step": entry["step"].clone() if state != "reset" else torch.zeros(())}
         for moment in POWER:
-            dual = moment_growth(growth, plan, moment, state)
-            value = lift(dual, InMemory(entry[moment]), plan, torch.float64) if dual else torch.zeros_like(parameter)
+            dual = moment_recipe(growth.recipe, plan, moment, state)
+            values = {growth.source: InMemory(entry[moment])}
+            value = lift(dual, values, torch.float64) if dual else torch.zeros_like(parameter)
             new.state[parameter][moment] = value
 
 
@@ -460,7 +464,7 @@ def test_the_oracle_tells_states_and_rates_apart():
 
 def test_every_state_says_where_moments_come_from():
     plan = phigrow.plan(phi_config(32, 4, 48, 2, 4), phi_config(48, 6, 70, 4, 4), "tile", scale="rms")
-    growths = {growth.name: growth for growth in plan.tensors()}
+    growths = {growth.name: growth for growth in table_lines(plan)}
     fc2 = growths["model.layers.0.mlp.fc2.weight"]
     repeated = growths["model.layers.1.mlp.fc2.weight"]
     assert plan.layers[:2] == (0, 0)
@@ -474,25 +478,26 @@ def test_every_state_says_where_moments_come_from():
     want["scale"] = (picked * twice[:, None], picked * twice[:, None] ** 2)
     for state in STATES:
         for name, expected in zip(POWER, want[state], strict=True):
-            dual = moment_growth(fc2, plan, name, state)
+            dual = moment_recipe(fc2.recipe, plan, name, state)
             assert (dual is None) == (expected is None)
             if dual:
-                found = lift(dual, InMemory(moment), plan, torch.float64).numpy()
+                found = lift(dual, {fc2.source: InMemory(moment)}, torch.float64).numpy()
                 np.testing.assert_allclose(found, expected, rtol=1e-15, atol=0, err_msg=state)
-    assert moment_growth(repeated, plan, "exp_avg", "asymmetric") is None  # the second copy of a layer is new
-    assert moment_growth(repeated, plan, "exp_avg", "scale") is not None
+    assert moment_recipe(repeated.recipe, plan, "exp_avg", "asymmetric") is None  # the second copy of a layer is new
+    assert moment_recipe(repeated.recipe, plan, "exp_avg", "scale") is not None
     scale = growths["model.final_layernorm.weight"]
     for state in ("scale", "copy", "asymmetric"):
-        found = lift(moment_growth(scale, plan, "exp_avg", state), InMemory(torch.ones(32)), plan, torch.float32)
+        recipe = moment_recipe(scale.recipe, plan, "exp_avg", state)
+        found = lift(recipe, {scale.source: InMemory(torch.ones(32))}, torch.float32)
         assert (found[32:] == 0).all() == (state == "asymmetric")  # not 1, as a new weight is
 
 
 def test_moments_of_neurons_from_the_layer_above_come_from_there():
     plan = phigrow.plan(phi_config(32, 4, 48, 2, 4), phi_config(48, 6, 70, 2, 4), "aki")
-    fc1 = {growth.name: growth for growth in plan.tensors()}["model.layers.0.mlp.fc1.weight"]
+    fc1 = {growth.name: growth for growth in table_lines(plan)}["model.layers.0.mlp.fc1.weight"]
     below, above = (torch.full(fc1.source_shape, value) for value in (1.0, 2.0))
-    others = {"model.layers.1.mlp.fc1.weight": InMemory(above)}
+    tensors = {fc1.source: InMemory(below), "model.layers.1.mlp.fc1.weight": InMemory(above)}
     for state, new in (("copy", 2.0), ("asymmetric", 0.0)):
-        found = lift(moment_growth(fc1, plan, "exp_avg", state), InMemory(below), plan, torch.float32, others)
+        found = lift(moment_recipe(fc1.recipe, plan, "exp_avg", state), tensors, torch.float32)
         assert (found[:48, :32] == 1).all()
         assert (found[48:, :32] == new).all()

@@ -13,8 +13,8 @@ from phigrow.expansion.provenance import copied_values
 from phigrow.expansion.verify import widen_norms
 from phigrow.growth.origins import Kind, anatomy, span_lines
 from phigrow.growth.plan import Plan
-from phigrow.inspection.blocks import blocks
 from phigrow.inspection.difference import ABSENT, differences
+from phigrow.inspection.pictures import blocks
 from phigrow.models.families import all_families
 from phigrow.training.per_value_lr import copied_mask
 
@@ -212,19 +212,19 @@ def test_what_staged_cannot_do_is_refused(change, message):
 def test_what_inspection_says_of_staged():
     src, dst = doubled("llama", 2)
     plan = phigrow.plan(src, dst, "staged")
-    growth = next(g for g in plan.tensors() if g.name == UP)
-    found = anatomy(growth, plan.axes)
-    rows, columns = growth.source_shape
+    recipe = next(r for r in plan.recipes() if r.name == UP)
+    found = anatomy(recipe)
+    rows, columns = recipe.source_shape
     assert {k.name: n for k, n in found.counts.items() if n} == {
         "COPIED": rows * columns, "TILED": rows * columns, "ZERO": 2 * rows * columns,
     }  # fmt: skip
-    painted = np.full(growth.shape, -1)
+    painted = np.full(recipe.shape, -1)
     for block in blocks(found):
         painted[slice(*block.rows), slice(*block.columns)] = block.kind
     assert np.array_equal(painted, found.kinds())
     assert (found.gains() == 1).all()
     assert span_lines(found)[0] == "zero but for 2 blocks on the diagonal"
-    mask = copied_mask(copied_values(plan), UP, growth.shape).numpy()
+    mask = copied_mask(copied_values(plan), UP, recipe.shape).numpy()
     assert np.array_equal(mask, found.kinds() != Kind.ZERO)
     again = Plan.from_json(plan.to_json())
     assert (again.hash, again.axes["mlp"].parts) == (plan.hash, 2)
@@ -268,9 +268,9 @@ def test_aki_takes_new_neurons_from_the_layer_above():
     again = Plan.from_json(made.to_json())
     assert again.hash == made.hash
     assert np.array_equal(again.axes["mlp"].ahead, np.arange(len(axes["mlp"].source)) >= sizes["mlp"])
-    first = next(g for g in made.tensors() if g.name == "model.layers.0.mlp.fc1.weight")
-    assert "new coordinates of mlp <- model.layers.1.mlp.fc1.weight" in span_lines(anatomy(first, axes))
-    assert next(g for g in made.tensors() if g.name == "model.layers.1.mlp.fc1.weight").above is None
+    first = next(r for r in made.recipes() if r.name == "model.layers.0.mlp.fc1.weight")
+    assert "new coordinates of mlp <- model.layers.1.mlp.fc1.weight" in span_lines(anatomy(first))
+    assert next(r for r in made.recipes() if r.name == "model.layers.1.mlp.fc1.weight").next_layer_source is None
 
 
 def test_aki_of_one_layer_is_fpi():

@@ -27,7 +27,7 @@ def test_json_round_trip(arguments):
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again.to_json() == plan.to_json()
     assert again.hash == plan.hash
-    assert [g.name for g in again.tensors()] == [g.name for g in plan.tensors()]
+    assert [r.name for r in again.recipes()] == [r.name for r in plan.recipes()]
 
 
 def test_the_hash_follows_every_choice():

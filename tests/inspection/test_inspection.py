@@ -10,7 +10,7 @@ from tiny_models import phi_config, phi_model, random_growth
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.growth.axes import axis_map, wrap
+from phigrow.growth.axes import wrap
 from phigrow.growth.draws import LEVELS
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.origins import (
@@ -82,12 +82,12 @@ def test_every_value_is_what_its_kind_says():
     seen = dict.fromkeys(Kind, 0)
     for plan, state in growths(0, methods=[*GROWTHS, MIXED]):
         sources = {name: InMemory(tensor) for name, tensor in state.items()}
-        for growth in plan.tensors():
-            found = anatomy(growth, plan.axes, plan.noise)
-            source = state[growth.source]
-            grown = lift(growth, sources[growth.source], plan, torch.float64, sources).numpy()
+        for recipe in plan.recipes():
+            found = anatomy(recipe)
+            source = state[recipe.source]
+            grown = lift(recipe, sources, torch.float64).numpy()
             assert found.kinds().shape == grown.shape
-            assert disagreements(found, source.numpy(), grown) == 0, (plan.method, plan.options, growth.name)
+            assert disagreements(found, source.numpy(), grown) == 0, (plan.method, plan.options, recipe.name)
             for kind, count in found.counts.items():
                 assert count == int((found.kinds() == kind).sum())
                 seen[kind] += count
@@ -100,20 +100,20 @@ def test_tied_embeddings_and_norms_inside_heads_too(switch, arguments):
     src, dst = phi_config(32, 4, 48, 2, 4, **{switch: True}), phi_config(72, 6, 70, 3, 4, vocab=70, **{switch: True})
     plan = phigrow.plan(src, dst, **arguments)
     state = {name: tensor.detach() for name, tensor in phi_model(src).state_dict().items()}
-    for growth in plan.tensors():
-        source = state[growth.source]
-        grown = lift(growth, InMemory(source), plan, torch.float64).numpy()
-        assert disagreements(anatomy(growth, plan.axes), source.numpy(), grown) == 0, growth.name
+    for recipe in plan.recipes():
+        source = state[recipe.source]
+        grown = lift(recipe, {recipe.source: InMemory(source)}, torch.float64).numpy()
+        assert disagreements(anatomy(recipe), source.numpy(), grown) == 0, recipe.name
 
 
 def test_a_wrong_kind_is_noticed():
     # Negative control: move every kind by one coordinate, and change one value under the right kinds.
     noticed = 0
     for plan, state in growths(1, count=1):
-        growth = next(g for g in plan.tensors() if g.name.endswith("0.self_attn.q_proj.weight"))
-        found = anatomy(growth, plan.axes)
-        source = state[growth.source]
-        grown = lift(growth, InMemory(source), plan, torch.float64).numpy().copy()
+        recipe = next(r for r in plan.recipes() if r.name.endswith("0.self_attn.q_proj.weight"))
+        found = anatomy(recipe)
+        source = state[recipe.source]
+        grown = lift(recipe, {recipe.source: InMemory(source)}, torch.float64).numpy().copy()
         rows = found.sides[0]
         shifted = dataclasses.replace(
             rows.whole, kinds=np.roll(rows.whole.kinds, 1), source=np.roll(rows.whole.source, 1)
@@ -127,19 +127,19 @@ def test_a_wrong_kind_is_noticed():
 
 def test_every_source_value_has_one_first_copy_in_a_matrix_that_keeps_it():
     for plan, _ in growths(2, count=3):
-        for growth in plan.tensors():
-            found = anatomy(growth, plan.axes)
+        for recipe in plan.recipes():
+            found = anatomy(recipe)
             first = found.counts[Kind.COPIED] + found.counts[Kind.SCALED]
-            assert first == (0 if growth.zero else int(np.prod(growth.source_shape))), growth.name
+            assert first == (0 if recipe.is_zero else int(np.prod(recipe.source_shape))), recipe.name
 
 
 def test_bfloat16_copies_are_bit_for_bit():
     plan = phigrow.plan(phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 3, 4), "tile", scale="preserve")
     state = phi_model(dict(plan.src_config), torch.bfloat16).state_dict()
-    for growth in plan.tensors():
-        found = anatomy(growth, plan.axes)
-        grown = lift(growth, InMemory(state[growth.source]), plan, torch.bfloat16)
-        copied = state[growth.source][np.ix_(*(side.whole.source for side in found.sides))]
+    for recipe in plan.recipes():
+        found = anatomy(recipe)
+        grown = lift(recipe, {recipe.source: InMemory(state[recipe.source])}, torch.bfloat16)
+        copied = state[recipe.source][np.ix_(*(side.whole.source for side in found.sides))]
         unscaled = torch.from_numpy(np.isin(found.kinds(), (Kind.COPIED, Kind.TILED)))
         assert torch.equal(grown[unscaled], copied[unscaled])
 
@@ -149,10 +149,11 @@ def test_noise_is_said_where_it_is_and_only_there():
     quiet = dataclasses.replace(plan, noise=0.0)
     state = phi_model(dict(plan.src_config)).state_dict()
     noisy = 0
-    for growth in plan.tensors():
-        with_noise, without = (lift(growth, InMemory(state[growth.source]), p, torch.float64) for p in (plan, quiet))
-        assert bool(anatomy(growth, plan.axes, plan.noise).noise) == (not torch.equal(with_noise, without)), growth.name
-        noisy += anatomy(growth, plan.axes, plan.noise).noise == 0.3
+    for recipe, without_noise in zip(plan.recipes(), quiet.recipes(), strict=True):
+        tensors = {recipe.source: InMemory(state[recipe.source])}
+        with_noise, without = (lift(each, tensors, torch.float64) for each in (recipe, without_noise))
+        assert bool(anatomy(recipe).noise) == (not torch.equal(with_noise, without)), recipe.name
+        noisy += anatomy(recipe).noise == 0.3
     assert noisy > 0
 
 
@@ -169,8 +170,8 @@ def test_kinds_combine_as_lift_does():
 
 
 def test_the_first_copy_is_the_unbroken_one():
-    assert first_copies(axis_map(3, wrap(3, 5, "center"))).tolist() == [False, True, True, True, False]
-    assert first_copies(axis_map(3, wrap(3, 7))).tolist() == [True] * 3 + [False] * 4
+    assert first_copies(wrap(3, 5, "center")).tolist() == [False, True, True, True, False]
+    assert first_copies(wrap(3, 7)).tolist() == [True] * 3 + [False] * 4
 
 
 def test_counts_of_the_first_growth_of_the_project():

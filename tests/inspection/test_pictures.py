@@ -9,8 +9,7 @@ from tiny_models import phi_config, random_growth
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.growth.origins import Kind, anatomy, matching
-from phigrow.inspection.blocks import blocks
-from phigrow.inspection.pictures import COLOURS, LABELS, default_tensors, heading, picture, save
+from phigrow.inspection.pictures import COLOURS, LABELS, blocks, default_tensors, heading, picture, save
 
 SRC, DST = phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 3, 4)
 GROWTHS = [("wr", {}), ("tile", {}), ("tile", {"anchor": "center", "scale": "preserve"}), ("lossless", {})]
@@ -18,13 +17,13 @@ GROWTHS = [("wr", {}), ("tile", {}), ("tile", {"anchor": "center", "scale": "pre
 
 def painted(found):
     """The blocks, painted onto an array of the tensor's shape; how often each value was painted."""
-    shape = (*found.growth.shape, 1)[:2]
+    shape = (*found.recipe.shape, 1)[:2]
     kinds, gains, times = np.zeros(shape, int), np.zeros(shape), np.zeros(shape, int)
     for block in blocks(found):
         here = np.s_[slice(*block.rows), slice(*block.columns)]
         kinds[here], gains[here] = block.kind, block.gain
         times[here] += 1
-    return kinds.reshape(found.growth.shape), gains.reshape(found.growth.shape), times
+    return kinds.reshape(found.recipe.shape), gains.reshape(found.recipe.shape), times
 
 
 @pytest.mark.parametrize(("method", "options"), GROWTHS)
@@ -32,8 +31,8 @@ def test_the_blocks_are_the_tensor(method, options):
     rng = random.Random(3)
     for _ in range(3):
         plan = phigrow.plan(*random_growth(rng), method, **options)
-        for growth in plan.tensors():
-            found = anatomy(growth, plan.axes)
+        for recipe in plan.recipes():
+            found = anatomy(recipe)
             kinds, gains, times = painted(found)
             assert (times == 1).all()
             assert np.array_equal(kinds, found.kinds())
@@ -64,7 +63,7 @@ def test_no_text_overlaps_another(method, options):
 def test_what_the_usual_picture_shows():
     plan = phigrow.plan("phi-1_5", "phi2.json", "lossless")
     tensors = default_tensors(plan)
-    assert [found.growth.name.split(".")[-2] for found in tensors] == [
+    assert [found.recipe.name.split(".")[-2] for found in tensors] == [
         "embed_tokens", "q_proj", "dense", "fc1", "fc2", "lm_head",
     ]  # fmt: skip
     figure = picture(plan, tensors)

@@ -57,9 +57,9 @@ def test_the_lift_in_torch_is_the_lift(family, tmp_path):
     learned, sources = phigrow.plan(src, dst, "ligo", maps=tmp_path), {n: InMemory(t) for n, t in state.items()}
     with torch.no_grad():
         made = grown.weights()
-        for growth in learned.tensors():
-            expected = lift(growth, sources[growth.source], learned, torch.float64, sources)
-            assert float((made[growth.name] - expected).abs().max()) <= 1e-12, growth.name
+        for recipe in learned.recipes():
+            expected = lift(recipe, sources, torch.float64)
+            assert float((made[recipe.name] - expected).abs().max()) <= 1e-12, recipe.name
         big = phigrow.expand_model(model, dst, method="ligo", maps=tmp_path)
         widen_norms(big)
         logits = big(blocks[:, :-1]).logits

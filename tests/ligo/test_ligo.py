@@ -153,19 +153,18 @@ def test_a_folder_is_grown_as_a_live_model_and_says_how(dtype, save_model, tmp_p
     ][-1] == "maps"
     assert not read.plan.exact
     # Grown again from what lies in its folder, and looked at.
-    again = lift(
-        next(read.plan.tensors()), InMemory(model.state_dict()["model.embed_tokens.weight"]), read.plan, model.dtype
-    )
+    embedding = {"model.embed_tokens.weight": InMemory(model.state_dict()["model.embed_tokens.weight"])}
+    again = lift(next(read.plan.recipes()), embedding, model.dtype)
     assert torch.equal(again, live["model.embed_tokens.weight"])
     found = matching(read.plan, "*.0.self_attn.q_proj.weight")[0]
     assert found.counts[Kind.MIXED] == 40 * 40
     assert len(found.to_json()["blend"]) == 2
     (out / FILE).write_bytes((out / FILE).read_bytes()[:-4] + b"abcd")
     with pytest.raises(GrowthError, match=r"learned maps that are not those of the plan[\s\S]*growth-maps"):
-        list(read_plan_file(out).plan.tensors())
+        list(read_plan_file(out).plan.recipes())
     (out / FILE).unlink()
     with pytest.raises(GrowthError, match=r"the learned maps of a plan are not there[\s\S]*put the file beside"):
-        list(read_plan_file(out).plan.tensors())
+        list(read_plan_file(out).plan.recipes())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -174,12 +173,12 @@ def test_blocks_do_not_show(dtype, tmp_path):
     drawn_maps(phigrow.plan(src, dst, "ligo"), tmp_path)
     plan = phigrow.plan(src, dst, "ligo", maps=tmp_path)
     sources = {n: InMemory(t) for n, t in phi_model(src, getattr(torch, dtype)).state_dict().items()}
-    for growth in plan.tensors():
-        made = [Lift(growth, sources[growth.source], plan, dtype, sources) for _ in range(2)]
-        whole = made[0].rows(0, growth.shape[0])
-        cuts = sorted({min(cut, growth.shape[0]) for cut in (0, 1, 31, 33, growth.shape[0])})
+    for recipe in plan.recipes():
+        made = [Lift(recipe, sources, dtype) for _ in range(2)]
+        whole = made[0].rows(0, recipe.shape[0])
+        cuts = sorted({min(cut, recipe.shape[0]) for cut in (0, 1, 31, 33, recipe.shape[0])})
         parts = [made[1].rows(a, b) for a, b in itertools.pairwise(cuts)]
-        assert np.array_equal(np.concatenate(parts), whole), growth.name
+        assert np.array_equal(np.concatenate(parts), whole), recipe.name
 
 
 def test_depth_alone_and_width_alone(tmp_path):
@@ -188,7 +187,7 @@ def test_depth_alone_and_width_alone(tmp_path):
     assert plan.exact
     assert plan.learned.widths == {}
     assert len(plan.learned.lines()) == 14
-    assert [g.zero for g in plan.tensors() if g.name.endswith("1.mlp.fc2.weight")] == [True]
+    assert [r.is_zero for r in plan.recipes() if r.name.endswith("1.mlp.fc2.weight")] == [True]
     maps = drawn_maps(plan, tmp_path / "deep")
     model = phi_model(SRC)
     grown = phigrow.expand_model(model, deep, method="ligo", maps=tmp_path / "deep").state_dict()

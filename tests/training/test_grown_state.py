@@ -20,8 +20,7 @@ from phigrow.checkpoints.integrity import read_marker
 from phigrow.checkpoints.run_checkpoints import UNIVERSAL, marked_checkpoints
 from phigrow.errors import GrowthError
 from phigrow.growth.lift import InMemory, lift
-from phigrow.growth.moments import POWER, STATES, moment_growth
-from phigrow.growth.unfusion import moment_source
+from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
 from phigrow.inspection.plan_file import read_plan_file
 from phigrow.training import RunConfig, train
 
@@ -82,25 +81,19 @@ def expected(folder: Path, grown: Path, state: str) -> dict[str, dict[str, torch
     def read(name: str, kind: str) -> InMemory:
         return InMemory(universal.stored(folder, name, kind).reshape(shapes[name]))
 
-    for growth in plan.tensors():
-        others = {name: read(name, "fp32") for name in growth.others}
-        found[growth.name] = {"fp32": lift(growth, read(growth.source, "fp32"), plan, torch.float32, others)}
+    for recipe in plan.recipes():
+        masters = {name: read(name, "fp32") for name in recipe.sources}
+        found[recipe.name] = {"fp32": lift(recipe, masters, torch.float32)}
         for moment in POWER:
-            dual = moment_growth(growth, plan, moment, state)
-            found[growth.name][moment] = torch.zeros(growth.shape)
+            dual = moment_recipe(recipe, plan, moment, state)
+            found[recipe.name][moment] = torch.zeros(recipe.shape)
             if dual:
-                value = lift(dual, moment_source(growth, moment, read), _quiet(plan), torch.float32)
-                found[growth.name][moment] = value
-        if any(axis.legs is not None for axis in growth.maps):
-            first, second = (found[growth.name][moment] for moment in POWER)
-            found[growth.name]["exp_avg_sq"] = torch.maximum(second, first.square())
+                values = {recipe.source: moment_source(recipe, moment, read)}
+                found[recipe.name][moment] = lift(dual, values, torch.float32)
+        if recipe.is_dense:
+            first, second = (found[recipe.name][moment] for moment in POWER)
+            found[recipe.name]["exp_avg_sq"] = torch.maximum(second, first.square())
     return found
-
-
-def _quiet(plan: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(plan, noise=0.0)
 
 
 def same(values: dict[str, Any], wanted: dict[str, Any]) -> bool:

@@ -82,7 +82,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("dtype", "stage"), STAGES)
 def test_every_value_moves_at_its_own_rate(folder, dtype, stage):
     plan = phigrow.plan(folder / "source", folder / "dst.json", "wr")
-    masks = {found.growth.name: torch.from_numpy(found.kinds() <= Kind.TILED_SCALED) for found in matching(plan, "*")}
+    masks = {found.recipe.name: torch.from_numpy(found.kinds() <= Kind.TILED_SCALED) for found in matching(plan, "*")}
     before = weights(folder / "wr")
     plain, paced, warm = (weights(folder / f"{dtype}-{stage}{end}" / "export") for end in ("", "-paced", "-warm"))
     for name, start in before.items():
@@ -109,8 +109,8 @@ def test_what_a_grown_folder_says_is_what_inspection_says(grown):
         depth = "identity" if kind == "identity" else "interpose"
         plan = phigrow.plan(grown / "source", grown / "dst.json", "wr", depth=depth)
         for each in matching(plan, "*"):
-            mask = copied_mask(found, each.growth.name, each.growth.shape)
-            assert torch.equal(mask, torch.from_numpy(each.kinds() <= Kind.TILED_SCALED)), each.growth.name
+            mask = copied_mask(found, each.recipe.name, each.recipe.shape)
+            assert torch.equal(mask, torch.from_numpy(each.kinds() <= Kind.TILED_SCALED)), each.recipe.name
     assert found["fresh"]  # the inserted layer's writers
 
 
