@@ -5,7 +5,7 @@
 
 The model, attention, activation and loss are the recipe's own; around them is a plain loop, so that this needs neither
 DeepSpeed nor a second GPU: bf16 weights and gradients, fp32 masters, fused AdamW, clipping, random tokens. FLOPs are
-`phigrow.models.cost.count`'s, 3 times forward whatever is recomputed, attention not halved for causality (PaLM,
+`phigrow.models.cost.count_cost`'s, 3 times forward whatever is recomputed, attention not halved for causality (PaLM,
 appendix B; as llm-foundry counts). The peak is the fastest bf16 product among large squares and the model's own shapes,
 measured before and after the training; the share of it is thus of what this GPU does in this state, not of a data
 sheet.
@@ -157,7 +157,7 @@ def profile(work: Callable[[], Any], device: torch.device) -> tuple[dict[str, fl
 
 def measure(config: dict[str, Any], words: argparse.Namespace, micro: int, device: torch.device) -> dict[str, Any]:
     """The record of one micro-batch size; of a size that does not fit, only that."""
-    from phigrow.models.cost import count
+    from phigrow.models.cost import count_cost
 
     record: dict[str, Any] = {"micro_batch": micro}
     tokens = micro * words.seq_len
@@ -170,7 +170,7 @@ def measure(config: dict[str, Any], words: argparse.Namespace, micro: int, devic
     except torch.OutOfMemoryError:
         return record | {"out_of_memory": True}
     per_step = tokens * words.accumulation
-    flops = count(config, words.seq_len).training_flops * per_step / took / 1e12
+    flops = count_cost(config, words.seq_len).training_flops * per_step / took / 1e12
     peak = max(peak, after)
     record |= {"seconds": took, "tokens_per_second": per_step / took, "model_tflops": flops}
     record |= {"peak_tflops": peak, "peak_shape": peak_shape, "share_of_peak": flops / peak}

@@ -51,7 +51,7 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
     Raises:
         GrowthError: it holds an optimizer's state that was offloaded to NVMe, or none.
     """
-    if whole(folder):
+    if is_complete(folder):
         return
     if (source / "offloaded_tensors").exists():
         raise GrowthError(
@@ -75,8 +75,8 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
         write_marker(partial, said | {"universal": True}, digests(partial))
 
 
-def whole(folder: Path) -> bool:
-    """Whether a universal folder is there, and its files are what was written."""
+def is_complete(folder: Path) -> bool:
+    """Return whether a universal folder is there, and its files are those that were written."""
     try:
         return not damage(folder, read_marker(folder)["files"])
     except ValueError:

@@ -250,21 +250,24 @@ class _Writer:
 
 
 def _live_names(plan: Plan, folder: Path) -> dict[str, str]:
-    """Names in checkpoints -> in the folder, where they differ; what the folder holds is held against the table.
+    """Return stored name -> name in the folder, for tensors where the two differ.
 
     Raises:
-        GrowthError: it is the state of another model.
+        GrowthError: the folder has the state of another model.
     """
     there = universal.parameters(folder)
-    live = {theirs: ours for theirs, ours in plan.table.live_names.items() if ours in there}
-    names = {ours: theirs for theirs, ours in live.items()}
-    expected, found = plan.table.state_shapes(plan.src_config), {}
-    for name in there:
-        stored, shape = names.get(name, name), tuple(universal.stored(folder, name, "fp32").shape)
-        flat = stored in expected and math.prod(shape) == math.prod(expected[stored])  # as ZeRO 3 has it
-        found[stored] = expected[stored] if flat else shape
+    live = {stored_name: model_name for stored_name, model_name in plan.table.live_names.items() if model_name in there}
+    stored_names = {model_name: stored_name for stored_name, model_name in live.items()}
+    expected, shapes = plan.table.state_shapes(plan.src_config), {}
+    for model_name in there:
+        name, shape = (
+            stored_names.get(model_name, model_name),
+            tuple(universal.stored(folder, model_name, "fp32").shape),
+        )
+        flat = name in expected and math.prod(shape) == math.prod(expected[name])  # ZeRO 3 stores values flat
+        shapes[name] = expected[name] if flat else shape
     try:
-        plan.table.check_tensors(plan.src_config, found, where=str(folder))
+        plan.table.check_tensors(plan.src_config, shapes, where=str(folder))
     except GrowthError as error:
         raise GrowthError(
             "the checkpoint is not of the model that was grown",

@@ -86,7 +86,7 @@ def as_universal(source: Trained, work: Path, progress: bool) -> Path:
     """The checkpoint as a universal folder: it is one, the run has made one, or it is converted here."""
     if source.is_universal:
         return source.folder
-    if source.marker and universal.whole(source.converted):
+    if source.marker and universal.is_complete(source.converted):
         return source.converted
     import torch
 

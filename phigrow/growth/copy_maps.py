@@ -48,7 +48,7 @@ def copy_maps(
 def _parts(task: GrowthTask, axis: str) -> list[tuple[str, int, int]]:
     family = task.family
     if axis in (family.query, family.key):
-        named = zip(("turning", "turning", "still"), task.head_parts(axis), strict=True)
+        named = zip(("turning", "turning", "still"), task.parts(axis), strict=True)
         return [(name, src, dst) for name, (src, dst) in named]
     stream = (family.residual, family.normed, family.final)
     return [("stream" if axis in stream else axis, *task.sizes(axis))]

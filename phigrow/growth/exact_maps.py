@@ -18,7 +18,7 @@ Fill = Literal["random", "zero"]
 
 def extended(task: GrowthTask, axis: str, fresh_write: Fill, fresh_read: Fill, write: float = 1.0) -> AxisMap:
     """The old coordinates first, at one gain, then new ones; in a head, new ones come after the rotary part."""
-    parts = task.head_parts(axis) if axis in (task.family.query, task.family.key) else [task.sizes(axis)]
+    parts = task.parts(axis)
     source = concatenate([(src, block(src, dst)) for src, dst in parts])
     assert (source[: task.src[axis]] != FRESH).all(), "new coordinates come last"
     return axis_map(task.src[axis], source, write=write, read=1 / write, fresh_write=fresh_write, fresh_read=fresh_read)

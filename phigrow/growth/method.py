@@ -41,12 +41,14 @@ class GrowthTask:
         """Source and destination size of an axis."""
         return self.src[axis], self.dst[axis]
 
-    def head_parts(self, axis: str) -> list[tuple[int, int]]:
-        """(source, destination) sizes of the parts of a query or key head that must not mix.
+    def parts(self, axis: str) -> list[tuple[int, int]]:
+        """(source, destination) sizes of the parts of an axis whose coordinates must not mix.
 
-        The rotary coordinates come first and rotate in pairs (i, i + rotary / 2), so they are two parts; the rest
-        is the third.
+        A query or key head has three. Its rotary coordinates come first and rotate in pairs (i, i + rotary / 2), so
+        they are two parts; the rest is the third. Any other axis is one part.
         """
+        if axis not in (self.family.query, self.family.key):
+            return [self.sizes(axis)]
         (src, dst), (src_rotary, dst_rotary) = self.sizes(axis), self.sizes("rotary")
         half = (src_rotary // 2, dst_rotary // 2)
         return [half, half, (src - 2 * half[0], dst - 2 * half[1])]

@@ -16,7 +16,7 @@ from phigrow.growth.learned import Learned
 from phigrow.growth.matrices import FILE, Maps
 from phigrow.growth.recipe import Noise, NoiseOn, Resolver, TensorRecipe
 from phigrow.models.config import Config, normalised
-from phigrow.models.cost import Cost, count
+from phigrow.models.cost import ModelCost, count_cost
 from phigrow.models.families import all_families
 from phigrow.models.family import Axis, Family, Sizes
 
@@ -84,9 +84,9 @@ class Plan:
         """Standard deviation of new random weights: the destination configuration's."""
         return float(self.dst_config.get("initializer_range", 0.02))
 
-    def cost(self, seq_len: int | None = None) -> tuple[Cost, Cost]:
+    def cost(self, seq_len: int | None = None) -> tuple[ModelCost, ModelCost]:
         """Parameters and FLOPs per token of source and destination."""
-        return count(self.src_config, seq_len), count(self.dst_config, seq_len)
+        return count_cost(self.src_config, seq_len), count_cost(self.dst_config, seq_len)
 
     @cached_property
     def composites(self) -> dict[Axis, AxisMap]:

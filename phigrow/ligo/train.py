@@ -19,7 +19,7 @@ from phigrow.growth.matrices import write_maps
 from phigrow.growth.plan import Plan
 from phigrow.growth.planner import plan as make_plan
 from phigrow.models.config import Config
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig
 
 HELDOUT_BLOCKS = 64
@@ -216,7 +216,7 @@ class _Run:
 
         assert self.plan.learned is not None, "a plan of a learned method"
         passes = self.config.steps * self.config.batch // self.micro
-        large = count(self.plan.dst_config, self.blocks.seq_len).training_flops
+        large = count_cost(self.plan.dst_config, self.blocks.seq_len).training_flops
         return tokens * large + passes * map_flops(self.plan.learned, self.plan)
 
     def _opening(self, before: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Which ZeRO stage fits, how long a run takes and what it costs: from a configuration alone.
+"""Estimate from a configuration alone which ZeRO stage fits, how long a run takes and what it costs.
 
 Model states follow Rajbhandari et al., "ZeRO" (1910.02054), as DeepSpeed 0.19 lays them out for the runs of
 `phigrow.training` (bf16 or fp32 weights, fp32 gradients and masters, AdamW), and agree with DeepSpeed's
@@ -16,26 +16,27 @@ from typing import Any
 
 from phigrow.errors import GrowthError, nearest_multiples
 from phigrow.models.config import Config, load_config
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 
 GIB = 2**30
 RESERVED = 0.10
-"""Of a GPU's memory, left to the CUDA context, the communication library and fragmentation: an assumption."""
+"""Assumed share of a GPU's memory that the CUDA context, the communication library and fragmentation take."""
 
 PEAK_FLOPS = {"a100": 312e12, "h100": 989.4e12, "h200": 989.4e12}
-"""Dense bf16 FLOP/s of a GPU (SXM), as NVIDIA's data sheets of A100, H100 and H200 have it (halved from sparse)."""
+"""Dense bf16 FLOP/s of a GPU (SXM), from NVIDIA's data sheets of A100, H100 and H200 (half of the sparse figure)."""
 
 REDUCE_BUCKET = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
-"""DeepSpeed's defaults of ``reduce_bucket_size`` and ``stage3_max_live_parameters``, in values."""
+"""Defaults of DeepSpeed's ``reduce_bucket_size`` and ``stage3_max_live_parameters``, in values."""
 
 FULL_LOGITS = 2**26
-"""Logits up to which the loss holds them all, as `phigrow.training.loss` has it."""
+"""Most logits that the loss holds at once when its mode is ``auto``: 256 MiB in fp32. For fewer, computing the loss in
+chunks is slower and saves nothing."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A ZeRO stage, and whether optimizer and parameters lie in the memory of the host."""
+class ZeroLayout:
+    """A ZeRO stage, and whether optimizer and parameters are offloaded to the memory of the host."""
 
     stage: int
     offload_optimizer: bool = False
@@ -43,7 +44,7 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """In words, for tables."""
+        """Name for tables."""
         return (
             f"ZeRO {self.stage}"
             + (" + offload" if self.offload_optimizer else "")
@@ -52,21 +53,21 @@ class Layout:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """The keys of a training recipe that ask for it."""
+        """Keys of a training recipe that choose this layout."""
         offload = {"offload_optimizer": self.offload_optimizer, "offload_param": self.offload_param}
         return {"zero": self.stage} | {key: "cpu" for key, wanted in offload.items() if wanted}
 
 
 LAYOUTS = (
-    Layout(0),
-    Layout(1),
-    Layout(2),
-    Layout(3),
-    Layout(2, offload_optimizer=True),
-    Layout(3, offload_optimizer=True),
-    Layout(3, offload_optimizer=True, offload_param=True),
+    ZeroLayout(0),
+    ZeroLayout(1),
+    ZeroLayout(2),
+    ZeroLayout(3),
+    ZeroLayout(2, offload_optimizer=True),
+    ZeroLayout(3, offload_optimizer=True),
+    ZeroLayout(3, offload_optimizer=True, offload_param=True),
 )
-"""In the order in which they are preferred, but for stage 0, which sums bf16 gradients in bf16 and is never chosen."""
+"""Layouts in order of preference. Stage 0 is never chosen, because it sums bf16 gradients in bf16."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ class States:
 
     @property
     def held(self) -> float:
-        """Between backward pass and step, buffers not counted."""
+        """Bytes held between backward pass and step, without buffers."""
         return self.weights + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one rank: kept from forward to backward pass, and at the worst moment between them."""
+    """Bytes of one rank: those kept from forward to backward pass, and the peak between the two."""
 
     kept: float
     peak: float
@@ -96,9 +97,12 @@ class Activations:
 
 @dataclass(frozen=True)
 class Fit:
-    """One layout on the given GPUs, with a micro-batch of ``micro_batch`` sequences; ``largest`` is 0 if none fits."""
+    """Memory of one layout on the given GPUs, with ``micro_batch`` sequences at once.
 
-    layout: Layout
+    ``largest`` is the largest micro-batch that fits, 0 if none does.
+    """
+
+    layout: ZeroLayout
     states: States
     activations: Activations
     micro_batch: int
@@ -109,7 +113,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What `capacity` answers; bytes, seconds, FLOPs of the whole run and FLOP/s of one GPU."""
+    """The result of `capacity`: bytes, seconds, FLOPs of the whole run, and FLOP/s of one GPU."""
 
     parameters: int
     gpus: int
@@ -120,7 +124,7 @@ class Capacity:
     checkpointing: bool
     loss: str
     fits: tuple[Fit, ...]
-    chosen: Layout | None
+    chosen: ZeroLayout | None
     tokens: float | None
     flops: float | None
     peak_flops: float
@@ -131,7 +135,7 @@ class Capacity:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Keys of a training recipe that run what was chosen; empty where nothing fits."""
+        """Keys of a training recipe that run the chosen layout; empty if nothing fits."""
         rows = next((fit.micro_batch for fit in self.fits if fit.layout == self.chosen), None)
         if self.chosen is None or rows is None:
             return {}
@@ -139,7 +143,7 @@ class Capacity:
         return keys | ({"activation_checkpointing": True} if self.checkpointing else {})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return all values as plain JSON data."""
         import dataclasses
 
         return dataclasses.asdict(self) | {"recipe": self.recipe}
@@ -148,7 +152,7 @@ class Capacity:
 def model_states(
     parameters: int,
     ranks: int,
-    layout: Layout,
+    layout: ZeroLayout,
     *,
     dtype: str = "bf16",
     bucket: int = REDUCE_BUCKET,
@@ -167,7 +171,7 @@ def model_states(
     - for a moment in the optimizer's step, as measured: ``4 P``, ``6 P``, ``P`` and ``4 P / N`` at stages 0 to 3
       (in fp32 ``4 P``).
 
-    >>> round(model_states(2_779_683_840, 8, Layout(2)).held / GIB, 1)
+    >>> round(model_states(2_779_683_840, 8, ZeroLayout(2)).held / GIB, 1)
     10.4
     """
     width, stage = (2 if dtype == "bf16" else 4), layout.stage
@@ -230,7 +234,7 @@ def activations(
 
 
 def loss_path(loss: str, tokens: int, vocab: int) -> str:
-    """``full`` or ``chunked``: what the training loop's ``loss`` key comes to."""
+    """Return how the loss is computed, ``full`` or ``chunked``, from the key ``loss`` and the size of the logits."""
     return loss if loss != "auto" else "full" if tokens * vocab <= FULL_LOGITS else "chunked"
 
 
@@ -247,7 +251,7 @@ def capacity(
     seq_len: int | None = None,
     checkpointing: bool = False,
 ) -> Capacity:
-    """Say which ZeRO stage of a model fits on given GPUs, what memory it takes there, and how long training takes.
+    """Estimate which ZeRO stage of a model fits on given GPUs, its memory there, and how long training takes.
 
     Args:
         config: the model, as `phigrow.models.config.load_config` takes it.
@@ -262,7 +266,7 @@ def capacity(
         checkpointing: recompute every layer in the backward pass.
 
     Raises:
-        GrowthError: a model that is no Phi; GPUs, shares or batches that make no sense, naming the option.
+        GrowthError: the model is not a Phi, or an option makes no sense; the error names the option.
     """
     number, memory = parse_gpus(gpus)
     model = load_config(config)
@@ -292,7 +296,7 @@ def capacity(
             where="--micro-batch",
             fix=f"choose a divisor of {share}",
         )
-    cost = count(model, seq_len)
+    cost = count_cost(model, seq_len)
     usable = memory * (1 - RESERVED)
     fits = tuple(
         _fit(layout, model, cost.parameters, number, usable, seq_len, share, micro_batch, checkpointing)
@@ -325,7 +329,7 @@ def capacity(
 
 
 def _fit(
-    layout: Layout,
+    layout: ZeroLayout,
     model: Config,
     parameters: int,
     ranks: int,
@@ -349,10 +353,10 @@ def _fit(
 
 
 def parse_gpus(text: str) -> tuple[int, float]:
-    """Number and bytes of each: ``8x80`` is eight of 80 GiB.
+    """Return the number of GPUs and the bytes of each: ``8x80`` means eight GPUs of 80 GiB.
 
     Raises:
-        GrowthError: not of that form.
+        GrowthError: the text has another form.
 
     >>> parse_gpus("96x80")[0]
     96
@@ -366,10 +370,10 @@ def parse_gpus(text: str) -> tuple[int, float]:
 
 
 def parse_amount(text: str, where: str = "--tokens") -> float:
-    """A number with K, M, B or T: ``100B`` is 1e11.
+    """Return a number that may end with K, M, B or T: ``100B`` is 1e11.
 
     Raises:
-        GrowthError: not of that form, or not above 0.
+        GrowthError: the text has another form, or the number is not above 0.
 
     >>> parse_amount("1.4T")
     1400000000000.0

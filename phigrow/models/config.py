@@ -74,9 +74,9 @@ def normalised(config: Config) -> Config:
     """
     out = dict(config)
     rope: Config = {}
-    for ours, theirs in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
-        if theirs in out:  # GPT-NeoX has names of its own
-            out.setdefault(ours, out.pop(theirs))
+    for name, neox_name in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        if neox_name in out:
+            out.setdefault(name, out.pop(neox_name))
     for key in ("rope_scaling", "rope_parameters"):
         settings = out.pop(key, None) or {}
         if not isinstance(settings, dict):

@@ -10,8 +10,15 @@ from phigrow.models.families import family_of
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a model costs. FLOPs are per token, one multiply-add counted as two."""
+class ModelCost:
+    """Size and arithmetic of a model. FLOPs are per token; a multiply-add counts as two.
+
+    Attributes:
+        parameters: of the whole model.
+        non_embedding_parameters: those without a vocabulary axis.
+        forward_flops: of the forward pass.
+        training_flops: of forward and backward pass.
+    """
 
     parameters: int
     non_embedding_parameters: int
@@ -19,7 +26,7 @@ class Cost:
     training_flops: float
 
 
-def count(config: Config, seq_len: int | None = None) -> Cost:
+def count_cost(config: Config, seq_len: int | None = None) -> ModelCost:
     """Count parameters and FLOPs per token at a context of ``seq_len`` tokens.
 
     Forward, per token: ``2 * (weights of all linear layers, lm_head included)`` plus attention's two products with
@@ -32,13 +39,13 @@ def count(config: Config, seq_len: int | None = None) -> Cost:
         seq_len: tokens in context; by default ``max_position_embeddings``.
 
     Returns:
-        The cost; ``non_embedding_parameters`` leaves out everything on the vocabulary axis.
+        The cost of the model.
 
     Raises:
-        GrowthError: a model type that phigrow has no table for, or impossible sizes.
+        GrowthError: phigrow has no table for the model type, or the sizes are impossible.
 
     >>> from phigrow.models.config import load_config
-    >>> count(load_config("phi2.json")).parameters
+    >>> count_cost(load_config("phi2.json")).parameters
     2779683840
     """
     family = family_of(config, "a configuration")
@@ -52,11 +59,11 @@ def count(config: Config, seq_len: int | None = None) -> Cost:
         if parameter.present(config):
             parameters += size
             embedding += size if (family.vocab,) in parameter.axes else 0
-        # A head that is tied is none of the parameters, and multiplies all the same.
+        # A tied head has no parameters of its own, but its matrix product is computed.
         if parameter.kind == "matrix" and not (is_embedding and parameter.written != (family.vocab,)):
             forward += 2 * size
     forward += 2 * layers * heads * (sizes[family.query] + sizes[family.value]) * seq_len
-    return Cost(
+    return ModelCost(
         parameters=parameters,
         non_embedding_parameters=parameters - embedding,
         forward_flops=float(forward),

@@ -132,10 +132,10 @@ def run(
 
 
 def _size(config: dict[str, Any]) -> str:
-    from phigrow.models.cost import count
+    from phigrow.models.cost import count_cost
 
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    return f"{count(config).parameters / 1e6:.1f}M-parameter ({layers} layers x {hidden})"
+    return f"{count_cost(config).parameters / 1e6:.1f}M-parameter ({layers} layers x {hidden})"
 
 
 def _certify(study: Study, say: Callable[[str], None]) -> None:

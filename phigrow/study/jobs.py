@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phigrow.models.config import Config
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Study, Sweep
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
@@ -240,7 +240,7 @@ class _Jobs:
         arm: Arm | None = which.get("arm")
         model: Config = study.source.config if arm is None or arm.method == CONTINUED else study.dst
         tokens = (steps - first) * study.batch_tokens
-        flops = tokens * count(model, study.seq_len).training_flops
+        flops = tokens * count_cost(model, study.seq_len).training_flops
         keys = keys | {"data": str(self.data_folder), "out": str(folder)}
         return Job(name, kind, key, folder, needs, keys, first=first, steps=steps, tokens=tokens, flops=flops, **which)
 

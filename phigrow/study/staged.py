@@ -63,9 +63,9 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
 
 def described(staged: Staged, stage: Stage) -> str:
     """A stage in words: what it is, how long, how much, and whether it is done."""
-    from phigrow.models.cost import count
+    from phigrow.models.cost import count_cost
 
-    size = f"{count(stage.config).parameters / 1e6:.3g}M parameters"
+    size = f"{count_cost(stage.config).parameters / 1e6:.3g}M parameters"
     name = f"stage {stage.number}/{len(staged.stages)}" if stage.number else "scratch"
     how = f", grown by {stage.growing.method}, state {stage.growing.state}" if stage.growing else ""
     cost = f"steps {stage.first + 1} to {stage.first + stage.steps}, {stage.tokens / 1e6:.3g}M tokens, "

@@ -11,7 +11,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.files.shipped import find_shipped
 from phigrow.models.config import Config, load_config
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 from phigrow.study.jobs import result_keys
 from phigrow.study.reading import (
     GROWTH,
@@ -269,7 +269,7 @@ class _Reader:
         keys |= {"steps": steps, "seed": self.seed, "arm": self.arm, "out": str(folder), "data": str(self.folder)}
         keys |= {"export": "export", "export_dtype": "fp32", "universal": True}  # growth starts from the masters
         tokens = steps * int(keys["batch"]) * self.seq_len
-        flops = tokens * count(config, self.seq_len).training_flops
+        flops = tokens * count_cost(config, self.seq_len).training_flops
         return Stage(number, config, steps, first, keys, folder, growing, tokens, flops)
 
     def _check(self, keys: dict[str, Any], where: str) -> None:

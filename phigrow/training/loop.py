@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.provenance import TrainingCost
 from phigrow.checkpoints.run_checkpoints import Found, Progress
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 from phigrow.records.readers.phigrow import step_losses
 from phigrow.records.writer import RecordWriter
 from phigrow.training import checkpoints, initial_state
@@ -136,7 +136,7 @@ class _Run:
             self.at = checkpoints.load(self.engine, found, world, stage=config.stage, place=self.place)
             rejoin(self.engine.lr_scheduler)
         self.pace = make_pace(self.engine, config)
-        self.flops_per_token = count(self.model_dict, blocks.seq_len).training_flops
+        self.flops_per_token = count_cost(self.model_dict, blocks.seq_len).training_flops
         self.step_tokens = config.batch * blocks.seq_len
         self.heldout = held_out(blocks, config.eval_blocks)
         self.loss: float | None = None

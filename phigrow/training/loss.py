@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from phigrow.models.capacity import loss_path
 from phigrow.training.documents import attention_inputs
-
-FULL_LOGITS = 2**26
-"""Logits up to which ``auto`` holds them all: 256 MiB in fp32. Below, the chunked path is slower and saves nothing."""
 
 CHUNK_LOGITS = 2**24
 """Logits that the fallback holds at once."""
@@ -54,7 +52,7 @@ def token_loss(
         hidden: ``[tokens, hidden]``.
         weight, bias: of the output layer, ``[vocab, hidden]`` and ``[vocab]``.
         targets: int64 ``[tokens]``.
-        mode: ``full``, ``chunked``, or ``auto``: chunked above `FULL_LOGITS`.
+        mode: ``full``, ``chunked``, or ``auto``: chunked above `phigrow.models.capacity.FULL_LOGITS`.
         by_token: return the cross entropy of every token, ``[tokens]``, instead of the mean.
     """
     if chosen_path(mode, len(targets), len(weight)) == "full logits":
@@ -75,7 +73,7 @@ def token_loss(
 
 def chosen_path(mode: str, tokens: int, vocab: int) -> str:
     """How `token_loss` computes: ``full logits``, or in chunks by PyTorch's function or by this module's."""
-    if mode == "full" or (mode == "auto" and tokens * vocab <= FULL_LOGITS):
+    if loss_path(mode, tokens, vocab) == "full":
         return "full logits"
     return "chunked linear_cross_entropy" if hasattr(F, "linear_cross_entropy") else "chunked, recomputed"
 

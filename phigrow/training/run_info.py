@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.models.config import Config
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig, comparison_keys
 from phigrow.training.data import data_facts, data_line
 from phigrow.training.feed import Feed
@@ -25,7 +25,7 @@ def run_record(
     config: RunConfig, source: Source, model_dict: Config, world: World, blocks: Any, feed: Feed
 ) -> dict[str, Any]:
     """Return the content of the ``run`` record, see the design of records."""
-    cost = count(model_dict, blocks.seq_len)
+    cost = count_cost(model_dict, blocks.seq_len)
     tokens, flops, seconds = source.cost.values()
     return {
         "arm": source.arm,
@@ -70,7 +70,7 @@ def opening(
     """Return the lines that say, before the first step, what the run is going to do."""
     from phigrow.training.loss import chosen_path
 
-    cost = count(model_dict, blocks.seq_len)
+    cost = count_cost(model_dict, blocks.seq_len)
     tokens = config.steps * config.batch * blocks.seq_len
     start = "from scratch" if config.init == SCRATCH else f"from {config.init}"
     if source.growth:

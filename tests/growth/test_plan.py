@@ -8,7 +8,7 @@ from phigrow.errors import GrowthError
 from phigrow.growth.plan import Plan
 from phigrow.inspection.explain import axis_rows, claim, cost_rows, layer_rows
 from phigrow.models.config import load_config, normalised
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 
 SRC, DST = phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 5, 4, vocab=70)
 
@@ -205,7 +205,7 @@ def test_flops_are_those_that_torch_counts(kv):
     length = 48
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
-    cost = count(config, length)
+    cost = count_cost(config, length)
     assert cost.forward_flops * length == pytest.approx(counter.get_total_flops(), rel=0.01)
     tokens = torch.zeros(2, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:

@@ -10,7 +10,7 @@ from phigrow.models.capacity import (
     LAYOUTS,
     PEAK_FLOPS,
     RESERVED,
-    Layout,
+    ZeroLayout,
     activations,
     capacity,
     model_states,
@@ -36,7 +36,7 @@ def test_states_agree_with_deepspeeds_estimators(ranks):
         return estimate_zero3_model_states_mem_needs(PHI_2, 0, each, nodes, offload, param)[1]
 
     def held(*layout: int) -> float:
-        return model_states(PHI_2, ranks, Layout(*layout)).held
+        return model_states(PHI_2, ranks, ZeroLayout(*layout)).held
 
     # At stage 2 the estimator counts the bf16 gradients beside their fp32 sums; DeepSpeed frees them bucket by bucket.
     assert held(2) == pytest.approx(two(False) - 2 * PHI_2 / ranks, rel=1e-6)
@@ -48,12 +48,12 @@ def test_states_agree_with_deepspeeds_estimators(ranks):
 
 
 def test_states_by_hand():
-    states = model_states(10**9, 4, Layout(2), bucket=10**8)
+    states = model_states(10**9, 4, ZeroLayout(2), bucket=10**8)
     assert (states.weights, states.gradients, states.optimizer) == (2e9, 1e9, 3e9)
     assert (states.buffers, states.host) == (4e8, 0)
-    offloaded = model_states(10**9, 4, Layout(3, True, True), bucket=10**8, live=10**8)
+    offloaded = model_states(10**9, 4, ZeroLayout(3, True, True), bucket=10**8, live=10**8)
     assert (offloaded.held, offloaded.buffers, offloaded.host) == (0, 4e8, 4.5e9)
-    assert model_states(10**9, 4, Layout(0), dtype="fp32").held == 16e9
+    assert model_states(10**9, 4, ZeroLayout(0), dtype="fp32").held == 16e9
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing():
@@ -91,7 +91,7 @@ def test_the_largest_micro_batch_is_the_largest_that_fits():
         more = capacity("phi2", "8x80", micro_batch=2 * fit.largest)
         (next_one,) = [each for each in more.fits if each.layout == fit.layout]
         assert not next_one.fits
-    assert found.chosen == Layout(1)
+    assert found.chosen == ZeroLayout(1)
     assert [fit.layout for fit in found.fits] == list(LAYOUTS)
 
 
@@ -100,7 +100,7 @@ def test_smaller_gpus_need_higher_stages_then_offload_then_nothing_fits():
         capacity("phi2", gpus, micro_batch=1, checkpointing=True).chosen
         for gpus in ("8x80", "8x24", "8x16", "1x80", "1x24", "1x2")
     ]
-    assert chosen == [Layout(1), Layout(2), Layout(3), Layout(1), Layout(2, True), None]
+    assert chosen == [ZeroLayout(1), ZeroLayout(2), ZeroLayout(3), ZeroLayout(1), ZeroLayout(2, True), None]
 
 
 def test_the_choice_is_said_in_keys_that_a_run_takes():
@@ -115,7 +115,7 @@ def test_the_choice_is_said_in_keys_that_a_run_takes():
         zero = engine_config(config, found.gpus, found.recipe["micro_batch"])["zero_optimization"]
         assert zero["stage"] == found.chosen.stage
         assert ("offload_optimizer" in zero) == found.chosen.offload_optimizer
-    assert Layout(3, True, True).keys == {"zero": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}
+    assert ZeroLayout(3, True, True).keys == {"zero": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}
     assert capacity("phi2", "1x2").recipe == {}
     with pytest.raises(GrowthError, match="choose a multiple of 96, such as 2016 or 2112"):
         capacity("phi2", "96x80", batch=2048)

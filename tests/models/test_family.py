@@ -8,7 +8,7 @@ from tiny_models import phi_config, random_pair
 
 from phigrow.errors import GrowthError
 from phigrow.models.config import load_config
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 from phigrow.models.families import all_families, family_of
 from phigrow.models.family import parse_table, stacked_names
 
@@ -47,7 +47,7 @@ def test_the_table_is_the_state_dict_of_real_models_of_random_sizes(name):
             live = {stored.get(key, key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
             shapes = {key: shape for key, shape in live.items() if key not in family.tied_tensors(config)}
             assert family.state_shapes(config) == shapes
-            assert count(config).parameters == sum(math.prod(shape) for shape in shapes.values())
+            assert count_cost(config).parameters == sum(math.prod(shape) for shape in shapes.values())
             # What to_dict spells is read as well.
             assert family.sizes_of(model.config.to_dict()) == family.sizes_of(config)
 

@@ -16,7 +16,7 @@ from scenarios import SEQ_LEN, TINY, FakeBlocks
 
 from phigrow.corpus import train_tokenizer
 from phigrow.measure import load_run
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 
 ROOT = Path(__file__).parents[2]
 RUNS = [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
@@ -226,7 +226,7 @@ def test_a_run_that_starts_from_an_export_starts_at_its_loss_and_adds_its_cost(o
     }
     in_all = json.loads((run / "export" / "training.json").read_text())
     assert in_all["tokens"] == 8 * 8 * SEQ_LEN
-    assert in_all["flops"] == pytest.approx(8 * 8 * SEQ_LEN * count(TINY, SEQ_LEN).training_flops)
+    assert in_all["flops"] == pytest.approx(8 * 8 * SEQ_LEN * count_cost(TINY, SEQ_LEN).training_flops)
     assert in_all["seconds"] == pytest.approx(spent["seconds"] + records(run, "step")[-1]["seconds"], abs=2e-3)
 
 
@@ -240,7 +240,7 @@ def test_records_say_everything_and_the_meter_reads_them(one_rank):
     keys = "type step tokens flops seconds loss lr grad_norm tokens_per_second data_wait"
     assert list(step) == keys.split()
     assert (step["step"], step["tokens"]) == (6, 6 * 8 * SEQ_LEN)
-    assert step["flops"] == pytest.approx(step["tokens"] * count(TINY, SEQ_LEN).training_flops)
+    assert step["flops"] == pytest.approx(step["tokens"] * count_cost(TINY, SEQ_LEN).training_flops)
     assert [list(r) for r in records(one_rank / "fp32", "eval")] == [
         ["type", "step", "tokens", "flops", "seconds", "loss"]
     ] * 3

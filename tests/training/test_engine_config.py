@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from phigrow.errors import GrowthError
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 from phigrow.models.families import all_families
 from phigrow.training import RunConfig
 from phigrow.training.engine import engine_config, micro_batch
@@ -133,7 +133,7 @@ def test_embeddings_are_tied_as_the_configuration_says(tied):
     config = TINY | {"tie_word_embeddings": tied}
     model = build_model(RunConfig(model=config), config, CPU, "sdpa", {})
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-    assert sum(p.numel() for p in model.parameters()) == count(config).parameters
+    assert sum(p.numel() for p in model.parameters()) == count_cost(config).parameters
 
 
 def test_a_master_that_deepspeed_takes_from_another_parameter_is_noticed():

@@ -17,7 +17,7 @@ import pytest
 from golden_cases import FOLDER
 from scenarios import SEQ_LEN, TINY
 
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 from phigrow.records.reader import load_run
 
 GOLDEN = FOLDER / "records.jsonl"
@@ -120,7 +120,7 @@ def test_the_reader_reads_the_frozen_records():
     assert run.evals["step"].tolist() == [0, 3, 6]
     for columns in (run.steps, run.evals):
         np.testing.assert_array_equal(columns["tokens"], columns["step"] * 8 * SEQ_LEN)
-        np.testing.assert_allclose(columns["flops"], columns["tokens"] * count(TINY, SEQ_LEN).training_flops)
+        np.testing.assert_allclose(columns["flops"], columns["tokens"] * count_cost(TINY, SEQ_LEN).training_flops)
         assert (np.diff(columns["seconds"]) > 0).all()
     np.testing.assert_allclose(run.evals["loss"], [4.585331, 4.328622, 4.097059], rtol=TOLERANCE)
     np.testing.assert_allclose(

@@ -10,7 +10,7 @@ import pytest
 from launching import HERE, launch
 from scenarios import TINY
 
-from phigrow.models.cost import count
+from phigrow.models.cost import count_cost
 
 LARGE = TINY | {
     "hidden_size": 1024,
@@ -20,7 +20,7 @@ LARGE = TINY | {
     "num_key_value_heads": 16,
     "vocab_size": 2048,
 }
-MODEL_BYTES = 4 * count(LARGE).parameters
+MODEL_BYTES = 4 * count_cost(LARGE).parameters
 RANKS = 4
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """glibc keeps freed blocks of up to 32 MB, and how much of them is chance: here it gives them back, so that what is

@@ -11,8 +11,8 @@ import pytest
 from launching import HERE, launch
 from scenarios import TINY
 
-from phigrow.models.capacity import Layout, activations, model_states
-from phigrow.models.cost import count
+from phigrow.models.capacity import ZeroLayout, activations, model_states
+from phigrow.models.cost import count_cost
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Case:
 
     @property
     def parameters(self) -> int:
-        return count(self.sizes).parameters
+        return count_cost(self.sizes).parameters
 
 
 def phi(hidden: int, mlp: int, layers: int, heads: int, vocab: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def read(folder: Path, name: str, rank: int = 0) -> dict[str, int]:
 def test_model_states_are_what_a_rank_holds(measured, ranks, dtype, stage):
     case, folder = measured
     P = case.parameters
-    states = model_states(P, ranks, Layout(stage), dtype=dtype, bucket=case.bucket, overlap=False)
+    states = model_states(P, ranks, ZeroLayout(stage), dtype=dtype, bucket=case.bucket, overlap=False)
     every = [read(folder, f"{ranks}-{dtype}-{stage}", rank) for rank in range(ranks)]
     for found in every:
         held = (states.held + states.buffers) / found["before_step"]
@@ -108,7 +108,7 @@ def test_activations_are_what_the_forward_pass_keeps(measured, dtype, again, los
     case, folder = measured
     expected = activations(case.sizes, case.rows, case.seq_len, dtype=dtype, checkpointing=again, loss=loss)
     found = read(folder, f"1-{dtype}-{again}-{loss}")
-    states = model_states(case.parameters, 1, Layout(1), dtype=dtype, bucket=case.bucket, overlap=False)
+    states = model_states(case.parameters, 1, ZeroLayout(1), dtype=dtype, bucket=case.bucket, overlap=False)
     kept = expected.kept / found["activations"]
     most = (states.held + states.buffers + max(expected.peak, states.step)) / found["step_peak"]
     print(f"{dtype} {'recomputed' if again else 'kept'} {loss}: kept {kept - 1:+.1%}, in all {most - 1:+.1%}")

@@ -86,7 +86,7 @@ def test_auto_is_full_where_logits_are_few(monkeypatch):
     monkeypatch.setattr(F, "linear_cross_entropy", noticed, raising=False)
     result(token_loss, torch.float32, "auto")
     assert not asked
-    monkeypatch.setattr(loss_module, "FULL_LOGITS", TOKENS * VOCAB - 1)
+    monkeypatch.setattr("phigrow.models.capacity.FULL_LOGITS", TOKENS * VOCAB - 1)
     tensors, targets = inputs(torch.float32)
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         token_loss(*tensors, targets, "auto")

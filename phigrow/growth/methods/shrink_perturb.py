@@ -17,7 +17,7 @@ from phigrow.growth.method import GrowthTask, Method, Option, Options
 def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     family, maps = task.family, {}
     for axis in family.axis_names:
-        parts = task.head_parts(axis) if axis in (family.query, family.key) else [task.sizes(axis)]
+        parts = task.parts(axis)
         source = concatenate([(src, block(src, dst)) for src, dst in parts])
         # Once for every tensor: each has one written axis, of which the heads are only a part.
         gain = 1.0 if axis in family.heads else options["shrink"]

@@ -18,7 +18,7 @@ def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     anchor, family = options["anchor"], task.family
     maps = {}
     for axis in family.axis_names:
-        parts = task.head_parts(axis) if axis in (family.query, family.key) else [task.sizes(axis)]
+        parts = task.parts(axis)
         source = concatenate([(src, block(src, dst, anchor)) for src, dst in parts])
         maps[axis] = axis_map(task.src[axis], source)
     return maps
