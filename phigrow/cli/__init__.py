@@ -25,10 +25,12 @@ app = typer.Typer(
 
 for command in (
     growth.expand, learning.learn_growth, growth.grow_optimizer, growth.plan, growth.inspect, growth.verify, runs.data,
-    runs.demo, runs.compare, runs.grow_train, runs.report,
+    runs.demo, runs.pretrain, runs.compare, runs.grow_train, runs.report, runs.recipes,
 ):  # fmt: skip
     name = command.__name__.replace("_", "-")
-    app.command(name, cls=terminal.Command)(terminal.on_terminal(name, command))
+    kind, settings = terminal.KINDS.get(name, (terminal.Command, {}))
+    help_text = terminal.paragraphs(command.__doc__ or "")
+    app.command(name, cls=kind, help=help_text, context_settings=settings)(terminal.on_terminal(name, command))
 
 
 def main() -> None:

@@ -1,14 +1,19 @@
-"""Commands for text and runs: data, demo, compare, grow-train, report."""
+"""Commands for text and runs: data, demo, pretrain, compare, grow-train, report, recipes."""
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from phigrow.cli.printing import print_json
-from phigrow.cli.terminal import say, shows_progress
+from phigrow.cli.terminal import complete_shipped, is_quiet, say, shows_progress
+
+COMMANDS = {"recipe": "pretrain", "study": "compare", "stages": "grow-train"}
+"""The command that takes a shipped file of each kind."""
 
 
 def data(
@@ -20,13 +25,13 @@ def data(
         ),
     ] = "embedded",
     out: Annotated[Path, typer.Option(help="New folder of packed blocks.")] = Path("data"),
-    seq_len: Annotated[int, typer.Option(help="Tokens a block.", min=2)] = 2048,
+    seq_len: Annotated[int, typer.Option(help="Tokens per block.", min=2)] = 2048,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder, file or hub name.  \\[default: a byte-level BPE trained on the text]")
     ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Of a tokenizer trained here.", min=260)] = 4096,
+    vocab_size: Annotated[int, typer.Option(help="Vocabulary of a tokenizer trained here.", min=260)] = 4096,
     heldout: Annotated[float, typer.Option(help="Share of documents held out.", min=0.0, max=0.5)] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of the order of documents and of the split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of documents and of the held-out split.")] = 0,
     across_sources: Annotated[
         bool,
         typer.Option("--across-sources", help="Pack documents of different sources into one block, in random order."),
@@ -35,15 +40,17 @@ def data(
     split: Annotated[str, typer.Option(help="Split of a hub dataset.")] = "train",
     config: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub dataset.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that tokenise.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that tokenise the text.", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of data.json instead of sentences.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data.json instead of sentences.")] = False,
 ) -> None:
-    """Turn text into packed blocks of tokens for pretraining, with documents held out for evaluation.
+    """Turn text into packed blocks of tokens for pretraining, and hold out documents for evaluation.
 
-    The documents of a source (the column "source", or else the file or folder) are packed together, so that a run can
-    mix and measure sources. Pack each set into a folder of its own, with one --tokenizer, and give the folders weights
-    in the recipe: "data: {textbooks: 0.8, code: 0.2}". What does not fit on disk is streamed instead: docs/data.md.
+    Documents of one source are packed together, so that a run can mix sources and measure each. The source is the
+    column "source", or else the file or folder.
+
+    To mix several data sets, pack each into its own folder with the same --tokenizer, and give the folders weights in
+    the recipe: "data: {textbooks: 0.8, code: 0.2}". Text that does not fit on disk can be streamed: see docs/data.md.
     """
     from phigrow.corpus import prepare
 
@@ -59,38 +66,76 @@ def data(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of all results; run again to resume.")] = Path("phigrow-demo"),
-    ranks: Annotated[int | None, typer.Option(help="DeepSpeed ranks of each run.  \\[default: 1]", min=1)] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("phigrow-demo"),
+    ranks: Annotated[int | None, typer.Option(help="DeepSpeed ranks per run.  \\[default: 1]", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of every arm.", min=4)] = None,
-    seed: Annotated[int, typer.Option(help="Of data order and new weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of data order and new weights.")] = 0,
 ) -> None:
-    """Pretrain a small Phi, grow it by wr, tile and lossless, and measure each against training from scratch.
+    """Pretrain a small Phi, grow it by wr, tile and lossless, and compare each with training from scratch.
 
-    Everything is real and small: the text is the Python installation's own documentation, training runs under
-    DeepSpeed, the report is a picture and a table. Minutes on two CPU cores; an interrupted run resumes.
+    The text is the documentation of the Python installation. Training runs under DeepSpeed and takes minutes on two
+    CPU cores. The result is a report with a table and figures. Run the command again to resume.
     """
     from phigrow.study.demo import run
 
     run(out, ranks=ranks, steps=steps, seed=seed, say=say)
 
 
-def compare(
-    study: Annotated[Path, typer.Argument(help="YAML file of the study; recipes/studies has three.")],
-    only: Annotated[list[str] | None, typer.Option(help="Arm to run; give it several times for several.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option(help="Seed to run; give it several times for several.")] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Runs side by side.  \\[default: the file's, else one a GPU, or a core up to 4]", min=1),
+def pretrain(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [--KEY VALUE]",
+            help="YAML file or name of a recipe, then any key of a run, listed below.  \\[default: the recipe demo]",
+            autocompletion=complete_shipped("recipe"),
+        ),
     ] = None,
     ranks: Annotated[
-        int | None, typer.Option(help="DeepSpeed ranks of each run.  \\[default: the file's, else 1]", min=1)
+        int | None, typer.Option(help="DeepSpeed ranks.  \\[default: one per GPU, or 1 without a GPU]", min=1)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of everything.  \\[default: the file's]")] = None,
+) -> None:
+    """Pretrain one model under DeepSpeed on this machine, from scratch or from a checkpoint.
+
+    Keys override those of the recipe. A run that was interrupted continues from its last checkpoint when the same
+    command is given again. For several machines, see docs/clusters.md.
+
+    phigrow pretrain phi-2 --data data --init phi-1_5-to-phi2-wr --out runs/grown
+    """
+    from phigrow.study.foreground import pretrain as run
+
+    code = run(words or [], ranks, shown=not is_quiet())
+    if code:
+        raise typer.Exit(code)
+
+
+def compare(
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="YAML file of the study, or its name, as phigrow recipes lists it.",
+            autocompletion=complete_shipped("study"),
+        ),
+    ],
+    only: Annotated[list[str] | None, typer.Option(help="Arm to run. Repeat the option for several arms.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Seed to run. Repeat the option for several seeds.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Runs side by side.  \\[default: the file's, else one per GPU, or per core up to 4]", min=1),
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="DeepSpeed ranks per run.  \\[default: the file's, else 1]", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of all results.  \\[default: the file's, else runs/NAME]")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, with tokens, FLOPs, time.")] = False,
 ) -> None:
-    """Run a study: arms x seeds x budgets from one YAML file, trained under DeepSpeed and measured.
+    """Run a study: train all arms, seeds and budgets of one YAML file under DeepSpeed, and write the report.
 
-    Runs what is missing and goes on where it stopped; a run that fails stops no other. Exit code 1: something failed.
+    Finished runs are kept and interrupted ones continue. If a run fails, the others still finish, and the exit code
+    is 1.
+
+    phigrow compare tiny --dry-run
     """
     from phigrow.study import jobs_of, load_study, run_study
     from phigrow.study.runner import chosen
@@ -106,23 +151,33 @@ def compare(
     for name, error in outcome.failed.items():
         typer.echo(f"failed: {name}: {error}", err=True)
     if outcome.blocked:
-        typer.echo(f"not run, because they need these: {', '.join(outcome.blocked)}", err=True)
+        typer.echo(f"not run, because they need a failed run: {', '.join(outcome.blocked)}", err=True)
     if outcome.failed:
         raise typer.Exit(1)
 
 
 def grow_train(
-    stages: Annotated[Path, typer.Argument(help="YAML file of the stages; recipes/stages has one.")],
+    stages: Annotated[
+        str,
+        typer.Argument(
+            help="YAML file of the stages, or its name, as phigrow recipes lists it.",
+            autocompletion=complete_shipped("stages"),
+        ),
+    ],
     ranks: Annotated[
-        int | None, typer.Option(help="DeepSpeed ranks.  \\[default: the file's, else one a GPU or core]", min=1)
+        int | None, typer.Option(help="DeepSpeed ranks.  \\[default: the file's, else one per GPU or core]", min=1)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of everything.  \\[default: the file's]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of all results.  \\[default: the file's, else runs/NAME]")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, with tokens and FLOPs.")] = False,
 ) -> None:
-    """Train in stages from one YAML file: train, grow weights and optimizer, train on, grow again.
+    """Train in stages from one YAML file: train a model, grow weights and optimizer, and train the larger model.
 
-    One order of data and one schedule over all stages. Goes on where it stopped; the stages' records are joined into
-    one run that phigrow report reads.
+    All stages share one order of data and one schedule. Finished stages are kept and an interrupted one continues.
+    The records of all stages are joined into one run that phigrow report reads.
+
+    phigrow grow-train tiny --dry-run
     """
     from phigrow.study import load_stages, run_stages
     from phigrow.study.staged import described
@@ -136,18 +191,21 @@ def grow_train(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders with records.jsonl, or a folder of them.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with records.jsonl, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
-    baseline: Annotated[str, typer.Option(help="Arm that sets the target.")] = "scratch",
+    baseline: Annotated[str, typer.Option(help="Arm whose final loss is the target.")] = "scratch",
     budget: Annotated[
-        int | None, typer.Option(help="Steps, where the baseline was trained to several.  \\[default: the largest]")
+        int | None,
+        typer.Option(help="Steps, if the baseline was trained to several.  \\[default: the largest]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of sentences.")] = False,
 ) -> None:
-    """Measure grown arms against the from-scratch arm, from their records alone: a page, tables and figures.
+    """Compare grown arms with the from-scratch arm, from the records of their runs.
 
-    Speedup and saving at scratch's final held-out loss, in tokens, FLOPs and seconds, with the source's training left
-    out and counted, with intervals over paired seeds. Writes report.html, .md, .tex, .json and figures.
+    The target is the final held-out loss of the from-scratch arm. The report has the speedup and the saving of every
+    arm in tokens, FLOPs and seconds, with the source's training excluded and included, and intervals over paired seeds.
+
+    Writes report.html, report.md, report.tex, report.json and figures.
     """
     from phigrow.measure import report as write_report
     from phigrow.measure.wording import finding_lines
@@ -160,4 +218,34 @@ def report(
         typer.echo(line)
     for note in comparison.notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"wrote {out / 'report.html'}, and report.md, report.tex, report.json and figures beside it")
+    typer.echo(f"wrote {out / 'report.html'}, and report.md, report.tex, report.json and figures in the same folder")
+
+
+def recipes(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files to copy, such as phi-2 or studies/tiny.  \\[default: all]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to copy files into, for changing them.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in --out already.")] = False,
+) -> None:
+    """List the recipes, studies and stages that are part of phigrow, or copy them into a folder.
+
+    phigrow recipes phi-2 --out recipes
+    """
+    from phigrow.files.shipped import copy_shipped, shipped_files
+
+    if out is not None:
+        for path in copy_shipped(names or [], out, overwrite=overwrite):
+            typer.echo(f"wrote {path}")
+        return
+    if names:
+        raise typer.BadParameter("give the folder to copy them into", param_hint="--out")
+    width = shutil.get_terminal_size((100, 24)).columns
+    for kind, command in COMMANDS.items():
+        typer.echo(f"phigrow {command} NAME")
+        for file in shipped_files(kind):
+            typer.echo(f"  {file.name}")
+            typer.echo(textwrap.fill(file.title, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+        typer.echo()
+    say("Copy all of them, to change them: phigrow recipes --out recipes")

@@ -40,6 +40,25 @@ class Command(_FlagsWithoutType, TyperCommand):
     """One command of phigrow."""
 
 
+class PretrainCommand(Command):
+    """The command `pretrain`, whose help ends with every key of a run."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[RECIPE]", "[--KEY VALUE]...", "[OPTIONS]"]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from phigrow.training.options import settings_help
+
+        super().format_help(ctx, formatter)
+        typer.echo(settings_help())
+
+
+KINDS: dict[str, tuple[type[Command], dict[str, Any]]] = {
+    "pretrain": (PretrainCommand, {"allow_extra_args": True, "ignore_unknown_options": True}),
+}
+"""Commands that are parsed in another way than `Command`: their class and click's settings."""
+
+
 class Group(_FlagsWithoutType, TyperGroup):
     """The command `phigrow` itself."""
 
@@ -60,6 +79,11 @@ def on_terminal(name: str, function: Callable[..., None]) -> Callable[..., None]
     quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
     command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), quiet])  # type: ignore[attr-defined]
     return command
+
+
+def paragraphs(docstring: str) -> str:
+    """Join the lines of each paragraph, so that a terminal of any width wraps them anew."""
+    return "\n\n".join(" ".join(part.split()) for part in docstring.split("\n\n"))
 
 
 def tell_interrupted(name: str = "") -> None:
@@ -95,6 +119,12 @@ def say(text: object = "") -> None:
         typer.echo(text)
 
 
-def complete(words: Callable[[], list[str]]) -> Callable[[str], list[str]]:
-    """Turn a list of names into a function that shell completion calls."""
-    return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
+def complete_shipped(kind: str) -> Callable[[str], list[str]]:
+    """Return the function that completes the name of a shipped file of a kind."""
+
+    def complete(incomplete: str) -> list[str]:
+        from phigrow.files.shipped import shipped_files
+
+        return [file.name for file in shipped_files(kind) if file.name.startswith(incomplete)]
+
+    return complete

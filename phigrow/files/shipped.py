@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from phigrow.errors import GrowthError
+from phigrow.files.output import writing
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 """Where the files are: beside the packages, so that a wheel has them."""
@@ -43,6 +48,48 @@ def find_shipped(reference: str | Path, kind: str) -> Path:
             if path.name in (file.name, file.path.name):
                 return file.path
     return path
+
+
+def copy_shipped(names: Sequence[str], out: Path, *, overwrite: bool = False) -> list[Path]:
+    """Copy shipped files, each with the files that it names, into a folder.
+
+    Args:
+        names: with or without folder and ending (``phi-2``, ``studies/tiny``); empty copies all files.
+        out: the folder.
+        overwrite: replace files that are there already.
+
+    Returns:
+        The paths that were written.
+
+    Raises:
+        GrowthError: no such file, or one that is there already.
+    """
+    everything = sorted(path for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    wanted: set[Path] = set() if names else set(everything)
+    for name in names:
+        found = [path for path in everything if name in _names(path)]
+        if not found:
+            known = ", ".join(path.relative_to(FOLDER).with_suffix("").as_posix() for path in everything)
+            raise GrowthError(f"no shipped file {name!r}", where="phigrow recipes", fix=f"one of {known}")
+        text = "".join(path.read_text(encoding="utf-8") for path in found)
+        beside = [path for path in everything if f": {path.relative_to(FOLDER).as_posix()}\n" in text]
+        wanted |= {*found, *beside}
+    pairs = [(path, out / path.relative_to(FOLDER)) for path in sorted(wanted)]
+    for _, target in pairs:
+        if target.exists() and not overwrite:
+            raise GrowthError(
+                "the file is there already", where=str(target), fix="choose another --out, or --overwrite"
+            )
+    with writing(out):
+        for path, target in pairs:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return [target for _, target in pairs]
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    below = path.relative_to(FOLDER)
+    return below.as_posix(), below.with_suffix("").as_posix(), path.stem, path.name
 
 
 def shipped_names(kind: str) -> str:

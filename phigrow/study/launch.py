@@ -159,12 +159,7 @@ class Ranks:
 
     def _start(self, log: Path) -> None:
         self._folder, self._number = Path(tempfile.mkdtemp(prefix="phigrow-ranks-")), 0
-        # What `deepspeed` starts on one machine, started without it: that one would not pass a signal on.
-        devices = _devices(self.ranks, self.place)
-        world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
-        command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--node_rank=0"]
-        command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--log_level=error"]
-        command += ["--module", "phigrow.training.service", str(self._folder)]
+        command = launcher(self.ranks, self.place, "phigrow.training.service", str(self._folder))
         with log.open("a", encoding="utf-8") as file:
             self._process = subprocess.Popen(
                 command, env=environment(self.ranks * self.places), stdout=file, stderr=subprocess.STDOUT,
@@ -189,6 +184,23 @@ class Ranks:
             (self._run / STOP_FILE).unlink(missing_ok=True)
             (self._run / GROUP).unlink(missing_ok=True)
         self._run = None
+
+
+def launcher(ranks: int, place: int, module: str, *words: str) -> list[str]:
+    """Return the command that starts a module on ranks of this machine, without lines of the launcher's own.
+
+    It is what `deepspeed` itself starts on one machine; started without `deepspeed`, which would not pass a signal on.
+
+    Args:
+        ranks: number of processes.
+        place: which part of the machine's devices they take.
+        module: name of the Python module that every rank runs.
+        words: arguments of the module.
+    """
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": _devices(ranks, place)}).encode()).decode()
+    command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--node_rank=0"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--log_level=error"]
+    return [*command, "--module", module, *words]
 
 
 def launch(keys: dict[str, Any], ranks: int, watch: Callable[[], None]) -> None:

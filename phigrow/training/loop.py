@@ -27,7 +27,7 @@ from phigrow.training.progress import Reporter
 from phigrow.training.run_info import opening, run_record
 from phigrow.training.schedule import rejoin
 from phigrow.training.settings import SCRATCH
-from phigrow.training.training_cost import Source, source_of
+from phigrow.training.training_cost import Source, run_folder, source_of
 
 if TYPE_CHECKING:
     from phigrow.training.step import Reading, Stepper
@@ -61,7 +61,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     """
     config.stage  # noqa: B018  # an unreadable DeepSpeed file is reported before anything is loaded
     source = source_of(config)
-    out = Path(config.out or f"runs/{config.model_name}-{source.arm}-seed{config.seed}")
+    out = run_folder(config, source)
     forget_stop(out / STOP_FILE)
     monitors = monitor_sections(config, out)
     if is_paced(config):

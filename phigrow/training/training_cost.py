@@ -34,6 +34,14 @@ class Source:
         return self.cost.plus(TrainingCost(self.expand_tokens, self.expand_flops, self.expand_seconds or 0.0))
 
 
+def run_folder(config: RunConfig, source: Source | None = None) -> Path:
+    """Return the folder of a run: the one that it names, else one made of the names of its model and its arm."""
+    if config.out is not None:
+        return Path(config.out)
+    source = source or source_of(config)
+    return Path(f"runs/{config.model_name}-{source.arm}-seed{config.seed}")
+
+
 def source_of(config: RunConfig) -> Source:
     """Return the name, the sunk cost and the growth of a run's initialisation.
 

@@ -27,9 +27,11 @@ FROZEN = {
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
     "--config --revision --workers --overwrite --json --quiet",
     "demo": "--out --ranks --steps --seed --quiet",
+    "pretrain": "words --ranks --quiet",
     "compare": "study --only --seeds --workers --ranks --out --dry-run --quiet",
     "grow-train": "stages --ranks --out --dry-run --quiet",
     "report": "runs --out --baseline --budget --json --quiet",
+    "recipes": "names --out --overwrite --quiet",
 }
 
 

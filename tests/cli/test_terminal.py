@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 
 import phigrow
 from phigrow.cli import app, terminal
+from phigrow.errors import GrowthError
+from phigrow.files.shipped import FOLDER, FOLDERS, shipped_files
+from phigrow.training import load_run_config
 
 COMMAND = [sys.executable, "-m", "phigrow"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
@@ -75,13 +78,23 @@ def test_a_reader_that_leaves_is_no_error(words):
     process.wait()
 
 
-def test_completion_completes_commands():
-    completed = {"_PHIGROW_COMPLETE": "complete_bash", "COMP_WORDS": "phigrow gro", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("gro", ["grow-optimizer", "grow-train"]),
+        ("compare ti", ["tiny"]),
+        ("pretrain phi-1_", ["phi-1_5", "phi-1_5-web"]),
+    ],
+)
+def test_completion_completes_commands_and_shipped_names(words, completions):
+    completed = {
+        "_PHIGROW_COMPLETE": "complete_bash", "COMP_WORDS": f"phigrow {words}", "COMP_CWORD": str(len(words.split())),
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", "from phigrow.cli import main; main()"], capture_output=True, text=True, check=False,
         env=ENVIRONMENT | completed,
     )  # fmt: skip
-    assert done.stdout.split() == ["grow-optimizer", "grow-train"]
+    assert done.stdout.split() == completions
 
 
 def test_a_bar_is_drawn_on_a_terminal_only(tmp_path, save_model):
@@ -135,3 +148,88 @@ def test_ctrl_c_shows_no_traceback_and_leaves_no_folder(tmp_path):
     assert process.returncode in (130, -signal.SIGINT)  # a shell shows 130 for both
     assert errors == "\nstopped: phigrow data was interrupted. Its output was not completed.\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_recipes_are_listed_by_the_command_that_takes_them():
+    done = run("recipes")
+    assert done.exit_code == 0
+    heads = [line for line in done.output.splitlines() if line.startswith("phigrow")]
+    assert heads == ["phigrow pretrain NAME", "phigrow compare NAME", "phigrow grow-train NAME"]
+    for kind in FOLDERS:
+        assert all(f"\n  {file.name}\n" in done.output for file in shipped_files(kind))
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+def test_a_copied_recipe_comes_with_the_file_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("recipes", "phi-2", "studies/tiny", "--out", "mine").exit_code == 0
+    copied = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*") if path.is_file())
+    assert copied == ["deepspeed/zero2.json", "phi-2.yaml", "studies/tiny.yaml"]
+    assert load_run_config("mine/phi-2.yaml", ["--deepspeed", "none"]) == load_run_config(
+        "phi-2", ["--deepspeed", "none"]
+    )
+    Path("mine/phi-2.yaml").write_text("steps: 77")
+    again = run("recipes", "phi-2", "--out", "mine")
+    assert isinstance(again.exception, GrowthError)
+    assert "the file is there already" in str(again.exception)
+    assert Path("mine/phi-2.yaml").read_text() == "steps: 77"
+    assert run("recipes", "--out", "mine", "--overwrite").exit_code == 0
+    assert Path("mine/phi-2.yaml").read_bytes() == (FOLDER / "phi-2.yaml").read_bytes()
+    assert Path("mine/slurm/pretrain.sbatch").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("recipes", "phi-9", "--out", "mine"), "no shipped file 'phi-9'"),
+        (("pretrain", "--stepz", "3"), "did you mean steps"),
+        (("pretrain", "phi-9"), "the name of a shipped recipe (demo, phi-1,"),
+        (("compare", "smal"), "or a shipped name: phi-1-small-to-phi-1-miniature"),
+        (("grow-train", "smal"), "or a shipped name: tiny"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_what_exists(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*words)
+    assert isinstance(done.exception, GrowthError)
+    assert message in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_without_a_folder_to_copy_into_are_refused():
+    done = run("recipes", "phi-2")
+    assert done.exit_code == 2
+    assert "give the folder to copy them into" in done.output
+
+
+@pytest.mark.launch
+def test_ctrl_c_lets_ranks_save_and_the_same_command_resumes(tmp_path):
+    from phigrow.corpus import prepare
+
+    prepare("embedded", out=tmp_path / "data", seq_len=16, vocab_size=300, progress=False)
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps(
+            {
+                "model": phi_config(32, 4, 48, 2, 4) | {"vocab_size": 300},
+                "batch": 4,
+                "dtype": "fp32",
+                "eval_every": 0,
+                "warmup": 2,
+            }
+        )
+    )
+    words = ["pretrain", "recipe.yaml", "--data", "data", "--out", "run", "--log-every", "10", "--export", "none"]
+    words += ["--ranks", "2", "--steps"]
+    process = subprocess.Popen(
+        [*COMMAND, *words, "100000"], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 10/"):
+            break
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "\nstopping: the run saves a checkpoint first\n")
+    assert "as asked; the same command resumes from the checkpoint" in output
+    assert not (tmp_path / "run" / "stop").exists()

@@ -1,0 +1,74 @@
+"""Pretrain in the foreground: start DeepSpeed's ranks, show what they print, and let them save at Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from phigrow.study.launch import STOP_SECONDS, end_with_parent, environment, gpus, launcher
+from phigrow.training import main
+from phigrow.training.loop import STOP_FILE
+from phigrow.training.options import parse
+from phigrow.training.training_cost import run_folder
+
+
+def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = True) -> int:
+    """Train one run on ranks of this machine.
+
+    One rank is this process. Several are started by DeepSpeed's launcher, in a process group of their own: Ctrl-C then
+    reaches this process alone, and the run is asked to stop in the way that gives it time to save.
+
+    Args:
+        words: a recipe and ``--key value`` words, as `phigrow.training.main` takes them.
+        ranks: number of processes; by default one for every GPU, or one where there is no GPU.
+        shown: show what the ranks print on stdout.
+
+    Returns:
+        The exit code: 0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains.
+
+    Raises:
+        GrowthError: the recipe or one of the keys cannot be read.
+        KeyboardInterrupt: Ctrl-C came before the run could save anything, or a second time.
+    """
+    config = parse(words)  # what is wrong with the words is told before any rank starts
+    ranks = ranks or gpus() or 1
+    if ranks == 1:
+        os.environ.update(environment())
+        return main(words)
+    assert config is not None
+    process = subprocess.Popen(
+        launcher(ranks, 0, "phigrow.training", *words), env=environment(ranks), stdin=subprocess.DEVNULL,
+        stdout=None if shown else subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent(),
+    )  # fmt: skip
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        if _stop(process, run_folder(config) / STOP_FILE) != 0:
+            raise
+        return 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def _stop(process: subprocess.Popen[bytes], stop_file: Path) -> int | None:
+    """Ask the ranks to save and leave, for up to `STOP_SECONDS`; return their exit code, None if they did not leave.
+
+    A run that starts forgets what asked the run before it, so the file is made again until the ranks have left.
+    """
+    print("\nstopping: the run saves a checkpoint first", file=sys.stderr, flush=True)
+    try:
+        for _ in range(int(STOP_SECONDS)):
+            if stop_file.parent.is_dir():
+                stop_file.touch()
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(1)
+        return None
+    finally:
+        stop_file.unlink(missing_ok=True)
