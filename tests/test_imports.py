@@ -238,3 +238,34 @@ def test_a_shadowed_submodule_is_noticed():
     # Negative control.
     assert shadowed(ROOT / "measure", {"compare", "comparison"}) == {"comparison"}
     assert shadowed(ROOT, {"plan", "growth"}) == {"growth"}
+
+
+OTHERS = {"_repr_html_", "_replace", "_getframe", "_hp_mapping", "_WORLD_GROUP"}
+"""Names with an underscore that belong to Jupyter, Python and DeepSpeed."""
+
+
+def private_names(source: str) -> list[str]:
+    """Private names of modules and objects that a test file imports, reads or replaces."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names += [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            names.append(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "getattr")):
+            words = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+            names += [part for word in words for part in word.split(".")]
+    return [name for name in names if name.startswith("_") and not name.startswith("__") and name not in OTHERS]
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_test_uses_private_names(path):
+    assert private_names(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_private_name_is_noticed():
+    # Negative control.
+    source = "from phigrow.growth import _a\nfrom phigrow._b import c\nmodel._d()\npatch.setattr('phigrow.e._f', 1)\n"
+    assert private_names(source + "self._g = model.__class__, patch.setattr(model, '_h', 1)\n") == [
+        "_a", "_b", "_f", "_d", "_h",
+    ]  # fmt: skip

@@ -207,7 +207,7 @@ class _Writer:
             self.files[name] = found
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        _save(make(), path)
+        save_value(make(), path)
         self.files[name] = digest(path)
         self.unfinished.record(name, 0, self.files[name]["xxh3_128"])
 
@@ -304,7 +304,8 @@ def _check_weights(value: torch.Tensor, weights: CheckpointReader, recipe: Tenso
         )
 
 
-def _save(value: torch.Tensor, path: Path) -> None:
+def save_value(value: torch.Tensor, path: Path) -> None:
+    """Write one tensor of the state as DeepSpeed's universal format has it, and wait until the disk has it."""
     import torch
 
     with path.open("wb") as file:

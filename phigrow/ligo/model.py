@@ -58,11 +58,11 @@ class GrownModel(nn.Module):
             uniform = 2 * torch.rand(dst, src, generator=random, dtype=torch.float64) - 1
             perturbation = uniform * noise * math.sqrt(3 / src)
             self.width[name] = nn.Parameter((torch.from_numpy(self.learned.matrix(name)) + perturbation).to(wide))
-        self._lines = {line: f"line_{k}" for k, line in enumerate(self.learned.lines())}
+        self.depth_keys = {line: f"line_{k}" for k, line in enumerate(self.learned.lines())}
         self.depth = nn.ParameterDict(
             {
                 key: nn.Parameter(torch.from_numpy(self.learned.depth(line)).to(wide))
-                for line, key in self._lines.items()
+                for line, key in self.depth_keys.items()
             }
         )
         self._recipes: dict[str, list[TensorRecipe]] = {}
@@ -77,8 +77,13 @@ class GrownModel(nn.Module):
             self._keep_drawn(k, recipes, source, wide)
         # Not a submodule: its own parameters hold nothing, and are none of ours.
         self._skeleton = [_skeleton(plan, attention, dtype)]
-        model_names = {name for name, _ in self._skeleton[0].named_parameters()}
+        model_names = {name for name, _ in self.skeleton.named_parameters()}
         self._live = {stored: name for stored, name in plan.table.live_names.items() if name in model_names}
+
+    @property
+    def skeleton(self) -> Any:
+        """The large model's modules, without weights."""
+        return self._skeleton[0]
 
     def _keep_drawn(
         self, k: int, recipes: list[TensorRecipe], source: Mapping[str, Tensor], dtype: torch.dtype
@@ -98,8 +103,8 @@ class GrownModel(nn.Module):
         out: dict[str, Tensor] = {}
         for k, (line, recipes) in enumerate(self._recipes.items()):
             value: Tensor = getattr(self, f"source_{k}")
-            if line in self._lines:
-                value = torch.einsum("lk,k...->l...", self.depth[self._lines[line]], value)
+            if line in self.depth_keys:
+                value = torch.einsum("lk,k...->l...", self.depth[self.depth_keys[line]], value)
             elif recipes[0].layer is not None:
                 value = value[list(self.plan.layers)]
             for stored, leg in enumerate(recipes[0].legs):
@@ -123,7 +128,7 @@ class GrownModel(nn.Module):
         return total
 
     def forward(self, blocks: Tensor, by_row: bool = False) -> Tensor:
-        model = self._skeleton[0]
+        model = self.skeleton
         for module in model.modules():  # the rotary table, which is computed and not learned
             for name, value in module.named_buffers(recurse=False):
                 if value.device != blocks.device:
@@ -135,7 +140,7 @@ class GrownModel(nn.Module):
     def matrices(self) -> dict[str, np.ndarray]:
         """What was learned, as `phigrow.growth.matrices` keeps it."""
         width = {f"width/{name}": value for name, value in self.width.items()}
-        depth = {f"depth/{line}": self.depth[key] for line, key in self._lines.items()}
+        depth = {f"depth/{line}": self.depth[key] for line, key in self.depth_keys.items()}
         return {name: value.detach().float().cpu().numpy() for name, value in {**width, **depth}.items()}
 
 

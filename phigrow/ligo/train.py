@@ -137,7 +137,7 @@ class _Run:
 
         self.plan, self.config, self.out, self.world, self.dtype = plan, config, out, world, dtype
         self.blocks = blocks = load_data(config, out, world)
-        _check_data(plan, blocks, folder)
+        check_data(plan, blocks, folder)
         self.feed = make_feed(config, blocks)
         self.micro = micro_batch(config, world.size, blocks.seq_len)
         with open_checkpoint(folder) as reader:
@@ -257,7 +257,12 @@ class _Run:
         }
 
 
-def _check_data(plan: Plan, blocks: Any, source: Path) -> None:
+def check_data(plan: Plan, blocks: Any, source: Path) -> None:
+    """Refuse data that the source model cannot read.
+
+    Raises:
+        GrowthError: data of another tokenizer, with more tokens, or in blocks longer than the model's positions.
+    """
     from phigrow.training.data import check_tokenizer
 
     vocab, positions = plan.src_sizes[plan.table.vocab], plan.dst_config.get("max_position_embeddings", 2048)

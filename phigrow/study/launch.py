@@ -157,14 +157,22 @@ class Ranks:
         if self._run is not None:
             (self._run / STOP_FILE).touch()
 
+    def command(self, folder: Path) -> list[str]:
+        """Return the command that starts the ranks, which read from ``folder`` which run is next."""
+        return launcher(self.ranks, self.place, "phigrow.training.service", str(folder))
+
     def _start(self, log: Path) -> None:
         self._folder, self._number = Path(tempfile.mkdtemp(prefix="phigrow-ranks-")), 0
-        command = launcher(self.ranks, self.place, "phigrow.training.service", str(self._folder))
         with log.open("a", encoding="utf-8") as file:
             self._process = subprocess.Popen(
-                command, env=environment(self.ranks * self.places), stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent(),
-            )  # fmt: skip
+                self.command(self._folder),
+                env=environment(self.ranks * self.places),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
+            )
 
     def _end(self) -> None:
         process = self._process
@@ -197,7 +205,7 @@ def launcher(ranks: int, place: int, module: str, *words: str) -> list[str]:
         module: name of the Python module that every rank runs.
         words: arguments of the module.
     """
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": _devices(ranks, place)}).encode()).decode()
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": rank_devices(ranks, place)}).encode()).decode()
     command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--node_rank=0"]
     command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--log_level=error"]
     return [*command, "--module", module, *words]
@@ -242,8 +250,8 @@ def environment(processes: int = 1) -> dict[str, str]:
     return environment
 
 
-def _devices(ranks: int, place: int) -> list[int | str]:
-    """The devices of one part of the machine, of those that this process may see."""
+def rank_devices(ranks: int, place: int) -> list[int | str]:
+    """Return the devices of one part of the machine, of those that this process may see."""
     first = place * ranks
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if visible and gpus():

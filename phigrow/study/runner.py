@@ -64,7 +64,7 @@ def run_study(
     jobs = chosen(study, everything, only, seeds)
     with alone(study.out):
         outcome = Outcome()
-        with Display(study, everything, jobs, say) as display, _Crew(study, jobs, display.tell) as crew:
+        with Display(study, everything, jobs, say) as display, Crew(study, jobs, display.tell) as crew:
             _run_all(jobs, crew, display, outcome)
         try:
             outcome.report = write_results(study, everything, say)
@@ -73,7 +73,7 @@ def run_study(
     return outcome
 
 
-def _run_all(jobs: list[Job], crew: _Crew, display: Display, outcome: Outcome) -> None:
+def _run_all(jobs: list[Job], crew: Crew, display: Display, outcome: Outcome) -> None:
     waiting = [job for job in jobs if wanted(job, jobs)]
     running: dict[str, Job] = {}
     while waiting or running:
@@ -95,7 +95,7 @@ def _run_all(jobs: list[Job], crew: _Crew, display: Display, outcome: Outcome) -
                 display.fail(job, error)
             else:
                 display.finish(job)
-                _prune(jobs, job)
+                prune_trunk(jobs, job)
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _Place:
     former: float = 0.0
 
 
-class _Crew:
+class Crew:
     """Who works: one place a run trained side by side, and one thread for what does not train; a context."""
 
     def __init__(self, study: Study, jobs: list[Job], say: Callable[[str], None]) -> None:
@@ -124,7 +124,7 @@ class _Crew:
         self._made: tuple[Job, Future[None]] | None = None
         self._refused: list[tuple[Job, GrowthError]] = []
 
-    def __enter__(self) -> _Crew:
+    def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -146,7 +146,7 @@ class _Crew:
         place = next(place for place in self.places if place.job is None)
         try:
             wait_for_former(job.folder)
-            keys = _settled(self.study, self.jobs, job)
+            keys = final_keys(self.study, self.jobs, job)
             place.flops, place.former = progress.remaining(job), _former_seconds(job, keys)
             place.began = time.monotonic()
             place.ranks.begin(keys)
@@ -247,8 +247,8 @@ def _finish(job: Job, place: _Place) -> None:
         )
 
 
-def _settled(study: Study, jobs: list[Job], job: Job) -> dict[str, Any]:
-    """The keys of a training run, with those that are known only when it starts."""
+def final_keys(study: Study, jobs: list[Job], job: Job) -> dict[str, Any]:
+    """Return the keys of a training run, with those that are known only when it starts."""
     keys = dict(job.keys, universal=True)
     if study.sweep and job.kind in ("trunk", "end") and job.arm is not None:
         rates = progress.chosen_rates(study, jobs, job.arm)
@@ -278,7 +278,7 @@ def best_rate(rates: dict[float, float], arm: str) -> float:
     return min(rates, key=lambda rate: rates[rate])
 
 
-def _prune(jobs: list[Job], job: Job) -> None:
+def prune_trunk(jobs: list[Job], job: Job) -> None:
     """Once all ends of a trunk are done, delete its checkpoints but the last, from which it could be made longer."""
     for trunk in [other for other in jobs if other.kind == "trunk" and other.name in job.needs]:
         if all(progress.done(other) is not None for other in jobs if trunk.name in other.needs):

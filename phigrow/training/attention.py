@@ -43,7 +43,7 @@ def _sdpa(
     """Heads first, ``[n, heads, tokens, head_dim]``; the result has tokens first, as transformers wants it."""
     if by_products_is_faster(query, key, dropout):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return _by_products(query, key, value, scale).transpose(1, 2).contiguous(), None
+        return attention_by_products(query, key, value, scale).transpose(1, 2).contiguous(), None
     out = F.scaled_dot_product_attention(
         query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
     )
@@ -65,7 +65,16 @@ def by_products_is_faster(query: Tensor, key: Tensor, dropout: float) -> bool:
     )
 
 
-def _by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def attention_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Compute causal attention with plain matrix products.
+
+    Args:
+        query, key, value: ``[n, heads, tokens, head_dim]``, of one number of heads.
+        scale: factor of the scores.
+
+    Returns:
+        ``[n, heads, tokens, head_dim]``.
+    """
     n, heads, tokens, _ = query.shape
     query, key, value = (each.reshape(n * heads, tokens, -1) for each in (query, key, value))
     future = torch.full((tokens, tokens), float("-inf"), dtype=query.dtype).triu(1).expand(n * heads, -1, -1)

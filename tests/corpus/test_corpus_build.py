@@ -285,12 +285,12 @@ def test_failure_leaves_nothing(tmp_path: Path, byte_tokenizer: Path, monkeypatc
     path = write(tmp_path / "a.jsonl", words(40))
     options: dict[str, Any] = {"seq_len": 8, "tokenizer": byte_tokenizer, "progress": False}
 
-    def broken(root: Path) -> str:
-        assert (root / "train" / "state.json").exists()  # late: the blocks are written
+    def broken(split: Path) -> None:
+        assert (split.parent / "train" / "state.json").exists()  # late: the blocks are written
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_fingerprint", broken)
+        patch.setattr(build, "BlockArray", broken)
         with pytest.raises(KeyboardInterrupt):
             prepare(path, home / "out", **options)
     assert list(home.iterdir()) == []
@@ -298,7 +298,7 @@ def test_failure_leaves_nothing(tmp_path: Path, byte_tokenizer: Path, monkeypatc
 
     before = prepare(path, home / "out", **options).fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_fingerprint", broken)
+        patch.setattr(build, "BlockArray", broken)
         with pytest.raises(KeyboardInterrupt):
             prepare(path, home / "out", **options, seed=1, overwrite=True)
     assert [entry.name for entry in home.iterdir()] == ["out"]

@@ -19,7 +19,7 @@ from phigrow.expansion.verify import widen_norms
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.matrices import read_maps
 from phigrow.ligo.model import GrownModel, map_flops
-from phigrow.ligo.train import _check_data, learn_growth
+from phigrow.ligo.train import check_data, learn_growth
 from phigrow.models.families import all_families
 from phigrow.training.configuration import RunConfig
 from phigrow.training.training_cost import source_of
@@ -40,7 +40,7 @@ def with_maps(grown, maps):
     with torch.no_grad():
         for name, parameter in grown.width.items():
             parameter.copy_(torch.from_numpy(maps.tensors[f"width/{name}"]))
-        for line, key in grown._lines.items():
+        for line, key in grown.depth_keys.items():
             grown.depth[key].copy_(torch.from_numpy(maps.tensors[f"depth/{line}"]))
     return grown
 
@@ -53,7 +53,7 @@ def test_the_lift_in_torch_is_the_lift(family, tmp_path):
     state, blocks = stored(model, plan), torch.randint(src["vocab_size"], (2, 17))
     maps = drawn_maps(plan, tmp_path)
     grown = with_maps(GrownModel(plan, state, dtype=torch.float64), maps)
-    widen_norms(grown._skeleton[0])
+    widen_norms(grown.skeleton)
     learned, sources = phigrow.plan(src, dst, "ligo", maps=tmp_path), {n: InMemory(t) for n, t in state.items()}
     with torch.no_grad():
         made = grown.weights()
@@ -131,7 +131,7 @@ def test_data_of_another_tokenizer_is_refused(tmp_path):
     facts = {"vocab_size": 260, "seq_len": 16, "train": [0]}
     blocks = SimpleNamespace(**facts, tokenizer_dir=tmp_path / "data")
     with pytest.raises(GrowthError) as error:
-        _check_data(plan, blocks, tmp_path / "source")
+        check_data(plan, blocks, tmp_path / "source")
     assert str(error.value) == (
         "the data was prepared with another tokenizer\n"
         f"  where: {tmp_path}/data/tokenizer.json, and {tmp_path}/source/tokenizer.json\n"
@@ -139,9 +139,9 @@ def test_data_of_another_tokenizer_is_refused(tmp_path):
         f"  what to do: prepare it with --tokenizer {tmp_path}/source"
     )
     # Its own, and none on either side.
-    _check_data(plan, SimpleNamespace(**facts, tokenizer_dir=tmp_path / "source"), tmp_path / "source")
-    _check_data(plan, SimpleNamespace(**facts, tokenizer_dir=None), tmp_path / "source")
-    _check_data(plan, blocks, tmp_path)
+    check_data(plan, SimpleNamespace(**facts, tokenizer_dir=tmp_path / "source"), tmp_path / "source")
+    check_data(plan, SimpleNamespace(**facts, tokenizer_dir=None), tmp_path / "source")
+    check_data(plan, blocks, tmp_path)
 
 
 def test_the_cost_of_learning_is_charged_to_the_arm(tmp_path):

@@ -15,7 +15,7 @@ from phigrow.records import load_run
 from phigrow.study import Study, jobs_of, load_study, progress
 from phigrow.study.jobs import Job
 from phigrow.study.results import sweep_results
-from phigrow.study.runner import _prune, _settled, best_rate, wanted
+from phigrow.study.runner import best_rate, final_keys, prune_trunk, wanted
 from phigrow.study.table import described
 from phigrow.training import RunConfig
 from phigrow.training.declaration import Role
@@ -145,7 +145,7 @@ def test_the_sweep_chooses_by_held_out_loss_and_costs_every_arm_the_same(tmp_pat
             loss = {"scratch": [4.0, 3.5], "tile": [3.0, float("nan")], "lossless": [3.1, 3.0]}[job.arm.name]
             finish(job, loss[job.keys["lr"] == 4e-3])
     trunk = next(job for job in jobs if job.name == "tile/seed1/trunk")
-    assert _settled(study, jobs, trunk)["lr"] == 1e-3
+    assert final_keys(study, jobs, trunk)["lr"] == 1e-3
     found = sweep_results(study, jobs)
     assert found is not None
     assert {name: arm["lr"] for name, arm in found["arms"].items()} == {"scratch": 4e-3, "tile": 1e-3, "lossless": 4e-3}
@@ -195,13 +195,13 @@ def test_a_trunk_keeps_its_checkpoints_while_an_end_needs_them(tmp_path):
         write_marker(folder, marker)
     assert progress.saved_steps(trunk.folder) == [16, 32]
     finish(short)
-    _prune(jobs, short)
+    prune_trunk(jobs, short)
     assert progress.saved_steps(trunk.folder) == [16, 32]
     finish(long)
-    _prune(jobs, long)
+    prune_trunk(jobs, long)
     assert progress.saved_steps(trunk.folder) == [32]
-    assert "branch_from" in _settled(study, jobs, long)
-    assert "branch_from" not in _settled(study, jobs, short)  # it is trained alone
+    assert "branch_from" in final_keys(study, jobs, long)
+    assert "branch_from" not in final_keys(study, jobs, short)  # it is trained alone
 
 
 def write_marker(folder, content):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from test_jobs import SWEPT, finish
 
 from phigrow.errors import GrowthError
 from phigrow.study import jobs_of, load_stages, run_stages, run_study
-from phigrow.study.launch import GROUP, Layout, Ranks, _devices, default_ranks, last_words, layout, still_running
-from phigrow.study.runner import _Crew, alone
+from phigrow.study.launch import GROUP, Layout, Ranks, default_ranks, last_words, layout, rank_devices, still_running
+from phigrow.study.runner import Crew, alone
 from phigrow.study.table import Display, position
 
 ROOT = Path(__file__).parents[2]
@@ -55,16 +54,15 @@ def test_the_table_has_the_losses_that_are_there_and_where_the_running_one_is(tm
 
 
 class Scripted(Ranks):
-    """Ranks that are a shell script."""
+    """Ranks that are a shell script, whose first argument is the folder that names the runs."""
 
-    def __init__(self, script: str, folder: Path, say: Any = None) -> None:
+    def __init__(self, script: str, say: Any = None) -> None:
         super().__init__(1, say=say)
-        self.script, self.where = script, folder
+        self.script, self.folders = script, []
 
-    def _start(self, log: Path) -> None:
-        self._folder, self._number = self.where, 0
-        self.where.mkdir()
-        self._process = subprocess.Popen(["sh", "-c", self.script], start_new_session=True)
+    def command(self, folder: Path) -> list[str]:
+        self.folders.append(folder)
+        return ["sh", "-c", self.script, "ranks", str(folder)]
 
 
 def wait_for(ranks: Ranks) -> None:
@@ -73,25 +71,24 @@ def wait_for(ranks: Ranks) -> None:
 
 
 def test_asked_to_stop_it_asks_the_run_and_waits_until_it_has_saved(tmp_path):
-    run, orders = tmp_path / "run", tmp_path / "orders"
-    script = f"until [ -e {run}/stop ] && [ -e {orders}/leave ]; do sleep 0.05; done; touch {run}/saved"
-    with Scripted(script, orders) as ranks:  # left in the middle of a run, as by Ctrl-C
+    run = tmp_path / "run"
+    script = f"until [ -e {run}/stop ] && [ -e $1/leave ]; do sleep 0.05; done; touch {run}/saved"
+    with Scripted(script) as ranks:  # left in the middle of a run, as by Ctrl-C
         ranks.begin({"out": str(run)})
         assert still_running(run)
         assert not ranks.ended()
     assert (run / "saved").exists()
     assert not (run / "stop").exists()
     assert not (run / GROUP).exists()
-    assert not orders.exists()
+    assert not any(folder.exists() for folder in ranks.folders)
     assert not still_running(run)
 
 
 def test_one_run_after_another_on_the_same_ranks_and_on_new_ones_after_a_failure(tmp_path):
-    orders = tmp_path / "orders"
-    wait = f"until [ -e {orders}/run-$n.json ]; do [ -e {orders}/leave ] && exit; sleep 0.02; done"
-    script = f"for n in 0 1; do {wait}; touch {orders}/run-$n.ended; done; n=2; {wait}; exit 3"
+    wait = "until [ -e $1/run-$n.json ]; do [ -e $1/leave ] && exit; sleep 0.02; done"
+    script = f"for n in 0 1; do {wait}; touch $1/run-$n.ended; done; n=2; {wait}; exit 3"
     said: list[str] = []
-    with Scripted(script, orders, said.append) as ranks:
+    with Scripted(script, said.append) as ranks:
         processes = []
         for name in ("first", "second"):
             ranks.begin({"out": str(tmp_path / name), "lr": 1e-3, "seed": None, "export": None})
@@ -106,10 +103,11 @@ def test_one_run_after_another_on_the_same_ranks_and_on_new_ones_after_a_failure
         (tmp_path / "third" / "log.txt").write_text("error: no blocks\n")
         with pytest.raises(GrowthError, match=r"training ended with code 3\n.*third\n.*error: no blocks"):
             wait_for(ranks)
-        assert not orders.exists()
+        assert len(ranks.folders) == 1
+        assert not ranks.folders[0].exists()
         ranks.begin({"out": str(tmp_path / "fourth")})
         assert (tmp_path / "fourth" / GROUP).read_text() != processes[0]
-        assert len(said) == 2
+        assert len(said) == len(ranks.folders) == 2
 
 
 def test_a_study_is_run_by_one_command_at_a_time(tmp_path):
@@ -137,16 +135,16 @@ def test_where_a_study_or_stages_cannot_be_written_they_say_so(tmp_path):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_of_several_places_one_says_that_ranks_are_started(tmp_path, monkeypatch, capsys, terminal):
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    monkeypatch.setattr(Ranks, "_start", lambda self, log: setattr(self, "_process", object()))
+    monkeypatch.setattr(Ranks, "command", lambda self, folder: ["true"])
     said: list[str] = []
     study = loaded(tmp_path, workers=2)
-    with Display(study, jobs_of(study), jobs_of(study), said.append) as display:
-        crew = _Crew(study, jobs_of(study), display.tell)
-        assert [place.ranks._say is not None for place in crew.places] == [True, False]
-        for place in crew.places:
-            place.ranks._say and place.ranks._say("starting DeepSpeed ranks")
-    assert (said[1:] == ["starting DeepSpeed ranks"]) is not terminal
-    assert ("starting DeepSpeed ranks" in capsys.readouterr().out) is terminal  # above the live table
+    jobs = jobs_of(study)
+    with Display(study, jobs, jobs, said.append) as display, Crew(study, jobs, display.tell) as crew:
+        for number, place in enumerate(crew.places):
+            place.ranks.begin({"out": str(tmp_path / f"run-{number}")})
+    assert len(crew.places) == 2
+    assert (said[1:] == ["starting DeepSpeed ranks (up to a minute)"]) is not terminal
+    assert capsys.readouterr().out.count("starting DeepSpeed ranks") == terminal  # above the live table
 
 
 def test_the_reason_of_a_failure_is_what_the_run_said(tmp_path):
@@ -172,9 +170,9 @@ def test_a_machine_is_shared_by_runs_of_one_rank_unless_told_otherwise(monkeypat
 
 def test_each_worker_has_devices_of_its_own(monkeypatch):
     monkeypatch.setattr("phigrow.study.launch.gpus", lambda: 4)
-    assert [_devices(2, place) for place in (0, 1)] == [[0, 1], [2, 3]]
+    assert [rank_devices(2, place) for place in (0, 1)] == [[0, 1], [2, 3]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6,7")
-    assert [_devices(2, place) for place in (0, 1)] == [["4", "GPU-5"], ["6", "7"]]
+    assert [rank_devices(2, place) for place in (0, 1)] == [["4", "GPU-5"], ["6", "7"]]
 
 
 def test_ranks_divide_the_batch(monkeypatch):

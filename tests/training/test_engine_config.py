@@ -22,7 +22,7 @@ from phigrow.training import RunConfig
 from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import build_model, choose_attention, has_dropout, model_config, parameter_groups
 from phigrow.training.process import World
-from phigrow.training.weights import ScratchTensor, _set_masters
+from phigrow.training.weights import masters_from_scratch
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -137,19 +137,21 @@ def test_embeddings_are_tied_as_the_configuration_says(tied):
 
 
 def test_a_master_that_deepspeed_takes_from_another_parameter_is_noticed():
-    weight = nn.Parameter(torch.arange(8, dtype=torch.bfloat16))
-    drawn = ScratchTensor("lm_head.bias", (8,), nn.Linear(8, 8), 0, 0.02)
+    model = nn.Sequential(nn.Linear(8, 8)).bfloat16()
+    model[0].weight.requires_grad_(False)  # what is not trained has no master
+    engine, bias = SimpleNamespace(module=model, optimizer=None), model[0].bias
+    bias.data = torch.arange(8, dtype=torch.bfloat16)
     for start, fits in ((4, True), (3, False)):
         own = SimpleNamespace(
             lp_fragment_address=SimpleNamespace(start=4, numel=4), hp_fragment=torch.arange(start, start + 4.0)
         )
-        weight._hp_mapping = own  # type: ignore[attr-defined]
+        bias._hp_mapping = own  # type: ignore[attr-defined]
         if fits:
-            _set_masters(None, [(weight, drawn)])
+            masters_from_scratch(engine, 0, 0.02)
             assert own.hp_fragment.tolist() == [0.0] * 4  # a bias starts from 0
         else:
-            with pytest.raises(GrowthError, match="a master that is not its weight"):
-                _set_masters(None, [(weight, drawn)])
+            with pytest.raises(GrowthError, match=r"a master that is not its weight\n  where: 0\.bias"):
+                masters_from_scratch(engine, 0, 0.02)
 
 
 def test_loading_is_exact_and_strict(tmp_path):
@@ -247,12 +249,12 @@ def test_the_model_computes_what_transformers_own_does(attention, monkeypatch):
 def test_attention_by_products_is_the_same_attention():
     from torch.nn.functional import scaled_dot_product_attention
 
-    from phigrow.training.attention import _by_products, by_products_is_faster
+    from phigrow.training.attention import attention_by_products, by_products_is_faster
 
     generator = torch.Generator().manual_seed(0)
     shape = (2, 3, 17, 8)
     made = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3)]
-    ours, theirs = _by_products(*made, 0.3), scaled_dot_product_attention(*made, is_causal=True, scale=0.3)
+    ours, theirs = attention_by_products(*made, 0.3), scaled_dot_product_attention(*made, is_causal=True, scale=0.3)
     weights = torch.randn(shape, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for one, other in zip(
@@ -261,7 +263,7 @@ def test_attention_by_products_is_the_same_attention():
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
     assert not torch.allclose(ours, scaled_dot_product_attention(*made, is_causal=False, scale=0.3))
     half = [each.detach().bfloat16() for each in made]
-    off = (_by_products(*half, 0.3).double() - theirs).abs().max()
+    off = (attention_by_products(*half, 0.3).double() - theirs).abs().max()
     assert off < 3 * (scaled_dot_product_attention(*half, is_causal=True, scale=0.3).double() - theirs).abs().max()
     assert by_products_is_faster(half[0], half[1], 0.0)
     assert not by_products_is_faster(made[0], made[1], 0.0)  # fp64

@@ -19,6 +19,7 @@ from phigrow.checkpoints import universal
 from phigrow.checkpoints.integrity import read_marker
 from phigrow.checkpoints.run_checkpoints import UNIVERSAL, marked_checkpoints
 from phigrow.errors import GrowthError
+from phigrow.expansion import grow_optimizer as growing
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
 from phigrow.inspection.plan_file import read_plan_file
@@ -277,32 +278,28 @@ def test_a_damaged_folder_of_deepspeed_is_refused_and_leaves_nothing(source, gro
 
 
 def test_a_full_disk_leaves_nothing(source, grown, tmp_path, monkeypatch):
-    from phigrow.expansion import grow_optimizer as optimizer
-
     def full(value: torch.Tensor, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     folder = without_marker(source / "checkpoints" / "step-6", tmp_path / "theirs")
-    monkeypatch.setattr(optimizer, "_save", full)
+    monkeypatch.setattr(growing, "save_value", full)
     with pytest.raises(GrowthError, match=r"cannot be read or written[\s\S]*No space left"):
         phigrow.grow_optimizer(folder, grown, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 def test_what_an_interrupted_growth_converted_is_not_taken_for_another_checkpoint(source, grown, tmp_path, monkeypatch):
-    from phigrow.expansion import grow_optimizer as optimizer
-
     silent = shutil.copytree(grown, tmp_path / "silent")  # which does not say of what step it is
     record = json.loads((silent / "phigrow.json").read_text())
     del record["source"]["training"]
     (silent / "phigrow.json").write_text(json.dumps(record))
     folders = {k: without_marker(source / "checkpoints" / f"step-{k}", tmp_path / f"step-{k}") for k in (3, 6)}
 
-    def interrupted(self: Any, progress: bool) -> None:
+    def interrupted(folder: Path) -> None:  # the conversion is made, and nothing is grown yet
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(optimizer._Writer, "write", interrupted)
+        patch.setattr(growing, "CheckpointReader", interrupted)
         with pytest.raises(KeyboardInterrupt):
             phigrow.grow_optimizer(folders[3], silent, tmp_path / "out")
     assert (tmp_path / ".out.source").is_dir()
@@ -318,11 +315,9 @@ def test_a_grown_folder_may_be_the_current_one(source, grown, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_killed_growth_goes_on_and_ends_in_the_same_files(source, grown, tmp_path, monkeypatch):
-    from phigrow.expansion import grow_optimizer as optimizer
-
     whole = phigrow.grow_optimizer(source, grown, tmp_path / "whole")
     source = shutil.copytree(source / "checkpoints" / "step-6", tmp_path / "moved")  # to be converted on the way
-    real, made = optimizer._save, []
+    real, made = growing.save_value, []
 
     def interrupted(value: torch.Tensor, path: Path) -> None:
         if len(made) == 20:
@@ -330,13 +325,13 @@ def test_a_killed_growth_goes_on_and_ends_in_the_same_files(source, grown, tmp_p
         made.append(path)
         real(value, path)
 
-    monkeypatch.setattr(optimizer, "_save", interrupted)
+    monkeypatch.setattr(growing, "save_value", interrupted)
     with pytest.raises(KeyboardInterrupt):
         phigrow.grow_optimizer(source, grown, tmp_path / "cut")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cut.partial", ".cut.source", "moved", "whole"]
     made[0].write_bytes(b"damaged since")
     again: list[str] = []
-    monkeypatch.setattr(optimizer, "_save", lambda value, path: (again.append(path.name), real(value, path)))
+    monkeypatch.setattr(growing, "save_value", lambda value, path: (again.append(path.name), real(value, path)))
     cut = phigrow.grow_optimizer(source, grown, tmp_path / "cut")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "moved", "whole"]
     files = [read_marker(folder)["files"] for folder in (whole, cut)]
