@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phigrow.measure.cost_curves import cost_curve
 from phigrow.measure.estimates import Accounting, Arm, Comparison
 from phigrow.measure.wording import SCALES, times
 from phigrow.records.run import Run
@@ -56,6 +57,9 @@ LONGEST = 28
 CROWD = 6
 """Arms, above which legends stand below the panels: inside they would hide the curves."""
 
+LATE = 0.35
+"""The page begins at the loss the baseline has after this share of its budget, or at that of an arm if it is higher."""
+
 ZOOM = 0.08
 """The figure begins at the loss the baseline has after this share of its budget; what is above is cut off."""
 
@@ -63,9 +67,10 @@ ZOOM = 0.08
 def curves(comparison: Comparison, unit: Unit = "tokens") -> Figure:
     """Draw held-out loss against cost for every arm: left with the source's training sunk, right with it charged.
 
-    Thin lines are seeds, thick ones the mean over seeds where they were evaluated at the same steps. The dashed line
-    is the target, a marker on it the cost of an estimate. An arm whose source cost is unknown is missing on the right.
-    The loss before training (about 11 for random weights) is cut off, so that the rest can be seen.
+    Thin lines are seeds; thick ones are means over seeds that were evaluated at the same steps. The grey dashed line is
+    the target, and a marker on it is the cost of an estimate. Dashed lines in the colour of an arm are the fits that
+    costs were read off. An arm whose source cost is unknown is missing on the right. The loss before training (about
+    11 for random weights) is cut off, so that the rest can be seen.
 
     Args:
         comparison: from ``compare``.
@@ -137,10 +142,14 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
         mark: dict[str, Any] = {"color": colour, "markerfacecolor": "white"}
         if crossing is not None:
             mark["marker"] = marker_of(place)
-            met = comparison.target(arm)
+            shift = float(np.mean(shifts))
+            read = np.array(cost_curve(comparison, arm, unit, loss_range(comparison)[1]))
+            if len(read):
+                look: dict[str, Any] = {"color": colour, "linewidth": 1.0, "linestyle": (0, (2, 1)), "alpha": 0.8}
+                axes.plot((read[:, 0] + shift) / scale, read[:, 1], zorder=2.5, **look)
             axes.plot(
                 [crossing / scale],
-                [met],
+                [comparison.target(arm)],
                 linestyle="none",
                 markersize=6,
                 markeredgewidth=1.4,
@@ -151,14 +160,14 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
         axes.plot([], [], linewidth=1.6, linestyle=line_of(place), markersize=5, label=label, **mark)
     axes.set_xlim(left=0)
     axes.plot([], [], color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), label=f"target, {target:.2f}")
-    look: dict[str, Any] = {"edgecolor": "none", "handlelength": 1.8, "labelspacing": 0.35, "borderaxespad": 0.2}
+    box: dict[str, Any] = {"edgecolor": "none", "handlelength": 1.8, "labelspacing": 0.35, "borderaxespad": 0.2}
     if _crowded(comparison):
         handles, labels = axes.get_legend_handles_labels()
         labels = [label.removesuffix(" speedup") for label in labels]  # two columns leave no room for the word
         below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.2), "ncols": 2}
-        axes.legend(handles, labels, title="speedup", columnspacing=0.8, fontsize=6, title_fontsize=6, **below, **look)
+        axes.legend(handles, labels, title="speedup", columnspacing=0.8, fontsize=6, title_fontsize=6, **below, **box)
     else:
-        axes.legend(loc="upper right", framealpha=0.85, **look)
+        axes.legend(loc="upper right", framealpha=0.85, **box)
 
 
 def _crowded(comparison: Comparison) -> bool:
@@ -225,6 +234,14 @@ def loss_range(comparison: Comparison) -> tuple[float, float]:
     slow = min(max(_loss_after(run, 0.45) for run in runs), low + 2 * (high - low))
     high = max(high, low + (slow - low) / max(1 - legend, 0.4))
     return low - 0.07 * (high - low), high
+
+
+def page_range(comparison: Comparison) -> tuple[float, float]:
+    """The range of losses on the page, where legends take no room: all arms, and the last part of the baseline."""
+    low, high = loss_range(comparison)
+    late = max(_loss_after(run, LATE) for run in comparison.baseline.runs)
+    arms = max((_loss_after(run, ZOOM) for arm in comparison.arms for run in arm.runs), default=late)
+    return low, min(high, max(late, arms) + 0.05 * (high - low))
 
 
 def _loss_after(run: Run, share: float) -> float:

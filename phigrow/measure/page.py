@@ -1,4 +1,4 @@
-"""The report as one HTML page: findings, interactive curves, tables, provenance; no network, nothing to install.
+"""The report as one HTML page: a verdict, charts, tables and provenance, without network access.
 
 Names and settings come from records that somebody else may have written. All text is escaped, the script writes text
 only, and a content security policy allows this page's own script and style and nothing else.
@@ -13,30 +13,45 @@ import json
 import re
 from importlib.resources import files
 
+from phigrow.measure.cost_curves import cost_curve
 from phigrow.measure.data import as_json, curves_data
-from phigrow.measure.estimates import Comparison
-from phigrow.measure.figures import loss_range
-from phigrow.measure.provenance import all_runs, difference_rows, run_rows, version_lines
-from phigrow.measure.tables import Rows, budget_rows, caption, cost_rows, headline_rows, loss_rows
+from phigrow.measure.estimates import Arm, Comparison
+from phigrow.measure.figures import loss_range, page_range
+from phigrow.measure.provenance import all_runs, common_rows, difference_rows, run_rows, version_lines
+from phigrow.measure.tables import Rows, arm_rows, budget_rows, caption, cost_rows, headline_rows, loss_rows
 from phigrow.measure.trends import WORDS
-from phigrow.measure.wording import NAMES, findings
-from phigrow.records.schema import UNITS
+from phigrow.measure.wording import NAMES, best_first, grouped_findings, recorded_units, verdict
+
+FIRST = 5
+"""Arms whose findings are open; the page draws as many curves at first."""
 
 
 def page(comparison: Comparison, definitions: str) -> str:
-    """Return the page; ``definitions`` says in Markdown's bold and plain words what is measured.
+    """Return the page.
+
+    Args:
+        comparison: from ``compare``.
+        definitions: sentences on what is measured, with Markdown's bold.
 
     >>> Path("report.html").write_text(page(compare(load_runs("runs")), ""))  # doctest: +SKIP
     """
     base = comparison.baseline.name
     arms = (comparison.baseline, *comparison.arms)
-    low, high = loss_range(comparison)
+    _, high = loss_range(comparison)
     data = as_json(comparison)
     for arm in data["arms"]:
         del arm["notes"]
     shown = {key: data[key] for key in ("baseline", "arms")}
-    shown |= {"target": comparison.target(), "range": [low, high], "words": WORDS, "curves": curves_data(comparison)}
-    notes = dict.fromkeys(note for arm in arms for note in arm.notes)
+    shown |= {
+        "target": comparison.target(),
+        "range": list(page_range(comparison)),
+        "words": WORDS,
+        "curves": curves_data(comparison),
+    }
+    shown["targets"] = [comparison.target(arm) for arm in arms]
+    shown |= {"fits": [_fits(comparison, arm, high) for arm in arms], "units": recorded_units(comparison)}
+    shown["order"] = [arms.index(arm) for arm in (comparison.baseline, *best_first(comparison))]
+    notes = dict.fromkeys([*comparison.notes, *(note for arm in arms for note in arm.notes)])
     style, script = (_asset(f"report.{ending}") for ending in ("css", "js"))
     slots = {
         "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:",
@@ -44,19 +59,22 @@ def page(comparison: Comparison, definitions: str) -> str:
         "script": script,
         "data": _embedded(shown),
         "title": html.escape(f"Growth against {base}"),
+        "verdict": html.escape(verdict(comparison)),
         "summary": html.escape(_summary(comparison)),
-        "findings": _list(findings(comparison)) or "<p>There is nothing to compare.</p>",
-        "headline": _table(headline_rows(comparison)),
-        "definitions": re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(definitions)),
+        "findings": _findings(comparison) or "<p>There is nothing to compare.</p>",
+        "headline": _table(headline_rows(comparison, best_first(comparison))),
+        "definitions": _sentences(definitions),
+        "arms": _table(arm_rows(comparison), wrap=True),
         "losses": _table(loss_rows(comparison)),
         "costs": "".join(
-            f"<h3>{NAMES[unit]}</h3><p>{html.escape(caption(comparison, unit))}</p>"
-            + _table(cost_rows(comparison, unit))
-            for unit in UNITS
+            f"<details{'' if place else ' open'}><summary>In {NAMES[unit]}</summary>"
+            f"{_sentences(caption(comparison, unit))}{_table(cost_rows(comparison, unit))}</details>"
+            for place, unit in enumerate(recorded_units(comparison))
         ),
         "budgets": _table(budget_rows(comparison, "tokens")),
-        "notes": _section("Notes", _list([*comparison.notes, *notes])) if notes or comparison.notes else "",
+        "notes": _section("Notes", _list(list(notes))) if notes else "",
         "runs": _table(run_rows(comparison)) + _list(version_lines(comparison)),
+        "settings": _table(common_rows(comparison), wrap=True) or "<p>No settings were recorded.</p>",
         "differences": _table(difference_rows(comparison), wrap=True) or "<p>None.</p>",
         "records": "".join(
             _record(run.name + (f", {run.budget} steps" if run.budget else ""), run.meta)
@@ -71,6 +89,32 @@ def tables(comparison: Comparison) -> str:
     """Speedups and losses as HTML tables, escaped: what a notebook shows of a comparison."""
     found = [(_summary(comparison), headline_rows(comparison)), ("Held-out loss, nats a token", loss_rows(comparison))]
     return "".join(f"<p>{html.escape(words)}</p>{_table(rows)}" for words, rows in found if rows)
+
+
+def _fits(comparison: Comparison, arm: Arm, highest: float) -> dict[str, list[list[float]]]:
+    """The curves that costs were read off, by unit; the numbers have six figures."""
+    return {
+        unit: [[float(f"{number:.6g}") for number in point] for point in cost_curve(comparison, arm, unit, highest)]
+        for unit in recorded_units(comparison)
+    }
+
+
+def _findings(comparison: Comparison) -> str:
+    """The findings of the best arms as lists, the others in one that opens."""
+    items = [f"<li>{html.escape(first)}{_list(others)}</li>" for first, *others in grouped_findings(comparison)]
+    first, more = items[:FIRST], items[FIRST:]
+    shown = f'<ul class="findings">{"".join(first)}</ul>' if first else ""
+    if not more:
+        return shown
+    title = f"{len(more)} more {'arm' if len(more) == 1 else 'arms'}"
+    return f'{shown}<details><summary>{title}</summary><ul class="findings">{"".join(more)}</ul></details>'
+
+
+def _sentences(text: str) -> str:
+    """A paragraph with Markdown's bold, one sentence a list item."""
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
+    parts = re.split(r"(?<=\.) +(?=[A-Z<])", escaped)
+    return f'<ul class="small">{"".join(f"<li>{part}</li>" for part in parts)}</ul>' if text else ""
 
 
 def _asset(name: str) -> str:
@@ -112,8 +156,10 @@ def _table(rows: Rows, *, wrap: bool = False) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<th scope="row">{html.escape(cell)}</th>' if place == 0 else f"<td>{_value(cell)}</td>"
-            for place, cell in enumerate(row.values())
+            f'<th scope="row">{html.escape(cell)}</th>'
+            if place == 0
+            else f'<td data-head="{html.escape(name)}">{_value(cell)}</td>'
+            for place, (name, cell) in enumerate(row.items())
         )
         + "</tr>"
         for row in rows

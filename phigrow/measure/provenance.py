@@ -11,7 +11,13 @@ from phigrow.measure.wording import amount
 from phigrow.records.run import Run
 
 EXPECTED = ("config.arm", "config.seed", "config.out")
-"""Settings that always differ and say nothing."""
+"""Settings that differ in every comparison."""
+
+MOST_VALUES = 4
+"""A setting with more values than this, such as a folder for every run, has one row."""
+
+MOST_NAMES = 6
+"""Runs of an arm that are named one by one."""
 
 
 def all_runs(comparison: Comparison) -> list[Run]:
@@ -42,19 +48,38 @@ def version_lines(comparison: Comparison) -> list[str]:
 
 
 def difference_rows(comparison: Comparison) -> Rows:
-    """One row a setting that is not the same in all runs: its values, and the runs that have each."""
+    """One row a value of every setting that is not the same in all runs, with the runs that have it."""
     runs = all_runs(comparison)
-    flat = [_flat(run.meta) for run in runs]
     expected = {*EXPECTED, *(["config.steps"] if comparison.ends else [])}
     rows: Rows = []
+    for key, groups in _values(runs).items():
+        if len(groups) > MOST_VALUES and key not in expected:
+            rows.append({"setting": key, "value": f"{len(groups)} different values", "runs": "see the run records"})
+        elif len(groups) > 1 and key not in expected:
+            rows += [
+                {"setting": key, "value": value, "runs": _named(members, runs)} for value, members in groups.items()
+            ]
+    return rows
+
+
+def common_rows(comparison: Comparison) -> Rows:
+    """One row a setting that is the same in all runs, without those that are at null."""
+    return [
+        {"setting": key, "value": value}
+        for key, groups in _values(all_runs(comparison)).items()
+        if len(groups) == 1 and (value := next(iter(groups))) != "null" and not key.startswith("versions.")
+    ]
+
+
+def _values(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
+    """Setting -> value -> the runs that have it."""
+    flat = [_flat(run.meta) for run in runs]
+    values: dict[str, dict[str, list[Run]]] = {}
     for key in dict.fromkeys(key for settings in flat for key in settings):
-        groups: dict[str, list[Run]] = {}
+        groups = values.setdefault(key, {})
         for run, settings in zip(runs, flat, strict=True):
             groups.setdefault(settings.get(key, "not recorded"), []).append(run)
-        if len(groups) > 1 and key not in expected:
-            said = [f"{value}: {_named(members, runs)}" for value, members in groups.items()]
-            rows.append({"setting": key, "values": "; ".join(said)})
-    return rows
+    return values
 
 
 def _flat(meta: dict[str, Any]) -> dict[str, str]:
@@ -80,7 +105,9 @@ def _named(members: list[Run], runs: list[Run]) -> str:
     for arm in dict.fromkeys(run.arm for run in members):
         mine = [run for run in members if run.arm == arm]
         whole = len(mine) == sum(run.arm == arm for run in runs)
-        names.append(arm if whole else f"{arm} ({', '.join(_short(run) for run in mine)})")
+        listed = ", ".join(_short(run) for run in mine[:MOST_NAMES])
+        more = f" and {len(mine) - MOST_NAMES} more" if len(mine) > MOST_NAMES else ""
+        names.append(arm if whole else f"{arm} ({listed}{more})")
     return ", ".join(names)
 
 

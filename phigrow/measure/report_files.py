@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 
 DEFINITIONS = (
-    "The target is the held-out loss that {baseline} ends at; an arm's cost C is what it spent until a monotone fit of "
-    "its evaluations gets there, and **speedup** is C_{baseline} / C_arm, **saving** 1 - C_arm / C_{baseline}. "
-    "**Sunk** leaves the training of the source model out of C_arm, **charged** counts it; seconds include the "
-    "expansion in both."
+    "The **target** is the held-out loss that {baseline} ends at. The **cost** C of an arm is the cost at which a "
+    "monotone fit of its evaluations reaches the target. **Speedup** is C_{baseline} / C_arm, and **saving** is "
+    "1 - C_arm / C_{baseline}. **Sunk** leaves out the training of the source model, and **charged** counts it. Both "
+    "count the seconds of the expansion."
 )
 MID_SCHEDULE = (
-    " Mid-schedule: every budget but the last is read off curves whose learning rate is yet to decay, which flatters "
-    "the faster starter; only runs that decayed at several budgets tell how a speedup changes with the budget."
+    " Every budget but the last is read off curves whose learning rate has not decayed yet. This flatters the arm that "
+    "starts faster. Only runs that decayed at several budgets show how a speedup changes with the budget."
 )
 PICTURES = {
     "curves": "Held-out loss against tokens",

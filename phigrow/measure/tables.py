@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phigrow.measure.estimates import ACCOUNTINGS, Arm, Basis, Comparison, Estimate
-from phigrow.measure.wording import NAMES, amount, cost_text, saving_text, speedup_text
+from phigrow.measure.methods_in_words import start_in_words
+from phigrow.measure.wording import NAMES, amount, best_first, cost_text, recorded_units, saving_text, speedup_text
 from phigrow.records.schema import UNITS, Unit
 
 if TYPE_CHECKING:
@@ -99,27 +100,31 @@ def cost_rows(comparison: Comparison, unit: Unit) -> Rows:
 
 
 def caption(comparison: Comparison, unit: Unit) -> str:
-    """What the costs of a table are the costs of, what its intervals rest on, and what its signs mean."""
+    """Sentences on the costs of a table: the target, the intervals, the meaning of its signs."""
     notes: dict[str, list[str]] = {}
     for arm in comparison.arms:
         notes.setdefault(arm.interval_note, []).append(arm.name)
     sentences = [
-        f"{NAMES[unit]} until the held-out loss is {comparison.target():.3f}, where {comparison.baseline.name} ends.",
-        *(f"{', '.join(names)}: {note.replace(': ', ', ')}." for note, names in notes.items()),
+        f"{NAMES[unit]} until the held-out loss is {comparison.target():.3f}, {comparison.baseline.name}'s final loss.",
+        *(f"{_listed(names, comparison)}: {note.replace(': ', ', ')}." for note, names in notes.items()),
     ]
     if middle := [arm.name for arm in comparison.arms if arm.basis == "curve"]:
-        sentences.append(f"{', '.join(middle)}: read off the curve of a schedule that goes on.")
+        sentences.append(f"{_listed(middle, comparison)}: costs are read before the learning rate has decayed.")
     if between := [arm.name for arm in comparison.arms if arm.basis == "ends"]:
-        sentences.append(f"{', '.join(between)}: read between fully decayed ends.")
+        sentences.append(f"{_listed(between, comparison)}: costs are interpolated between decayed ends.")
     if any(arm.censored_seeds for arm in comparison.arms):
         sentences.append("< and > are bounds: the target was not reached.")
     if any(estimate.upper_bound for arm in comparison.arms for estimate in arm.estimates):
-        sentences.append("< and > of an arm that was below the target at its smallest budget are bounds too.")
+        sentences.append("An arm that was below the target at its smallest budget has bounds too.")
     text = " ".join(sentences)
     return text[0].upper() + text[1:]
 
 
-def headline_rows(comparison: Comparison) -> Rows:
+def _listed(names: list[str], comparison: Comparison) -> str:
+    return "All arms" if len(names) == len(comparison.arms) > 1 else ", ".join(names)
+
+
+def headline_rows(comparison: Comparison, arms: Sequence[Arm] | None = None) -> Rows:
     """One row an arm: the speedup in every unit and accounting, as text with intervals."""
     return [
         {"arm": arm.name}
@@ -128,8 +133,27 @@ def headline_rows(comparison: Comparison) -> Rows:
             for unit in UNITS
             for accounting in ACCOUNTINGS
         }
-        for arm in comparison.arms
+        for arm in (comparison.arms if arms is None else arms)
     ]
+
+
+def arm_rows(comparison: Comparison) -> Rows:
+    """One row an arm: its start, how its new layers came about, and settings in which it differs from the baseline."""
+    base = comparison.baseline
+    rows = []
+    for arm in (base, *best_first(comparison)):
+        growth = arm.runs[0].meta.get("growth")
+        depth = growth.get("depth") if isinstance(growth, dict) else None
+        method = depth.get("method") if isinstance(depth, dict) else depth
+        rows.append(
+            {
+                "arm": arm.name,
+                "starts from": start_in_words(arm),
+                "new layers": str(method or "none"),
+                "other settings": ", ".join(arm.settings) or "none",
+            }
+        )
+    return rows
 
 
 def budget_rows(comparison: Comparison, unit: Unit) -> Rows:
@@ -153,7 +177,7 @@ def budget_rows(comparison: Comparison, unit: Unit) -> Rows:
 def markdown(comparison: Comparison) -> str:
     """Return the losses and, for tokens, FLOPs and seconds, the costs as GitHub Markdown tables."""
     parts = ["Held-out loss, nats a token.", markdown_table(loss_rows(comparison))]
-    for unit in UNITS:
+    for unit in recorded_units(comparison):
         parts += [caption(comparison, unit), markdown_table(cost_rows(comparison, unit))]
     return "\n\n".join(parts) + "\n"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison
+from phigrow.measure.estimates import ACCOUNTINGS, Accounting, Arm, Comparison
 from phigrow.measure.figures import STYLE, TITLES, WIDTH, colour_of, line_of, marker_of, plain
 from phigrow.measure.wording import NAMES, amount
 from phigrow.records.schema import DIAGNOSTICS, Unit
@@ -20,14 +20,22 @@ WORDS = {
     "effective_rank": "effective rank of the stream",
     "fresh_update_share": "fresh share of the update",
 }
-"""What is drawn of ``DIAGNOSTICS``, and how it is called."""
+"""Columns of ``DIAGNOSTICS`` that are drawn, and their titles."""
+
+
+DODGE = 1.03
+"""Ratio of the places of two neighbouring arms on the axis of budgets."""
 
 
 def budget_figure(comparison: Comparison, unit: Unit = "tokens") -> Figure | None:
-    """Draw speedup against the baseline's budget: left with the source's training sunk, right with it charged.
+    """Draw speedup against the baseline's budget: left without the source's training (sunk), right with it (charged).
 
-    Bands are the intervals. Lines through decayed ends are solid; dashed ones join points of curves whose schedule
-    goes on. Censored points are open and point down, they are upper bounds. None where there is no arm.
+    Vertical lines are intervals. Lines through decayed ends are solid. Dashed lines join points that were read before
+    the learning rate decayed. Open triangles are bounds: one that points down is an upper bound. Marks in the line ∞
+    are arms that were below the target before their first update. Arms stand side by side at every budget.
+
+    Returns:
+        None if there is no arm.
 
     Args:
         comparison: from ``compare``.
@@ -38,6 +46,8 @@ def budget_figure(comparison: Comparison, unit: Unit = "tokens") -> Figure | Non
 
     if not any(arm.budgets for arm in comparison.arms):
         return None
+    every = [estimate for arm in comparison.arms for point in arm.budgets for estimate in point.estimates]
+    infinite = any(estimate.cost == 0 and estimate.unit == unit for estimate in every)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
         for axes, accounting in zip(figure.subplots(1, 2, sharex=True, sharey=True), ACCOUNTINGS, strict=True):
@@ -46,8 +56,11 @@ def budget_figure(comparison: Comparison, unit: Unit = "tokens") -> Figure | Non
             axes.set_xscale("log")
             axes.set_yscale("log")
             for place, arm in enumerate(comparison.arms, start=1):
-                _trend(axes, arm, place, unit, accounting)
+                _trend(axes, arm, place, unit, accounting, DODGE ** (place - (len(comparison.arms) + 1) / 2))
             _plain_ticks(axes, comparison)
+            if infinite:
+                axes.text(-0.02, 1.06, "∞", transform=axes.transAxes, ha="right", va="center")
+                axes.set_title(TITLES[accounting], loc="left", pad=14)
             axes.set_xlabel(f"{plain(comparison.baseline.name)}'s budget (tokens)")
         figure.axes[0].set_ylabel(f"speedup in {NAMES[unit]}")
         _legend(figure)
@@ -93,28 +106,29 @@ def _legend(figure: Figure) -> None:
     )
 
 
-def _trend(axes: Axes, arm: Arm, place: int, unit: Unit, accounting: Any) -> None:
+def _trend(axes: Axes, arm: Arm, place: int, unit: Unit, accounting: Accounting, dodge: float) -> None:
     points = [(point, point.estimate(unit, accounting)) for point in arm.budgets]
     known = [(point, each) for point, each in points if np.isfinite(each.speedup) and each.speedup > 0]
-    if not known:
-        return
     colour, marker = colour_of(place), marker_of(place)
+    for point, each in points:
+        if each.cost == 0:
+            axes.plot(
+                point.budget * dodge, 1.06, marker, transform=axes.get_xaxis_transform(), color=colour, markersize=4,
+                clip_on=False,
+            )  # fmt: skip
     dashed = any(point.basis == "curve" for point, _ in known)
-    budgets, speedups = [point.budget for point, _ in known], [each.speedup for _, each in known]
     style: Any = (0, (3, 1.5)) if dashed else "-"
     # Bounds stand alone: a line between a bound and a value would be neither.
-    joined = [np.nan if each.censored or each.upper_bound else each.speedup for _, each in known]
-    axes.plot(budgets, joined, color=colour, linewidth=1.4, linestyle=style, label=plain(arm.name))
+    line = [np.nan if each.censored or each.upper_bound else each.speedup for _, each in known]
+    budgets = [point.budget * dodge for point, _ in known]
+    axes.plot(budgets, line, color=colour, linewidth=1.4, linestyle=style, label=plain(arm.name))
     for point, each in known:
         mark = "v" if each.censored else "^" if each.upper_bound else marker
         bound = each.censored or each.upper_bound
         face = "white" if bound or point.basis == "curve" else colour
-        axes.plot(point.budget, each.speedup, mark, color=colour, markerfacecolor=face, markersize=4)
-    whole: list[tuple[BudgetPoint, Any]] = [(p, e.speedup_interval) for p, e in known if e.speedup_interval]
-    if len(whole) > 1:
-        low, high = (np.array([interval[end] for _, interval in whole]) for end in (0, 1))
-        top = max(2 * max(speedups), 1.0)
-        axes.fill_between([p.budget for p, _ in whole], low, np.minimum(high, top), color=colour, alpha=0.15, lw=0)
+        if each.speedup_interval:
+            axes.vlines(point.budget * dodge, *each.speedup_interval, color=colour, linewidth=0.9, alpha=0.6)
+        axes.plot(point.budget * dodge, each.speedup, mark, color=colour, markerfacecolor=face, markersize=4)
 
 
 def _plain_ticks(axes: Axes, comparison: Comparison) -> None:

@@ -1,4 +1,4 @@
-"""Numbers and results in words: amounts with their unit, speedups, savings, one paragraph an arm."""
+"""Numbers and results in words: amounts with their unit, speedups, savings, a verdict, findings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from phigrow.measure.intervals import Interval
 from phigrow.records.schema import UNITS, Unit
 
 SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+COUNTING = "Counting the source's training"
 NAMES: dict[Unit, str] = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 
 
@@ -64,85 +65,156 @@ def cost_text(estimate: Estimate) -> str:
     return bound + amount(estimate.cost, estimate.unit, like=estimate.baseline_cost)
 
 
-def findings(comparison: Comparison) -> list[str]:
-    """Say in one paragraph an arm what it saved, or that it never got there, always with unit and accounting.
+def verdict(comparison: Comparison) -> str:
+    """Return the outcome in one sentence: the best arm, its saving in tokens, with and without the source's training.
 
-    Where there is no source's training to charge, only the sunk account is said: the charged one is the same.
+    >>> verdict(compare(load_runs("runs")))  # doctest: +SKIP
+    "wr reached scratch's final loss with 76 % fewer tokens (4.17x speedup)."
+    """
+    base = comparison.baseline.name
+    if not comparison.arms:
+        return "There is nothing to compare."
+    best = best_first(comparison)[0]
+    sunk, charged = best.estimate("tokens", "sunk"), best.estimate("tokens", "charged")
+    if sunk.censored:
+        return f"No arm reached {base}'s final loss of {comparison.target():.2f}."
+    if sunk.cost == 0:
+        start = f"{best.name} was at {base}'s final loss before its first update"
+    else:
+        start = f"{best.name} reached {base}'s final loss with {_fewer(sunk)} ({_speedup_in_words(sunk)})"
+    if _alike(sunk, charged):
+        return f"{start}."
+    if math.isnan(charged.cost):
+        return f"{start}; the cost of the source's training is unknown."
+    return f"{start}, or {_fewer(charged).replace(' tokens', '')} counting the source's training."
+
+
+def best_first(comparison: Comparison) -> list[Arm]:
+    """Return the arms by falling speedup in tokens, sunk; those that did not reach the target come last."""
+
+    def rank(arm: Arm) -> tuple[bool, float, float]:
+        speedup = arm.estimate("tokens", "sunk").speedup
+        return bool(arm.censored_seeds), -speedup if math.isfinite(speedup) or speedup > 0 else 0.0, arm.final_loss
+
+    return sorted(comparison.arms, key=rank)
+
+
+def _fewer(estimate: Estimate) -> str:
+    bound = "at least " if estimate.upper_bound else ""
+    word = "more" if estimate.saving < 0 else "fewer"
+    return f"{bound}{percent(abs(estimate.saving))} {word} tokens"
+
+
+def _speedup_in_words(estimate: Estimate) -> str:
+    bound = "over " if estimate.upper_bound else ""
+    text = f"{bound}{times(estimate.speedup)} speedup"
+    if estimate.speedup_interval is None:
+        return text
+    low, high = estimate.speedup_interval
+    return f"{text}, interval {times(low)} to {times(high)}"
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """Return one paragraph of short sentences an arm, with the unit and the accounting of every figure.
+
+    Where there is no source's training to charge, both accountings are the same, and only sunk is given.
 
     >>> print(findings(compare(load_runs("runs")))[0])  # doctest: +SKIP
-    wr reached scratch's final held-out loss (3.87) after 0.59M of 2.46M tokens: 4.17x speedup, 76 % saving (tokens,
-    sunk); counting the source's training 1.90x speedup, 47 % saving (tokens, charged). ...
+    wr reached scratch's final held-out loss (3.87) after 0.59M of 2.46M tokens. Tokens: 4.17x speedup, 76 % saving.
+    Counting the source's training: 1.90x speedup, 47 % saving. ...
     """
-    found = (_sentences(comparison, arm) for arm in comparison.arms)
-    return [f"{head}: {'. '.join(others)}." for head, *others in found]
+    return [" ".join(lines) for lines in grouped_findings(comparison)]
 
 
 def finding_lines(comparison: Comparison) -> list[str]:
-    """The findings for a terminal: every unit, and everything else, on an indented line of its own."""
-    found = (_sentences(comparison, arm) for arm in comparison.arms)
-    return [line for head, *others in found for line in (f"{head}:", *(f"    {each}." for each in others))]
+    """Return the verdict and the findings for a terminal, every unit on an indented line of its own."""
+    lines = [verdict(comparison)]
+    for outcome, *others in grouped_findings(comparison):
+        lines += [outcome, *(f"    {each}" for each in others)]
+    return lines
 
 
-def _sentences(comparison: Comparison, arm: Arm) -> list[str]:
-    """What an arm did, then the sentences that say how well, without their full stops."""
-    base, target = comparison.baseline.name, comparison.target(arm)
+def recorded_units(comparison: Comparison) -> list[Unit]:
+    """Return the units that every compared run recorded."""
+    runs = [run for arm in (comparison.baseline, *comparison.arms) for run in arm.runs]
+    return [unit for unit in UNITS if all(run.has_unit(unit) for run in runs)]
+
+
+def grouped_findings(comparison: Comparison) -> list[list[str]]:
+    """Return the findings of every arm as lines, best first: the outcome, a line a unit, and remarks."""
+    return [_lines(comparison, arm) for arm in best_first(comparison)]
+
+
+def _lines(comparison: Comparison, arm: Arm) -> list[str]:
+    base = comparison.baseline.name
+    lines = [_outcome(comparison, arm)]
+    for unit in recorded_units(comparison):
+        sunk, charged = arm.estimate(unit, "sunk"), arm.estimate(unit, "charged")
+        line = f"{NAMES[unit][0].upper()}{NAMES[unit][1:]}: {_result(sunk)}."
+        if not _alike(sunk, charged):
+            line += f" {COUNTING}: {_result(charged)}."
+        lines.append(line)
     sunk, charged = arm.estimate("tokens", "sunk"), arm.estimate("tokens", "charged")
+    accountings = ACCOUNTINGS[:1] if _alike(sunk, charged) else ACCOUNTINGS
+    lines += [text for accounting in accountings if (text := vanishing_text(arm, accounting))]
+    lines.append(f"Its final loss is {arm.final_loss:.2f}; {base}'s is {comparison.target(arm):.2f}.")
+    if arm.settings:
+        lines.append(f"It was trained with other settings: {', '.join(arm.settings)}.")
+    return [*lines, f"{arm.interval_note[0].upper()}{arm.interval_note[1:]}."]
+
+
+def _outcome(comparison: Comparison, arm: Arm) -> str:
+    """The sentence that tells where an arm met the target."""
+    base, target = comparison.baseline.name, comparison.target(arm)
+    sunk = arm.estimate("tokens", "sunk")
     goal = f"{base}'s final held-out loss ({target:.2f})"
     budget = amount(sunk.baseline_cost, "tokens")
     if arm.censored_seeds:
         many, missed = len(arm.seeds), len(arm.censored_seeds)
         seeds = "" if many == 1 else f" in any of {many} seeds" if missed == many else f" in {missed} of {many} seeds"
         spent = amount(max(float(run.evals["tokens"][-1]) for run in arm.runs), "tokens")
-        head = f"{arm.name} did not reach {goal}{seeds} within {spent} tokens (censored)"
-    elif sunk.upper_bound:
+        return f"{arm.name} did not reach {goal}{seeds} within {spent} tokens (censored)."
+    if sunk.upper_bound:
         spent = amount(sunk.cost, "tokens", like=sunk.baseline_cost)
-        head = f"{arm.name} was below {goal} at its smallest budget, {spent} of {budget} tokens"
-    elif sunk.cost == 0:
-        head = f"{arm.name} was at {goal} before its first update"
-    else:
-        head = f"{arm.name} reached {goal} after {cost_text(sunk)} of {budget} tokens"
-    parts: list[str] = []
-    for unit in UNITS:
-        first, second = arm.estimate(unit, "sunk"), arm.estimate(unit, "charged")
-        said = f"{_result(first)} ({NAMES[unit]}, sunk)"
-        if not _alike(first, second):
-            source = "counting the source's training " if unit == "tokens" else ""
-            said += f"; {source}{_result(second)} ({NAMES[unit]}, charged)"
-        parts.append(said[0].upper() + said[1:] if parts else said)
-    accountings = ACCOUNTINGS[:1] if _alike(sunk, charged) else ACCOUNTINGS
-    parts += [text for accounting in accountings if (text := vanishing_text(arm, accounting))]
-    parts.append(f"It ended at {arm.final_loss:.2f} ({base}: {target:.2f})")
-    if arm.settings:
-        parts.append(f"It was trained with other settings: {', '.join(arm.settings)}")
-    return [head, *parts, arm.interval_note[0].upper() + arm.interval_note[1:]]
+        return f"{arm.name} was below {goal} at its smallest budget, {spent} of {budget} tokens."
+    if sunk.cost == 0:
+        return f"{arm.name} was at {goal} before its first update."
+    return f"{arm.name} reached {goal} after {cost_text(sunk)} of {budget} tokens."
 
 
 def _alike(sunk: Estimate, charged: Estimate) -> bool:
-    """Whether there was no source to charge, so that both accounts are one."""
+    """True if there is no source to charge, so that both accountings are the same."""
     return (sunk.cost, sunk.baseline_cost) == (charged.cost, charged.baseline_cost)
 
 
 def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> str:
-    """Where the interval of the saving meets zero, in words; empty where there are no intervals."""
+    """Return the sentence about the budget at which the interval of the saving meets zero; empty without intervals.
+
+    >>> vanishing_text(arm, "charged")  # doctest: +SKIP
+    "Counting the source's training, growth saved no tokens at any budget."
+    """
     found = arm.vanishing(unit, accounting)
-    what = f"The interval of the saving ({NAMES[unit]}, {accounting})"
+    prefix = f"{COUNTING}, the" if accounting == "charged" else "The"
+    saving = f"{prefix} interval of the saving in {NAMES[unit]}"
     if found.state == "met" and found.budget is not None:
-        return f"{what} meets zero at a budget of {amount(found.budget, 'tokens')} tokens"
-    first, last = (amount(arm.budgets[place].budget, "tokens") for place in (0, -1)) if arm.budgets else ("", "")
+        return f"{saving} meets zero at a budget of {amount(found.budget, 'tokens')} tokens."
     if found.state == "never":
-        return f"{what} stays above zero up to the largest budget, {last} tokens"
+        return f"{saving} is above zero up to the largest budget, {amount(arm.budgets[-1].budget, 'tokens')} tokens."
     if found.state == "always":
-        return f"{what} is above zero at no budget from {first} to {last} tokens"
+        if all(point.estimate(unit, accounting).saving <= 0 for point in arm.budgets):
+            start = f"{COUNTING}, growth" if accounting == "charged" else "Growth"
+            return f"{start} saved no {NAMES[unit]} at any budget."
+        return f"{saving} is above zero at no budget."
     return ""
 
 
 def _result(estimate: Estimate) -> str:
     if math.isnan(estimate.cost):
-        return "unknown, since the source's cost was not recorded,"
+        return "unknown, since its cost was not recorded"
     if estimate.cost == 0:
         return f"met before training, {percent(estimate.saving)} saving"
-    # A censored arm's speedup is a bound; whether it is slower than the baseline is then already said.
-    slower = ", slower" if estimate.speedup < 1 and not (estimate.censored or estimate.upper_bound) else ""
+    # The speedup of a censored arm is a bound, and its first sentence tells that it is slower.
+    slower = " (slower)" if estimate.speedup < 1 and not (estimate.censored or estimate.upper_bound) else ""
     return f"{speedup_text(estimate)} speedup, {saving_text(estimate)} saving{slower}"
 
 

@@ -22,7 +22,7 @@ def test_194b_against_300b_tokens_is_a_speedup_of_1_55_and_a_saving_of_35_percen
     parent = write_run("stack", [9.0, 2.5, 2.4], [0, 186e9, 300e9], source_tokens=8e9).parent
     done = run(parent, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert "counting the source's training 1.55x speedup, 35 % saving (tokens, charged)" in done.stdout
+    assert "Counting the source's training: 1.55x speedup, 35 % saving." in done.stdout
     assert done.stdout.splitlines()[-1].startswith(f"wrote {tmp_path / 'out' / 'report.html'}")
     for name in ("report.html", "report.md"):
         text = (tmp_path / "out" / name).read_text()
@@ -54,9 +54,10 @@ def test_a_failed_start_among_the_runs_is_said(write_run, tmp_path):
     done = run(parent / "scratch-0", failed, grown, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[:2] == [
-        "wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens:",
-        "    3.00x speedup, 67 % saving (tokens, sunk).",
+    assert lines[:3] == [
+        "wr reached scratch's final loss with 67 % fewer tokens (3.00x speedup).",
+        "wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens.",
+        "    Tokens: 3.00x speedup, 67 % saving.",
     ]
     assert lines[-2] == f"note: {failed} is left out: there is no records.jsonl in it or below it"
     assert "note:" not in run(parent / "scratch-0", grown, "--out", tmp_path / "out").stdout

@@ -127,10 +127,18 @@ def test_in_a_real_browser(chromium, written, tmp_path):
     chromium.open(written)
     assert chromium.run("return document.documentElement.dataset.ready") == "yes"
     assert chromium.run("return document.title") == "Growth against scratch"
+    assert chromium.run("return document.querySelector('.lead').textContent").startswith(
+        "wr reached scratch's final loss with "
+    )
     names = "return [...document.querySelectorAll('#legend button')].map(b => b.textContent)"
     assert chromium.run(names) == ["scratch", "wr", HOSTILE]
+    dots = "return document.querySelectorAll('#speedup circle').length"
+    assert chromium.run(dots) == 2  # wr, sunk and charged; the other arm has triangles
+    assert chromium.run("return document.querySelectorAll('#speedup polygon').length") == 2
     count = "return document.querySelectorAll('#loss polyline').length"
-    assert chromium.run(count) == 12  # three arms of three seeds, and their means
+    assert (
+        chromium.run(count) == 13
+    )  # three arms of three seeds, their means, and the fit of the one that met the target
     assert chromium.run("return document.querySelectorAll('#loss circle').length") == 1  # the other is censored
     assert chromium.run("return document.querySelectorAll('#diagnostics svg').length") == 1
 
@@ -145,7 +153,7 @@ def test_in_a_real_browser(chromium, written, tmp_path):
     assert "training FLOPs" in chromium.run(axis)
     for name in ("xlog", "ylog", "whole"):
         chromium.run(f"document.querySelector('[name={name}]').click()")
-        assert chromium.run(count) == 12
+        assert chromium.run(count) == 13
     choose = "const s = document.querySelector('select'); s.value = {};"
     choose += "s.dispatchEvent(new Event('change', {{bubbles: true}}))"
     for value, title in (("train", "Training loss"), ("s:code", "Held-out loss, code")):
@@ -157,8 +165,37 @@ def test_in_a_real_browser(chromium, written, tmp_path):
 
 
 @needs_browser
+def test_the_best_five_curves_are_drawn_and_the_others_one_click_away(chromium, write_run, tmp_path):
+    tokens = np.linspace(0, 2e6, 21)
+    for place, arm in enumerate(("scratch", "a", "b", "c", "d", "e", "f", "g")):
+        losses = 2.5 + 1.2 * ((1 + 0.1 * place) * tokens / 2e6 + 0.02) ** -0.3
+        folder = write_run(arm, losses, tokens)
+    comparison = compare(load_runs(folder.parent))
+    (tmp_path / "report.html").write_text(page(comparison, definitions(comparison)))
+    chromium.open(tmp_path / "report.html")
+    pressed = "return [...document.querySelectorAll('#legend [aria-pressed=true]')].map(b => b.textContent)"
+    assert chromium.run(pressed) == ["scratch", "g", "f", "e", "d", "c"]
+    # Every cost is on a drawn line: rings and the points of fits meet.
+    drawn = """
+        const rings = [...document.querySelectorAll('#loss circle')].map(
+          c => [+c.getAttribute('cx'), +c.getAttribute('cy')]);
+        const points = [...document.querySelectorAll('#loss .fit')].flatMap(
+          f => f.getAttribute('points').split(' ').map(p => p.split(',').map(Number)));
+        return rings.map(([x, y]) => Math.min(...points.map(([a, b]) => Math.hypot(a - x, b - y))));"""
+    assert len(chromium.run(drawn)) == 5
+    assert max(chromium.run(drawn)) < 0.2
+    chromium.run("document.getElementById('more').click()")
+    assert len(chromium.run(pressed)) == 8
+    assert len(chromium.run(drawn)) == 7
+    chromium.run("document.getElementById('more').click()")
+    assert len(chromium.run(pressed)) == 6
+    assert chromium.complaints() == []
+
+
+@needs_browser
 def test_hovering_reads_off_values(chromium, written):
     chromium.open(written)
+    chromium.run("document.getElementById('loss').scrollIntoView()")
     box = chromium.run(
         "const b = document.querySelector('#loss svg').getBoundingClientRect(); return [b.x, b.y, b.width]"
     )

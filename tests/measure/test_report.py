@@ -1,5 +1,6 @@
 """What is printed, drawn and written: wording, tables, the figure, the report, and what importing them loads."""
 
+import dataclasses
 import io
 import json
 import math
@@ -14,9 +15,24 @@ from rich.console import Console
 
 from phigrow.errors import GrowthError
 from phigrow.measure import compare, curves, findings, frame, load_runs, markdown, report, save, terminal
+from phigrow.measure.cost_curves import cost_curve
 from phigrow.measure.estimates import Estimate
 from phigrow.measure.figures import colour_of, line_of, loss_range, marker_of
-from phigrow.measure.wording import amount, cost_text, finding_lines, percent, saving_text, speedup_text, times
+from phigrow.measure.methods_in_words import STARTS
+from phigrow.measure.report_files import definitions
+from phigrow.measure.tables import caption
+from phigrow.measure.wording import (
+    amount,
+    best_first,
+    cost_text,
+    finding_lines,
+    percent,
+    saving_text,
+    speedup_text,
+    times,
+    verdict,
+)
+from phigrow.records.schema import UNITS
 
 LINE, COSTS = [5.0, 4.0, 3.0], [0, 1_000_000, 2_000_000]
 
@@ -68,18 +84,18 @@ def test_numbers_at_the_edges():
 def test_findings(small):
     found = {text.split()[0]: text for text in findings(compare(load_runs(small)))}
     assert found["wr"].startswith(
-        "wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens: 3.00x speedup, 67 % saving "
-        "(tokens, sunk); counting the source's training 1.88x speedup, 47 % saving (tokens, charged)."
+        "wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens. Tokens: 3.00x speedup, 67 % saving. "
+        "Counting the source's training: 1.88x speedup, 47 % saving. FLOPs: 3.00x speedup, 67 % saving."
     )
-    assert found["wr"].endswith("It ended at 1.00 (scratch: 3.00). 1 seed: no interval.")
+    assert found["wr"].endswith("Its final loss is 1.00; scratch's is 3.00. 1 seed: no interval.")
     assert found["tile"].startswith(
-        "tile did not reach scratch's final held-out loss (3.00) within 2M tokens (censored): < 1.00x speedup, "
-        "< 0 % saving (tokens, sunk); counting the source's training < 0.80x speedup, < -25 % saving (tokens, charged)."
+        "tile did not reach scratch's final held-out loss (3.00) within 2M tokens (censored). Tokens: < 1.00x speedup, "
+        "< 0 % saving. Counting the source's training: < 0.80x speedup, < -25 % saving."
     )
     assert found["lossless"].startswith(
-        "lossless was at scratch's final held-out loss (3.00) before its first update: met before training, 100 % "
-        "saving (tokens, sunk); counting the source's training 4.00x speedup, 75 % saving (tokens, charged). Met "
-        "before training, 100 % saving (FLOPs, sunk); 12.0x speedup, 92 % saving (FLOPs, charged)."
+        "lossless was at scratch's final held-out loss (3.00) before its first update. Tokens: met before training, "
+        "100 % saving. Counting the source's training: 4.00x speedup, 75 % saving. FLOPs: met before training, 100 % "
+        "saving. Counting the source's training: 12.0x speedup, 92 % saving."
     )
     assert not [text for text in found.values() if "inf" in text]
 
@@ -88,35 +104,88 @@ def test_findings_say_both_accounts_only_where_they_differ(write_run):
     write_run("scratch", LINE, COSTS)
     write_run("stages", [5.0, 2.0, 1.0], COSTS)
     write_run("wr", [5.0, 2.0, 1.0], COSTS, source_tokens=3)  # negative control: next to nothing, but not nothing
-    stages, wr = findings(compare(load_runs(write_run("at-once", [2.9, 2.8, 2.7], COSTS).parent)))[1:]
+    wr, stages = findings(compare(load_runs(write_run("at-once", [2.9, 2.8, 2.7], COSTS).parent)))[1:]
+    if wr.startswith("stages"):  # their speedups are equal
+        wr, stages = stages, wr
     assert stages == (
-        "stages reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens: 3.00x speedup, 67 % saving "
-        "(tokens, sunk). 3.00x speedup, 67 % saving (FLOPs, sunk). 3.00x speedup, 67 % saving (seconds, sunk). "
-        "It ended at 1.00 (scratch: 3.00). 1 seed: no interval."
+        "stages reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens. Tokens: 3.00x speedup, 67 % "
+        "saving. FLOPs: 3.00x speedup, 67 % saving. Seconds: 3.00x speedup, 67 % saving. "
+        "Its final loss is 1.00; scratch's is 3.00. 1 seed: no interval."
     )
-    assert wr.count("charged") == 3
+    assert wr.count("Counting the source's training") == 3
 
 
 def test_findings_for_a_terminal_have_a_line_for_every_unit(small):
     comparison = compare(load_runs(small))
     lines = finding_lines(comparison)
-    place = lines.index("wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens:")
+    place = lines.index("wr reached scratch's final held-out loss (3.00) after 0.67M of 2M tokens.")
     assert lines[place + 1 : place + 6] == [
-        "    3.00x speedup, 67 % saving (tokens, sunk); counting the source's training 1.88x speedup, 47 % saving "
-        "(tokens, charged).",
-        "    3.00x speedup, 67 % saving (FLOPs, sunk); 2.50x speedup, 60 % saving (FLOPs, charged).",
-        "    3.00x speedup, 67 % saving (seconds, sunk); 2.31x speedup, 57 % saving (seconds, charged).",
-        "    It ended at 1.00 (scratch: 3.00).",
+        "    Tokens: 3.00x speedup, 67 % saving. Counting the source's training: 1.88x speedup, 47 % saving.",
+        "    FLOPs: 3.00x speedup, 67 % saving. Counting the source's training: 2.50x speedup, 60 % saving.",
+        "    Seconds: 3.00x speedup, 67 % saving. Counting the source's training: 2.31x speedup, 57 % saving.",
+        "    Its final loss is 1.00; scratch's is 3.00.",
         "    1 seed: no interval.",
     ]
-    assert len(lines) == 18
-    assert " ".join(line.strip() for line in lines) == " ".join(findings(comparison))
+    assert len(lines) == 19
+    assert lines[0] == verdict(comparison)
+    assert " ".join(line.strip() for line in lines[1:]) == " ".join(findings(comparison))
+
+
+def test_verdicts(small, write_run):
+    comparison = compare(load_runs(small))
+    assert verdict(comparison) == (
+        "lossless was at scratch's final loss before its first update, or 75 % fewer counting the source's training."
+    )
+    for others, text in (
+        (("lossless",), "wr reached scratch's final loss with 67 % fewer tokens (3.00x speedup), or 47 % fewer "
+         "counting the source's training."),
+        (("lossless", "wr"), "No arm reached scratch's final loss of 3.00."),
+        (("lossless", "wr", "tile"), "There is nothing to compare."),
+    ):  # fmt: skip
+        left = tuple(arm for arm in comparison.arms if arm.name not in others)
+        assert verdict(dataclasses.replace(comparison, arms=left)) == text
+    write_run("slow", LINE, [0, 2_000_000, 4_000_000], source_tokens=None)
+    slow = dataclasses.replace(comparison, arms=(compare(load_runs(small))["slow"],))
+    assert verdict(slow) == (
+        "slow reached scratch's final loss with 100 % more tokens (0.50x speedup); the cost of the source's training "
+        "is unknown."
+    )
+
+
+def test_sentences_are_short(experiment, tmp_path):
+    comparison = compare(load_runs(experiment(seeds=(0, 1, 2), noise=0.003)))
+    texts = [*finding_lines(comparison), definitions(comparison), *(caption(comparison, unit) for unit in UNITS)]
+    for sentence in (sentence for text in texts for sentence in re.split(r"(?<=[.:;]) ", text)):
+        assert len(sentence.split()) <= 25, sentence
+
+
+def test_the_best_arms_come_first(small):
+    assert [arm.name for arm in best_first(compare(load_runs(small)))] == ["lossless", "wr", "tile"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_cost_lies_on_the_curve_that_is_drawn(experiment, unit):
+    comparison = compare(load_runs(experiment(seeds=(0, 1, 2), noise=0.01)))
+    arm = comparison["wr"]
+    points = cost_curve(comparison, arm, unit, 4.0)
+    costs, losses = np.array(points).T
+    assert len(points) > 20
+    assert (np.diff(costs) >= 0).all()
+    assert (np.diff(losses) < 0).all()
+    (met,) = np.flatnonzero(np.isclose(losses, comparison.target(arm), rtol=0, atol=1e-12))
+    assert costs[met] == pytest.approx(arm.estimate(unit, "sunk").cost, rel=1e-12)
+
+
+def test_every_method_is_described_in_words():
+    from phigrow.growth.methods import all_methods
+
+    assert set(STARTS) == set(all_methods())
 
 
 def test_an_arm_that_loses_is_called_slower(write_run):
     write_run("scratch", LINE, [0, 500_000, 1_000_000])
     text = findings(compare(load_runs(write_run("wr", LINE, COSTS).parent)))[0]
-    assert "0.50x speedup, -100 % saving, slower (tokens, sunk)" in text
+    assert "Tokens: 0.50x speedup, -100 % saving (slower)." in text
 
 
 def test_frame(small):

@@ -6,6 +6,7 @@ import pytest
 from phigrow.measure import budget_figure, compare, curves, diagnostics_figure, load_runs, save
 from phigrow.measure.estimates import Arm, BudgetPoint, Comparison, Estimate
 from phigrow.measure.figures import plain
+from phigrow.records.schema import UNITS
 
 
 def point(budget, speedup, interval=None, basis="ends", **state):
@@ -22,7 +23,7 @@ def comparison(*points, name="wr"):
     return Comparison(Arm("scratch", (), 3.0, {}), (arm,), {0: 3.0})
 
 
-def test_bounds_stand_alone_and_bands_are_intervals():
+def test_bounds_stand_alone_and_vertical_lines_are_intervals():
     exact = (point(2e6, 2.5, (2.0, 3.0)), point(4e6, 2.0, (1.5, 2.4)))
     found = comparison(point(1e6, 3.0, upper_bound=True), *exact, point(8e6, 1.0, censored=True))
     sunk = budget_figure(found).axes[0]
@@ -31,9 +32,18 @@ def test_bounds_stand_alone_and_bands_are_intervals():
     assert line.get_linestyle() == "-"
     markers = [line.get_marker() for line in sunk.lines if len(line.get_xdata()) == 1]
     assert markers == ["^", "o", "o", "v"]
-    band = sunk.collections[0].get_paths()[0].vertices
-    assert band[:, 1].min() == 1.5
-    assert band[:, 1].max() == 3.0
+    intervals = [each.get_paths()[0].vertices[:, 1].tolist() for each in sunk.collections]
+    assert intervals == [[2.0, 3.0], [1.5, 2.4]]
+
+
+def test_arms_that_met_the_target_before_training_stand_above_the_axis():
+    early = BudgetPoint(
+        1e6, 4.0, "ends", (0,),
+        tuple(Estimate(unit, how, 0.0, 1.0, False) for unit in UNITS for how in ("sunk", "charged")),
+    )  # fmt: skip
+    sunk = budget_figure(comparison(early, point(2e6, 2.0))).axes[0]
+    assert [line.get_ydata()[0] for line in sunk.lines if len(line.get_xdata()) == 1] == [1.06, 2.0]
+    assert [text.get_text() for text in sunk.texts] == ["∞"]
 
 
 def test_points_of_a_schedule_that_goes_on_are_dashed_and_open():

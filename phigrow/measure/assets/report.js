@@ -3,10 +3,14 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("controls");
-  const hidden = new Set();
+  const FIRST = 5; // arms drawn beside the baseline until more are asked for
+  const hidden = new Set(data.order.slice(FIRST + 1));
   const SVG = "http://www.w3.org/2000/svg";
   const UNITS = { tokens: "training tokens", flops: "training FLOPs", seconds: "training time" };
-  const arms = data.arms.map((arm, place) => ({ ...arm, place, runs: data.curves[place].runs }));
+  const all = data.arms.map((arm, place) => ({
+    ...arm, name: arm.arm, place, runs: data.curves[place].runs, fit: data.fits[place], target: data.targets[place],
+  }));
+  const arms = data.order.map((place) => all[place]); // the baseline, then the best first
   let serial = 0;
 
   const make = (parent, name, attributes = {}, text = null) => {
@@ -54,23 +58,28 @@
     return linear;
   }
 
-  // spec: lines [{name, place, points [[x, y, text]], seed, dashed, band [[x, low, high]], marks [{x, y, shape, solid}]}],
-  // xlog, ylog, x and y (formatters), xlabel, title, yrange, goal.
+  // spec: lines [{name, place, points [[x, y, text]], seed, dashed, whiskers [[x, low, high]], marks [{x, y, shape, solid}]}],
+  // xlog, ylog, x and y (formatters), xlabel, title, yrange, goal, xs (values that the x axis must span), dodge (number of
+  // places with marks side by side), infinite (a line for infinite values above the others).
   function chart(host, spec) {
     host.replaceChildren();
     const width = Math.max(host.clientWidth, 240), height = spec.height || Math.round(Math.min(430, Math.max(270, width * 0.45)));
     const all = spec.lines.flatMap((line) => line.points).filter(([x, y]) => known(x) && known(y) && (!spec.xlog || x > 0));
-    if (!all.length) return make(host, "p", { class: "small" }, "Nothing to show here.");
-    const xs = all.map(([x]) => x), ys = all.map(([, y]) => y);
+    if (!all.length && !spec.infinite) return make(host, "p", { class: "small" }, "Nothing to show here.");
+    const xs = spec.xs || all.map(([x]) => x), ys = all.map(([, y]) => y);
     const xrange = [spec.xlog ? Math.min(...xs) : Math.min(0, ...xs), Math.max(...xs)];
     const yrange = spec.yrange || [Math.min(...ys), Math.max(...ys)];
     if (xrange[0] === xrange[1]) xrange[spec.xlog ? 0 : 1] *= spec.xlog ? 0.5 : 2;
     if (yrange[0] === yrange[1]) { yrange[0] *= 0.99; yrange[1] = yrange[1] * 1.01 || 1; }
     const warp = (log) => (log ? Math.log : (value) => value);
     const wx = warp(spec.xlog), wy = warp(spec.ylog);
-    const room = { left: 52, right: 16, top: 26, bottom: 40 };
+    const room = { left: 52, right: 16, top: spec.infinite ? 62 : 26, bottom: 40 };
+    // Marks at the same place stand side by side.
+    const step = spec.dodge ? Math.min(9, (0.6 * width) / (spec.dodge * Math.max(1, spec.lines.length))) : 0;
+    const shift = (line) => step * (spec.lines.indexOf(line) - (spec.lines.length - 1) / 2);
     const right = width - room.right, bottom = height - room.bottom;
-    const px = (x) => room.left + ((wx(x) - wx(xrange[0])) / (wx(xrange[1]) - wx(xrange[0]))) * (right - room.left);
+    const edge = spec.dodge ? (step * spec.lines.length) / 2 + 8 : 0;
+    const px = (x) => room.left + edge + ((wx(x) - wx(xrange[0])) / (wx(xrange[1]) - wx(xrange[0]))) * (right - room.left - 2 * edge);
     const py = (y) => bottom - ((wy(y) - wy(yrange[0])) / (wy(yrange[1]) - wy(yrange[0]))) * (bottom - room.top);
 
     const svg = make(host, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": spec.title });
@@ -80,7 +89,7 @@
       make(svg, "text", { x: room.left - 7, y: py(y) + 4, "text-anchor": "end" }, spec.y(y));
     }
     let free = -Infinity;
-    for (const x of ticks(...xrange, spec.xlog, Math.max(2, Math.floor((right - room.left) / 80)))) {
+    for (const x of spec.xs ? [...spec.xs].sort((a, b) => a - b) : ticks(...xrange, spec.xlog, Math.max(2, Math.floor((right - room.left) / 80)))) {
       if (px(x) - free < 44) continue;
       free = px(x);
       make(svg, "line", { x1: px(x), x2: px(x), y1: bottom, y2: bottom + 4, class: "frame" });
@@ -91,19 +100,20 @@
     const clip = `clip${(serial += 1)}`;
     make(make(svg, "clipPath", { id: clip }), "rect", { x: room.left, y: room.top - 4, width: right - room.left + 4, height: bottom - room.top + 8 });
     const inside = make(svg, "g", { "clip-path": `url(#${clip})` });
+    if (spec.infinite) {
+      make(svg, "line", { x1: room.left, x2: right, y1: room.top - 24, y2: room.top - 24, class: "rule" });
+      make(svg, "text", { x: room.left - 7, y: room.top - 20, "text-anchor": "end" }, "∞");
+    }
     if (known(spec.goal)) make(inside, "line", { x1: room.left, x2: right, y1: py(spec.goal), y2: py(spec.goal), class: "goal" });
     for (const line of spec.lines) {
-      const spot = ([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`;
-      if (line.band && line.band.length > 1) {
-        const upper = line.band.map(([x, , high]) => spot([x, Math.min(high, yrange[1])]));
-        const lower = line.band.map(([x, low]) => spot([x, Math.max(low, yrange[0])])).reverse();
-        paint(make(inside, "polygon", { points: [...upper, ...lower].join(" "), class: "band" }), line.place);
-      }
+      const spot = ([x, y]) => `${(px(x) + shift(line)).toFixed(1)},${py(y).toFixed(1)}`;
+      for (const [x, low, high] of line.whiskers || [])
+        paint(make(inside, "line", { x1: px(x) + shift(line), x2: px(x) + shift(line), y1: py(Math.max(low, yrange[0])), y2: py(Math.min(high, yrange[1])), class: "whisker" }), line.place);
       // A loss that is not a number interrupts its curve.
       let piece = [];
       const draw = () => {
         if (piece.length > 1)
-          paint(make(inside, "polyline", { points: piece.map(spot).join(" "), class: `curve${line.seed ? " seed" : ""}${line.dashed ? " dashed" : ""}` }), line.place);
+          paint(make(inside, "polyline", { points: piece.map(spot).join(" "), class: `curve${line.seed ? " seed" : ""}${line.dashed ? " dashed" : ""}${line.fit ? " fit" : ""}` }), line.place);
         piece = [];
       };
       for (const point of line.points) {
@@ -114,8 +124,9 @@
     }
     for (const line of spec.lines)
       for (const { x, y, shape, solid } of line.marks || []) {
-        if (!known(x) || !known(y) || (spec.xlog && x <= 0) || y < yrange[0] * 0.999 || y > yrange[1] * 1.001) continue;
-        const [a, b] = [px(x), py(y)];
+        const top = y === Infinity && spec.infinite;
+        if (!known(x) || (spec.xlog && x <= 0) || !(top || (known(y) && y >= yrange[0] * 0.999 && y <= yrange[1] * 1.001))) continue;
+        const [a, b] = [px(x) + shift(line), top ? room.top - 24 : py(y)];
         const turn = shape === "down" ? 1 : -1;
         const node = shape
           ? make(svg, "polygon", { points: `${a - 5},${b - 4 * turn} ${a + 5},${b - 4 * turn} ${a},${b + 5 * turn}`, class: "mark" })
@@ -134,7 +145,7 @@
       const box = svg.getBoundingClientRect();
       const x = ((event.clientX - box.left) / box.width) * at.width;
       if (x < at.left - 8 || x > at.right + 8) return hide();
-      const near = spec.lines.filter((line) => !line.seed).map((line) => {
+      const near = spec.lines.filter((line) => !line.seed && !line.fit).map((line) => {
         const there = line.points.filter((point) => known(point[0]) && known(point[1]) && (!spec.xlog || point[0] > 0));
         const best = there.reduce((a, b) => (a && Math.abs(at.px(a[0]) - x) <= Math.abs(at.px(b[0]) - x) ? a : b), null);
         return { line, best };
@@ -185,12 +196,20 @@
     return [...seeds, { ...line, points: middle }];
   }
 
+  // The fit that an arm's cost was read off, with the cost on it.
+  function fitLines(arm, options) {
+    const estimate = find(arm.estimates, options);
+    if (options.loss || !estimate || estimate.censored || estimate.early || !known(estimate.cost)) return [];
+    const before = options.accounting === "charged" ? mean(arm.runs.map((run) => run.source[options.unit])) : 0;
+    if (!known(before)) return [];
+    const points = (arm.fit[options.unit] || []).map(([cost, loss]) => [cost + before, loss]);
+    return [{ name: arm.name, place: arm.place, fit: true, points, marks: [{ x: estimate.cost, y: arm.target }] }];
+  }
+
   function drawLoss(options) {
-    const lines = visible().flatMap((arm) => {
-      const estimate = find(arm.estimates, options);
-      const met = !options.loss && estimate && !estimate.censored && !estimate.early && known(estimate.cost);
-      return armLines(arm, arm.runs.map((run) => series(run, options)), { marks: met ? [{ x: estimate.cost, y: data.target }] : [] });
-    });
+    const lines = visible().flatMap((arm) => [
+      ...armLines(arm, arm.runs.map((run) => series(run, options))), ...fitLines(arm, options),
+    ]);
     const most = Math.max(0, ...lines.flatMap((line) => line.points.map(([x]) => x || 0)));
     const losses = lines.flatMap((line) => line.points).filter(([x, y]) => known(y) && (options.whole || x >= 0.08 * most)).map(([, y]) => y);
     const free = options.whole || options.loss;
@@ -201,12 +220,14 @@
       title: options.loss === "train" ? "Training loss, nats a token" : `Held-out loss${options.loss ? `, ${options.loss.slice(2)}` : ""}, nats a token`,
     });
     document.getElementById("loss-caption").textContent = options.loss ? "" :
-      "Dashed: the loss that " + data.baseline + " ends at, the target. Rings: what an arm has spent when a fit of its curve gets there. Thin lines: single seeds.";
+      `Grey dashes: the target, ${data.baseline}'s final loss. Coloured dashes: the fit that a cost is read off. Rings: the cost on it. Thin lines: single seeds.`;
   }
 
   function drawBudgets(options) {
     const lines = visible().filter((arm) => arm.budgets.length).map((arm) => {
-      const points = arm.budgets.map((point) => ({ point, e: find(point.estimates, options) })).filter(({ e }) => known(e.speedup) && e.speedup > 0);
+      const every = arm.budgets.map((point) => ({ point, e: find(point.estimates, options) }));
+      const points = every.filter(({ e }) => known(e.speedup) && e.speedup > 0);
+      const before = every.filter(({ e }) => e.at_target_from_the_start);
       const sign = (e) => (e.censored ? "< " : e.early ? "> " : "");
       const ends = (e) => (e.speedup_interval && e.speedup_interval.every(known) ? ` [${e.speedup_interval.map((end) => end.toFixed(2)).join(", ")}]` : "");
       // Bounds stand alone: a line between a bound and a value would be neither.
@@ -217,30 +238,40 @@
       return {
         name: arm.name, place: arm.place, dashed: arm.budgets.some(({ basis }) => basis === "curve"),
         points: joined,
-        band: points.filter(({ e }) => e.speedup_interval).map(({ point, e }) => [point.budget, e.speedup_interval[0] ?? Infinity, e.speedup_interval[1] ?? Infinity]),
-        marks: points.map(({ point, e }) => ({ x: point.budget, y: e.speedup, solid: point.basis !== "curve", shape: e.censored ? "down" : e.early ? "up" : null })),
+        whiskers: points.filter(({ e }) => e.speedup_interval).map(({ point, e }) => [point.budget, e.speedup_interval[0] ?? Infinity, e.speedup_interval[1] ?? Infinity]),
+        marks: before.map(({ point }) => ({ x: point.budget, y: Infinity, solid: point.basis !== "curve" })).concat(points.map(({ point, e }) => ({ x: point.budget, y: e.speedup, solid: point.basis !== "curve", shape: e.censored ? "down" : e.early ? "up" : null }))),
       };
     });
     const figure = document.getElementById("budget-figure");
     figure.hidden = !arms.some((arm) => arm.budgets.length);
     if (figure.hidden) return;
+    const budgets = [...new Set(arms.flatMap((arm) => arm.budgets.map((point) => point.budget)))];
+    const infinite = lines.some((line) => line.marks.some(({ y }) => y === Infinity));
     const values = lines.flatMap((line) => line.points.map(([, y]) => y)).filter(known);
-    const lows = lines.flatMap((line) => line.band.map(([, low]) => low)), highs = lines.flatMap((line) => line.band.map(([, , high]) => high));
+    const lows = lines.flatMap((line) => line.whiskers.map(([, low]) => low)), highs = lines.flatMap((line) => line.whiskers.map(([, , high]) => high));
     const top = Math.max(1, ...values), low = Math.min(1, ...values);
     chart(document.getElementById("budget"), {
-      lines, xlog: true, ylog: true, goal: 1, x: tokens, y: (value) => `${figures(value)}x`, xlabel: `${data.baseline}'s budget, tokens`,
+      lines, xlog: true, ylog: true, goal: 1, x: tokens, xs: budgets, dodge: budgets.length, infinite, y: (value) => `${figures(value)}x`, xlabel: `${data.baseline}'s budget, tokens`,
       yrange: [0.9 * Math.max(low / 2, Math.min(low, ...lows)), 1.1 * Math.min(2 * top, Math.max(top, ...highs))],
       title: `Speedup against budget (${options.unit === "flops" ? "FLOPs" : options.unit}, ${options.accounting})`,
     });
     const middle = lines.some((line) => line.dashed);
-    document.getElementById("budget-caption").textContent = (middle
-      ? "Dashed: every point but the last is read off curves in the middle of their schedule, which flatters the faster starter. "
-      : "Read between fully decayed ends. ") + "Bands: 95 % intervals over paired seeds. Triangles: bounds. No point: below the target from the start.";
+    const shapes = lines.flatMap((line) => line.marks).map((mark) => mark.shape);
+    const sentences = [
+      `1x is ${data.baseline}; higher is faster.`,
+      middle ? "Dashed: all points but the last are read before the learning rate has decayed. This flatters the arm that starts faster." : "All points are read between decayed ends.",
+      ...(lines.some((line) => line.whiskers.length) ? ["Vertical lines: 95 % intervals over paired seeds."] : []),
+      ...(infinite ? ["∞: the arm was below the target before its first update."] : []),
+      ...(shapes.includes("up") ? ["Triangle up: a lower bound, the arm was below the target at its smallest budget."] : []),
+      ...(shapes.includes("down") ? ["Triangle down: an upper bound, the arm did not reach the target."] : []),
+    ];
+    document.getElementById("budget-caption").textContent = sentences.join(" ");
   }
 
   function drawDiagnostics() {
     const host = document.getElementById("diagnostics");
     host.replaceChildren();
+    document.getElementById("symmetry").hidden = !arms.some((arm) => arm.runs.some((run) => Object.keys(data.words).some((key) => run.diagnostics[key])));
     const wanted = [];
     for (const [key, title] of Object.entries(data.words)) {
       const lines = visible().flatMap((arm) => armLines(arm, arm.runs.filter((run) => run.diagnostics[key]).map((run) => run.diagnostics.step.map((step, index) => [step, run.diagnostics[key][index]]))));
@@ -251,27 +282,107 @@
     for (const [box, lines, title] of wanted) chart(box, { lines, x: String, y: (value) => figures(value, 4), xlabel: "step", title, height: 240 });
   }
 
+  // One row an arm, best first: a dot with the source's training not counted, a ring with it counted.
+  function drawSpeedups({ unit }) {
+    const host = document.getElementById("speedup");
+    host.replaceChildren();
+    const rows = arms.slice(1).map((arm) => ({ arm, found: ["sunk", "charged"].map((accounting) => find(arm.estimates, { unit, accounting })) }));
+    document.getElementById("speedup-figure").hidden = !rows.length;
+    if (!rows.length) return;
+    for (const row of rows)
+      if (row.found[0].cost === row.found[1].cost && row.found[0].baseline_cost === row.found[1].baseline_cost) row.found.pop();
+    const width = Math.max(host.clientWidth, 240), narrow = width < 560;
+    const height = narrow ? 58 : 38, top = 24, bottom = top + height * rows.length;
+    const longest = Math.max(...rows.map(({ arm }) => arm.name.length));
+    const left = narrow ? 8 : Math.min(width * 0.3, 7.2 * longest + 12), right = width - (narrow ? 118 : 132);
+    const finite = rows.flatMap(({ found }) => found.flatMap((e) => [e.speedup, ...(e.speedup_interval || [])])).filter((value) => known(value) && value > 0);
+    const most = Math.max(...rows.flatMap(({ found }) => found.map((e) => e.speedup)).filter(known), 1);
+    const low = Math.max(Math.min(...finite, 0.9), most / 100), high = Math.min(Math.max(...finite, 1.1), 3 * most);
+    const px = (x) => left + 6 + (Math.log(Math.min(Math.max(x, low), high) / low) / Math.log(high / low)) * (right - left - 12);
+    const svg = make(host, "svg", { viewBox: `0 0 ${width} ${bottom + 24}`, role: "img", "aria-label": "Speedup of every arm" });
+    for (const x of ticks(low, high, true, narrow ? 3 : 6)) {
+      make(svg, "line", { x1: px(x), x2: px(x), y1: top - 6, y2: bottom, class: "rule" });
+      make(svg, "text", { x: px(x), y: bottom + 16, "text-anchor": "middle" }, `${figures(x)}x`);
+    }
+    make(svg, "line", { x1: px(1), x2: px(1), y1: top - 6, y2: bottom, class: "goal" });
+    make(svg, "text", { x: px(1), y: 12, "text-anchor": "middle" }, data.baseline);
+    const value = (e) => {
+      if (e.at_target_from_the_start) return "before training";
+      if (!known(e.speedup)) return "unknown";
+      const ends = e.speedup_interval && e.speedup_interval.every(known) ? ` [${e.speedup_interval.map((end) => end.toFixed(2)).join(", ")}]` : "";
+      return `${e.censored ? "< " : e.early ? "> " : ""}${e.speedup.toFixed(2)}x${ends}`;
+    };
+    rows.forEach(({ arm, found }, index) => {
+      const start = top + height * index, line = narrow ? start + 17 : start;
+      const name = paint(make(svg, "text", { x: narrow ? 2 : left - 4, y: narrow ? start + 13 : start + (found.length > 1 ? 22 : 18), "text-anchor": narrow ? "start" : "end", class: "name" }, arm.name), arm.place);
+      if (!narrow) while (name.textContent.length > 4 && name.getComputedTextLength() > left - 8) name.textContent = `${name.textContent.slice(0, -2)}…`;
+      found.forEach((e, row) => {
+        const y = line + 12 + 16 * row, group = paint(make(svg, "g", { class: row ? "charged" : "sunk" }), arm.place);
+        make(svg, "text", { x: right + 8, y: y + 4, class: row ? "" : "name" }, value(e));
+        if (!known(e.speedup)) return;
+        const [from, to] = e.speedup_interval || [];
+        if (known(from)) make(group, "line", { x1: px(from), x2: px(known(to) ? to : high), y1: y, y2: y, class: "whisker" });
+        const x = px(e.speedup), turn = e.early ? 1 : -1;
+        if (e.censored || e.early) make(group, "polygon", { points: `${x - 4 * turn},${y - 5} ${x - 4 * turn},${y + 5} ${x + 5 * turn},${y}`, class: "mark" });
+        else make(group, "circle", { cx: x, cy: y, r: 4.5, class: row ? "mark" : "mark solid" });
+      });
+    });
+    const intervals = rows.some(({ found }) => found.some((e) => e.speedup_interval));
+    const sentences = ["Dots: the source's training is not counted (sunk).", "Rings: it is counted (charged)."];
+    sentences.push(intervals ? "Lines: 95 % intervals over paired seeds." : "There are no intervals, since these need three seeds.");
+    if (rows.some(({ found }) => found.some((e) => e.censored || e.early))) sentences.push("Triangles: bounds.");
+    document.getElementById("speedup-caption").textContent = sentences.join(" ");
+  }
+
+  function drawKeys() {
+    for (const key of document.querySelectorAll(".key")) {
+      key.replaceChildren();
+      for (const arm of visible().filter((arm) => arm.place || !key.classList.contains("grown"))) paint(make(key, "span", {}, arm.name), arm.place);
+    }
+  }
+
   function draw() {
     const options = chosen();
+    drawSpeedups(options);
+    drawKeys();
     drawLoss(options);
     drawBudgets(options);
     drawDiagnostics();
   }
 
+  for (const unit of data.units) {
+    const label = make(make(document.getElementById("units"), "label"), "input", { type: "radio", name: "unit", value: unit });
+    label.checked = unit === data.units[0];
+    label.parentNode.append(unit === "flops" ? "FLOPs" : unit);
+  }
   const legend = document.getElementById("legend");
-  for (const arm of arms) {
-    arm.name = arm.arm;
-    const button = paint(make(legend, "button", { type: "button", "aria-pressed": "true" }, arm.name), arm.place);
+  const buttons = arms.map((arm) => {
+    const button = paint(make(legend, "button", { type: "button", class: "arm" }, arm.name), arm.place);
     button.addEventListener("click", () => {
       if (!hidden.delete(arm.place)) hidden.add(arm.place);
-      button.setAttribute("aria-pressed", String(!hidden.has(arm.place)));
+      press();
       draw();
     });
-  }
+    return [arm, button];
+  });
+  const press = () => {
+    for (const [arm, button] of buttons) button.setAttribute("aria-pressed", String(!hidden.has(arm.place)));
+    if (more) more.textContent = hidden.size ? "show all" : `show the best ${FIRST}`;
+  };
+  const more = arms.length > FIRST + 1 ? make(legend, "button", { type: "button", id: "more" }) : null;
+  if (more)
+    more.addEventListener("click", () => {
+      const some = hidden.size === 0;
+      hidden.clear();
+      if (some) for (const arm of arms.slice(FIRST + 1)) hidden.add(arm.place);
+      press();
+      draw();
+    });
+  press();
   const names = new Set(arms.flatMap((arm) => arm.runs.flatMap((run) => Object.keys(run.sources))));
   for (const name of names) make(form.elements.loss, "option", { value: `s:${name}` }, `held-out, ${name}`);
-  form.hidden = false;
-  form.addEventListener("change", draw);
+  form.hidden = document.getElementById("curve-controls").hidden = false;
+  for (const control of form.elements) control.addEventListener("change", draw);
   let width = 0;
   new ResizeObserver(() => {
     const now = document.getElementById("loss").clientWidth;
