@@ -1,4 +1,4 @@
-"""Packed blocks for training: memory-mapped, read in random batches."""
+"""Read packed blocks for training: memory-mapped, in random batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.corpus.metadata import read_facts
+from phigrow.corpus.metadata import read_metadata
 
 Rows = range | npt.NDArray[np.int64]
 """Numbers of blocks."""
@@ -70,7 +70,7 @@ class BlockArray:
 
 
 class Split(Protocol):
-    """What training reads: blocks by their number, and where each comes from."""
+    """A split as training reads it: blocks by their number, and the source of each."""
 
     sources: list[str]
 
@@ -93,7 +93,7 @@ class MixedSource:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A folder made by `phigrow.corpus.prepare`: both splits, and the facts of ``data.json`` in ``info``.
+    """A folder made by `phigrow.corpus.prepare`: both splits, and the content of ``data.json`` in ``info``.
 
     ``mixture`` has the sources where they are read by weight, see `phigrow.corpus.mix_folders`.
     """
@@ -114,14 +114,14 @@ def load_blocks(folder: str | Path) -> Blocks:
     """Open the packed blocks of a folder for training, memory-mapped.
 
     Raises:
-        GrowthError: no folder, not one that ``phigrow data`` made, or one of another format version.
+        GrowthError: there is no such folder, ``phigrow data`` did not make it, or its format has another version.
 
     >>> blocks = load_blocks("data")  # doctest: +SKIP
     >>> blocks.train.batch([0, 5]).shape  # doctest: +SKIP
     (2, 257)
     """
     root = Path(folder).expanduser()
-    info = read_facts(root)
+    info = read_metadata(root)
     return Blocks(
         folder=root,
         train=BlockArray(root / "train"),

@@ -1,34 +1,33 @@
-"""Text to a folder of packed blocks, complete or not there."""
+"""Prepare a folder of packed blocks from text. The folder is there complete, or not at all."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.corpus.blocks import BlockArray
-from phigrow.corpus.metadata import FACTS, FORMAT, DataInfo, SplitInfo
-from phigrow.corpus.packing import Stream, by_source, pack, select, source_names, tokenise
+from phigrow.corpus.metadata import FORMAT, METADATA_FILE, DataInfo, SplitInfo
+from phigrow.corpus.packing import Indices, Selection, TokenFile, by_source, pack, select, source_names, tokenise
 from phigrow.corpus.sources import EMBEDDED, load_documents
 from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
-from phigrow.files.output import writing
+from phigrow.files.atomic import atomic_json
+from phigrow.files.staged_folder import staged_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 TRAINING_CHARACTERS = 200_000_000
-"""Text a tokenizer is trained on at most. The documents come in random order: it is a fair sample of them."""
+"""Most text that a tokenizer is trained on. Documents come in random order, so it is a fair sample of them."""
 
 
 def prepare(
@@ -52,9 +51,9 @@ def prepare(
     """Turn text into packed token blocks: deduplicate, split by document, shuffle, tokenise, pack by source, save.
 
     ``out`` then holds ``train/`` and ``heldout/`` (datasets of input_ids, ``seq_len + 1`` ids, and source),
-    ``tokenizer/`` and ``data.json``. It is written beside its place and renamed at the end: complete or not there.
-    The blocks depend on the text, the tokenizer, ``seq_len``, ``heldout`` and ``seed``; neither on the order of the
-    documents nor on ``num_proc``.
+    ``tokenizer/`` and ``data.json``. It is written under a hidden name and renamed at the end. The blocks depend on the
+    text, the tokenizer, ``seq_len``, ``heldout`` and ``seed``, but neither on the order of the documents nor on
+    ``num_proc``.
 
     Args:
         ref, text_column, split, config, revision: what to read, see `load_documents`.
@@ -64,15 +63,14 @@ def prepare(
         vocab_size: of the tokenizer that is trained, at most.
         heldout: the fraction of documents held out, at least one document; 0 holds out none.
         seed: of the split and the order.
-        across_sources: pack the documents in one random order, so that a block holds several sources. By default those
-            of a source come together: its blocks are its own, but for the one at each border, and can be mixed and
-            measured apart.
+        across_sources: pack the documents in one random order, so that a block holds several sources. By default
+            documents of one source are packed together, so that sources can be mixed and measured separately.
         num_proc: processes that tokenise and pack.
         overwrite: replace the packed blocks that are there.
         progress: show the progress bars of `datasets`.
 
     Raises:
-        GrowthError: the text or the tokenizer cannot be had, ``out`` is taken, or there is less than one block.
+        GrowthError: the text or the tokenizer cannot be loaded, ``out`` is taken, or there is less than one block.
 
     >>> prepare("embedded", "data", seq_len=256).eos_token_id  # doctest: +SKIP
     0
@@ -94,77 +92,128 @@ def prepare(
         "revision": revision,
     }
     given = None if tokenizer is None else load_tokenizer(tokenizer)  # before minutes of reading
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
-    try:
-        with _library_state(progress, num_proc):
-            documents = load_documents(
-                ref, text_column=text_column, split=split, config=config, revision=revision, cache_dir=staging / "text"
-            )
-            info = _write(documents, given, staging, place, arguments, num_proc)
-        _move(staging, place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with staged_folder(place) as root, _library_state(progress, num_proc):
+        scratch = root.parent / "scratch"
+        scratch.mkdir()
+        documents = load_documents(
+            ref, text_column=text_column, split=split, config=config, revision=revision, cache_dir=scratch / "text"
+        )
+        info = _write(documents, given, root, scratch, place, arguments, num_proc)
     return info
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """A tokenizer as packing uses it: a copy whose settings may be changed, and the dtype that holds its ids."""
+
+    tokenizer: Tokenizer
+    vocab_size: int
+    eos: int
+    dtype: str
+
+
+def _encoding(tokenizer: PreTrainedTokenizerBase) -> _Encoding:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    vocab_size = max(tokenizer.get_vocab().values()) + 1  # more than len() where ids have gaps
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    copy.no_padding()
+    copy.no_truncation()
+    dtype = "uint16" if vocab_size <= np.iinfo(np.uint16).max + 1 else "uint32"
+    return _Encoding(copy, vocab_size, int(tokenizer.eos_token_id), dtype)  # type: ignore[arg-type]
 
 
 def _write(
     documents: Dataset,
     given: PreTrainedTokenizerBase | None,
-    staging: Path,
+    root: Path,
+    scratch: Path,
     place: Path,
     arguments: dict[str, Any],
     num_proc: int,
 ) -> DataInfo:
-    """Make everything under ``staging/data``; the rest of ``staging`` is scratch."""
-    import numpy as np
-    from tokenizers import Tokenizer
-
-    root = staging / "data"
-    root.mkdir()
-    seq_len, heldout = arguments["seq_len"], arguments["heldout"]
-    chosen = select(documents, heldout, arguments["seed"])
-    tokenizer: Any = given
+    """Make the whole folder under ``root``, with temporary files in ``scratch``; ``place`` is its final name."""
+    chosen = select(documents, arguments["heldout"], arguments["seed"])
+    tokenizer = given
     if tokenizer is None:
         tokenizer = train_tokenizer(_sample(documents.select(chosen.train)), arguments["vocab_size"])
     tokenizer.save_pretrained(root / "tokenizer")
-    vocab_size = max(tokenizer.get_vocab().values()) + 1  # more than len() where ids have gaps
-    eos = int(tokenizer.eos_token_id)
-    dtype = "uint16" if vocab_size <= np.iinfo(np.uint16).max + 1 else "uint32"
-    rust = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: its settings are changed
-    rust.no_padding()
-    rust.no_truncation()
+    encoding = _encoding(tokenizer)
+    names, rows = _ordered(documents, chosen, across_sources=arguments["across_sources"])
+    files = {
+        split: tokenise(
+            documents.select(part), encoding.tokenizer, encoding.eos, names, scratch / split, encoding.dtype, num_proc
+        )
+        for split, part in rows.items()
+    }
+    for split, tokens in files.items():
+        _pack(split, tokens, root / split, scratch / split, names, arguments, num_proc)
+    info = _describe(root, place, files, names, chosen, encoding, arguments)
+    atomic_json(root / METADATA_FILE, {key: value for key, value in asdict(info).items() if key != "folder"}, indent=2)
+    return info
+
+
+def _ordered(documents: Dataset, chosen: Selection, *, across_sources: bool) -> tuple[list[str], dict[str, Indices]]:
+    """Return the names of all sources, and the rows of both splits in the order in which they are packed."""
+    import numpy as np
 
     names = source_names(documents, np.concatenate([chosen.train, chosen.heldout]))
     rows = {"train": chosen.train, "heldout": chosen.heldout}
-    if not arguments["across_sources"] and len(names) > 1:
-        rows = {name: by_source(documents, part, names) for name, part in rows.items()}
-    parts = {name: documents.select(part) for name, part in rows.items()}
-    streams = {name: tokenise(part, rust, eos, names, staging / name, dtype, num_proc) for name, part in parts.items()}
-    for name, stream in streams.items():
-        if not stream.blocks(seq_len) and (name == "train" or heldout):
-            raise GrowthError(
-                f"too little {name} text for one block",
-                where=arguments["ref"],
-                why=f"{stream.tokens} tokens in {len(stream.ends)} documents; a block takes {seq_len + 1}",
-                fix="choose a smaller seq_len, give more text, or change the held-out fraction (0 holds out none)",
-            )
-        blocks = pack(stream, seq_len, names, staging / name, num_proc)
-        # Few large files: every file is one memory map in training. No blocks need one too, or they cannot be loaded.
-        shards = {"max_shard_size": "2GB"} if len(blocks) else {"num_shards": 1}
-        blocks.save_to_disk(root / name, **shards)
+    if not across_sources and len(names) > 1:
+        rows = {split: by_source(documents, part, names) for split, part in rows.items()}
+    return names, rows
 
-    splits = {name: _split_info(stream, seq_len, names) for name, stream in streams.items()}
+
+def _pack(
+    split: str,
+    tokens: TokenFile,
+    folder: Path,
+    scratch: Path,
+    names: list[str],
+    arguments: dict[str, Any],
+    num_proc: int,
+) -> None:
+    """Pack one split into a folder.
+
+    Raises:
+        GrowthError: the split has less than one block of text, and is not meant to be empty.
+    """
+    seq_len = arguments["seq_len"]
+    if not tokens.blocks(seq_len) and (split == "train" or arguments["heldout"]):
+        raise GrowthError(
+            f"too little {split} text for one block",
+            where=arguments["ref"],
+            why=f"{tokens.tokens} tokens in {len(tokens.ends)} documents; a block takes {seq_len + 1}",
+            fix="choose a smaller seq_len, give more text, or change the held-out fraction (0 holds out none)",
+        )
+    blocks = pack(tokens, seq_len, names, scratch, num_proc)
+    # Few large files, because each is a memory map in training. An empty split needs a file too, to be loaded.
+    shards = {"max_shard_size": "2GB"} if len(blocks) else {"num_shards": 1}
+    blocks.save_to_disk(folder, **shards)
+
+
+def _describe(
+    root: Path,
+    place: Path,
+    files: dict[str, TokenFile],
+    names: list[str],
+    chosen: Selection,
+    encoding: _Encoding,
+    arguments: dict[str, Any],
+) -> DataInfo:
+    """Return the metadata of the packed blocks in ``root``."""
+    seq_len = arguments["seq_len"]
+    splits = {split: _split_info(tokens, seq_len, names) for split, tokens in files.items()}
     seen = sum(part.tokens_seen for part in splits.values())
     dropped = sum(part.dropped_tokens for part in splits.values())
-    info = DataInfo(
+    return DataInfo(
         folder=place,
         format_version=FORMAT,
         seq_len=seq_len,
-        vocab_size=vocab_size,
-        eos_token_id=eos,
-        dtype=dtype,
+        vocab_size=encoding.vocab_size,
+        eos_token_id=encoding.eos,
+        dtype=encoding.dtype,
         train=splits["train"],
         heldout=splits["heldout"],
         sources=_add(splits["train"].sources, splits["heldout"].sources),
@@ -175,9 +224,6 @@ def _write(
         versions=_versions(),
         arguments=arguments,
     )
-    facts = {key: value for key, value in asdict(info).items() if key != "folder"}
-    (root / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return info
 
 
 def _sample(documents: Dataset) -> Iterator[str]:
@@ -190,17 +236,17 @@ def _sample(documents: Dataset) -> Iterator[str]:
             yield text
 
 
-def _split_info(stream: Stream, seq_len: int, names: list[str]) -> SplitInfo:
-    blocks = stream.blocks(seq_len)
+def _split_info(file: TokenFile, seq_len: int, names: list[str]) -> SplitInfo:
+    blocks = file.blocks(seq_len)
     kept = blocks * seq_len + 1 if blocks else 0
     return SplitInfo(
-        documents=len(stream.ends),
+        documents=len(file.ends),
         blocks=blocks,
         tokens=kept,
-        tokens_seen=stream.tokens,
-        dropped_tokens=stream.tokens - kept,
-        documents_cut=stream.cut(seq_len),
-        sources=stream.count(names),
+        tokens_seen=file.tokens,
+        dropped_tokens=file.tokens - kept,
+        documents_cut=file.cut(seq_len),
+        sources=file.count(names),
     )
 
 
@@ -238,7 +284,7 @@ def _check(seq_len: int, heldout: float) -> None:
 def _check_place(place: Path, overwrite: bool) -> None:
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
-    if not (place / FACTS).is_file():
+    if not (place / METADATA_FILE).is_file():
         # Never replaced, even with overwrite: it is something else of the user's.
         raise GrowthError("the output is taken", where=str(place), why="it is not packed blocks", fix="another --out")
     if not overwrite:
@@ -247,21 +293,9 @@ def _check_place(place: Path, overwrite: bool) -> None:
         )
 
 
-def _move(staging: Path, place: Path) -> None:
-    old = staging / "old"
-    if place.exists():
-        place.rename(old)
-    try:
-        (staging / "data").rename(place)
-    except OSError:
-        if old.exists():
-            old.rename(place)
-        raise
-
-
 @contextmanager
 def _library_state(progress: bool, num_proc: int) -> Iterator[None]:
-    """Bars as wanted, and no threads of the tokenizer in forked processes; then everything as it was."""
+    """Set the progress bars of `datasets`, and turn off the tokenizer's threads in forked processes; a context."""
     import datasets
 
     silenced = not progress and not datasets.are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""The facts of a folder of packed blocks, ``data.json``."""
+"""Metadata of a folder of packed blocks, ``data.json``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from phigrow.errors import GrowthError
 from phigrow.files.untrusted import read_json_strict
 
 FORMAT = 1
-"""The version of the folder's layout, in ``data.json``."""
+"""Version of the folder's layout, in ``data.json``."""
 
-FACTS = "data.json"
+METADATA_FILE = "data.json"
 
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """Train or held-out: what went in (``tokens_seen``, end-of-text included), what stayed and what was dropped.
+    """Counts of one split, train or held-out.
 
-    ``tokens`` is ``blocks * seq_len + 1``: every token but the first is predicted once. ``documents_cut`` counts those
-    that a border between blocks cuts.
+    Attributes:
+        documents: packed.
+        blocks: of ``seq_len + 1`` tokens.
+        tokens: in the blocks, ``blocks * seq_len + 1``; every token but the first is predicted once.
+        tokens_seen: of all documents, end-of-text tokens included.
+        dropped_tokens: at the end, which do not fill a block.
+        documents_cut: documents that a border between blocks cuts.
+        sources: documents and tokens of each source.
     """
 
     documents: int
@@ -34,7 +40,7 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The facts of a folder of packed blocks; ``data.json`` holds the same, without ``folder``."""
+    """Metadata of a folder of packed blocks; ``data.json`` holds the same, without ``folder``."""
 
     folder: Path
     format_version: int
@@ -53,20 +59,24 @@ class DataInfo:
     arguments: dict[str, Any]
 
     def __str__(self) -> str:
-        """What was packed and where it is, in two sentences."""
+        """Summarise the blocks and their place in two sentences."""
         train, held, sources = self.train, self.heldout, len(self.sources)
         documents, tokens = train.documents + held.documents, train.tokens_seen + held.tokens_seen
         return (
             f"{documents:,} document{'s' * (documents != 1)} of {sources:,} source{'s' * (sources != 1)}, "
             f"{tokens:,} tokens of a vocabulary of {self.vocab_size:,}, packed into blocks of {self.seq_len:,}: "
             f"{train.blocks:,} to train on and {held.blocks:,} held out.\n"
-            f"They are in {self.folder}, with their tokenizer and {FACTS}, which has every number."
+            f"They are in {self.folder}, with their tokenizer and {METADATA_FILE}, which has every number."
         )
 
 
-def read_facts(root: Path) -> dict[str, Any]:
-    """Read ``data.json`` of a complete folder of blocks, or raise the `GrowthError` that says how to make one."""
-    needed = [root / name for name in (FACTS, "train/state.json", "heldout/state.json", "tokenizer")]
+def read_metadata(root: Path) -> dict[str, Any]:
+    """Read ``data.json`` of a complete folder of blocks.
+
+    Raises:
+        GrowthError: the folder is not there, incomplete, or of another format version.
+    """
+    needed = [root / name for name in (METADATA_FILE, "train/state.json", "heldout/state.json", "tokenizer")]
     missing = [str(path.relative_to(root)) for path in needed if not path.exists()]
     if missing:
         raise GrowthError(
@@ -75,11 +85,11 @@ def read_facts(root: Path) -> dict[str, Any]:
             why=f"it lacks {', '.join(missing)}" if root.is_dir() else None,
             fix=f"make one: phigrow data --out {root}",
         )
-    info = read_json_strict(root / FACTS, "a description of packed blocks")
+    info = read_json_strict(root / METADATA_FILE, "a description of packed blocks")
     if info.get("format_version") != FORMAT:
         raise GrowthError(
             f"packed blocks of format version {info.get('format_version')!r}",
-            where=str(root / FACTS),
+            where=str(root / METADATA_FILE),
             why=f"this phigrow reads version {FORMAT}",
             fix=f"make them again: phigrow data --out {root} --overwrite",
         )

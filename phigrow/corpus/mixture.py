@@ -1,4 +1,4 @@
-"""Several folders of packed blocks, or several sources of one, as one set of blocks with weights."""
+"""Mix several folders of packed blocks, or several sources of one folder, by weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from phigrow.corpus.tokenizer import same_tokens
 from phigrow.errors import GrowthError
 
 
-class Joined:
+class ConcatenatedBlocks:
     """The blocks of several arrays, one after the other; each array is one source."""
 
     def __init__(self, arrays: Sequence[BlockArray], names: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ class Joined:
         return int(self._starts[-1])
 
     def rows(self, source: int) -> range:
-        """The rows of one source."""
+        """Return the rows of one source."""
         return range(int(self._starts[source]), int(self._starts[source + 1]))
 
     def source_of(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
@@ -82,7 +82,9 @@ def mix_folders(folders: Mapping[str, float]) -> Blocks:
     for part in parts:
         if not len(part.train):
             raise GrowthError("no blocks to train on", where=str(part.folder), fix="prepare more text")
-    train, heldout = (Joined([getattr(part, side) for part in parts], names) for side in ("train", "heldout"))
+    train, heldout = (
+        ConcatenatedBlocks([getattr(part, side) for part in parts], names) for side in ("train", "heldout")
+    )
     sources = tuple(
         MixedSource(name, weights[named[name]], train.rows(index), heldout.rows(index))
         for index, name in enumerate(names)
@@ -153,14 +155,14 @@ def checked_weights(weights: Mapping[str, Any], where: str = "the mixture") -> d
 
 
 def _by_source(array: BlockArray) -> list[Rows]:
-    """The rows of every source; a range where they lie together, as `prepare` packs them: it takes no memory."""
+    """Return the rows of every source; a range, which takes no memory, if they are consecutive."""
     labels = array.labels()
-    found: list[Rows] = []
+    rows_of: list[Rows] = []
     for index in range(len(array.sources)):
         rows = np.flatnonzero(labels == index)
         together = len(rows) == 0 or rows[-1] - rows[0] + 1 == len(rows)
-        found.append((range(int(rows[0]), int(rows[-1]) + 1) if len(rows) else range(0)) if together else rows)
-    return found
+        rows_of.append((range(int(rows[0]), int(rows[-1]) + 1) if len(rows) else range(0)) if together else rows)
+    return rows_of
 
 
 def _check_agreement(first: Blocks, other: Blocks) -> None:

@@ -1,4 +1,4 @@
-"""From documents to blocks: which documents, in what order, tokenised, packed; every step in bounded memory."""
+"""Select, order, tokenise and pack documents, each step in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 Indices = npt.NDArray[np.int64]
 
 MAX_SOURCES = 256
-"""Sources counted and named; a column with more (a URL a document) has the rarer ones counted as ``other``."""
+"""Most sources that are counted by name. Of a column with more, such as a URL for each document, the rarer ones count
+as ``other``."""
 
 OTHER = "other"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of a dataset, in the order they are packed, and how many rows were left out, by reason."""
+    """Rows of a dataset in the order of packing, and the number of rows that were left out, by reason."""
 
     train: Indices
     heldout: Indices
@@ -93,7 +94,7 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
 
 
 def source_names(documents: Dataset, rows: Indices) -> list[str]:
-    """The sources of these rows, sorted; beyond `MAX_SOURCES` the rarer ones become ``other``."""
+    """Return the sources of these rows, sorted. Beyond `MAX_SOURCES`, the rarer ones become ``other``."""
     counts: Counter[str] = Counter()
     chosen = documents.select_columns(["source"]).select(rows).with_format("arrow")
     for batch in chosen.iter(10_000):
@@ -115,14 +116,14 @@ def by_source(documents: Dataset, rows: Indices, names: list[str]) -> Indices:
 
 
 def _known(names: list[str]) -> Callable[[str | None], int]:
-    """The index of a source, that of ``other`` for one that has no name or is too rare."""
+    """Return a function from source to index; a source without a name, or a rare one, has the index of ``other``."""
     index = {name: number for number, name in enumerate(names)}
     return lambda name: index.get(name or OTHER, index.get(OTHER, 0))
 
 
 @dataclass(frozen=True)
-class Stream:
-    """The token stream of one split: a flat file, the row at which each document ends, and its source."""
+class TokenFile:
+    """The tokens of one split: a flat file, the position at which each document ends, and the source of each."""
 
     path: Path
     ends: Indices
@@ -131,21 +132,21 @@ class Stream:
 
     @property
     def tokens(self) -> int:
-        """Tokens in the stream, end-of-text tokens included."""
+        """Tokens in the file, end-of-text tokens included."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def blocks(self, seq_len: int) -> int:
-        """Whole blocks of ``seq_len + 1`` tokens that share one token with the next."""
+        """Return the number of blocks of ``seq_len + 1`` tokens, each of which shares one token with the next."""
         return max(0, (self.tokens - 1) // seq_len)
 
     def cut(self, seq_len: int) -> int:
-        """Documents that a border between blocks cuts: some of their tokens do not see the beginning."""
+        """Return the number of documents that a border between blocks cuts."""
         starts = np.concatenate([[0], self.ends[:-1]])
         last = np.minimum((self.ends - 2) // seq_len, self.blocks(seq_len)) * seq_len
         return int((last > starts).sum()) if len(self.ends) else 0
 
     def count(self, names: list[str]) -> dict[str, dict[str, int]]:
-        """Documents and tokens of each source that has any."""
+        """Return documents and tokens of each source that has any."""
         lengths = np.diff(self.ends, prepend=0)
         present = {name: self.sources == index for index, name in enumerate(names)}
         return {
@@ -157,12 +158,12 @@ class Stream:
 
 def tokenise(
     documents: Dataset, tokenizer: Tokenizer, eos: int, names: list[str], folder: Path, dtype: str, num_proc: int
-) -> Stream:
+) -> TokenFile:
     """Tokenise documents in their order, the end-of-text id after each, into one flat file of ids in ``folder``."""
     from datasets import Features, List, Value
 
     folder.mkdir()
-    path = folder / "stream.bin"
+    path = folder / "tokens.bin"
     ends: list[Indices] = []
     sources: list[Indices] = []
     total = 0
@@ -188,23 +189,23 @@ def tokenise(
                 sources.append(batch["source"].to_numpy())
                 total = int(ends[-1][-1])
     nothing = np.empty(0, np.int64)
-    return Stream(path, np.concatenate([nothing, *ends]), np.concatenate([nothing, *sources]), dtype)
+    return TokenFile(path, np.concatenate([nothing, *ends]), np.concatenate([nothing, *sources]), dtype)
 
 
-def pack(stream: Stream, seq_len: int, names: list[str], folder: Path, num_proc: int) -> Dataset:
-    """Cut a stream into overlapping blocks: block i is tokens ``[i * seq_len, (i + 1) * seq_len]``, both included.
+def pack(file: TokenFile, seq_len: int, names: list[str], folder: Path, num_proc: int) -> Dataset:
+    """Cut tokens into overlapping blocks: block i is tokens ``[i * seq_len, (i + 1) * seq_len]``, both included.
 
     Returns:
         A dataset of input_ids (fixed length ``seq_len + 1``) and source (that of the block's first token).
     """
     from datasets import ClassLabel, Dataset, Features, List, Value
 
-    count = stream.blocks(seq_len)
-    features = Features({"input_ids": List(Value(stream.dtype), length=seq_len + 1), "source": ClassLabel(names=names)})
+    count = file.blocks(seq_len)
+    features = Features({"input_ids": List(Value(file.dtype), length=seq_len + 1), "source": ClassLabel(names=names)})
     if not count:
         return Dataset.from_dict({"input_ids": [], "source": []}, features=features)
     starts = np.arange(count, dtype=np.int64) * seq_len
-    first = stream.sources[np.searchsorted(stream.ends, starts, side="right")]
+    first = file.sources[np.searchsorted(file.ends, starts, side="right")]
     table = Dataset.from_dict({"start": starts, "source": first}).with_format("numpy")
     blocks = table.map(
         _cut,
@@ -212,7 +213,7 @@ def pack(stream: Stream, seq_len: int, names: list[str], folder: Path, num_proc:
         batch_size=4096,
         writer_batch_size=4096,
         num_proc=_workers(num_proc, count),
-        fn_kwargs={"path": stream.path, "dtype": stream.dtype, "seq_len": seq_len, "features": features},
+        fn_kwargs={"path": file.path, "dtype": file.dtype, "seq_len": seq_len, "features": features},
         remove_columns=["start"],
         features=features,
         cache_file_name=str(folder / "blocks.arrow"),
@@ -247,6 +248,6 @@ def _texts(documents: Dataset) -> Iterator[list[str | None]]:
 
 
 def _workers(num_proc: int, rows: int) -> int | None:
-    """None keeps the work in this process, where the Rust tokenizer has its own threads."""
+    """Return the number of processes; None keeps the work in this one, where the Rust tokenizer has its own threads."""
     wanted = min(num_proc, rows)
     return wanted if wanted > 1 else None

@@ -1,4 +1,4 @@
-"""Documents from anywhere, as one `datasets.Dataset` of (text, source, title)."""
+"""Load documents as one `datasets.Dataset` of (text, source, title)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PARQUET_SUFFIXES = (".parquet",)
 SUFFIXES = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *PARQUET_SUFFIXES)
 
 SEPARATOR = "<|endoftext|>"
-"""What separates documents inside one text file, as published text corpora do."""
+"""Separator of documents inside one text file, as in published corpora."""
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-"""What can be the name of a repository on the hub; anything else is a path, and needs no network to be missing."""
+"""A name that a repository on the hub can have. Anything else is a path, whose absence is known without network."""
 
 
 def load_documents(
@@ -53,7 +53,7 @@ def load_documents(
             always go to that cache: the download is worth keeping.
 
     Raises:
-        GrowthError: nothing of that name, no such column, a file that cannot be parsed, or no network.
+        GrowthError: there is no text of that name, no such column or no network, or a file cannot be parsed.
 
     >>> load_documents("embedded").column_names  # doctest: +SKIP
     ['text', 'source', 'title']
@@ -66,10 +66,10 @@ def load_documents(
 
 
 def local_files(ref: str | Path) -> list[Path] | None:
-    """The files that a reference means, sorted; None if it can only be a name on the hub.
+    """Return the files of a reference, sorted; None if it can only be a name on the hub.
 
     Raises:
-        GrowthError: it is spelled like a path, and there is nothing (that can be read) there.
+        GrowthError: it is spelled like a path, and no file that can be read is there.
     """
     path = Path(ref).expanduser()
     if path.is_file():
@@ -94,12 +94,12 @@ _KINDS = f"text is read from {', '.join(SUFFIXES)}"
 
 
 def embedded_rows() -> Iterator[dict[str, str | None]]:
-    """The embedded corpus as rows."""
+    """Return the embedded corpus as rows."""
     return map(asdict, embedded_documents())
 
 
 def text_rows(files: Iterable[Path], sources: Iterable[str]) -> Iterator[dict[str, str | None]]:
-    """Rows of text files: one a file, or one between separators; text None where the file is not UTF-8."""
+    """Yield a row for each text file, or each part between separators; text is None if the file is not UTF-8."""
     for file, source in zip(files, sources, strict=True):
         try:
             texts: list[str | None] = list(file.read_text(encoding="utf-8").split(SEPARATOR))
@@ -153,7 +153,7 @@ def stream_documents(
     config: str | None = None,
     revision: str | None = None,
 ) -> IterableDataset:
-    """Return the documents of a corpus one after the other, with the string column text, without a copy on disk.
+    """Return the documents of a corpus in order, with the string column text, without a copy on disk.
 
     Args:
         ref, text_column, split, config, revision: as in `load_documents`. Local files are of one kind.
@@ -195,7 +195,7 @@ def stream_documents(
 
 
 def _builder(file: Path) -> str:
-    """The name that datasets has for a kind of file."""
+    """Return the name of the `datasets` builder for a file."""
     if file.name.endswith(TEXT_SUFFIXES):
         return "text"
     return "parquet" if file.name.endswith(PARQUET_SUFFIXES) else "json"

@@ -1,4 +1,4 @@
-"""Text that does not fit on disk: read, tokenised and packed on the way, from a position that can be saved."""
+"""Read, tokenise and pack text that does not fit on disk, from a position that can be saved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DOCUMENTS = 64
-"""Documents tokenised at once."""
+"""Number of documents that are tokenised at once."""
 
 Tokens = npt.NDArray[np.uint32]
 Position = dict[str, Any]
@@ -31,7 +31,7 @@ Position = dict[str, Any]
 
 @dataclass(frozen=True)
 class StreamSource:
-    """One source of a stream: what to read, see `load_documents`, and its weight."""
+    """One source of a stream: its weight, and where its text comes from, as in `load_documents`."""
 
     name: str
     ref: str
@@ -44,7 +44,7 @@ class StreamSource:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """A stream: its sources, its tokenizer, how many first documents are held out, and how many blocks are shuffled."""
+    """A stream: its sources and tokenizer, the number of first documents held out, and of blocks shuffled together."""
 
     sources: tuple[StreamSource, ...]
     tokenizer: str
@@ -64,15 +64,17 @@ def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
     given = dict(values)
     shared = {key: given.pop(key) for key in ("tokenizer", "heldout", "shuffle") if key in given}
     if "sources" in given:
-        sources = given.pop("sources")
-        if given or not isinstance(sources, dict) or not all(isinstance(each, dict) for each in sources.values()):
+        named = given.pop("sources")
+        if given or not isinstance(named, dict) or not all(isinstance(each, dict) for each in named.values()):
             raise GrowthError(
                 "a stream of sources that cannot be read",
                 where="stream.sources",
-                why=f"beside it stands {', '.join(given)}" if given else "it is not {name: {ref: ..., weight: ...}}",
+                why=f"these keys cannot stand beside it: {', '.join(given)}"
+                if given
+                else "it is not {name: {ref: ..., weight: ...}}",
                 fix="stream: {tokenizer: ..., sources: {web: {ref: ..., weight: 0.8}, code: {ref: ..., weight: 0.2}}}",
             )
-        parts = {str(name): dict(each) for name, each in sources.items()}
+        parts = {str(name): dict(each) for name, each in named.items()}
     else:
         parts = {Path(str(given.get("ref", ""))).name: given}
     known = [each.name for each in fields(StreamSource) if each.name != "name"]
@@ -88,8 +90,8 @@ def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
     for key, least in (("heldout", 0), ("shuffle", 1)):
         if key in shared and (not isinstance(shared[key], int) or shared[key] < least):
             raise GrowthError(f"{key} is {shared[key]!r}", where=f"stream.{key}", fix=f"a whole number from {least} on")
-    found = [StreamSource(**{**parts[name], "name": name, "weight": weights[name]}) for name in sorted(parts)]
-    return StreamSettings(tuple(found), **shared)
+    sources = [StreamSource(**{**parts[name], "name": name, "weight": weights[name]}) for name in sorted(parts)]
+    return StreamSettings(tuple(sources), **shared)
 
 
 class TokenStream:
@@ -103,13 +105,13 @@ class TokenStream:
         self.seek({"epoch": 0, "dataset": None, "offset": 0})
 
     def seek(self, position: Position) -> None:
-        """Go to a position; nothing is read before it is asked for."""
+        """Go to a position. Text is read at the next `take`."""
         self.close()
         self._pieces, self._offset = [], int(position["offset"])
         self._documents = self._tokenised(position["epoch"], position["dataset"])
 
     def position(self) -> Position:
-        """Where the next block begins: what is read from there on does not depend on what was read before."""
+        """Return where the next block begins. Blocks from there on do not depend on the blocks before."""
         if not self._pieces:
             self._read()
         return {**self._pieces[0][0], "offset": self._offset}
@@ -127,13 +129,13 @@ class TokenStream:
         return tokens[starts + np.arange(self.seq_len + 1)]
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._documents is not None:
             self._documents.close()  # type: ignore[attr-defined]
         self._documents = None
 
     def first(self) -> Tokens:
-        """The tokens of the documents that are held out: the first of the stream."""
+        """Return the tokens of the held-out documents, which are the first of the stream."""
         head = _texts(stream_documents(**_load(self.source)).take(self.skip))
         parts = [self._encode(texts) for texts in iter(lambda: list(itertools.islice(head, DOCUMENTS)), [])]
         return np.concatenate([np.empty(0, np.uint32), *parts])
@@ -143,7 +145,7 @@ class TokenStream:
         self._pieces.append(next(self._documents))
 
     def _tokenised(self, epoch: int, state: Any) -> Iterator[tuple[Position, Tokens]]:
-        """Tokens of some documents at a time, each with the position at which they begin."""
+        """Yield the tokens of some documents at a time, with the position at which they begin."""
         while True:
             documents = stream_documents(**_load(self.source))
             documents = documents.skip(self.skip) if self.skip else documents
@@ -176,7 +178,7 @@ class TokenStream:
 
 
 class ShuffledStream:
-    """A token stream whose blocks are shuffled in groups; while one group is given, as much of the next is read."""
+    """A token stream whose blocks are shuffled in groups. While one group is given, the next one is read."""
 
     def __init__(self, stream: TokenStream, size: int, seed: tuple[int, ...]) -> None:
         self.stream, self.size, self.seed = stream, size, seed
@@ -185,7 +187,7 @@ class ShuffledStream:
         self._group = self._used = 0
 
     def seek(self, position: Position | None) -> None:
-        """Go to a position, or to the beginning; reads the group again that was being given."""
+        """Go to a position, or to the beginning. The group at that position is read again."""
         if position is not None:
             self.stream.seek(position["start"])
         self._start = self.stream.position()
@@ -195,7 +197,7 @@ class ShuffledStream:
         self._next = [self.stream.take(self._used)] if self._used else []
 
     def position(self) -> Position:
-        """Where the next block is given from."""
+        """Return the position of the next block."""
         return {"group": self._group, "used": self._used, "start": self._start}
 
     def take(self, blocks: int) -> Tokens:
@@ -232,18 +234,18 @@ class HeldBlocks:
         return len(self._blocks)
 
     def batch(self, indices: Any) -> npt.NDArray[np.int64]:
-        """Blocks as int64 ``[len(indices), seq_len + 1]``."""
+        """Return blocks as int64 ``[len(indices), seq_len + 1]``."""
         return self._blocks[np.asarray(indices, np.int64)].astype(np.int64)
 
     def source_of(self, indices: Any) -> npt.NDArray[np.int64]:
-        """The index into `sources` of each block."""
-        found: npt.NDArray[np.int64] = self._labels[np.asarray(indices, np.int64)]
-        return found
+        """Return, for each block, the index into `sources`."""
+        labels: npt.NDArray[np.int64] = self._labels[np.asarray(indices, np.int64)]
+        return labels
 
 
 @dataclass(frozen=True)
 class StreamBlocks:
-    """What training needs of a stream: the held-out blocks, the tokenizer's facts, and the streams themselves.
+    """A stream as training reads it: the held-out blocks, properties of the tokenizer, and the token streams.
 
     ``train`` is None: a stream has no numbered blocks. ``mixture`` has the sources where there are several.
     """
@@ -263,7 +265,7 @@ class StreamBlocks:
 
 
 def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
-    """Open a stream and read the documents it holds out, the first of every source; no epoch trains on them.
+    """Open a stream and read its held-out documents, the first of every source. No epoch trains on them.
 
     Raises:
         GrowthError: no such text, column or tokenizer, or too few held-out documents for one block.
@@ -313,11 +315,11 @@ def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
 
 
 def _identity(source: StreamSource) -> dict[str, Any]:
-    """What a fingerprint says of a source: of local files their names and sizes, wherever they lie."""
-    found = asdict(source)
+    """Return the part of a fingerprint for a source; of local files it has names and sizes, but not their folder."""
+    identity = asdict(source)
     if (files := local_files(source.ref)) is not None:
-        found["ref"] = [[file.name, file.stat().st_size] for file in files]
-    return found
+        identity["ref"] = [[file.name, file.stat().st_size] for file in files]
+    return identity
 
 
 def _load(source: StreamSource) -> dict[str, Any]:

@@ -101,11 +101,11 @@ def optional(found: dict[str, Any], key: str, path: Path) -> int | None:
 def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:
     """A folder of packed blocks, or the arguments of `phigrow.corpus.prepare`; and the tokens of a block."""
     from phigrow.corpus.build import prepare
-    from phigrow.corpus.metadata import read_facts
+    from phigrow.corpus.metadata import read_metadata
 
     if isinstance(value, str):
         folder = beside(value, path)
-        return folder, int(read_facts(folder)["seq_len"])
+        return folder, int(read_metadata(folder)["seq_len"])
     arguments = mapping(value, f"data in {path}")
     known = [key for key in prepare.__annotations__ if key not in ("out", "overwrite", "progress", "return")]
     only(arguments, known, f"data in {path}")

@@ -186,7 +186,7 @@ def test_sources_have_names_and_weights(text):
         ({"ref": "x", "tokenizer": "x", "heldout": -1}, r"heldout is -1\n  where: stream.heldout"),
         ({"ref": "x", "tokenizer": "x", "shuffle": 0}, "shuffle is 0"),
         ({"tokenizer": "x", "sources": ["x"]}, "a stream of sources that cannot be read"),
-        ({"tokenizer": "x", "ref": "x", "sources": {"a": {"ref": "x"}}}, r"beside it stands ref"),
+        ({"tokenizer": "x", "ref": "x", "sources": {"a": {"ref": "x"}}}, "cannot stand beside it: ref"),
     ],
 )
 def test_bad_settings_are_refused(values, message):
