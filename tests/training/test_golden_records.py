@@ -18,7 +18,7 @@ from golden_cases import FOLDER
 from scenarios import SEQ_LEN, TINY
 
 from phigrow.models.cost import count_cost
-from phigrow.records.reader import load_run
+from phigrow.records import load_run
 
 GOLDEN = FOLDER / "records.jsonl"
 MEASURED = {"seconds", "tokens_per_second", "data_wait"}
