@@ -142,7 +142,7 @@ def check_state(plan: Plan, state: str) -> None:
             why="no rule says what becomes of gradients where matrices were learned",
             fix="grow with state reset: fp32 masters without moments",
         )
-    mixed = [name for name, axis in plan.axes.items() if axis.legs is not None]
+    mixed = [name for name, axis in plan.axes.items() if axis.dense is not None]
     if mixed and state != "scale":
         raise GrowthError(
             f"state {state} of a plan that mixes coordinates ({plan.method})",

@@ -4,9 +4,9 @@ A map has two legs. The write leg ``E`` (destination x source) says how an activ
 over the larger one, the read leg ``R`` (source x destination) how a consumer undoes it. Every destination coordinate is
 
 - a copy of a source coordinate, with a write gain and a read gain,
-- ``MEAN``: written as the mean over the source coordinates,
-- ``FRESH``: not written from the source at all, or
-- ``DENSE``: written and read as a mixture of all source coordinates; then the whole axis is, by dense legs.
+- a mean: written as the mean over the source coordinates,
+- fresh: not written from the source at all, or
+- dense: written and read as a mixture of all source coordinates. Then every coordinate of the axis is dense.
 
 Where a leg does not come from the source it is either zero or *random*: filled with new values by the lift.
 """
@@ -17,33 +17,45 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from einops import rearrange
 
 from phigrow.errors import GrowthError
-from phigrow.growth.dense_map import DenseMap, Floats, dense_map_from_json
+from phigrow.growth.dense_map import DenseMap, dense_map_from_json
+from phigrow.growth.dense_map import Floats as Floats
 
-MEAN = -1
-FRESH = -2
-DENSE = -3
+FRESH = -1
+MEAN = -2
+"""How methods spell the source of a coordinate that copies none; see `axis_map`."""
 
 Anchor = Literal["edge", "center"]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
-class Run(NamedTuple):
-    """Consecutive destination coordinates ``start .. stop`` that copy consecutive source coordinates, or none.
+@dataclass(frozen=True)
+class DiagonalBlocks:
+    """An axis of equal blocks in a row.
 
-    ``source`` is the first source coordinate, or ``MEAN``, ``FRESH`` or ``DENSE``.
+    Where row and column axis of a matrix share the number of blocks, values outside the blocks are zero and read gains
+    are multiplied by it, so that the sum over a row is that of R E.
     """
 
-    start: int
-    stop: int
-    source: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class FromNextLayer:
+    """An axis of which some coordinates copy what the next source layer writes, where there is one.
+
+    Attributes:
+        chosen: bool [dst_size]; these coordinates.
+    """
+
+    chosen: Bools
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,37 +64,55 @@ class AxisMap:
 
     Attributes:
         src_size: source coordinates.
-        source: int64 [dst_size]; the source coordinate copied, or ``MEAN``, ``FRESH`` or ``DENSE``.
-        write: float64 [dst_size]; gain on the write leg (0 where FRESH).
-        read: float64 [dst_size]; gain on the read leg (0 where neither a copy nor DENSE).
+        source: int64 [dst_size]; the source coordinate copied, -1 where there is none.
+        is_mean: bool [dst_size]; the coordinate is written as the mean over the source coordinates.
+        write: float64 [dst_size]; gain on the write leg (0 where fresh).
+        read: float64 [dst_size]; gain on the read leg (0 where neither a copy nor dense).
         write_random: bool [dst_size]; the write leg is filled with new random values.
         read_random: bool [dst_size]; the read leg is filled with new random values.
-        fresh_bias: the value of a bias at FRESH coordinates.
-        legs: of an axis that is all DENSE, its legs before these gains; None of any other.
-        parts: the axis is so many equal parts in a row. A matrix between two axes of as many parts is block-diagonal:
-            zero where the parts of row and column differ, and the others count ``parts`` times, so the sum is R E.
-        ahead: bool [dst_size] or None; coordinates that copy what the *next* source layer writes, where there is one.
+        fresh_bias: the value of a bias at fresh coordinates.
+        structure: what the axis is besides copies: a dense map (the legs before these gains), diagonal blocks, or
+            coordinates from the next layer; None for most axes.
     """
 
     src_size: int
     source: Ints
+    is_mean: Bools
     write: Floats
     read: Floats
     write_random: Bools
     read_random: Bools
     fresh_bias: float = 0.0
-    legs: DenseMap | None = None
-    parts: int = 1
-    ahead: Bools | None = None
+    structure: DenseMap | DiagonalBlocks | FromNextLayer | None = None
 
     @property
     def dst_size(self) -> int:
         return len(self.source)
 
+    @property
+    def dense(self) -> DenseMap | None:
+        """The legs of an axis that mixes all source coordinates, before gains; None of any other."""
+        return None if isinstance(self.structure, DiagonalBlocks | FromNextLayer) else self.structure
+
+    @property
+    def diagonal_blocks(self) -> int:
+        """Number of diagonal blocks; see `DiagonalBlocks`."""
+        return self.structure.count if isinstance(self.structure, DiagonalBlocks) else 1
+
+    @property
+    def from_next_layer(self) -> Bools | None:
+        """bool [dst_size]: coordinates that copy the next source layer; None where the method has none."""
+        return self.structure.chosen if isinstance(self.structure, FromNextLayer) else None
+
     @cached_property
     def is_copy(self) -> Bools:
         """bool [dst_size]: the coordinates that copy a source coordinate."""
         return self.source >= 0
+
+    @cached_property
+    def is_fresh(self) -> Bools:
+        """bool [dst_size]: the coordinates that are not written from the source."""
+        return ~(self.is_copy | self.is_mean) if self.dense is None else np.zeros_like(self.is_copy)
 
     @cached_property
     def counts(self) -> Ints:
@@ -95,20 +125,15 @@ class AxisMap:
         same = self.dst_size == self.src_size and np.array_equal(self.source, np.arange(self.src_size))
         return bool(same and (self.write == 1).all() and (self.read == 1).all())
 
-    @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """The source pattern as the fewest runs, gains left aside: what can be moved in one slice."""
-        return tuple(_runs(self.source))
-
     def left_inverse_error(self) -> float:
         """max |R E - I|; 0 for an axis that a consumer reads exactly as it did before growth.
 
-        FRESH coordinates add nothing as long as one of their legs is zero; two random legs give ``inf``.
+        Fresh coordinates add nothing as long as one of their legs is zero; two random legs give ``inf``.
         """
         if (self.write_random & self.read_random).any():
             return float("inf")
-        if self.legs is not None:
-            return self.legs.left_inverse_error(self.write * self.read)
+        if self.dense is not None:
+            return self.dense.left_inverse_error(self.write * self.read)
         product = np.zeros(self.src_size)
         copies = self.is_copy
         np.add.at(product, self.source[copies], self.write[copies] * self.read[copies])
@@ -116,40 +141,43 @@ class AxisMap:
 
     def dense_legs(self) -> tuple[Floats, Floats]:
         """The legs as matrices ``E`` [dst, src] and ``R`` [src, dst], random entries as 0 (for tests and pictures)."""
-        if self.legs is not None:
-            return self.legs.write(np.float64) * self.write[:, None], self.legs.read(np.float64) * self.read
+        if self.dense is not None:
+            return self.dense.write(np.float64) * self.write[:, None], self.dense.read(np.float64) * self.read
         write, read = np.zeros((self.dst_size, self.src_size)), np.zeros((self.src_size, self.dst_size))
         copies = np.flatnonzero(self.is_copy)
         write[copies, self.source[copies]] = self.write[copies]
         read[self.source[copies], copies] = self.read[copies]
-        means = np.flatnonzero(self.source == MEAN)
-        write[means] = self.write[means, None] / self.src_size
+        write[self.is_mean] = self.write[self.is_mean, None] / self.src_size
         return write, read
+
+    def words(self) -> list[int | str]:
+        """The source of every coordinate as JSON spells it: a number, ``mean``, ``fresh`` or ``dense``."""
+        none = "fresh" if self.dense is None else "dense"
+        return [
+            int(source) if source >= 0 else "mean" if mean else none
+            for source, mean in zip(self.source, self.is_mean, strict=True)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal map; coordinates are run-length coded."""
-        kinds = {MEAN: "mean", FRESH: "fresh", DENSE: "dense"}
-        gains = np.stack([self.write, self.read, self.write_random, self.read_random])
+        words = self.words()
+        columns = np.stack([self.is_mean, self.write, self.read, self.write_random, self.read_random])
+        gains = ((self.write, self.write_random), (self.read, self.read_random))
         runs: list[list[Any]] = []
-        for start, stop, source in _runs(self.source, gains):
-            legs = ["random" if flag[start] else float(gain[start]) for gain, flag in self._legs()]
-            runs.append([stop - start, kinds.get(source, source), *legs])
-        said = {"src_size": self.src_size, "dst_size": self.dst_size, "fresh_bias": self.fresh_bias, "runs": runs}
-        return said | self.apart()
+        for start, stop in _runs(self.source, columns):
+            legs = ["random" if random[start] else float(gain[start]) for gain, random in gains]
+            runs.append([stop - start, words[start], *legs])
+        sizes = {"src_size": self.src_size, "dst_size": self.dst_size, "fresh_bias": self.fresh_bias}
+        return {**sizes, "runs": runs, **self.structure_json()}
 
-    def apart(self) -> dict[str, Any]:
-        """What a map has besides coordinates and gains, as in its JSON; nothing in most."""
-        said: dict[str, Any] = {} if self.legs is None else {"legs": self.legs.to_json()}
-        if self.parts != 1:
-            said["parts"] = self.parts
-        if self.ahead is not None:
-            said["ahead"] = [
-                [run.start, run.stop] for run in _runs(-1 - self.ahead.astype(np.int64)) if run.source == -2
-            ]
-        return said
-
-    def _legs(self) -> tuple[tuple[Floats, Bools], tuple[Floats, Bools]]:
-        return (self.write, self.write_random), (self.read, self.read_random)
+    def structure_json(self) -> dict[str, Any]:
+        """The keys that JSON has for the structure; none for most axes."""
+        if self.dense is not None:
+            return {"legs": self.dense.to_json()}
+        if self.from_next_layer is not None:
+            chosen = self.from_next_layer.astype(np.int64)
+            return {"ahead": [[start, stop] for start, stop in _runs(chosen - 2) if chosen[start]]}
+        return {"parts": self.diagonal_blocks} if self.diagonal_blocks != 1 else {}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AxisMap:
@@ -159,30 +187,18 @@ class AxisMap:
             GrowthError: a malformed map (sizes that do not add up, a source out of range, an unknown word).
         """
         try:
-            sources: list[Ints] = []
-            legs: tuple[list[Any], list[Any]] = ([], [])
-            for length, source, *gains in data["runs"]:
-                code = {"mean": MEAN, "fresh": FRESH, "dense": DENSE}.get(source, source)
-                sources.append(np.full(length, code) if code < 0 else np.arange(code, code + length))
-                for leg, gain in zip(legs, gains, strict=True):
-                    leg += [gain] * length
-            source, src_size = np.concatenate(sources).astype(np.int64), int(data["src_size"])
-            if len(source) != data["dst_size"] or source.max() >= src_size or source.min() < DENSE:
+            src_size, dst_size = int(data["src_size"]), data["dst_size"]
+            source, words, legs = _read_runs(data["runs"])
+            if len(source) != dst_size or source.max() >= src_size:
                 raise ValueError(f"runs of {len(source)} coordinates up to source {source.max()}")
-            dense = dense_map_from_json(data["legs"], src_size, len(source)) if "legs" in data else None
-            if (source == DENSE).any() if dense is None else (source != DENSE).any():
-                raise ValueError("dense coordinates without legs, or legs of coordinates that are not dense")
+            structure = _structure_from_json(data, src_size, dst_size)
+            is_dense = words == "dense"
+            if not is_dense.all() if "legs" in data else is_dense.any():
+                raise ValueError("dense coordinates without `legs`, or `legs` of coordinates that are not dense")
             random = [np.array([gain == "random" for gain in leg]) for leg in legs]
             write, read = (np.array([0.0 if gain == "random" else float(gain) for gain in leg]) for leg in legs)
-            parts = data.get("parts", 1)
-            if type(parts) is not int or parts < 1 or len(source) % parts:
-                raise ValueError(f"{len(source)} coordinates in {parts!r} parts")
-            ahead = None if "ahead" not in data else np.zeros(len(source), dtype=np.bool_)
-            for start, stop in data.get("ahead", []):
-                if ahead is not None and 0 <= start < stop <= len(source):
-                    ahead[start:stop] = True
             bias = float(data["fresh_bias"])
-            return cls(src_size, source, write, read, random[0], random[1], bias, dense, parts, ahead)
+            return cls(src_size, source, words == "mean", write, read, random[0], random[1], bias, structure)
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(
                 "a malformed axis map in a plan",
@@ -191,14 +207,52 @@ class AxisMap:
             ) from error
 
 
-def _runs(source: Ints, *also_constant: np.ndarray) -> list[Run]:
-    """Split coordinates where the source jumps or where one of the given arrays [k, n] changes."""
-    copies = source[:-1] >= 0
-    joined = np.where(copies, source[1:] == source[:-1] + 1, source[1:] == source[:-1])
-    for array in also_constant:
-        joined &= (array[:, 1:] == array[:, :-1]).all(axis=0)
+def _read_runs(runs: list[Any]) -> tuple[Ints, npt.NDArray[np.str_], tuple[list[Any], list[Any]]]:
+    """Source of every coordinate, the word for it (``copy`` where it is a number), and both legs."""
+    sources: list[Ints] = []
+    words: list[str] = []
+    legs: tuple[list[Any], list[Any]] = ([], [])
+    for length, source, *gains in runs:
+        is_word = source in ("mean", "fresh", "dense")
+        if not is_word and source < 0:
+            raise ValueError(f"source {source}")
+        sources.append(np.full(length, -1) if is_word else np.arange(source, source + length))
+        words += [source if is_word else "copy"] * length
+        for leg, gain in zip(legs, gains, strict=True):
+            leg += [gain] * length
+    return np.concatenate(sources).astype(np.int64), np.array(words), legs
+
+
+def _structure_from_json(
+    data: dict[str, Any], src_size: int, dst_size: int
+) -> DenseMap | DiagonalBlocks | FromNextLayer | None:
+    keys = [key for key in ("legs", "parts", "ahead") if key in data]
+    if len(keys) > 1:
+        raise ValueError(f"both {keys[0]} and {keys[1]}")
+    if "legs" in data:
+        return dense_map_from_json(data["legs"], src_size, dst_size)
+    if "parts" in data:
+        count = data["parts"]
+        if type(count) is not int or count < 1 or dst_size % count:
+            raise ValueError(f"{dst_size} coordinates in {count!r} parts")
+        return DiagonalBlocks(count)
+    if "ahead" not in data:
+        return None
+    chosen = np.zeros(dst_size, dtype=np.bool_)
+    for start, stop in data["ahead"]:
+        if not 0 <= start < stop <= dst_size:
+            raise ValueError(f"ahead {start} to {stop} of {dst_size} coordinates")
+        chosen[start:stop] = True
+    return FromNextLayer(chosen)
+
+
+def _runs(source: Ints, constant: npt.NDArray[Any] | None = None) -> list[tuple[int, int]]:
+    """Split coordinates where the source does not go on, or where a row of ``constant`` [k, n] changes."""
+    joined = np.where(source[:-1] >= 0, source[1:] == source[:-1] + 1, source[1:] == source[:-1])
+    if constant is not None:
+        joined &= (constant[:, 1:] == constant[:, :-1]).all(axis=0)
     edges = [0, *(np.flatnonzero(~joined) + 1).tolist(), len(source)]
-    return [Run(start, stop, int(source[start])) for start, stop in itertools.pairwise(edges) if stop > start]
+    return [(start, stop) for start, stop in itertools.pairwise(edges) if stop > start]
 
 
 def axis_map(
@@ -213,17 +267,22 @@ def axis_map(
 ) -> AxisMap:
     """Build a map from its sources; gains are scalars or one value a destination coordinate.
 
-    ``fresh_write`` and ``fresh_read`` say how legs that do not come from the source are filled (a MEAN coordinate
-    has only such a read leg).
+    Args:
+        src_size: source coordinates.
+        source: for every destination coordinate, the source coordinate that it copies, or ``MEAN`` or ``FRESH``.
+        write, read: gains.
+        fresh_write, fresh_read: how legs that do not come from the source are filled (a mean has only such a read leg).
+        fresh_bias: the value of a bias at fresh coordinates.
 
-    >>> axis_map(2, [0, 1, FRESH], fresh_read="zero").runs
-    (Run(start=0, stop=2, source=0), Run(start=2, stop=3, source=-2))
+    >>> axis_map(2, [0, 1, FRESH], fresh_read="zero").words()
+    [0, 1, 'fresh']
     """
     source = np.asarray(source, dtype=np.int64)
     copies, fresh = source >= 0, source == FRESH
     return AxisMap(
         src_size=src_size,
-        source=source,
+        source=np.where(copies, source, -1),
+        is_mean=source == MEAN,
         write=np.where(fresh, 0.0, np.broadcast_to(write, source.shape)).astype(np.float64),
         read=np.where(copies, np.broadcast_to(read, source.shape), 0.0).astype(np.float64),
         write_random=fresh & (fresh_write == "random"),
@@ -232,11 +291,10 @@ def axis_map(
     )
 
 
-def dense_map(src_size: int, dst_size: int, legs: DenseMap, *, write: float = 1.0, read: float = 1.0) -> AxisMap:
-    """The map of an axis that mixes by dense legs, each with one gain."""
-    no = np.zeros(dst_size, dtype=np.bool_)
-    source = np.full(dst_size, DENSE, dtype=np.int64)
-    return AxisMap(src_size, source, np.full(dst_size, write), np.full(dst_size, read), no, no, legs=legs)
+def dense_axis_map(src_size: int, dst_size: int, dense: DenseMap, *, write: float = 1.0, read: float = 1.0) -> AxisMap:
+    """The map of an axis that mixes by a dense map, each leg with one gain."""
+    no, gains = np.zeros(dst_size, dtype=np.bool_), (np.full(dst_size, write), np.full(dst_size, read))
+    return AxisMap(src_size, np.full(dst_size, -1), no, *gains, no, no, structure=dense)
 
 
 def identity(size: int) -> AxisMap:
@@ -248,7 +306,7 @@ def block(src_size: int, dst_size: int, anchor: Anchor = "edge") -> Ints:
     """Sources of an axis whose old coordinates stay in one block, at the start or in the middle; the rest FRESH.
 
     >>> block(2, 5, "center").tolist()
-    [-2, 0, 1, -2, -2]
+    [-1, 0, 1, -1, -1]
     """
     source = np.full(dst_size, FRESH, dtype=np.int64)
     start = _offset(src_size, dst_size, anchor)
@@ -294,10 +352,11 @@ def stacked(maps: Sequence[AxisMap]) -> AxisMap:
     """The map of axes that lie one after the other, such as ``q|k|v``; each grows in its own place."""
     if len(maps) == 1:
         return maps[0]
-    assert all(each.fresh_bias == 0 and not each.apart() for each in maps), "stacked axes are of plain copies"
+    assert all(each.fresh_bias == 0 and each.structure is None for each in maps), "stacked axes are of plain copies"
     return AxisMap(
         src_size=sum(each.src_size for each in maps),
         source=concatenate([(each.src_size, each.source) for each in maps]),
+        is_mean=np.concatenate([each.is_mean for each in maps]),
         write=np.concatenate([each.write for each in maps]),
         read=np.concatenate([each.read for each in maps]),
         write_random=np.concatenate([each.write_random for each in maps]),
@@ -313,36 +372,45 @@ def part_map(axes: Mapping[str, AxisMap], part: str) -> AxisMap:
 def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
     """The map of a composite axis such as ``(kv group q)``, first name slowest: E and R are Kronecker products.
 
-    A composite coordinate is FRESH where one of its parts is; its legs are then zero where a FRESH part's leg is
-    zero, and random otherwise.
+    A composite coordinate is fresh where one of its parts is. Its legs are then zero where a fresh part's leg is zero,
+    and random otherwise.
 
     Raises:
-        AssertionError: a part with MEAN or DENSE coordinates; only whole axes are written as means or mixed.
+        AssertionError: a part that is dense or has means; only whole axes are mixed or written as means.
     """
     if len(maps) == 1:
         return maps[0]
-    assert not any(np.isin(part.source, (MEAN, DENSE)).any() for part in maps), "a composite axis is of plain copies"
+    assert not any(part.dense is not None or part.is_mean.any() for part in maps), "a composite axis is of plain copies"
     assert all(part.fresh_bias == 0 for part in maps), "a composite axis has plain biases"
-    assert all(part.parts == 1 for part in maps[1:]), "only what is slowest lies in parts"
-    ahead = [np.zeros(part.dst_size, dtype=np.bool_) if part.ahead is None else part.ahead for part in maps]
+    assert all(part.diagonal_blocks == 1 for part in maps[1:]), "only the slowest part has diagonal blocks"
     places = " ".join(f"p{k}" for k in range(len(names)))
     flatten = f"{places} -> ({places})"
 
     def grid(arrays: list[np.ndarray], combine: np.ufunc) -> np.ndarray:
         return rearrange(reduce(combine.outer, arrays), flatten)
 
-    fresh = grid([part.source == FRESH for part in maps], np.logical_or)
+    structure: DiagonalBlocks | FromNextLayer | None = None
+    if any(part.from_next_layer is not None for part in maps):
+        assert maps[0].diagonal_blocks == 1, "diagonal blocks take nothing from the next layer"
+        none = [np.zeros(part.dst_size, dtype=np.bool_) for part in maps]
+        chosen = [
+            no if part.from_next_layer is None else part.from_next_layer for part, no in zip(maps, none, strict=True)
+        ]
+        structure = FromNextLayer(grid(chosen, np.logical_or))
+    elif maps[0].diagonal_blocks != 1:
+        structure = DiagonalBlocks(maps[0].diagonal_blocks)
+    fresh = grid([part.is_fresh for part in maps], np.logical_or)
     strides = np.cumprod([1, *(part.src_size for part in maps[:0:-1])])[::-1]
     position = grid([np.maximum(part.source, 0) * stride for part, stride in zip(maps, strides, strict=True)], np.add)
-    zero_write = grid([(part.source == FRESH) & ~part.write_random for part in maps], np.logical_or)
-    zero_read = grid([(part.source == FRESH) & ~part.read_random for part in maps], np.logical_or)
+    zero_write = grid([part.is_fresh & ~part.write_random for part in maps], np.logical_or)
+    zero_read = grid([part.is_fresh & ~part.read_random for part in maps], np.logical_or)
     return AxisMap(
         src_size=int(np.prod([part.src_size for part in maps])),
-        source=np.where(fresh, FRESH, position),
+        source=np.where(fresh, -1, position),
+        is_mean=np.zeros_like(fresh),
         write=np.where(fresh, 0.0, grid([part.write for part in maps], np.multiply)),
         read=np.where(fresh, 0.0, grid([part.read for part in maps], np.multiply)),
         write_random=fresh & ~zero_write,
         read_random=fresh & ~zero_read,
-        parts=maps[0].parts,
-        ahead=grid(ahead, np.logical_or) if any(part.ahead is not None for part in maps) else None,
+        structure=structure,
     )

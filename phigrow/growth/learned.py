@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phigrow.errors import GrowthError
-from phigrow.growth.axes import DENSE, AxisMap, Ints, kronecker, part_map
+from phigrow.growth.axes import AxisMap, Ints, kronecker, part_map
 from phigrow.growth.dense_map import Floats
 from phigrow.growth.matrices import Maps
 from phigrow.models.config import Config
@@ -159,8 +159,8 @@ class Learned:
         """The map of an axis, from the start's."""
         if not self.places(axis):
             return start
-        source = np.full(start.dst_size, DENSE, dtype=np.int64)
-        return replace(start, source=source, legs=LearnedMap(self, axis))
+        nothing = np.full(start.dst_size, -1)
+        return replace(start, source=nothing, is_mean=nothing >= 0, structure=LearnedMap(self, axis))
 
     def check(self, where: str | Path) -> None:
         """Hold the matrices against the sizes of the plan.

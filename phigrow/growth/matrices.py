@@ -113,7 +113,12 @@ def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
             fix="give the folder that phigrow learn-growth wrote",
         ) from error
     if not isinstance(record, dict) or not isinstance(record.get("start"), dict):
-        raise GrowthError("learned maps that nobody described", where=str(file), fix="learn them again")
+        raise GrowthError(
+            "learned maps without a valid `start` entry",
+            where=f"the metadata of {file}",
+            why="it does not say from which plan they were learned",
+            fix="run phigrow learn-growth again",
+        )
     return Maps(_sha256(file), file), record
 
 

@@ -121,10 +121,12 @@ def _mixture(chosen: Chosen) -> Method:
         for axes, method, options in _shares(task, chosen):
             made = method.axis_maps(_restricted(task, axes), options)
             maps.update({axis: made[axis] for axis in axes})
-        if any(axis.legs is not None for axis in maps.values()) and any(a.ahead is not None for a in maps.values()):
+        if any(axis.dense is not None for axis in maps.values()) and any(
+            axis.from_next_layer is not None for axis in maps.values()
+        ):
             raise task.refuse(
                 "aki beside a method that turns the stream",
-                next(name for name, axis in maps.items() if axis.ahead is not None),
+                next(name for name, axis in maps.items() if axis.from_next_layer is not None),
                 "neurons from the layer above read through that layer's normalisation, which is folded into its own",
                 "give the axis another method, such as lossless or lemon",
             )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.growth.axes import DENSE, MEAN, AxisMap, Bools, Floats, Ints, part_map
+from phigrow.growth.axes import AxisMap, Bools, Floats, Ints, part_map
 from phigrow.growth.dense_map import DenseMap
 from phigrow.growth.learned import Learned
 from phigrow.growth.norm_fusion import NormFusion, norm_fusions
@@ -254,7 +254,7 @@ class Resolver:
     @cached_property
     def _fusions(self) -> dict[str, NormFusion]:
         maps = self.composites.items()
-        fused = {axis for axis, made in maps if made.legs is not None and made.legs.fuses_norms}
+        fused = {axis for axis, made in maps if made.dense is not None and made.dense.fuses_norms}
         return norm_fusions(self.family, self.src_config, fused)
 
     @cached_property
@@ -332,7 +332,7 @@ class Resolver:
         # Blocks lie along the slowest part of a composite axis, which therefore carries their gain.
         maps = [(name, part_map(self.axes, name)) for name in axis]
         parts = [
-            self._one_leg(parameter, (name,), written, part, blocks if part.parts == blocks else 1)
+            self._one_leg(parameter, (name,), written, part, blocks if part.diagonal_blocks == blocks else 1)
             for name, part in maps
         ]
         return replace(whole, parts=tuple(parts))
@@ -346,13 +346,13 @@ class Resolver:
             axis=names,
             written=written,
             src_size=made.src_size,
-            source=np.where(made.is_copy, made.source, -1),
-            is_mean=made.source == MEAN,
+            source=made.source,
+            is_mean=made.is_mean,
             gain=write if written else read * blocks,
             gradient_gain=read if written else write,
             # Vectors are never drawn: where nothing is copied they hold one value.
             random=random if len(parameter.axes) == 2 else np.zeros_like(random),
-            dense=made.legs,
+            dense=made.dense,
         )
 
     def _norm_gains(self, parameter: Parameter, made: AxisMap) -> tuple[Floats, Floats]:
@@ -367,12 +367,12 @@ class Resolver:
         stream = self.composites[parameter.read].write
         if own:
             return np.ones_like(made.write), made.read * stream
-        from_source = made.is_copy | (made.source == DENSE)
+        from_source = made.is_copy | (made.dense is not None)
         gain = np.divide(made.write, stream, out=np.ones_like(made.write), where=from_source)
         return gain, made.read * stream
 
     def _blocks(self, parameter: Parameter) -> int:
-        counts = [self.composites[axis].parts for axis in parameter.axes]
+        counts = [self.composites[axis].diagonal_blocks for axis in parameter.axes]
         return counts[0] if len(counts) == 2 and counts[0] == counts[1] else 1
 
     def _layers(self, parameter: Parameter, layer: int | None) -> tuple[int | None, list[tuple[int | None, float]]]:
@@ -393,10 +393,10 @@ class Resolver:
         """The terms, with new coordinates of what is written taken from the next source layer, where there is one."""
         made = self.composites[parameter.written]
         next_layer = source_layer + 1
-        if made.ahead is None or next_layer >= self._src_sizes["layer"]:
+        if made.from_next_layer is None or next_layer >= self._src_sizes["layer"]:
             return terms
         if parameter.name not in self._split_legs:
-            chosen = made.ahead & made.is_copy
+            chosen = made.from_next_layer & made.is_copy
             sides = [
                 tuple(leg.only(side) if leg.written else leg for leg in self.legs(parameter))
                 for side in (~chosen, chosen)

@@ -136,9 +136,9 @@ def _copies(plan: Plan) -> Iterator[Advice]:
 
 def _equal_copies(axis: AxisMap) -> bool:
     """Whether two coordinates copy one source coordinate, of one layer, with the same gains on both legs."""
-    ahead = np.zeros(axis.dst_size) if axis.ahead is None else axis.ahead
-    legs = np.stack([axis.source, axis.write, axis.read, ahead])[:, axis.is_copy]
-    return legs.shape[1] > len(np.unique(legs, axis=1).T)
+    from_next = np.zeros(axis.dst_size) if axis.from_next_layer is None else axis.from_next_layer
+    legs = np.stack([axis.source, axis.write, axis.read, from_next])[:, axis.is_copy]
+    return bool(legs.shape[1] > len(np.unique(legs, axis=1).T))
 
 
 def _dtype(plan: Plan, dtype: str | None) -> Iterator[Advice]:

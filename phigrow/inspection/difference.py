@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from phigrow.growth.axes import DENSE, FRESH, MEAN, AxisMap, Bools
+from phigrow.growth.axes import AxisMap, Bools
 from phigrow.growth.plan import Plan
 
 ABSENT = "(absent)"
@@ -108,13 +108,14 @@ def _maps(name: str, first: AxisMap, second: AxisMap) -> Iterator[Difference]:
         yield Difference("axis", name, _sizes(first), _sizes(second))
     if first.fresh_bias != second.fresh_bias:
         yield Difference("axis", f"{name}, bias of new coordinates", first.fresh_bias, second.fresh_bias)
-    old_apart, new_apart = first.apart(), second.apart()
-    for what in dict.fromkeys([*old_apart, *new_apart]):
-        if old_apart.get(what) != new_apart.get(what):
-            yield Difference("axis", f"{name}, {what}", old_apart.get(what, ABSENT), new_apart.get(what, ABSENT))
+    structures = first.structure_json(), second.structure_json()
+    for key in dict.fromkeys([*structures[0], *structures[1]]):
+        old, new = (structure.get(key, ABSENT) for structure in structures)
+        if old != new:
+            yield Difference("axis", f"{name}, {key}", old, new)
     common = min(first.dst_size, second.dst_size)
     legs: dict[str, tuple[list[Any], list[Any]]] = {
-        "source": ([_source(k) for k in first.source[:common]], [_source(k) for k in second.source[:common]]),
+        "source": (first.words()[:common], second.words()[:common]),
         "write gain": (_leg(first.write, first.write_random, common), _leg(second.write, second.write_random, common)),
         "read gain": (_leg(first.read, first.read_random, common), _leg(second.read, second.read_random, common)),
     }
@@ -134,10 +135,6 @@ def _maps(name: str, first: AxisMap, second: AxisMap) -> Iterator[Difference]:
 
 def _sizes(axis: AxisMap) -> str:
     return f"{axis.src_size} -> {axis.dst_size}"
-
-
-def _source(source: int) -> int | str:
-    return {MEAN: "mean", FRESH: "fresh", DENSE: "dense"}.get(int(source), int(source))
 
 
 def _leg(gains: np.ndarray, random: Bools, common: int) -> list[Any]:

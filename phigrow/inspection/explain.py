@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from phigrow.growth.axes import DENSE, FRESH, MEAN, AxisMap
+from phigrow.growth.axes import AxisMap
 from phigrow.growth.plan import Plan
 from phigrow.models.family import spelled
 
@@ -15,7 +15,7 @@ def axis_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
     """(axis, sizes, what fills it, write gain, read gain) for every named axis."""
     found = [(name, plan.axes[name]) for name in plan.table.axis_names]
     if plan.learned is not None:
-        used = {axis: made for axis, made in plan.composites.items() if made.legs is not None}
+        used = {axis: made for axis, made in plan.composites.items() if made.dense is not None}
         alone = {part for axis in plan.composites if axis not in used for part in axis}
         found = [(name, axis) for name, axis in found if name in alone]
         found += [(spelled(axis), made) for axis, made in used.items()]
@@ -28,19 +28,18 @@ def axis_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
 def _filling(axis: AxisMap) -> str:
     if axis.is_identity:
         return "unchanged"
-    if axis.legs is not None:
-        said = axis.legs.to_json()
-        return (
-            f"mixtures of all {axis.src_size} ({', '.join([said.pop('kind'), *(f'{k} {v}' for k, v in said.items())])})"
-        )
+    if axis.dense is not None:
+        stored = axis.dense.to_json()
+        details = [str(stored.pop("kind")), *(f"{key} {value}" for key, value in stored.items())]
+        return f"mixtures of all {axis.src_size} ({', '.join(details)})"
     kept = int((axis.counts > 0).sum())
     copied = int(axis.is_copy.sum())
     parts = [f"{kept} kept"]
     if copied > kept:
         parts.append(f"{copied - kept} further copies")
-    if means := int((axis.source == MEAN).sum()):
+    if means := int(axis.is_mean.sum()):
         parts.append(f"{means} written as the mean")
-    fresh = axis.source == FRESH
+    fresh = axis.is_fresh
     if fresh.any():
         legs = " and ".join(
             f"{verb} {'random' if flags[fresh].all() else 'zero'}"
@@ -51,7 +50,7 @@ def _filling(axis: AxisMap) -> str:
 
 
 def _gains(gains: np.ndarray, axis: AxisMap) -> str:
-    used = gains[axis.is_copy | (axis.source == DENSE)]
+    used = gains[axis.is_copy | (axis.dense is not None)]
     low, high = used.min(), used.max()
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 

@@ -14,7 +14,6 @@ from tiny_models import logits, model_of, phi_config, probe, random_pair
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.expansion.verify import widen_norms
-from phigrow.growth.axes import DENSE, MEAN
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
 from phigrow.models.families import all_families
@@ -100,7 +99,7 @@ def by_legs(growth, source):
 
 def held(axis):
     """bool: coordinates that come from the source."""
-    return axis.is_copy | (axis.source == DENSE)
+    return axis.is_copy | (axis.dense is not None)
 
 
 def nothing_reads(plan, growth):
@@ -118,7 +117,7 @@ def law(plan, growth, grown, source):
     closed = nothing_reads(plan, growth)
     if growth.parameter.kind == "scale":  # the stream normalises to zero where the norm is not written at random
         return by_legs(growth, source), out.is_copy | closed | ~(out.is_copy | out.write_random)
-    means = out.source == MEAN
+    means = out.is_mean
     paid = read.T @ (write[means].T @ turned(growth, grown)[means])  # what means pass on, old rows pay for
     if not inner:
         return by_legs(growth, source) - paid, out.is_copy | closed
@@ -264,7 +263,7 @@ def of_the_norm(plan, growth, wide, grown):
     fused = [g for g in table_lines(plan) if g.layer == layer and g.fusion and g.fusion.scale == norm]
     readers = [g for g in fused if len(g.maps) == 2]
     gain, axis = 1 / growth.norm_read.write, growth.maps[0]
-    across = axis.legs.bias_direction(np.float64) if growth.fusion.bias_direction else np.zeros(axis.dst_size)
+    across = axis.dense.bias_direction(np.float64) if growth.fusion.bias_direction else np.zeros(axis.dst_size)
     weight = bias = 0.0
     for reader in readers:
         matrix, gradient = wide[reader.name], grown[reader.name]
@@ -280,8 +279,8 @@ def of_the_norm(plan, growth, wide, grown):
 def test_gradients_of_a_turned_stream(family, flags):
     """Every parameter of the isometric method, those that took in a normalisation and what is left of it too."""
     plan, weights, wide, source, grown = turned_pair(family, flags)
-    u = plan.axes[plan.table.residual].legs.bias_direction(np.float64)
-    q = plan.axes[plan.table.residual].legs.write(np.float64)
+    u = plan.axes[plan.table.residual].dense.bias_direction(np.float64)
+    q = plan.axes[plan.table.residual].dense.write(np.float64)
     anything_aside = any(g.fusion and g.fusion.bias_direction for g in table_lines(plan))
     folded = spoken = values = 0
     not_taken_out = 0.0

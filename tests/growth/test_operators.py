@@ -227,7 +227,7 @@ def test_what_inspection_says_of_staged():
     mask = copied_mask(copied_values(plan), UP, recipe.shape).numpy()
     assert np.array_equal(mask, found.kinds() != Kind.ZERO)
     again = Plan.from_json(plan.to_json())
-    assert (again.hash, again.axes["mlp"].parts) == (plan.hash, 2)
+    assert (again.hash, again.axes["mlp"].diagonal_blocks) == (plan.hash, 2)
     other = phigrow.plan(src, dst, "hypercloning", snr="none")
     assert ("axis", "mlp, parts", 2, ABSENT) in {(d.part, d.name, d.first, d.second) for d in differences(plan, other)}
 
@@ -267,7 +267,7 @@ def test_aki_takes_new_neurons_from_the_layer_above():
     assert made.approximations[-1] == "aki takes new coordinates of hidden, kv, mlp from the layer above"
     again = Plan.from_json(made.to_json())
     assert again.hash == made.hash
-    assert np.array_equal(again.axes["mlp"].ahead, np.arange(len(axes["mlp"].source)) >= sizes["mlp"])
+    assert np.array_equal(again.axes["mlp"].from_next_layer, np.arange(len(axes["mlp"].source)) >= sizes["mlp"])
     first = next(r for r in made.recipes() if r.name == "model.layers.0.mlp.fc1.weight")
     assert "new coordinates of mlp <- model.layers.1.mlp.fc1.weight" in span_lines(anatomy(first))
     assert next(r for r in made.recipes() if r.name == "model.layers.1.mlp.fc1.weight").next_layer_source is None

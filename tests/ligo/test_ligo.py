@@ -117,13 +117,13 @@ def test_groups_that_share_a_key_and_fused_projections(tmp_path):
         learned = phigrow.plan(src, dst, "ligo", maps=tmp_path / family).learned
         v = learned.matrix("v").reshape(3, 6, 2, 6)
         if family == "llama":
-            read = learned.grown(("kv", "group", "v"), plan.composites["kv", "group", "v"]).legs.write(np.float64)
+            read = learned.grown(("kv", "group", "v"), plan.composites["kv", "group", "v"]).dense.write(np.float64)
             read = read.reshape(3, 2, 6, 2, 2, 6)
             for g in range(2):
                 assert np.array_equal(read[:, g, :, :, g], v)
                 assert not read[:, g, :, :, 1 - g].any()
         else:
-            fused = learned.grown(("kv", "q|k|v"), plan.composites["kv", "q|k|v"]).legs.write(np.float64)
+            fused = learned.grown(("kv", "q|k|v"), plan.composites["kv", "q|k|v"]).dense.write(np.float64)
             fused = fused.reshape(3, 3, 6, 2, 3, 6)
             for p, name in enumerate("qkv"):
                 assert np.array_equal(fused[:, p, :, :, p], learned.matrix(name).reshape(3, 6, 2, 6))

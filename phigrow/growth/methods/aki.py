@@ -19,12 +19,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from phigrow.growth.axes import AxisMap
+from phigrow.growth.axes import AxisMap, FromNextLayer
 from phigrow.growth.copy_maps import average_maps, copy_reasons, drawn_evenly
 from phigrow.growth.method import GrowthTask, Method, Options
 
 
-def _ahead(task: GrowthTask) -> list[str]:
+def _from_next_layer(task: GrowthTask) -> list[str]:
     """The axes whose new neurons come from above."""
     family = task.family
     return [axis for axis in (family.residual, *family.heads, family.mlp) if task.grows(axis)]
@@ -32,16 +32,16 @@ def _ahead(task: GrowthTask) -> list[str]:
 
 def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
     maps = average_maps(task, lambda name, src, dst: drawn_evenly(task.seed, name, src, dst))
-    for axis in _ahead(task):
+    for axis in _from_next_layer(task):
         src, dst = task.sizes(axis)
-        maps[axis] = replace(maps[axis], ahead=np.arange(dst) >= src)
+        maps[axis] = replace(maps[axis], structure=FromNextLayer(np.arange(dst) >= src))
     return maps
 
 
 def _approximations(task: GrowthTask, options: Options) -> list[str]:
     src, dst = task.sizes(task.family.residual)
     reasons = copy_reasons(task, even=dst % src == 0)
-    if task.src["layer"] > 1 and (axes := _ahead(task)):
+    if task.src["layer"] > 1 and (axes := _from_next_layer(task)):
         reasons.append(f"aki takes new coordinates of {', '.join(axes)} from the layer above")
     return reasons
 

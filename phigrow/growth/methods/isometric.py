@@ -20,7 +20,7 @@ matrix products, and memory for Q (`phigrow.growth.dense_map.Isometry`).
 
 from __future__ import annotations
 
-from phigrow.growth.axes import AxisMap, dense_map
+from phigrow.growth.axes import AxisMap, dense_axis_map
 from phigrow.growth.dense_map import Isometry
 from phigrow.growth.exact_maps import refuse_inexact, unread
 from phigrow.growth.method import GrowthTask, Method, Options
@@ -39,9 +39,9 @@ def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
             "the head is the embedding, so it cannot take in the weights of the last normalisation",
             "use --method lossless, or a source with a head of its own",
         )
-    gain, legs = float((dst / src) ** 0.5), Isometry(src, dst, task.seed)
-    maps[family.residual] = dense_map(src, dst, legs, write=gain, read=1 / gain)
-    maps[family.normed] = maps[family.final] = dense_map(src, dst, legs)
+    gain, isometry = float((dst / src) ** 0.5), Isometry(src, dst, task.seed)
+    maps[family.residual] = dense_axis_map(src, dst, isometry, write=gain, read=1 / gain)
+    maps[family.normed] = maps[family.final] = dense_axis_map(src, dst, isometry)
     return maps
 
 

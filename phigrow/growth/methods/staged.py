@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from phigrow.growth.axes import AxisMap, wrap
+from phigrow.growth.axes import AxisMap, DiagonalBlocks, wrap
 from phigrow.growth.copy_maps import average_maps, copy_reasons
 from phigrow.growth.method import GrowthTask, Method, Options
 
@@ -39,7 +39,9 @@ def _axis_maps(task: GrowthTask, options: Options) -> dict[str, AxisMap]:
                 f"choose {2 * src}, or use --method lossless or tile",
             )
     maps = average_maps(task, lambda name, src, dst: wrap(src, dst))
-    return {axis: replace(made, parts=2) if task.grows(axis) else made for axis, made in maps.items()}
+    return {
+        axis: replace(made, structure=DiagonalBlocks(2)) if task.grows(axis) else made for axis, made in maps.items()
+    }
 
 
 def _approximations(task: GrowthTask, options: Options) -> list[str]:
