@@ -1,9 +1,13 @@
+import contextlib
+import io
 import json
 import os
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ import typer.main
 from tiny_models import phi_config, phi_model
 from typer.testing import CliRunner
 
-from phigrow.cli import app
+from phigrow.cli import app, main
 from phigrow.errors import GrowthError
 
 FROZEN = {
@@ -36,6 +40,26 @@ FROZEN = {
 
 
 def phigrow(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command's `main` in this process: no start-up of torch for each one."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    line = ["phigrow", *map(str, words)]
+    with (
+        mock.patch.dict(os.environ, COLUMNS="120"),
+        mock.patch("sys.argv", line),
+        contextlib.chdir(cwd or Path.cwd()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),  # `main` prints warnings in its own way
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
+
+
+def process(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process of its own, without the hub."""
     command = [sys.executable, "-c", "from phigrow.cli import main; main()", *map(str, words)]
     environment = {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PATH": "/usr/bin:/bin"}
     environment |= {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}
@@ -43,7 +67,7 @@ def phigrow(*words: object, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def run(*words):
-    """The command in this process: no start-up of torch for each one."""
+    """Call the application in this process, past `main`: errors are raised."""
     return CliRunner(env={"COLUMNS": "120"}).invoke(app, list(map(str, words)))
 
 
@@ -72,7 +96,7 @@ def test_help_answers_at_once_and_says_where_to_start():
     seconds = []
     for _ in range(3):
         before = processor_seconds()
-        done = phigrow("--help")
+        done = process("--help")
         seconds.append(processor_seconds() - before)
     assert done.returncode == 0
     assert "phigrow demo" in done.stdout
@@ -83,12 +107,12 @@ def test_expand_as_typed_then_verify(tmp_path, save_model):
     """The command of the README, with a local folder of that name standing for the hub."""
     save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32), "phi-1_5")
     (tmp_path / "phi2.json").write_text(json.dumps(phi_config(64, 4, 60, 3, 4)))
-    done = phigrow("expand", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", cwd=tmp_path)
+    done = process("expand", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "wrote phi-1_5-to-phi2-tile" in done.stdout
     assert done.stderr == ""  # no progress bar: stderr is no terminal
     assert "advice: copies of hidden, mlp get equal gradients for ever" in done.stdout
-    done = phigrow("verify", "phi-1_5", "phi-1_5-to-phi2-tile", cwd=tmp_path)
+    done = process("verify", "phi-1_5", "phi-1_5-to-phi2-tile", cwd=tmp_path)
     assert done.returncode == 0
     assert "approximate by design" in done.stdout
 
@@ -308,10 +332,6 @@ def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (
-            ("expand", "--src", "nobody/nothing", "--dst-config", "phi2.json"),
-            ("cannot reach the hub for 'nobody/nothing'", "download the repository elsewhere and give its folder"),
-        ),
         (("expand", "--src", "not a name", "--dst-config", "phi2.json"), ("no checkpoint 'not a name'",)),
         (("plan", "--src", "phi-1_5", "--dst-config", "phi9.json"), ("no configuration 'phi9.json'",)),
         (("plan", "--src", "phi2.json", "--dst-config", "phi-1.json"), ("is smaller: hidden 2560 -> 2048",)),
@@ -321,15 +341,32 @@ def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
         (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--batch", "9"), ("shared by 8 GPUs", "multiple of 8")),
         (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--gpu", "tpu"), ("no GPU 'tpu'", "a100, h100, h200")),
         (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--mfu", "40"), ("an MFU of 40", "at most 1")),
-        (("verify", "nowhere", "nothing"), ("cannot reach the hub for 'nowhere'",)),
         (("plan", "--diff", "nowhere", "nothing"), ("no plan 'nowhere'", "there is no such file or folder")),
         (("inspect", "nowhere"), ("no plan 'nowhere'", "give a folder that phigrow expand wrote")),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_error_and_exit_code_2(words, messages, tmp_path):
-    done = phigrow(*words, cwd=tmp_path)
+    one_clear_error(phigrow(*words, cwd=tmp_path), messages)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            ("expand", "--src", "nobody/nothing", "--dst-config", "phi2.json"),
+            ("cannot reach the hub for 'nobody/nothing'", "download the repository elsewhere and give its folder"),
+        ),
+        (("verify", "nowhere", "nothing"), ("cannot reach the hub for 'nowhere'",)),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_is_one_clear_error(words, messages, tmp_path):
+    one_clear_error(process(*words, cwd=tmp_path), messages)
+    assert not list(tmp_path.iterdir())
+
+
+def one_clear_error(done: subprocess.CompletedProcess[str], messages: tuple[str, ...]) -> None:
     assert done.returncode == 2
     assert all(message in done.stderr for message in messages), done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
