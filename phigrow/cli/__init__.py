@@ -24,8 +24,9 @@ app = typer.Typer(
 )
 
 for command in (
-    growth.expand, learning.learn_growth, growth.grow_optimizer, growth.plan, growth.inspect, growth.verify, runs.data,
-    runs.demo, runs.pretrain, runs.compare, runs.grow_train, runs.report, runs.recipes,
+    growth.expand, learning.learn_growth, growth.grow_optimizer, growth.plan, growth.diff, growth.capacity,
+    growth.inspect, growth.verify, runs.data, runs.demo, runs.pretrain, runs.compare, runs.grow_train, runs.report,
+    runs.recipes,
 ):  # fmt: skip
     name = command.__name__.replace("_", "-")
     kind, settings = terminal.KINDS.get(name, (terminal.Command, {}))

@@ -1,43 +1,15 @@
-"""Commands that grow and look at what was grown: expand, plan, inspect, verify."""
+"""Commands that grow a model and look at what was grown: expand, plan, diff, capacity, inspect, verify."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from phigrow.cli.options import (
-    DST_CONFIG_HELP,
-    SRC_HELP,
-    AnchorName,
-    Arithmetic,
-    Batch,
-    Checkpointing,
-    DepthName,
-    DstConfig,
-    Dtype,
-    GpuName,
-    Gpus,
-    MapsFolder,
-    MethodName,
-    Mfu,
-    MicroBatch,
-    Noise,
-    Price,
-    Revision,
-    Rounding,
-    RoundingName,
-    ScaleName,
-    Seed,
-    Src,
-    State,
-    Tokens,
-    refuse_others,
-    refuse_without,
-    required,
-    shape_of,
-)  # fmt: skip
+from phigrow.checkpoints.reader import DTYPES
+from phigrow.cli.growth_flags import growth_flags
+from phigrow.cli.options import DST_CONFIG_HELP, DstConfig, Revision, SeqLen, Src, choice, refuse_others
 from phigrow.cli.printing import (
     print_capacity,
     print_certificate,
@@ -50,61 +22,58 @@ from phigrow.cli.printing import (
     print_tensors,
 )
 from phigrow.cli.terminal import is_quiet, say, shows_progress
+from phigrow.expansion.verify import ARITHMETIC
+from phigrow.growth.growth_spec import GrowthSpec
+from phigrow.growth.moments import STATES
+from phigrow.models.capacity import PEAK_FLOPS
 
-if TYPE_CHECKING:
-    from phigrow.models.capacity import Capacity
 
-
+@growth_flags()
 def expand(
     src: Src,
     dst_config: DstConfig,
-    method: MethodName = "wr",
+    growth: GrowthSpec,
     out: Annotated[
         Path | None, typer.Option(help="New folder.  \\[default: SRC-to-CONFIG-METHOD in the current folder]")
     ] = None,
-    depth: DepthName = None,
-    rounding: RoundingName = Rounding.half_even,
-    anchor: AnchorName = None,
-    scale: ScaleName = None,
-    noise: Noise = 0.0,
-    seed: Seed = 0,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the new weights.  \\[default: the source's]")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of the new weights: {', '.join(DTYPES.values())}.  \\[default: the source's]",
+            **choice(DTYPES.values()),
+        ),
+    ] = None,
     revision: Revision = None,
-    shard_size: Annotated[str, typer.Option(help="Most bytes a safetensors file.")] = "5GB",
+    shard_size: Annotated[str, typer.Option(help="Largest size of a safetensors file.")] = "5GB",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
-    maps: MapsFolder = None,
     allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Let NaN and infinities of the source through.")
+        bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinities in the source.")
     ] = False,
 ) -> None:
-    """Grow a checkpoint into a larger one, streaming: neither model is ever in memory.
+    """Grow a checkpoint into a larger one.
 
-    The result is an ordinary Hugging Face folder, with phigrow.json beside the weights: the resolved plan, the hashes
-    of the source, and the command that repeats it.
+    Weights are streamed, so neither model is in memory as a whole. The result is a Hugging Face folder. Beside the
+    weights, phigrow.json holds the resolved plan, the hashes of the source and the command that repeats it.
 
     phigrow expand --src phi-1_5 --dst-config phi2.json --method tile
     """
-    import phigrow
-    from phigrow.expansion.expand import default_out, preview
+    from phigrow.expansion.expand import OutputSpec, default_out, expand_checkpoint, preview
     from phigrow.inspection.advice import advice
     from phigrow.inspection.plan_file import read_plan_file
     from phigrow.training.allocator import keep_freed_memory
 
-    shape = shape_of(depth, rounding, noise, seed, revision, anchor, scale) | {"maps": maps}
     if dry_run:
-        plan, size, found_dtype = preview(src, dst_config, method=method, dtype=dtype, **shape)
-        print_plan(plan, advised=advice(plan, dtype=found_dtype))
-        target = out or default_out(src, dst_config, method)
-        typer.echo(f"\ndry run: would write {size / 1e9:.3f} GB of {found_dtype} to {target}; wrote nothing")
+        plan, size, written_dtype = preview(src, dst_config, growth, dtype=dtype, revision=revision)
+        print_plan(plan, advised=advice(plan, dtype=written_dtype))
+        target = out or default_out(src, dst_config, growth.method)
+        typer.echo(f"\ndry run: would write {size / 1e9:.3f} GB of {written_dtype} to {target}; wrote nothing")
         return
     keep_freed_memory()
-    written = phigrow.expand(
-        src, dst_config, out, method=method, dtype=dtype, shard_size=shard_size, overwrite=overwrite,
-        progress=shows_progress(), allow_nonfinite=allow_nonfinite, **shape,
-    )  # fmt: skip
+    output = OutputSpec(out, dtype, shard_size, overwrite, allow_nonfinite, progress=shows_progress())
+    written = expand_checkpoint(src, dst_config, growth, output, revision=revision)
     typer.echo(f"wrote {written}")
     if not is_quiet():
         made = read_plan_file(written)
@@ -123,12 +92,13 @@ def grow_optimizer(
     grown: Annotated[Path, typer.Option(help="Folder that phigrow expand made of that checkpoint's weights.")],
     out: Annotated[Path | None, typer.Option(help="New folder.  \\[default: GROWN-optimizer]")] = None,
     state: Annotated[
-        State,
+        str,
         typer.Option(
-            help="Of the moments: scale (by the gains of gradients), copy (as they are, to every copy), asymmetric (to "
-            "the first copy alone), reset (zeros)."
+            help="Of Adam's moments: scale (by the gains of their gradients), copy (unchanged, to every copy), "
+            "asymmetric (unchanged, to the first copy alone), reset (zeros).",
+            **choice(STATES),
         ),
-    ] = State.scale,
+    ] = "scale",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
 ) -> None:
     """Grow fp32 masters and Adam's moments by the plan of a grown folder, tensor by tensor.
@@ -143,129 +113,121 @@ def grow_optimizer(
 
     keep_freed_memory()
     written = phigrow.grow_optimizer(
-        checkpoint, grown, out, state=state.value, overwrite=overwrite, progress=shows_progress()
+        checkpoint, grown, out, state=state, overwrite=overwrite, progress=shows_progress()
     )
     typer.echo(f"wrote {written}")
     say(f"start from it with: phigrow pretrain RECIPE --init {grown} --optimizer {written}")
 
 
+@growth_flags()
 def plan(
-    context: typer.Context,
-    src: Annotated[str | None, typer.Option(help=SRC_HELP + " Required, but for --diff and --gpus.")] = None,
-    dst_config: Annotated[str | None, typer.Option(help=DST_CONFIG_HELP + " Required, but for --diff.")] = None,
-    method: MethodName = "wr",
-    depth: DepthName = None,
-    rounding: RoundingName = Rounding.half_even,
-    anchor: AnchorName = None,
-    scale: ScaleName = None,
-    noise: Noise = 0.0,
-    seed: Seed = 0,
+    src: Src,
+    dst_config: DstConfig,
+    growth: GrowthSpec,
     revision: Revision = None,
-    maps: MapsFolder = None,
-    seq_len: Annotated[
-        int | None, typer.Option(help="Tokens of context for FLOPs.  \\[default: max_position_embeddings]", min=1)
+    seq_len: SeqLen = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Training tokens of the grown model (100B, 1.4T), for advice.")
     ] = None,
-    diff: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(
-            metavar="A B",
-            help="Instead: print what differs between two plans, each a grown folder, its phigrow.json or what --json "
-            "printed. Exit code 0 if they are the same, 1 if not.",
-        ),
-    ] = None,
-    gpus: Gpus = None,
-    tokens: Tokens = None,
-    mfu: Mfu = 0.4,
-    gpu: GpuName = "a100",
-    price: Price = None,
-    batch: Batch = None,
-    micro_batch: MicroBatch = None,
-    checkpointing: Checkpointing = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan, or what differs, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Print what expand would do, axis by axis and layer by layer, from the configurations alone; or what it would
-    take to train the destination.
+    """Print what expand would do, axis by axis and layer by layer.
+
+    It needs the configurations alone, not the weights.
 
     phigrow plan --src phi-1_5 --dst-config phi2.json --method lossless
-
-    phigrow plan --diff grown-by-tile grown-by-wr
-
-    phigrow plan --dst-config phi2.json --gpus 8x80 --tokens 100B
     """
-    import phigrow
+    from phigrow.growth.planner import make_plan
     from phigrow.inspection.advice import advice
     from phigrow.inspection.explain import summary
     from phigrow.models.capacity import parse_amount
 
-    if diff is not None:
-        refuse_others(context, "diff", "as_json")
-        if _print_differences(*diff, as_json):
-            raise typer.Exit(1)
-        return
-    found: Capacity | None = None
     budget = parse_amount(tokens) if tokens else None
-    if gpus is None:
-        refuse_without(context, "gpus", "mfu", "gpu", "price", "batch", "micro_batch", "checkpointing")
-    else:
-        from phigrow.models.capacity import capacity
-
-        if src is None:
-            growth_only = ("method", "depth", "rounding", "anchor", "scale", "noise", "seed", "revision", "maps")
-            refuse_without(context, "src", *growth_only)
-        found = capacity(
-            required(dst_config, "--dst-config"), gpus, tokens=budget, mfu=mfu,
-            peak=gpu, price=price, batch=batch, micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing,
-        )  # fmt: skip
-    if found is not None and src is None:
-        print_json(found.to_json()) if as_json else print_capacity(found)
-        if found.chosen is None:
-            raise typer.Exit(1)
-        return
-    made = phigrow.plan(
-        required(src, "--src"), required(dst_config, "--dst-config"), method,
-        maps=maps, **shape_of(depth, rounding, noise, seed, revision, anchor, scale),
-    )  # fmt: skip
+    made = make_plan(src, dst_config, growth, revision=revision)
     advised = advice(made, tokens=budget)
     if as_json:
-        said = {"advice": [each.to_json() for each in advised]}
-        print_json(summary(made, seq_len) | said | ({"capacity": found.to_json()} if found else {}))
-        return
-    print_plan(made, seq_len, advised)
-    if found is not None:
-        print_capacity(found)
+        print_json(summary(made, seq_len) | {"advice": [each.to_json() for each in advised]})
+    else:
+        print_plan(made, seq_len, advised)
 
 
-def _print_differences(first: Path, second: Path, as_json: bool) -> bool:
-    """Print what differs between two plans; whether anything does."""
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Grown folder, phigrow.json, or output of plan --json.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Likewise.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
+) -> None:
+    """Print how two plans differ. Exit code 0 if they are the same, 1 if not.
+
+    phigrow diff grown-by-tile grown-by-wr
+    """
     from phigrow.inspection.difference import differences
     from phigrow.inspection.plan_file import read_plan_file
 
     old, new = (read_plan_file(path).plan for path in (first, second))
-    found = differences(old, new)
+    changed = differences(old, new)
     if as_json:
-        print_json({"same": not found, "hashes": [old.hash, new.hash], "differences": [d.to_json() for d in found]})
+        rows = [difference.to_json() for difference in changed]
+        print_json({"same": not changed, "hashes": [old.hash, new.hash], "differences": rows})
     else:
-        print_differences(str(first), str(second), old, new, found)
-    return bool(found)
+        print_differences(str(first), str(second), old, new, changed)
+    if changed:
+        raise typer.Exit(1)
+
+
+def capacity(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help=DST_CONFIG_HELP.replace("Destination c", "C"))],
+    gpus: Annotated[str, typer.Option(help="Number x GiB of the GPUs, such as 8x80.")],
+    tokens: Annotated[str | None, typer.Option(help="Of the whole run (100B, 1.4T), for time and cost.")] = None,
+    gpu: Annotated[str, typer.Option(help="GPU, for its peak FLOP/s.", **choice(PEAK_FLOPS))] = "a100",
+    mfu: Annotated[float, typer.Option(help="Share of the peak that the model's FLOPs reach.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Of one GPU for one hour, in any currency.", min=0.0)] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Sequences a step, over all GPUs.  \\[default: about 2^20 tokens]", min=1)
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Sequences a GPU holds at once.  \\[default: the most that fit]", min=1)
+    ] = None,
+    seq_len: SeqLen = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute every layer in the backward pass.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Print which ZeRO stages of a model fit on given GPUs, and how long training takes.
+
+    It needs the configuration alone. Exit code 1 if nothing fits.
+
+    phigrow capacity phi2.json --gpus 8x80 --tokens 100B
+    """
+    from phigrow.models.capacity import capacity as computed
+    from phigrow.models.capacity import parse_amount
+
+    result = computed(
+        config, gpus, tokens=parse_amount(tokens) if tokens else None, mfu=mfu, peak=gpu, price=price, batch=batch,
+        micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing,
+    )  # fmt: skip
+    print_json(result.to_json()) if as_json else print_capacity(result)
+    if result.chosen is None:
+        raise typer.Exit(1)
 
 
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Grown folder, or its phigrow.json.")],
     tensor: Annotated[
-        str | None, typer.Option(help="Of which tensors to say more: a name, or a pattern such as '*.layers.0.*'.")
+        str | None, typer.Option(help="Print these tensors in detail: a name, or a pattern such as '*.layers.0.*'.")
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Draw the blocks of --tensor (at most 12; without it the matrices of layer 0 and outside layers) into "
-            "this .png, .svg or .pdf."
+            help="Draw the blocks of --tensor into this .png, .svg or .pdf, at most 12 tensors. Without --tensor: the "
+            "matrices of layer 0 and outside layers."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, with counts of values.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with counts of values.")] = False,
 ) -> None:
-    """Say where a grown checkpoint came from, and which of its values are copied, tiled, scaled, fresh or zero.
+    """Print where a grown checkpoint came from, and which of its values are copied, tiled, scaled, fresh or zero.
 
-    Reads phigrow.json alone, not the weights, and counts exactly.
+    It reads phigrow.json alone, not the weights. Counts are exact.
 
     phigrow inspect phi-1_5-to-phi2-tile --tensor '*.layers.0.self_attn.q_proj.weight' --plot q_proj.png
     """
@@ -273,15 +235,15 @@ def inspect(
     from phigrow.inspection.plan_file import inspection_json, read_plan_file
 
     read = read_plan_file(folder)
-    found = matching(read.plan, tensor) if tensor is not None else []
+    tensors = matching(read.plan, tensor) if tensor is not None else []
     if plot is not None:
         from phigrow.inspection.pictures import default_tensors, picture, save
 
-        save(picture(read.plan, found or default_tensors(read.plan)), plot)
+        save(picture(read.plan, tensors or default_tensors(read.plan)), plot)
     if as_json:
-        print_json([each.to_json() for each in found] if tensor is not None else inspection_json(read))
+        print_json([each.to_json() for each in tensors] if tensor is not None else inspection_json(read))
     elif tensor is not None:
-        print_tensors(found)
+        print_tensors(tensors)
     else:
         print_inspection(read)
     if plot is not None:
@@ -292,27 +254,34 @@ def verify(
     context: typer.Context,
     src: Annotated[str, typer.Argument(help="Source: a folder or a hub name.")],
     dst: Annotated[str, typer.Argument(help="Grown folder.")],
-    dtype: Annotated[Arithmetic, typer.Option(help="Of the arithmetic.")] = Arithmetic.float32,
+    dtype: Annotated[
+        str, typer.Option(help="Of the arithmetic, whatever the stored dtype.", **choice(ARITHMETIC))
+    ] = ARITHMETIC[0],
     text: Annotated[
-        Path | None, typer.Option(help="Probe text file.  \\[default: a paragraph, or random tokens]", exists=True)
+        Path | None,
+        typer.Option(
+            help="File of text to run on.  \\[default: a paragraph; random tokens without a tokenizer]", exists=True
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Probe positions.", min=2)] = 256,
-    seed: Annotated[int, typer.Option(help="Of random probe tokens.")] = 0,
+    tokens: Annotated[int, typer.Option(help="Tokens to run on.", min=2)] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of random tokens.")] = 0,
     revision: Revision = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Write the certificate, with a hash of every tensor of both sides, to this file."),
+        typer.Option(help="Save the certificate to this file, with a hash of every tensor of both sides."),
     ] = None,
     certificate: Annotated[
         Path | None,
-        typer.Option(help="Instead of running: are these the tensors that this saved certificate was measured on?"),
+        typer.Option(help="Check tensor hashes against a saved certificate. No model is run."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Run source and grown model on the same tokens and print the certificate.
+    """Run source and grown model on the same tokens, and compare their logits.
 
-    Exit code 1 when the plan claims to preserve the function and it does not, or when a tensor is not the one that a
-    saved certificate was measured on.
+    Exit code 1 if the plan claims to preserve the function and does not, or if a tensor differs from a saved
+    certificate.
+
+    phigrow verify phi-1_5 phi-1_5-to-phi2-lossless
     """
     import phigrow
 
@@ -324,15 +293,15 @@ def verify(
         print_check(problems, as_json)
         raise typer.Exit(1 if problems else 0)
     probe = text.read_text(encoding="utf-8") if text else None
-    found = phigrow.verify(src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision)
+    measured = phigrow.verify(src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision)
     if as_json:
-        print_json(found.to_json())
+        print_json(measured.to_json())
     else:
-        print_certificate(found)
+        print_certificate(measured)
     if save is not None:
         from phigrow.expansion.certificates import save_certificate
 
-        save_certificate(save, found, src, dst, revision)
+        save_certificate(save, measured, src, dst, revision)
         typer.echo(f"wrote {save}", err=as_json)
-    if found.passed is False:
+    if measured.passed is False:
         raise typer.Exit(1)

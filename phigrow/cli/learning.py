@@ -7,20 +7,23 @@ from typing import Annotated
 
 import typer
 
-from phigrow.cli.options import DepthName, DstConfig, Revision, Seed, Src
+from phigrow.cli.growth_flags import growth_flags, learning_methods
+from phigrow.cli.options import DstConfig, Revision, Src
 from phigrow.cli.terminal import say
+from phigrow.growth.growth_spec import GrowthSpec
 
 
+@growth_flags(only=("depth", "seed"), methods=learning_methods())
 def learn_growth(
     src: Src,
     dst_config: DstConfig,
+    growth: GrowthSpec,
     out: Annotated[Path, typer.Option(help="New folder of learned maps.")],
     data: Annotated[
         str | None,
         typer.Option(help="Folder of 'phigrow data', by the source's tokenizer.  \\[default: the embedded corpus]"),
     ] = None,
-    method: Annotated[str, typer.Option(help="What is learned: ligo, or ligo:start=tile.")] = "ligo",
-    depth: DepthName = None,
+    method: Annotated[str, typer.Option(help=f"Method that learns: {', '.join(learning_methods())}.")] = "ligo",
     steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 100,
     batch: Annotated[int, typer.Option(help="Sequences a step, over all ranks.", min=1)] = 16,
     micro_batch: Annotated[int | None, typer.Option(help="Sequences a rank holds at once.", min=1)] = None,
@@ -28,7 +31,6 @@ def learn_growth(
     noise: Annotated[
         float, typer.Option(help="Random part of every row of a map at the start, as a fraction.", min=0.0)
     ] = 0.03,
-    seed: Seed = 0,
     dtype: Annotated[
         str | None, typer.Option(help="Of the large model: fp32 or bf16.  \\[default: bf16 on a GPU, else fp32]")
     ] = None,
@@ -53,9 +55,9 @@ def learn_growth(
     keep_freed_memory()
     try:
         learned = learn(
-            src, dst_config, out, data=data, method=method, depth=depth.value if depth else None, steps=steps,
-            batch=batch, micro_batch=micro_batch, lr=lr, noise=noise, seed=seed, dtype=dtype, zero=zero,
-            seq_len=seq_len, threads=threads, revision=revision, overwrite=overwrite,
+            src, dst_config, out, data=data, method=method, depth=growth.depth, steps=steps,
+            batch=batch, micro_batch=micro_batch, lr=lr, noise=noise, seed=growth.seed, dtype=dtype, zero=zero,
+            seq_len=seq_len, threads=threads, revision=revision, overwrite=overwrite, **growth.options,
         )  # fmt: skip
     finally:
         leave()

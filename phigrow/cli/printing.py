@@ -1,4 +1,4 @@
-"""What the commands print: plans, certificates and differences, as tables that a person reads."""
+"""Print plans, certificates and differences as tables."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice]
     console.print(
         f"[bold]{plan.method}[/]{options}{noise}, depth {plan.depth}, seed {plan.seed}, plan {plan.hash[:16]}"
     )
-    _table("Axes", ["axis", "size", "coordinates", "write gain", "read gain"], axis_rows(plan))
+    _table("Axes", ["axis (group)", "size", "coordinates", "write gain", "read gain"], axis_rows(plan))
     if len(plan.layers) > plan.src_sizes["layer"]:
-        _table("Layers", ["layer", "from", ""] * _LAYER_BLOCKS, _side_by_side(layer_rows(plan), _LAYER_BLOCKS))
+        _table("Layers", ["layer", "source", "kind"] * _LAYER_BLOCKS, _side_by_side(layer_rows(plan), _LAYER_BLOCKS))
     context = seq_len or plan.dst_config.get("max_position_embeddings", 2048)
-    _table(f"Cost (context {context})", ["", "source", "destination", "factor"], cost_rows(plan, seq_len))
+    _table(f"Cost (context {context})", ["quantity", "source", "destination", "factor"], cost_rows(plan, seq_len))
     print_remarks(plan, advised)
 
 
 def print_remarks(plan: Plan, advised: Sequence[Advice]) -> None:
-    """What a plan claims, notes and is advised."""
+    """Print a plan's claim, its notes, and advice about it."""
     from phigrow.inspection.explain import claim
 
     console = _console()
@@ -49,24 +49,24 @@ def print_remarks(plan: Plan, advised: Sequence[Advice]) -> None:
         console.print(escaped(f"advice: {each}"))
 
 
-def print_capacity(found: Capacity) -> None:
-    """Which layouts fit, GiB of each part, the largest micro-batch, and days and cost."""
+def print_capacity(capacity: Capacity) -> None:
+    """Print which layouts fit, GiB of each part, the largest micro-batch, and days and cost."""
     from phigrow.measure.wording import amount
     from phigrow.models.capacity import RESERVED
 
     console = _console()
     gib = 2**30
     console.print(
-        f"{found.parameters / 1e9:.3f}B parameters on {found.gpus} GPUs of {found.gpu_bytes / gib:g} GiB, sequences of "
-        f"{found.seq_len} tokens, {found.batch} a step, bf16, loss {found.loss}"
-        + (", layers recomputed" if found.checkpointing else "")
+        f"{capacity.parameters / 1e9:.3f}B parameters on {capacity.gpus} GPUs of {capacity.gpu_bytes / gib:g} GiB, "
+        f"sequences of {capacity.seq_len} tokens, {capacity.batch} a step, bf16, loss {capacity.loss}"
+        + (", layers recomputed" if capacity.checkpointing else "")
     )
     rows = []
-    for fit in found.fits:
+    for fit in capacity.fits:
         s = fit.states
         parts = (s.weights, s.gradients, s.optimizer, s.buffers, max(fit.activations.peak, s.step), fit.total, s.host)
         numbers = [f"{part / gib:.1f}" for part in parts]
-        chosen = "chosen" if fit.layout == found.chosen else "yes" if fit.fits else "no"
+        chosen = "chosen" if fit.layout == capacity.chosen else "yes" if fit.fits else "no"
         rows.append(
             (
                 fit.layout.name.removeprefix("ZeRO "),
@@ -80,23 +80,24 @@ def print_capacity(found: Capacity) -> None:
         )
     columns = "ZeRO|weights|grads|optim|buf|activ|micro|in all|fits|most|host"
     _table("GiB a GPU, and of the host for each", columns.split("|"), rows, right=True, narrow=True)
-    if found.chosen is None:
-        where = "with fewer tokens a sequence" if found.checkpointing else "with --checkpointing"
+    if capacity.chosen is None:
+        where = "with fewer tokens a sequence" if capacity.checkpointing else "with --checkpointing"
         console.print(f"nothing fits: more GPUs, more memory, or {where}")
     console.print(
         f"fits: in all at most {1 - RESERVED:.0%} of a GPU; buf: buffers; activ: activations, or the optimizer's step "
         "if that is more; micro: sequences a GPU holds at once, most: the most of these"
     )
-    if found.recipe:
-        keys = ", ".join(f"{key}: {str(value).lower()}" for key, value in found.recipe.items())
+    if capacity.recipe:
+        keys = ", ".join(f"{key}: {str(value).lower()}" for key, value in capacity.recipe.items())
         console.print(f"chosen, as keys of a recipe: {keys}")
-    if found.tokens is None or found.flops is None or found.seconds is None:
+    if capacity.tokens is None or capacity.flops is None or capacity.seconds is None:
         return
-    tokens = amount(found.tokens, "tokens")
+    tokens = amount(capacity.tokens, "tokens")
     console.print(
-        f"{tokens} tokens, {found.tokens / found.parameters:.1f} a parameter, {found.flops:.3g} FLOPs: "
-        f"[bold]{found.seconds / 86400:.3g} days[/] at {found.mfu:.0%} of {found.peak_flops / 1e12:.0f} TFLOP/s, "
-        f"{found.gpu_hours:,.0f} GPU hours" + ("" if found.cost is None else f", cost {found.cost:,.0f}")
+        f"{tokens} tokens, {capacity.tokens / capacity.parameters:.1f} a parameter, {capacity.flops:.3g} FLOPs: "
+        f"[bold]{capacity.seconds / 86400:.3g} days[/] at {capacity.mfu:.0%} of {capacity.peak_flops / 1e12:.0f} "
+        f"TFLOP/s, {capacity.gpu_hours:,.0f} GPU hours"
+        + ("" if capacity.cost is None else f", cost {capacity.cost:,.0f}")
     )
 
 
@@ -114,21 +115,33 @@ def _side_by_side(rows: list[Any], blocks: int) -> list[tuple[Any, ...]]:
 
 
 def print_certificate(certificate: Certificate) -> None:
-    """What `verify` measured, and its verdict."""
-    verdicts = {
-        None: "approximate by design: the plan claims nothing"
-        if certificate.plan_hash
-        else "no plan to hold it to: the second folder is none that phigrow expand wrote",
-        True: "PASSED: the plan claims to preserve the function, and does",
-        False: "FAILED: the plan claims to preserve the function, and does not",
-    }
-    for key, value in certificate.to_json().items():
-        typer.echo(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
-    typer.echo(verdicts[certificate.passed])
+    """Print what `verify` measured, and its verdict."""
+    c = certificate
+    if c.plan_hash is None:
+        plan, verdict = "none", "NOT CHECKED: the second folder has no phigrow.json, so no plan makes a claim"
+    elif c.passed is None:
+        plan, verdict = f"{c.method} ({c.plan_hash[:16]})", "approximate by design: the plan makes no claim"
+    else:
+        plan, holds = f"{c.method} ({c.plan_hash[:16]})", "and does" if c.passed else "and does not"
+        verdict = f"{'PASSED' if c.passed else 'FAILED'}: the plan claims to preserve the function, {holds}"
+    bound = f", at most {c.tolerance:.4g} allowed" if c.claims_exact else ""
+    rows = [
+        ("plan", plan),
+        ("tokens", f"{c.tokens} ({c.probe})"),
+        ("dtype", f"computed in {c.compute_dtype}; stored as {c.source_dtype}, grown {c.destination_dtype}"),
+        ("largest difference of logits", f"{c.max_abs_dlogit:.3g}{bound}"),
+        ("mean difference of logits", f"{c.mean_abs_dlogit:.3g}"),
+        ("largest logit of the source", f"{c.max_abs_logit:.4g}"),
+        ("KL divergence", f"{c.kl:.3g} nats a token"),
+        ("loss of the source", f"{c.source_loss:.6g} nats a token"),
+        ("loss of the grown model", f"{c.destination_loss:.6g} nats a token"),
+    ]
+    _table("Certificate", ["measure", "value"], rows)
+    typer.echo(verdict)
 
 
 def print_check(problems: Sequence[str], as_json: bool) -> None:
-    """Which tensors are not those of a saved certificate."""
+    """Print which tensors differ from those of a saved certificate."""
     if as_json:
         print_json({"same": not problems, "differences": list(problems)})
         return
@@ -141,15 +154,15 @@ def print_check(problems: Sequence[str], as_json: bool) -> None:
     )
 
 
-def print_differences(first: str, second: str, old: Plan, new: Plan, found: Sequence[Difference]) -> None:
-    """A table of what differs, or one line."""
-    if not found:
+def print_differences(first: str, second: str, old: Plan, new: Plan, differences: Sequence[Difference]) -> None:
+    """Print a table of differences, or one line."""
+    if not differences:
         typer.echo(f"the plans are the same (hash {old.hash[:16]})")
         return
     for letter, name, plan in (("A", first, old), ("B", second, new)):
         typer.echo(f"{letter}  {name}  (hash {plan.hash[:16]})")
-    rows = [(each.part, each.name, _value(each.first), _value(each.second), _place(each)) for each in found]
-    _table("", ["", "", "A", "B", "coordinates"], rows)
+    rows = [(each.part, each.name, _value(each.first), _value(each.second), _place(each)) for each in differences]
+    _table("", ["part", "name", "A", "B", "coordinates"], rows)
 
 
 def _place(each: Difference) -> str:
@@ -165,7 +178,7 @@ def _value(value: Any) -> str:
 
 
 def print_inspection(read: PlanFile) -> None:
-    """Where a grown folder came from, and what every line of the family table holds."""
+    """Print where a grown folder came from, and what each parameter of its family holds."""
     from phigrow.inspection.explain import claim
     from phigrow.inspection.plan_file import origin
     from phigrow.inspection.tallies import by_line, totals
@@ -186,12 +199,12 @@ def _print_shares(lines: Mapping[str, Mapping[Kind, int]]) -> None:
     _table("Percent of values", ["parameter", *(WORDS[kind] for kind in used)], rows, right=True)
 
 
-def print_tensors(found: Sequence[Anatomy]) -> None:
-    """Every tensor: shapes, source, spans of its axes, and percents."""
+def print_tensors(tensors: Sequence[Anatomy]) -> None:
+    """Print each tensor: shapes, source, spans of its axes, and percents."""
     from phigrow.growth.origins import span_lines
     from phigrow.inspection.tallies import shares
 
-    for each in found:
+    for each in tensors:
         recipe = each.recipe
         shapes = [" x ".join(map(str, shape)) for shape in (recipe.shape, recipe.source_shape)]
         typer.echo(f"{recipe.name} [{shapes[0]}] <- {recipe.source} [{shapes[1]}], {recipe.kind}")

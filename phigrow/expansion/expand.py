@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from phigrow.expansion.provenance import command_line, growth_card, installed_ve
 from phigrow.expansion.write_tensors import stream
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import StagedFolder
+from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.matrices import FILE, read_maps
 from phigrow.growth.plan import Plan
-from phigrow.growth.planner import plan as make_plan
+from phigrow.growth.planner import make_plan
 from phigrow.models.config import Config
 
 if TYPE_CHECKING:
@@ -76,19 +78,57 @@ def expand(
         GrowthError: what a plan refuses; a source that does not fit its configuration; an ``out`` that exists; values
             that are not finite.
     """
+    growth = GrowthSpec(method, options, depth, rounding, seed, noise, maps)
+    output = OutputSpec(out, dtype, shard_size, overwrite, allow_nonfinite, sync, progress)
+    return expand_checkpoint(src, dst_config, growth, output, revision=revision)
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """How `expand` writes.
+
+    Attributes:
+        out: the new folder; None for `default_out`.
+        dtype: of the weights, one of `phigrow.checkpoints.reader.DTYPES`; None for the source's.
+        shard_size: largest size of a safetensors file, such as ``5GB``.
+        overwrite: replace an existing ``out``.
+        allow_nonfinite: accept NaN and infinities, which are refused otherwise.
+        sync: wait until the values have reached the disk.
+        progress: show a progress bar.
+    """
+
+    out: str | Path | None = None
+    dtype: str | None = None
+    shard_size: str = "5GB"
+    overwrite: bool = False
+    allow_nonfinite: bool = False
+    sync: bool = True
+    progress: bool = False
+
+
+def expand_checkpoint(
+    src: str | Path,
+    dst_config: str | Path | Config,
+    growth: GrowthSpec,
+    output: OutputSpec,
+    *,
+    revision: str | None = None,
+) -> Path:
+    """Grow a checkpoint folder into a new one, as `expand` does, from a `GrowthSpec` and an `OutputSpec`.
+
+    Raises:
+        GrowthError: as `expand`.
+    """
     started = time.perf_counter()
-    plan = make_plan(
-        src, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, revision=revision, maps=maps,
-        **options,
-    )  # fmt: skip
+    plan = make_plan(src, dst_config, growth, revision=revision)
     folder = locate(src, revision)
-    out = Path(out) if out is not None else default_out(src, dst_config, method)
-    shard_bytes = parse_size(shard_size)
-    if out.exists() and not overwrite:
+    out = Path(output.out) if output.out is not None else default_out(src, dst_config, growth.method)
+    shard_bytes = parse_size(output.shard_size)
+    if out.exists() and not output.overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
     with open_checkpoint(folder) as reader:
         check_source(plan, reader)
-        dtype = resolve_dtype(dtype, reader)
+        dtype = resolve_dtype(output.dtype, reader)
         identity = {
             "phigrow": installed_version("phigrow"),
             "plan": plan.hash,
@@ -98,15 +138,7 @@ def expand(
         }
         with StagedFolder(out, identity) as partial:
             try:
-                _check_space(plan, dtype, partial)
-                writer = CheckpointWriter(partial.path, {r.name: r.shape for r in plan.recipes()}, dtype, shard_bytes)
-                try:
-                    hashes = stream(
-                        plan, reader, writer, partial, dtype,
-                        allow_nonfinite=allow_nonfinite, progress=progress, beside=sha256_of,
-                    )  # fmt: skip
-                finally:
-                    writer.close(sync=sync)
+                hashes = _write_weights(plan, reader, partial, dtype, shard_bytes, output)
                 config = stored_config(plan.dst_config, plan.table.architecture, dtype)
                 write_companions(
                     partial.path, config, generation_config(config, folder), tokenizer=folder,
@@ -119,12 +151,12 @@ def expand(
                     source=folder,
                     hashes=hashes,
                     dtype=dtype,
-                    command=command_line(plan, src, dst_config, out, dtype, revision, maps),
+                    command=command_line(plan, src, dst_config, out, dtype, revision, growth.maps),
                     seconds=time.perf_counter() - started,
                     learning=_keep_maps(plan, partial.path),
                 )
                 atomic_json(partial.path / PROVENANCE_FILE, record.to_json())
-                partial.finish(overwrite=overwrite)
+                partial.finish(overwrite=output.overwrite)
             except KeyboardInterrupt:
                 raise  # what is finished stays for the next run, as after a kill
             except OSError as error:
@@ -134,6 +166,21 @@ def expand(
                 partial.discard()
                 raise
     return out
+
+
+def _write_weights(
+    plan: Plan, reader: CheckpointReader, partial: StagedFolder, dtype: str, shard_bytes: int, output: OutputSpec
+) -> dict[str, Any]:
+    """Write every tensor, and hash the source's files meanwhile: file name -> sha256."""
+    _check_space(plan, dtype, partial)
+    writer = CheckpointWriter(partial.path, {r.name: r.shape for r in plan.recipes()}, dtype, shard_bytes)
+    try:
+        return stream(
+            plan, reader, writer, partial, dtype,
+            allow_nonfinite=output.allow_nonfinite, progress=output.progress, beside=sha256_of,
+        )  # fmt: skip
+    finally:
+        writer.close(sync=output.sync)
 
 
 def expand_model(
@@ -168,9 +215,7 @@ def expand_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = model.config.to_dict()
-    plan = make_plan(
-        config, dst_config, method, depth=depth, rounding=rounding, seed=seed, noise=noise, maps=maps, **options
-    )
+    plan = make_plan(config, dst_config, GrowthSpec(method, options, depth, rounding, seed, noise, maps))
     live = model.state_dict()
     stored_names = {model: stored for stored, model in plan.table.live_names.items() if model in live}
     state = {stored_names.get(name, name): tensor.detach().cpu() for name, tensor in live.items()}
@@ -195,22 +240,27 @@ def expand_model(
 
 
 def preview(
-    src: str | Path, dst_config: str | Path | Config, *, dtype: str | None = None, **shape: Any
+    src: str | Path,
+    dst_config: str | Path | Config,
+    growth: GrowthSpec,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
 ) -> tuple[Plan, int, str]:
-    """Everything that `expand` checks, without writing: the plan, the bytes of weights, and their dtype.
+    """Check everything that `expand` checks, without writing: the plan, the bytes of weights, and their dtype.
 
     Raises:
         GrowthError: whatever `expand` would refuse.
     """
-    plan = make_plan(src, dst_config, **shape)
-    with open_checkpoint(locate(src, shape.get("revision"))) as reader:
+    plan = make_plan(src, dst_config, growth, revision=revision)
+    with open_checkpoint(locate(src, revision)) as reader:
         check_source(plan, reader)
         dtype = resolve_dtype(dtype, reader)
     return plan, output_bytes(plan, dtype), dtype
 
 
 def default_out(src: str | Path, dst_config: str | Path | Config, method: str) -> Path:
-    """Where `expand` writes when it is not told: ``phi-1_5-to-phi2-tile`` in the current folder."""
+    """The folder that `expand` writes by default: ``phi-1_5-to-phi2-tile`` in the current folder."""
     name = display_name(src).split("/")[-1]
     if isinstance(dst_config, dict):
         target = "grown"
@@ -233,7 +283,7 @@ def parse_size(text: str) -> int:
     except ValueError:
         size = 0
     if size <= 0:
-        raise GrowthError(f"shard size {text!r} is no size", fix="write it as 5GB, 500MB or 2GiB")
+        raise GrowthError(f"shard size {text!r} cannot be read", fix="write it as 5GB, 500MB or 2GiB")
     return size
 
 

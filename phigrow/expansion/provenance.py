@@ -126,11 +126,9 @@ def command_line(
 ) -> str:
     """Return the command that repeats an expansion, with every default written out."""
     target = "config.json" if isinstance(dst_config, dict) else str(dst_config)
-    apart = {name: value for name, value in plan.options.items() if name in ("anchor", "scale")}
-    method = ":".join([plan.method, *(f"{name}={value}" for name, value in plan.options.items() if name not in apart)])
-    words = ["phigrow", "expand", "--src", str(src), "--dst-config", target, "--method", method]
-    for name, value in apart.items():
-        words += [f"--{name}", str(value)]
+    words = ["phigrow", "expand", "--src", str(src), "--dst-config", target, "--method", plan.method]
+    for name, value in plan.options.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--depth", plan.depth]
     for name, value in plan.depth_options.items():
         words += [f"--{name}", str(value)]

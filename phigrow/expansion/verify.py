@@ -34,6 +34,9 @@ Exercise: explain why the mean of two equal numbers is that number, and what hap
 takes about eight minutes from the sun to the earth. If supply falls while demand stays the same, the price rises.
 """
 
+ARITHMETIC = ("float32", "float64")
+"""Dtypes in which both models can be run; the first is the default."""
+
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.015}
 """Largest |dlogit| of an exact plan, for each dtype in which the grown weights are stored, at logits up to 10; it grows
 in proportion beyond. float64 and float32 are rounding of arithmetic; the other two are rounding of the stored weights,
@@ -105,8 +108,8 @@ def verify(
     Raises:
         GrowthError: either side cannot be read, or they cannot be compared.
     """
-    if dtype not in ("float32", "float64"):
-        raise GrowthError(f"verify cannot compute in {dtype!r}", fix="choose float32 or float64")
+    if dtype not in ARITHMETIC:
+        raise GrowthError(f"verify cannot compute in {dtype!r}", fix=f"choose {' or '.join(ARITHMETIC)}")
     source, destination = locate(src, revision), locate(dst)
     plan = read_plan(destination)
     src_config, dst_config = load_config(source), load_config(destination)

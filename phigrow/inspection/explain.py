@@ -1,4 +1,4 @@
-"""What a plan would do, in rows that a person reads."""
+"""Rows of the tables that explain a plan."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 import numpy as np
 
 from phigrow.growth.axes import AxisMap
+from phigrow.growth.axis_groups import axis_label
 from phigrow.growth.plan import Plan
 from phigrow.models.family import spelled
 
 
 def axis_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
-    """(axis, sizes, what fills it, write gain, read gain) for every named axis."""
-    found = [(name, plan.axes[name]) for name in plan.table.axis_names]
+    """(axis with its group, sizes, coordinates, write gain, read gain) of every named axis."""
+    rows = [(axis_label(plan.table, name), plan.axes[name]) for name in plan.table.axis_names]
     if plan.learned is not None:
         used = {axis: made for axis, made in plan.composites.items() if made.dense is not None}
         alone = {part for axis in plan.composites if axis not in used for part in axis}
-        found = [(name, axis) for name, axis in found if name in alone]
-        found += [(spelled(axis), made) for axis, made in used.items()]
+        rows = [(axis_label(plan.table, name), plan.axes[name]) for name in plan.table.axis_names if name in alone]
+        rows += [(spelled(axis), made) for axis, made in used.items()]
     return [
         (name, f"{axis.src_size} → {axis.dst_size}", _filling(axis), _gains(axis.write, axis), _gains(axis.read, axis))
-        for name, axis in found
+        for name, axis in rows
     ]
 
 
@@ -56,7 +57,7 @@ def _gains(gains: np.ndarray, axis: AxisMap) -> str:
 
 
 def layer_rows(plan: Plan) -> list[tuple[int, int, str]]:
-    """(destination layer, source layer, what it is) for every destination layer."""
+    """(destination layer, source layer, kind) of every destination layer."""
     if plan.learned is not None and plan.maps is not None and plan.maps.sha256 and plan.learned.lines():
         return [(layer, source, "sum of all, learned from this one") for layer, source in enumerate(plan.layers)]
     seen: set[int] = set()

@@ -17,15 +17,19 @@ from typer.testing import CliRunner
 
 from phigrow.cli import app, main
 from phigrow.errors import GrowthError
+from phigrow.growth.methods import all_methods
 
 FROZEN = {
-    "expand": "--src --dst-config --method --out --depth --rounding --anchor --scale --noise --seed --dtype --revision "
-    "--shard-size --dry-run --overwrite --maps --allow-nonfinite --quiet",
-    "learn-growth": "--src --dst-config --out --data --method --depth --steps --batch --micro-batch --lr --noise "
-    "--seed --dtype --zero --seq-len --threads --revision --overwrite --quiet",
+    "expand": "--src --dst-config --method --depth --rounding --seed --noise --maps --out --dtype --revision "
+    "--shard-size --dry-run --overwrite --allow-nonfinite --quiet",
+    "learn-growth": "--src --dst-config --depth --seed --out --data --method --steps --batch --micro-batch --lr "
+    "--noise --dtype --zero --seq-len --threads --revision --overwrite --quiet",
     "grow-optimizer": "--checkpoint --grown --out --state --overwrite --quiet",
-    "plan": "--src --dst-config --method --depth --rounding --anchor --scale --noise --seed --revision --maps "
-    "--seq-len --diff --gpus --tokens --mfu --gpu --price --batch --micro-batch --checkpointing --json --quiet",
+    "plan": "--src --dst-config --method --depth --rounding --seed --noise --maps --revision --seq-len --tokens --json "
+    "--quiet",
+    "diff": "first second --json --quiet",
+    "capacity": "config --gpus --tokens --gpu --mfu --price --batch --micro-batch --seq-len --checkpointing --json "
+    "--quiet",
     "inspect": "folder --tensor --plot --json --quiet",
     "verify": "src dst --dtype --text --tokens --seed --revision --save --certificate --json --quiet",
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
@@ -77,6 +81,11 @@ def test_the_command_line_is_frozen():
         name: [p.opts[-1] if p.param_type_name == "option" else p.name for p in command.params]
         for name, command in group.commands.items()
     }
+    generated = {f"--{name.replace('_', '-')}" for method in all_methods().values() for name in method.options}
+    assert {"--anchor", "--scale", "--snr", "--shrink", "--start"} <= generated
+    assert generated <= set(found["expand"])
+    assert generated <= set(found["plan"])
+    found = {name: [flag for flag in flags if flag not in generated] for name, flags in found.items()}
     assert found == {name: words.split() for name, words in FROZEN.items()}
 
 
@@ -193,20 +202,8 @@ def test_plan_prints_axes_layers_and_cost():
     assert data["cost"]["destination"]["parameters"] == 2_779_683_840
 
 
-def test_plan_says_what_fits_and_how_long_it_takes():
-    words = (
-        "plan",
-        "--dst-config",
-        "phi2.json",
-        "--gpus",
-        "96x80",
-        "--tokens",
-        "1.4T",
-        "--mfu",
-        "0.69",
-        "--price",
-        "2",
-    )
+def test_capacity_prints_what_fits_and_how_long_it_takes():
+    words = ("capacity", "phi2.json", "--gpus", "96x80", "--tokens", "1.4T", "--mfu", "0.69", "--price", "2")
     done = phigrow(*words)
     assert done.returncode == 0, done.stderr
     for text in ("3 + offload all", "chosen", "1.4T tokens, 503.7 a parameter", "14 days", "cost "):
@@ -217,29 +214,25 @@ def test_plan_says_what_fits_and_how_long_it_takes():
     assert f"recipe: zero: 1, batch: 480, micro_batch: {found['recipe']['micro_batch']}\n" in done.stdout
     assert found["seconds"] / 86400 == pytest.approx(14.03, abs=0.01)
     assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
-    both = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", "--gpus", "8x80")
-    assert "identity" not in both.stdout
-    assert "further copies" in both.stdout
-    assert "GiB a GPU" in both.stdout
-    none = phigrow("plan", "--dst-config", "phi2.json", "--gpus", "1x8")
+    none = phigrow("capacity", "phi2.json", "--gpus", "1x8")
     assert "nothing fits: more GPUs, more memory, or with --checkpointing" in none.stdout
     assert none.returncode == 1
     rows = [line.rstrip() for line in done.stdout.splitlines() if line.startswith(" ")]
     assert max(map(len, rows)) <= 80  # a terminal is as wide: no cell is broken
 
 
-def test_plan_diff_says_what_differs_and_exits_as_diff_does(tmp_path):
+def test_diff_says_what_differs_and_exits_as_diff_does(tmp_path):
     plans = {"a": (), "b": ("--scale", "preserve", "--seed", "3")}
     for name, words in plans.items():
         done = phigrow("plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--method", "tile", "--json", *words)
         (tmp_path / f"{name}.json").write_text(done.stdout)
-    same = phigrow("plan", "--diff", "a.json", "a.json", cwd=tmp_path)
+    same = phigrow("diff", "a.json", "a.json", cwd=tmp_path)
     assert (same.returncode, same.stdout[:33]) == (0, "the plans are the same (hash 58cb")
-    other = phigrow("plan", "--diff", "a.json", "b.json", cwd=tmp_path)
+    other = phigrow("diff", "a.json", "b.json", cwd=tmp_path)
     assert other.returncode == 1
     for text in ("seed", "preserve", "hidden, read gain", "0..511; 1024 differ", "approximations"):
         assert text in other.stdout
-    found = json.loads(phigrow("plan", "--diff", "a.json", "b.json", "--json", cwd=tmp_path).stdout)
+    found = json.loads(phigrow("diff", "a.json", "b.json", "--json", cwd=tmp_path).stdout)
     assert found["same"] is False
     assert found["differences"][0] == {"part": "seed", "name": "", "first": 0, "second": 3}
 
@@ -247,13 +240,19 @@ def test_plan_diff_says_what_differs_and_exits_as_diff_does(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("plan", "--diff", "a.json", "a.json", "--src", "phi-1"), "--src: it means nothing with --diff"),
-        (("plan", "--diff", "a.json", "a.json", "--seed", "0"), "--seed: it means nothing with --diff"),
-        (("plan", "--dst-config", "phi2.json"), "--src: it is required"),
-        (("plan", "--src", "phi-1"), "--dst-config: it is required"),
-        (("plan", "--diff", "a.json"), "'--diff' requires 2 arguments"),
-        (("plan", "--src", "phi-1", "--dst-config", "phi2", "--mfu", "0.3"), "--mfu: it means nothing without --gpus"),
-        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--seed", "3"), "--seed: it means nothing without --src"),
+        (("plan", "--dst-config", "phi2.json"), "Missing option '--src'"),
+        (("plan", "--src", "phi-1"), "Missing option '--dst-config'"),
+        (("diff", "a.json"), "Missing argument 'B'"),
+        (("capacity", "phi2.json"), "Missing option '--gpus'"),
+        (("plan", "--src", "phi-1", "--dst-config", "phi2", "--mfu", "0.3"), "No such option: --mfu"),
+        (
+            ("plan", "--src", "phi-1", "--dst-config", "phi2", "--depth", "deep"),
+            "'deep' is not one of interpose",
+        ),
+        (
+            ("expand", "--src", "phi-1", "--dst-config", "phi2", "--dtype", "fp8"),
+            "'fp8' is not one of float64",
+        ),
         (("verify", "a", "b", "--certificate", "c.json", "--tokens", "9"), "--tokens: it means nothing with --certi"),
     ],
 )
@@ -336,12 +335,15 @@ def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
         (("plan", "--src", "phi-1_5", "--dst-config", "phi9.json"), ("no configuration 'phi9.json'",)),
         (("plan", "--src", "phi2.json", "--dst-config", "phi-1.json"), ("is smaller: hidden 2560 -> 2048",)),
         (("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "best"), ("unknown method 'best'",)),
-        (("plan", "--dst-config", "phi2", "--gpus", "8by80"), ("GPUs '8by80'", "such as 8x80")),
-        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--tokens", "many"), ("an amount of 'many'", "100B")),
-        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--batch", "9"), ("shared by 8 GPUs", "multiple of 8")),
-        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--gpu", "tpu"), ("no GPU 'tpu'", "a100, h100, h200")),
-        (("plan", "--dst-config", "phi2", "--gpus", "8x80", "--mfu", "40"), ("an MFU of 40", "at most 1")),
-        (("plan", "--diff", "nowhere", "nothing"), ("no plan 'nowhere'", "there is no such file or folder")),
+        (
+            ("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "hypercloning", "--snr", "loud"),
+            ("snr 'loud' is not allowed", "where: method hypercloning", "give a number from 0 to 100, or none"),
+        ),
+        (("capacity", "phi2", "--gpus", "8by80"), ("GPUs '8by80'", "such as 8x80")),
+        (("capacity", "phi2", "--gpus", "8x80", "--tokens", "many"), ("an amount of 'many'", "100B")),
+        (("capacity", "phi2", "--gpus", "8x80", "--batch", "9"), ("shared by 8 GPUs", "multiple of 8")),
+        (("capacity", "phi2", "--gpus", "8x80", "--mfu", "40"), ("an MFU of 40", "at most 1")),
+        (("diff", "nowhere", "nothing"), ("no plan 'nowhere'", "there is no such file or folder")),
         (("inspect", "nowhere"), ("no plan 'nowhere'", "give a folder that phigrow expand wrote")),
     ],
 )  # fmt: skip

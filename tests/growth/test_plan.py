@@ -69,7 +69,7 @@ def test_explanations():
     plan = phigrow.plan(phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 4, 4), "lossless")
     rows = {row[0]: row[1:] for row in axis_rows(plan)}
     assert rows["hidden"] == ("32 → 72", "32 kept, 40 written as the mean", "1.5", "0.6667")
-    assert rows["k"] == ("8 → 12", "8 kept, 4 new (written zero and read zero)", "1", "1")
+    assert rows["k (head)"] == ("8 → 12", "8 kept, 4 new (written zero and read zero)", "1", "1")
     assert rows["vocab"][1] == "unchanged"
     tile = {row[0]: row[1:] for row in axis_rows(phigrow.plan(SRC, DST, "tile", scale="preserve"))}
     assert tile["mlp"] == ("48 → 70", "48 kept, 22 further copies", "1", "0.5 to 1")
