@@ -144,6 +144,18 @@ def test_public_names_are_frozen():
     assert all(getattr(phigrow, name).__doc__ for name in phigrow.__all__)
 
 
+INTERNALS = ("ds_id", "ds_shape", "ds_tensor", "_hp_mapping", "fp16_groups", "_z3_optimizer", "GatheredParameters")
+
+
+def test_one_file_knows_the_internals_of_zero():
+    def knows(path):
+        return {name for name in INTERNALS if name in path.read_text(encoding="utf-8")}
+
+    one = ROOT / "training" / "zero.py"
+    assert knows(one) == set(INTERNALS)
+    assert not [path for path in ROOT.rglob("*.py") if path != one and knows(path)]
+
+
 def test_files_are_named_for_what_they_hold():
     for path in ROOT.rglob("*.py"):
         assert path.read_text(encoding="utf-8").count("\n") <= 600, path

@@ -3,16 +3,17 @@
 One folder, the same whatever engine wrote it:
 
     zero/<parameter>/fp32.pt          the parameter, fp32, whole (the master where weights are bf16 or fp16)
-    zero/<parameter>/exp_avg.pt       Adam's first moment, fp32, of the same shape
-    zero/<parameter>/exp_avg_sq.pt    Adam's second moment
-    state.json                        Adam's step, the schedule, DeepSpeed's counters, the loss scale (where it was
-                                      grown: Adam's step, the loss scale, where it comes from and where the data stood)
+    zero/<parameter>/<state>.pt       a state tensor of the optimizer, fp32, of the same shape (AdamW: exp_avg,
+                                      exp_avg_sq)
+    state.json                        the optimizer's states and step, the schedule, DeepSpeed's counters, the loss
+                                      scale (where it was grown: states, step, the loss scale, where it comes from and
+                                      where the data stood)
     complete.json                     progress, sizes and hashes, written last
 
 ``<parameter>`` is the name that ``named_parameters`` gives. A ``.pt`` file holds the tensor, flat or in its shape, or
 ``{"param": tensor}`` around it: what DeepSpeed's converter writes for ZeRO 3 and for ZeRO 1 and 2. ZeRO 0 has no
-converter, so this module writes its folder; and DeepSpeed reads such folders only into the stage they came from, so
-this module reads them, into any.
+converter, so this module writes its folder. DeepSpeed reads such folders only into the stage they came from;
+`phigrow.training.engine_state` reads them into any.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import contextlib
 import io
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE = "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_STATES = {"exp_avg": 1, "exp_avg_sq": 2}
+"""Adam's state tensors and the power of the gradient that each averages; of a checkpoint that names none."""
+
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
@@ -62,6 +66,7 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
         )
     from torch.utils.serialization import config
 
+    states = (marker.get("optimizer") or {}).get("states", ADAM_STATES)
     shutil.rmtree(folder, ignore_errors=True)
     with staged_folder(folder) as partial:
         # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
@@ -69,8 +74,8 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
             if any(source.glob("*_optim_states.pt")):
                 _convert_zero(source, partial)
             else:
-                _convert_plain(source, partial)
-            atomic_json(partial / STATE, _state(source, partial))
+                _convert_plain(source, partial, states)
+            atomic_json(partial / STATE, {"states": dict(states)} | _state(source, partial))
         said = {key: value for key, value in marker.items() if key != "files"}
         write_marker(partial, said | {"universal": True}, digests(partial))
 
@@ -112,7 +117,7 @@ def _forget_aliases(source: Path, folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _convert_plain(source: Path, folder: Path) -> None:
+def _convert_plain(source: Path, folder: Path, states: Iterable[str]) -> None:
     """ZeRO 0: one file has everything, the optimizer's in the order of its parameter groups."""
     import torch
 
@@ -125,7 +130,7 @@ def _convert_plain(source: Path, folder: Path) -> None:
     for index, name in enumerate(names):
         state = moments[index]
         master = content["module"][name] if masters is None else masters[index]
-        for key, value in (("fp32", master), *((key, state[key]) for key in MOMENTS)):
+        for key, value in (("fp32", master), *((key, state[key]) for key in states)):
             path = folder / "zero" / name / f"{key}.pt"
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"param": value.detach().float()}, path)
@@ -163,79 +168,10 @@ def _state(source: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def load(engine: Any, folder: Path) -> None:
-    """Fill an engine as `load_state`, and go on with the schedule and DeepSpeed's counters where they stood.
-
-    Raises:
-        GrowthError: as `load_state`.
-    """
-    state = load_state(engine, folder)
-    engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
-    for group, lr in zip(engine.basic_optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
-        group["lr"] = lr
-    for key, value in state["counters"].items():
-        setattr(engine, key, value)
-
-
-def load_state(engine: Any, folder: Path) -> dict[str, Any]:
-    """Fill an engine, at any ZeRO stage and on every rank, from a universal folder whose files have been checked.
-
-    Weights, masters and moments are copied parameter by parameter from files mapped into memory, so a rank reads
-    little more than its share of what ZeRO cuts. Adam's step and the loss scale come with them.
-
-    Returns:
-        The content of ``state.json``.
-
-    Raises:
-        GrowthError: a parameter that the folder lacks or has in another size; an optimizer offloaded to NVMe.
-    """
-    if engine.zero_nvme_offload_optimizer():
-        raise GrowthError(
-            "an optimizer offloaded to NVMe cannot be filled from another number of ranks or stage",
-            where=str(folder),
-            fix="resume with offload_optimizer on cpu, or with the ranks and stage that wrote the checkpoint",
-        )
-    state = read_json_strict(folder / STATE, "the state of an optimizer")
-    optimizer, base = engine.optimizer, engine.basic_optimizer
-    _make_states(optimizer, base)
-    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
-        optimizer._lazy_init_hp_params_optimizer_state()  # ZeRO 1 and 2 link moments to parameters at the first step
-    if hasattr(optimizer, "checkpoint_event_prologue"):
-        optimizer.checkpoint_event_prologue()  # ZeRO 3: no parameter stays whole
-    masters = _plain_masters(optimizer)
-    for name, parameter in engine.module.named_parameters():
-        wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        values = {key: _read(folder, name, key, wanted) for key in ("fp32", *MOMENTS)}
-        _fill(parameter, values, base, masters)
-    if hasattr(optimizer, "checkpoint_event_epilogue"):
-        optimizer.checkpoint_event_epilogue()
-    for entry in base.state.values():
-        if "step" in entry:
-            _set_step(entry, state["adam_step"])
-    restore_scaler(getattr(optimizer, "loss_scaler", None), state["loss_scaler"])
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the content of ``state.json``, with the optimizer's states; folders of the first release are AdamW's."""
+    state: dict[str, Any] = {"states": ADAM_STATES} | read_json_strict(folder / STATE, "the state of an optimizer")
     return state
-
-
-def _make_states(optimizer: Any, base: Any) -> None:
-    """Give Adam the moments that it makes at its first step, where DeepSpeed has not taken an empty one."""
-    import torch
-
-    in_groups = [parameter for group in base.param_groups for parameter in group["params"]]
-    on_device = any(group.get("fused") or group.get("capturable") for group in base.param_groups)
-    for parameter in getattr(optimizer, "fp32_partitioned_groups_flat", in_groups):  # ZeRO 3 empties its groups
-        entry = base.state[parameter]
-        if "exp_avg" in entry:
-            continue
-        zero = torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
-        entry["step"] = zero if type(base).__module__.startswith("torch.") else 0  # DeepSpeed's Adam counts in int
-        entry |= {key: torch.zeros_like(parameter.data, dtype=torch.float32) for key in MOMENTS}
-
-
-def restore_scaler(scaler: Any, saved: dict[str, Any]) -> None:
-    """Give a loss scaler of DeepSpeed the numbers that one had (its scale, counters and window)."""
-    for key, value in saved.items():
-        if hasattr(scaler, key):
-            setattr(scaler, key, value)
 
 
 def parameters(folder: Path) -> list[str]:
@@ -264,7 +200,12 @@ def stored(folder: Path, name: str, key: str) -> Tensor:
     return value.detach()
 
 
-def _read(folder: Path, name: str, key: str, shape: tuple[int, ...]) -> Tensor:
+def stored_in_shape(folder: Path, name: str, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor of a universal folder in the shape of its parameter, mapped from its file.
+
+    Raises:
+        GrowthError: as `stored`, or the file holds a tensor of another shape.
+    """
     path, value = folder / "zero" / name / f"{key}.pt", stored(folder, name, key)
     count = 1
     for length in shape:
@@ -274,41 +215,3 @@ def _read(folder: Path, name: str, key: str, shape: tuple[int, ...]) -> Tensor:
             f"{key} of shape {list(value.shape)} for a parameter of {list(shape)}", where=f"{name}, {path}"
         )
     return value.reshape(shape)
-
-
-def _plain_masters(optimizer: Any) -> dict[int, Any]:
-    """The fp32 masters of DeepSpeed's bf16 without ZeRO, by the identity of their parameters."""
-    groups = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=False)
-    return {id(low): high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
-
-
-def _fill(parameter: Any, values: dict[str, Tensor], base: Any, masters: dict[int, Any]) -> None:
-    import torch
-
-    if hasattr(parameter, "ds_id"):  # ZeRO 3; its own setter for whole values fails where the last rank's is padded
-        length = parameter.ds_tensor.numel()
-        start = length * parameter._z3_optimizer._get_param_partition_rank(parameter)
-        for key, value in values.items():
-            mine = value.flatten()[start : start + length]
-            mine = torch.nn.functional.pad(mine, (0, length - len(mine)))
-            parameter._z3_optimizer.set_local_hp_param(mine, parameter, None if key == "fp32" else key)
-            if key == "fp32":
-                parameter.ds_tensor.data.copy_(mine)
-        return
-    parameter.data.copy_(values["fp32"])
-    if hasattr(parameter, "_hp_mapping"):  # ZeRO 1 and 2
-        parameter.set_full_hp_param(values["fp32"])
-        for key in MOMENTS:
-            parameter.set_full_hp_param(values[key], key)
-        return
-    master = masters.get(id(parameter), parameter)
-    master.data.copy_(values["fp32"])
-    for key in MOMENTS:
-        base.state[master][key].copy_(values[key])
-
-
-def _set_step(entry: dict[str, Any], step: float) -> None:
-    if hasattr(entry["step"], "fill_"):
-        entry["step"].fill_(step)
-    else:
-        entry["step"] = int(step)

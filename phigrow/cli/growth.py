@@ -104,7 +104,7 @@ def grow_optimizer(
     """Grow fp32 masters and Adam's moments by the plan of a grown folder, tensor by tensor.
 
     The result is a universal checkpoint: a run on any number of ranks, at any ZeRO stage, starts from it with --init
-    GROWN --optimizer OUT, and goes on with the data where the source stood.
+    GROWN --init-optimizer OUT, and goes on with the data where the source stood.
 
     phigrow grow-optimizer --checkpoint runs/small --grown small-to-large --state scale
     """
@@ -116,7 +116,7 @@ def grow_optimizer(
         checkpoint, grown, out, state=state, overwrite=overwrite, progress=shows_progress()
     )
     typer.echo(f"wrote {written}")
-    say(f"start from it with: phigrow pretrain RECIPE --init {grown} --optimizer {written}")
+    say(f"start from it with: phigrow pretrain RECIPE --init {grown} --init-optimizer {written}")
 
 
 @growth_flags()

@@ -30,7 +30,6 @@ from phigrow.expansion.trained import Trained, as_universal, check_step, find_tr
 from phigrow.expansion.write_tensors import block_rows
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import StagedFolder, remove
-from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.lift import InMemory, Lift, SourceTensor
 from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
 from phigrow.growth.plan import Plan
@@ -69,7 +68,7 @@ def grow_optimizer(
 
     Returns:
         The new folder: ``zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt`` (float32), ``state.json`` and
-        ``complete.json``. A run starts from it with ``init: GROWN`` and ``optimizer: OUT``.
+        ``complete.json``. A run starts from it with ``init: GROWN`` and ``init_optimizer: OUT``.
 
     Raises:
         GrowthError: a checkpoint that is damaged, of another model, or not the one whose weights were grown; state that
@@ -280,7 +279,7 @@ def _live_names(plan: Plan, folder: Path) -> dict[str, str]:
 
 def adam_step(folder: Path) -> float:
     """The steps that Adam has counted in a universal folder."""
-    return float(read_json_strict(folder / universal.STATE, "the state of an optimizer")["adam_step"])
+    return float(universal.read_state(folder)["adam_step"])
 
 
 def _check_weights(value: torch.Tensor, weights: CheckpointReader, recipe: TensorRecipe) -> None:
@@ -316,8 +315,9 @@ def save_value(value: torch.Tensor, path: Path) -> None:
 
 def _content(source: Trained, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
     """What ``state.json`` says: Adam's step, the loss scale, where it comes from, and where the data stood."""
-    former = read_json_strict(folder / universal.STATE, "the state of an optimizer")
+    former = universal.read_state(folder)
     return {
+        "states": former["states"],
         "adam_step": 0.0 if state == "reset" else former["adam_step"],
         "loss_scaler": former["loss_scaler"],
         "grown": {"plan": plan.hash, "method": plan.method, "state": state, "step": source.step},

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.records.former_names import with_current_names
 from phigrow.records.schema import DIAGNOSTICS, UNITS, Record
 
 POINT = ("step", *UNITS, "loss")
@@ -84,7 +85,8 @@ def _checked_meta(record: Record, where: str) -> Record:
         if not isinstance(record[key], kind) or isinstance(record[key], bool):
             named = "text" if kind is str else "a whole number"
             raise GrowthError(f"{key!r} of the run record is {record[key]!r}", where=where, fix=f"write {named}")
-    return record
+    config = record.get("config")
+    return record | {"config": with_current_names(config)} if isinstance(config, dict) else record
 
 
 def _point(values: Mapping[str, Any], kind: str, where: str, before: list[Row]) -> Row:

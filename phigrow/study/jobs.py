@@ -166,7 +166,7 @@ class _Jobs:
             return keys | {"model": study.dst}
         cost = {f"source_{unit}": spent for unit, spent in study.source.cost.items()}
         # Every arm reads the same text at the same step, whatever state it starts with.
-        state = {"optimizer": str(self._state(arm, seed)), "data_start": 0} if arm.state is not None else {}
+        state = {"init_optimizer": str(self._state(arm, seed)), "data_start": 0} if arm.state is not None else {}
         return keys | {"init": str(self._start(arm, seed))} | cost | state
 
     def _tried(self, arm: Arm, rate: float, seed: int, sweep: Sweep) -> Job:

@@ -227,7 +227,7 @@ class _Reader:
         folder = self.out / f"stage{number}-{_hash(identity)}"
         stage = self._made(number, config, steps, first, train, folder, growing)
         if growing is not None:
-            stage.keys.update(init=str(stage.start), optimizer=str(stage.state))
+            stage.keys.update(init=str(stage.start), init_optimizer=str(stage.state))
         self._check(stage.keys, where)
         return stage
 

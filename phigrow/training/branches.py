@@ -17,6 +17,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.output import writing
 from phigrow.files.staged_folder import staged_folder
 from phigrow.files.untrusted import read_json_strict
+from phigrow.records.former_names import with_current_names
 from phigrow.records.schema import FILE
 from phigrow.training.checkpoints import curve_changes, has_begun
 from phigrow.training.configuration import RunConfig
@@ -72,7 +73,7 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
     path = trunk / RUN_FILE
     if not path.is_file():
         raise GrowthError("no run to branch from", where=str(path), fix="give the folder of a run")
-    theirs = read_json_strict(path, "the settings of a run")
+    theirs = with_current_names(read_json_strict(path, "the settings of a run"))
     own = RunConfig.keys_with(Role.BRANCH)
     different = {key: values for key, values in curve_changes(theirs, curve).items() if key not in own}
     if different:

@@ -31,12 +31,15 @@ from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import writing
 from phigrow.files.untrusted import read_json_strict
+from phigrow.records.former_names import with_current_names
 from phigrow.records.schema import FILE as RECORDS
+from phigrow.training import engine_state
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
 from phigrow.training.process import gathered, on_rank_zero
 
 if TYPE_CHECKING:
+    from phigrow.training.optimizer_spec import OptimizerSpec
     from phigrow.training.process import World
 
 _DAMAGED = "damaged-"
@@ -119,7 +122,7 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
     path = out / RUN_FILE
     curve = json.loads(json.dumps(curve))
     if continued := path.is_file() and has_begun(out):
-        former = read_json_strict(path, "the settings of a run")
+        former = with_current_names(read_json_strict(path, "the settings of a run"))
         if not resume:
             raise GrowthError(
                 "the run folder is taken", where=str(out), why="resume is never", fix="choose another out, or delete it"
@@ -167,12 +170,14 @@ def save(
     keep: int,
     stage: int,
     place: str = "device",
+    optimizer: OptimizerSpec,
     stay: Collection[int] = (),
 ) -> Path:
     """Save model, optimizer and schedule on all ranks; every rank hashes what it wrote, and rank 0 marks it complete.
 
-    Where the optimizer's state lies (``place``) is noted: DeepSpeed's Adam for the host stores another state than
-    PyTorch's. Of the older checkpoints the last ``keep`` are kept, and those of the steps in ``stay``.
+    The marker notes the device of the optimizer's state, because DeepSpeed's Adam for the host stores another state
+    than PyTorch's; and the names of the state tensors, by which the checkpoint is converted and grown. Of the older
+    checkpoints the last ``keep`` are kept, and those of the steps in ``stay``.
 
     Returns:
         The folder of the checkpoint, ``out/checkpoints/step-N``.
@@ -191,6 +196,7 @@ def save(
     if world.first:
         files = {name: digest for part in parts for name, digest in part.items()}
         content = {"progress": asdict(progress), "world_size": world.size, "stage": stage, "place": place}
+        content |= {"optimizer": {"name": optimizer.name, "states": dict(optimizer.states)}}
         write_marker(root / tag, content, files)
         _prune(out, keep, stay)
     dist.barrier()
@@ -210,12 +216,11 @@ def _prune(out: Path, keep: int, stay: Collection[int]) -> None:
 
 
 def _group_names(engine: Any) -> list[list[str]]:
-    """The names of the parameters in the optimizer's groups; at ZeRO 0 the checkpoint has them in this order."""
+    """Return the names of the parameters in the optimizer's groups."""
+    from phigrow.training.zero import parameter_groups
+
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    groups = getattr(engine.optimizer, "fp16_groups", None)
-    if groups is None:
-        groups = [group["params"] for group in engine.basic_optimizer.param_groups]
-    return [[names[id(p)] for p in group if id(p) in names] for group in groups]
+    return [[names[id(p)] for p in group if id(p) in names] for group in parameter_groups(engine)]
 
 
 def check_fits(found: Found, world: World, stage: int, *, convert: bool, place: str = "device") -> None:
@@ -243,7 +248,9 @@ def check_fits(found: Found, world: World, stage: int, *, convert: bool, place: 
     )
 
 
-def load(engine: Any, found: Found, world: World, *, stage: int, place: str = "device") -> Progress:
+def load(
+    engine: Any, found: Found, world: World, *, stage: int, place: str = "device", optimizer: OptimizerSpec
+) -> Progress:
     """Load a checkpoint whose files have been checked into an engine, on all ranks.
 
     With the ranks, the ZeRO stage and the offload that wrote it the run continues to the bit. With others it is
@@ -263,7 +270,7 @@ def load(engine: Any, found: Found, world: World, *, stage: int, place: str = "d
         was = f"{ranks(found.world_size)} at ZeRO {found.stage}"
         print(f"converting the checkpoint of {was} for {ranks(world.size)} at ZeRO {stage}: {folder}", flush=True)
     on_rank_zero(world, lambda: universal.convert(found.folder, folder, found.marker), patient=True)
-    universal.load(engine, folder)
+    engine_state.load(engine, folder, optimizer)
     return found.progress
 
 

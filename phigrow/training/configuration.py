@@ -11,6 +11,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.models.config import shipped_name
 from phigrow.training.declaration import Role, check_ranges, names_with
+from phigrow.training.optimizers import check_optimizer
 from phigrow.training.settings import (
     DEMO,
     SCRATCH,
@@ -73,6 +74,7 @@ class RunConfig(
     """
 
     def __post_init__(self) -> None:
+        check_optimizer(self.optimizer)
         check_ranges(self)
         if self.branch_from is not None and (self.schedule != "wsd" or not self.decay_steps):
             raise GrowthError(
@@ -81,8 +83,12 @@ class RunConfig(
                 why="a branch starts where the learning rate is still constant",
                 fix="give schedule: wsd and a decay",
             )
-        if self.optimizer is not None and self.init == SCRATCH:
-            raise GrowthError("optimizer state without its weights", where="optimizer", fix="give init, a grown folder")
+        if self.init_optimizer is not None and self.init == SCRATCH:
+            raise GrowthError(
+                "init_optimizer is set, but the run starts from scratch",
+                where="init_optimizer",
+                fix="give as init the folder that the optimizer's state was grown for",
+            )
         if self.branch_from is not None and (self.schedule_start or self.rewarm or self.schedule_steps):
             raise GrowthError("a branch with a schedule of its own", where="branch_from", fix="leave one of them out")
         whole = self.whole_schedule

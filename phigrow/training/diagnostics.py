@@ -19,7 +19,7 @@ from torch import Tensor
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
-from phigrow.training.weights import full_value
+from phigrow.training.zero import full_value
 
 if TYPE_CHECKING:
     from phigrow.training.configuration import RunConfig

@@ -6,7 +6,8 @@ from typing import Any
 
 from phigrow.errors import GrowthError, nearest_multiples
 from phigrow.training.configuration import RunConfig
-from phigrow.training.offload import check_disk, host_adamw, offload_sections, offloads_optimizer
+from phigrow.training.offload import check_disk, offload_sections, offloads_optimizer
+from phigrow.training.optimizer_spec import find_optimizer
 from phigrow.training.order import micro_batch_rows
 
 
@@ -101,33 +102,21 @@ def _agree(config: RunConfig, key: str, theirs: Any, value: Any) -> None:
 
 
 def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> Any:
-    """Give a model to DeepSpeed with AdamW and the schedule of the run.
+    """Give a model to DeepSpeed with the optimizer and the schedule of the run.
 
     Raises:
         GrowthError: the optimizer or the parameters lie on a disk that DeepSpeed cannot use here.
     """
     import deepspeed
-    import torch
 
-    from phigrow.training.model import parameter_groups
     from phigrow.training.process import quiet
     from phigrow.training.schedule import learning_rate_schedule
 
     check_disk(engine_dict)
     # DeepSpeed takes one step with zero gradients at some stages, to allocate the moments. At lr 0 that step cannot
     # decay the weights; the schedule, made afterwards, sets the real lr.
-    groups = parameter_groups(model, config.weight_decay)
-    optimizer = (
-        host_adamw(groups, config)
-        if offloads_optimizer(engine_dict)
-        else torch.optim.AdamW(
-            groups,
-            lr=0.0,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True if _can_fuse() else None,
-        )
-    )
+    spec = find_optimizer(config.optimizer)
+    optimizer = spec.build(spec.groups(model, config), config, offloads_optimizer(engine_dict))
     with quiet():
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -157,9 +146,3 @@ def forget_empty_step(engine: Any) -> None:
             step.zero_()
         elif step is not None:
             state["step"] = 0
-
-
-def _can_fuse() -> bool:
-    from deepspeed.accelerator import get_accelerator
-
-    return get_accelerator().device_name() in ("cpu", "cuda")

@@ -16,7 +16,7 @@ from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import staged_folder
 from phigrow.models.config import Config
 from phigrow.training.model import DTYPES
-from phigrow.training.weights import full_value
+from phigrow.training.zero import full_shape, full_value
 
 if TYPE_CHECKING:
     from phigrow.training.process import World
@@ -59,7 +59,7 @@ def export_model(
         unfinished, writer = folder, None
         if world.first:
             unfinished = stack.enter_context(staged_folder(folder))
-            shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters}
+            shapes = {name: full_shape(p) for name, p in parameters}
             writer = CheckpointWriter(unfinished, shapes, stored_dtype, shard_bytes)
         for name, parameter in parameters:
             value = full_value(parameter, engine.optimizer, master=dtype == "fp32")

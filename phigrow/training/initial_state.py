@@ -15,12 +15,14 @@ from phigrow.checkpoints.integrity import damage, read_marker
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
 from phigrow.errors import GrowthError
 from phigrow.files.untrusted import read_json_strict
+from phigrow.training import engine_state
 from phigrow.training.configuration import RunConfig
 from phigrow.training.process import on_rank_zero
 from phigrow.training.settings import SCRATCH
 from phigrow.training.training_cost import Source
 
 if TYPE_CHECKING:
+    from phigrow.training.optimizer_spec import OptimizerSpec
     from phigrow.training.process import World
 
 
@@ -41,14 +43,14 @@ class Start:
 
 
 def start_of(config: RunConfig, blocks: Any) -> Start:
-    """Return where a run begins, from its keys ``optimizer`` and ``data_start``.
+    """Return where a run begins, from its keys ``init_optimizer`` and ``data_start``.
 
     Raises:
         GrowthError: no such state, state of another growth than ``init``, or data in which nobody knows where to go on.
     """
-    if config.optimizer is None:
+    if config.init_optimizer is None:
         return Start(first=_steps(config.data_start or 0, config))
-    folder = Path(config.optimizer)
+    folder = Path(config.init_optimizer)
     content = _checked(config, folder)
     data, grown = content.get("data"), content["grown"]
     made = (grown["state"], float(content.get("seconds") or 0.0), grown.get("step"))
@@ -72,11 +74,11 @@ def with_state(source: Source, begins: Start) -> Source:
     return replace(source, growth=source.growth | {"state": begins.state}, expand_seconds=took)
 
 
-def load(engine: Any, folder: Path, world: World) -> None:
+def load(engine: Any, folder: Path, world: World, optimizer: OptimizerSpec) -> None:
     """Check the files of a state and fill an engine with it, on every rank.
 
     Raises:
-        GrowthError: files that are not what was written; or as `universal.load_state`.
+        GrowthError: files that are not what was written; or as `engine_state.load_state`.
     """
 
     def check() -> None:
@@ -86,7 +88,7 @@ def load(engine: Any, folder: Path, world: World) -> None:
             )
 
     on_rank_zero(world, check, patient=True)
-    universal.load_state(engine, folder)
+    engine_state.load_state(engine, folder, optimizer)
 
 
 def _steps(blocks: int, config: RunConfig) -> int:

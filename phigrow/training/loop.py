@@ -21,6 +21,7 @@ from phigrow.training.data import check_tokenizer, data_curve, keep_tokenizer, l
 from phigrow.training.feed import Prefetcher, repeated
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_place
+from phigrow.training.optimizer_spec import find_optimizer
 from phigrow.training.per_value_lr import copied_values, is_paced, make_pace
 from phigrow.training.process import StopRequest, World, forget_stop, lost_rank_named, on_rank_zero, start
 from phigrow.training.progress import Reporter
@@ -125,15 +126,18 @@ class _Run:
         self.dropout = has_dropout(self.model_dict)
         self.engine = make_engine(model, config, engine_dict)
         self.place = optimizer_place(config)
+        self.optimizer = find_optimizer(config.optimizer)
         if found is None and config.init != SCRATCH:
             masters_from_checkpoint(self.engine, Path(config.init))
             if begins.optimizer is not None:
-                initial_state.load(self.engine, begins.optimizer, world)
+                initial_state.load(self.engine, begins.optimizer, world, self.optimizer)
         elif found is None and self.place != "nvme":  # there DeepSpeed moves a gigabyte or more for every parameter
             masters_from_scratch(self.engine, config.seed, initializer_range(self.model_dict))
         self.at = Progress(data=begins.position, blocks=begins.first * config.batch)
         if found:
-            self.at = checkpoints.load(self.engine, found, world, stage=config.stage, place=self.place)
+            self.at = checkpoints.load(
+                self.engine, found, world, stage=config.stage, place=self.place, optimizer=self.optimizer
+            )
             rejoin(self.engine.lr_scheduler)
         self.pace = make_pace(self.engine, config)
         self.flops_per_token = count_cost(self.model_dict, blocks.seq_len).training_flops
@@ -222,6 +226,7 @@ class _Run:
                         keep=config.keep,
                         stage=config.stage,
                         place=self.place,
+                        optimizer=self.optimizer,
                         stay=save_at,
                     )
                     saved_at = done

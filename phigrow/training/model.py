@@ -1,4 +1,4 @@
-"""Build the model of a run: configuration, attention, weights, and which parameters decay."""
+"""Build the model of a run: configuration, attention and weights."""
 
 from __future__ import annotations
 
@@ -197,14 +197,6 @@ def _restore_buffers(model: nn.Module, hf_config: Any, world: World) -> None:
             fresh = type(module)(config=hf_config)
             for name, value in fresh.named_buffers(recurse=False):
                 setattr(module, name, value.to(world.device))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters in two: matrices (embeddings and lm_head included) decay, biases and LayerNorms do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) >= 2]
-    vectors = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def initializer_range(model_dict: Config) -> float:

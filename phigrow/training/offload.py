@@ -1,4 +1,4 @@
-"""What a run keeps in the memory or on the disk of the host, and the AdamW that works there."""
+"""Offload of optimizer state and parameters to the memory or the disk of the host."""
 
 from __future__ import annotations
 
@@ -84,13 +84,3 @@ def check_disk(engine_dict: dict[str, Any]) -> None:
             fix="install libaio with its headers (libaio-dev), or offload to cpu",
         )
     free_compile_lock("async_io")
-
-
-def host_adamw(groups: list[dict[str, Any]], config: RunConfig) -> Any:
-    """Return DeepSpeed's AdamW for states on the host: vectorised, compiled at its first use."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    free_compile_lock("cpu_adam")
-    return DeepSpeedCPUAdam(
-        groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0, adamw_mode=True
-    )

@@ -151,45 +151,23 @@ def _masks(engine: Any, found: dict[str, Any]) -> dict[int, Tensor]:
     Into the flat ones the masks are written where the weights are, by DeepSpeed's own accounts of what lies where, and
     the weights put back.
     """
-    from phigrow.training.weights import unfused_master
+    from phigrow.training import zero
 
     optimizer, masks = engine.optimizer, {}
-    flats: list[Tensor] = []
-    for held in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat"):
-        flats = flats or list(getattr(optimizer, held, []))
-    if any(flat is None or not flat.numel() for flat in flats):
-        raise GrowthError(
-            "learning rates for copied values, with masters in files", where="fresh_lr", fix="do not offload to NVMe"
-        )
+    flats, masters = zero.flat_masters(optimizer), zero.plain_masters(optimizer)
     former = [flat.detach().clone() for flat in flats]
     for flat in flats:
         flat.zero_()
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        mask = copied_mask(found, name, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+        mask = copied_mask(found, name, zero.full_shape(parameter))
         if flats:
-            _write_own(parameter, mask.flatten())
+            zero.write_master_part(parameter, mask.flatten())
         else:
-            master = unfused_master(parameter, optimizer)
+            master = masters.get(id(parameter))
             masks[id(parameter if master is None else master)] = mask.to(parameter.device)
     for flat, values in zip(flats, former, strict=True):
         masks[id(flat)] = flat.detach() > 0.5
         flat.copy_(values)
     return masks
-
-
-def _write_own(parameter: Any, values: Tensor) -> None:
-    """Write this rank's part of a parameter's values, flat, into its masters."""
-    import torch
-
-    if hasattr(parameter, "ds_id"):
-        from deepspeed.utils import safe_set_local_fp32_param
-
-        length = parameter.ds_tensor.ds_numel
-        start = min(length * parameter.ds_zero_partition_rank, len(values))
-        own = values[start : start + length].float()
-        safe_set_local_fp32_param(parameter, torch.nn.functional.pad(own, (0, length - len(own))))
-    elif (mapping := parameter._hp_mapping) is not None:
-        part = mapping.lp_fragment_address
-        mapping.hp_fragment.copy_(values[part.start : part.start + part.numel])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phigrow.training.declaration import ARMS, BRANCH, DECIDED, OPERATIONAL, RESUME, STAGES, START, STUDY, key
+from phigrow.training.optimizers import optimizer_names
 
 SCRATCH = "scratch"
 DEMO = "demo"
@@ -25,7 +26,7 @@ class ModelSettings:
         "'scratch', or the folder of any Hugging Face checkpoint to start from.",
         role=RESUME | START | DECIDED,
     )
-    optimizer: str | None = key(
+    init_optimizer: str | None = key(
         None,
         "Folder written by 'phigrow grow-optimizer' for init: fp32 masters, moments and Adam's step to start with.",
         role=RESUME | START | DECIDED,
@@ -77,8 +78,8 @@ class DataSettings:
     )
     data_start: int | None = key(
         None,
-        "Number of blocks of the data's order to skip, because an earlier run read them (default: 0, or with optimizer"
-        " the position of the run that wrote it).",
+        "Number of blocks of the data's order to skip, because an earlier run read them (default: 0, or with"
+        " init_optimizer the position of the run that wrote it).",
         role=RESUME | DECIDED,
         ge=0,
         unset=0,
@@ -131,6 +132,7 @@ class ScheduleSettings:
 class OptimizerSettings:
     """Optimizer"""
 
+    optimizer: str = key("adamw", "Name of the optimizer.", role=RESUME, choices=optimizer_names())
     lr: float = key(1e-3, "Peak learning rate.", role=RESUME | ARMS, ge=0)
     min_lr: float = key(0.1, "Final learning rate of cosine and wsd, as a fraction of lr.", role=RESUME, ge=0, le=1)
     weight_decay: float = key(

@@ -127,7 +127,7 @@ class Stepper:
         parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         optimizer = self.engine.basic_optimizer
-        if optimizer.defaults["fused"]:
+        if optimizer.defaults.get("fused"):
             optimizer.found_inf = norm.isfinite().logical_not().float()
         elif not norm.isfinite():
             for parameter in parameters:

@@ -91,7 +91,7 @@ def arms(**more):
         (arms(ligo={"steps": 0}), r"steps is \[?0"),
         (arms(tile={"maps": "m"}), r"no key 'maps'\n  where: arm tile in"),
         ({"arms": {"scratch": {"state": "scale"}}}, r"no key 'state'\n  where: arm scratch"),
-        ({"train": {"optimizer": "x"}}, r"optimizer is no key of this place"),
+        ({"train": {"init_optimizer": "x"}}, r"init_optimizer is no key of this place"),
         ({"arms": {"scratch": {"noise": 1}}}, r"no key 'noise'\n  where: arm scratch"),
         ({"arms": {"../tile": {"method": "tile"}}}, r"an arm called '../tile'"),
         ({"arms": ["tile"]}, r"\['tile'\] is no mapping\n  where: arms in"),

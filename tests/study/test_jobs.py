@@ -240,10 +240,10 @@ def test_arms_of_one_growth_differ_in_the_state_that_they_start_with(tmp_path):
     assert jobs["source"].keeps
     ends = [jobs["tile/seed0/40"], *(jobs[f"tile-{state}/seed0/40"] for state in states)]
     assert len({job.key for job in ends}) == 5
-    assert "optimizer" not in ends[0].keys
+    assert "init_optimizer" not in ends[0].keys
     for state, end in zip(states, ends[1:], strict=True):
         made, start = jobs[f"tile-{state}/seed0/state"], jobs[f"tile-{state}/seed0/start"]
-        assert (end.keys["optimizer"], end.keys["data_start"]) == (str(made.folder), 0)
+        assert (end.keys["init_optimizer"], end.keys["data_start"]) == (str(made.folder), 0)
         assert made.folder.name == f"{start.folder.name}-{state}"
         assert set(made.needs) == {start.name, "source"}
         assert made.name in end.needs

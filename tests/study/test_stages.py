@@ -49,7 +49,7 @@ def test_the_shipped_recipe_says_what_it_does(tmp_path):
     assert ("schedule_start" in first, first["schedule_steps"]) == (False, 90)
     assert (second["schedule_start"], second["schedule_steps"], second["rewarm"]) == (30, 90, 5)
     assert (third["schedule_start"], "rewarm" in third) == (60, False)
-    assert (second["init"], second["optimizer"]) == (f"{second['out']}-start", f"{second['out']}-state")
+    assert (second["init"], second["init_optimizer"]) == (f"{second['out']}-start", f"{second['out']}-state")
     assert {keys["data"] for keys in (first, second, third)} == {str(found.data_folder)}
     assert {keys["export_dtype"] for keys in (first, second, third)} == {"fp32"}
     assert found.scratch is not None
@@ -107,7 +107,7 @@ def grow(**keys: Any) -> dict[str, Any]:
         (changed(2, grow=None, model={}), r"begins with model\n  where: stage 2[\s\S]*every later one has grow"),
         (changed(2, steps=0), r"steps is 0\n  where: steps in stage 2"),
         (changed(3, train={"batch": 7}), r"batch 7 does not go on where 960 sequences were read\n  where: stage 3"),
-        (changed(3, train={"optimizer": "x"}), r"optimizer is no key of this place[\s\S]*the stages decide it"),
+        (changed(3, train={"init_optimizer": "x"}), r"init_optimizer is no key [\s\S]*the stages decide it"),
         (changed(3, train={"save_every": 0}), r"save_every is 0"),
         (grow(method=None), r"a growth without 'method'\n  where: grow of stage 2"),
         (grow(method="tiel"), r"unknown method 'tiel'|no method 'tiel'"),

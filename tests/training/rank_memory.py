@@ -45,7 +45,7 @@ def export_whole(engine: Any, folder: Path) -> None:
     import torch.distributed as dist
     from huggingface_hub import save_torch_state_dict
 
-    from phigrow.training.weights import full_value
+    from phigrow.training.zero import full_value
 
     tensors = {name: full_value(p, engine.optimizer, master=False) for name, p in engine.module.named_parameters()}
     if dist.get_rank() == 0:

@@ -20,7 +20,8 @@ from phigrow.models.cost import count_cost
 from phigrow.models.families import all_families
 from phigrow.training import RunConfig
 from phigrow.training.engine import engine_config, micro_batch
-from phigrow.training.model import build_model, choose_attention, has_dropout, model_config, parameter_groups
+from phigrow.training.model import build_model, choose_attention, has_dropout, model_config
+from phigrow.training.optimizer_spec import decay_matrices
 from phigrow.training.process import World
 from phigrow.training.weights import masters_from_scratch
 
@@ -150,7 +151,7 @@ def test_a_master_that_deepspeed_takes_from_another_parameter_is_noticed():
             masters_from_scratch(engine, 0, 0.02)
             assert own.hp_fragment.tolist() == [0.0] * 4  # a bias starts from 0
         else:
-            with pytest.raises(GrowthError, match=r"a master that is not its weight\n  where: 0\.bias"):
+            with pytest.raises(GrowthError, match=r"a master differs from its weight\n  where: 0\.bias"):
                 masters_from_scratch(engine, 0, 0.02)
 
 
@@ -200,7 +201,7 @@ def test_an_unknown_model_type_is_refused():
 def test_matrices_decay_and_vectors_do_not():
     model = build(RunConfig(zero=0))
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed, kept = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.1))
+    decayed, kept = ([names[id(p)] for p in group["params"]] for group in decay_matrices(model, RunConfig()))
     assert all(name.endswith("weight") and "layernorm" not in name for name in decayed)
     assert all(name.endswith("bias") or "layernorm" in name for name in kept)
     assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(decayed)

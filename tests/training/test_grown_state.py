@@ -135,12 +135,12 @@ def test_a_checkpoint_of_deepspeed_is_grown_value_by_value(source, grown, tmp_pa
 @pytest.mark.parametrize("stage", [*(pytest.param(k, marks=pytest.mark.slow) for k in (0, 1, 2)), 3])
 def test_every_stage_starts_with_the_grown_state(grown, optimizer, alone, tmp_path, stage):
     (tmp_path / "run").mkdir()
-    more = {"init": str(grown), "model": None, "optimizer": str(optimizer), "zero": stage, "steps": 1, "warmup": 0}
+    more = {"init": str(grown), "model": None, "init_optimizer": str(optimizer), "zero": stage, "steps": 1, "warmup": 0}
     if stage == 0:  # DeepSpeed's accessors know no stage 0: its losses say the same
         run(tmp_path / "run", **more | {"steps": 3}, log_every=1)
         run(tmp_path / "other", **more | {"steps": 3, "zero": 2}, log_every=1)
         np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "other"), rtol=1e-6)
-        run(tmp_path / "fresh", **more | {"steps": 3, "optimizer": None, "data_start": 48}, log_every=1)
+        run(tmp_path / "fresh", **more | {"steps": 3, "init_optimizer": None, "data_start": 48}, log_every=1)
         assert abs(losses(tmp_path / "fresh")[2] / losses(tmp_path / "run")[2] - 1) > 1e-4
         return
     with captured_state(tmp_path / "run"):
@@ -160,7 +160,7 @@ def test_a_run_grown_into_itself_goes_on_to_the_bit(source, alone, tmp_path):
     ends = {}
     for state, more in {"scale": {}, "reset": {}, "copy": {"data_start": 0}}.items():
         optimizer = phigrow.grow_optimizer(source, start, tmp_path / state, state=state)
-        run(tmp_path / f"run-{state}", **later | {"optimizer": str(optimizer), "zero": 2} | more)
+        run(tmp_path / f"run-{state}", **later | {"init_optimizer": str(optimizer), "zero": 2} | more)
         ends[state] = losses(tmp_path / f"run-{state}")
     assert losses(source) + ends["scale"] == losses(whole)
     rates = [record["lr"] for name in (source, tmp_path / "run-scale") for record in records(name, "step")]
@@ -173,7 +173,7 @@ def test_a_run_grown_into_itself_goes_on_to_the_bit(source, alone, tmp_path):
     assert meta["growth"]["state"] == "scale"
     assert meta["expand_seconds"] >= json.loads((tmp_path / "scale" / "state.json").read_text())["seconds"]
     # What it saves says how far into the data it is, so that it can be grown again.
-    run(tmp_path / "saved", **later | {"optimizer": str(tmp_path / "scale"), "zero": 2, "save_every": 4})
+    run(tmp_path / "saved", **later | {"init_optimizer": str(tmp_path / "scale"), "zero": 2, "save_every": 4})
     assert [found.progress.blocks for found in marked_checkpoints(tmp_path / "saved")[0]] == [80, 96]
 
 
@@ -203,19 +203,19 @@ def test_the_rate_rises_again_where_it_is_asked_to(source):
 
 def test_what_does_not_belong_together_is_refused(source, grown, optimizer, alone, tmp_path):
     other = phigrow.expand(source / "export", LARGER, tmp_path / "other", method="wr")
-    base = {"init": str(grown), "model": None, "optimizer": str(optimizer)}
+    base = {"init": str(grown), "model": None, "init_optimizer": str(optimizer)}
     for changes, message in (
         ({"init": str(other)}, "of another growth than the weights"),
         ({"init": str(source / "export")}, "the weights have no phigrow.json"),
-        ({"optimizer": str(tmp_path)}, "no optimizer state to start with"),
+        ({"init_optimizer": str(tmp_path)}, "no optimizer state to start with"),
         ({"seed": 5}, r"not known[\s\S]*another order: seed \(0, now 5\)[\s\S]*data_start"),
         ({"batch": 5}, "48 blocks were read, which is no whole number of batches of 5"),
     ):
         with pytest.raises(GrowthError, match=message):
             run(tmp_path / "run", **base | changes)
     assert not (tmp_path / "run" / "records.jsonl").exists()
-    with pytest.raises(GrowthError, match="optimizer state without its weights"):
-        RunConfig(optimizer=str(optimizer))
+    with pytest.raises(GrowthError, match="init_optimizer is set, but the run starts from scratch"):
+        RunConfig(init_optimizer=str(optimizer))
     with pytest.raises(GrowthError, match="steps 7 to 16 of a schedule of 12"):
         RunConfig(schedule_start=6, steps=10, schedule_steps=12)
     damaged = shutil.copytree(optimizer, tmp_path / "damaged")
@@ -224,7 +224,7 @@ def test_what_does_not_belong_together_is_refused(source, grown, optimizer, alon
     content[-200] ^= 1
     path.write_bytes(content)
     with pytest.raises(GrowthError, match=r"damaged[\s\S]*lm_head.bias/exp_avg.pt is not what was written"):
-        run(tmp_path / "run", **base | {"optimizer": str(damaged)})
+        run(tmp_path / "run", **base | {"init_optimizer": str(damaged)})
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(source, grown, tmp_path):
@@ -354,7 +354,7 @@ def test_a_folder_that_deepspeed_wrote_without_phigrow_is_grown_too(source, grow
     out = phigrow.grow_optimizer(theirs, grown, tmp_path / "out")
     assert same(held(out), expected(source / UNIVERSAL / "step-6", grown, "scale"))
     # It does not say what was read; a run asks, and takes an answer.
-    keys = {"init": str(grown), "optimizer": str(out), "batch": 8}
+    keys = {"init": str(grown), "init_optimizer": str(out), "batch": 8}
     with pytest.raises(GrowthError, match="where to go on in the data is not known"):
         start_of(RunConfig(**keys), FakeBlocks())
     assert start_of(RunConfig(**keys, data_start=16), FakeBlocks()).first == 2
@@ -369,7 +369,7 @@ def test_the_command_says_how_to_go_on(source, grown, tmp_path):
     done = CliRunner().invoke(app, list(map(str, words)))
     assert done.exit_code == 0, done.output
     assert f"wrote {tmp_path / 'out'}" in done.output
-    assert f"--init {grown} --optimizer {tmp_path / 'out'}" in done.output
+    assert f"--init {grown} --init-optimizer {tmp_path / 'out'}" in done.output
     assert json.loads((tmp_path / "out" / "state.json").read_text())["grown"]["state"] == "copy"
     done = CliRunner().invoke(app, list(map(str, words)))
     assert "the output folder exists" in str(done.exception)
@@ -392,7 +392,7 @@ def test_the_moments_of_a_turned_stream(source, alone, tmp_path):
     assert squares[: TINY["intermediate_size"]].min() > 0  # every column of an old row is a mixture of old columns
     start = {"init": str(turned), "model": None, "steps": 3, "warmup": 0, "log_every": 1}
     for name, folder in (("scale", out), ("reset", reset)):
-        run(tmp_path / name, **start, optimizer=str(folder))
+        run(tmp_path / name, **start, init_optimizer=str(folder))
     one, other = losses(tmp_path / "scale"), losses(tmp_path / "reset")
     assert one[0] == other[0]
     assert abs(one[2] / other[2] - 1) > 1e-4
@@ -407,7 +407,7 @@ def test_two_ranks_at_zero_2_grow_into_any_ranks_and_stage(tmp_path):
     newest = marked_checkpoints(tmp_path / "source")[0][-1]
     universal.convert(newest.folder, tmp_path / "universal", newest.marker)
     wanted = expected(tmp_path / "universal", grown, "scale")
-    start = {"init": str(grown), "model": None, "optimizer": str(optimizer), "captured": True, "log_every": 1}
+    start = {"init": str(grown), "model": None, "init_optimizer": str(optimizer), "captured": True, "log_every": 1}
     cases = {(1, 3): "fp32", (2, 3): "fp32", (2, 1): "bf16", (1, 2): "bf16"}
     for ranks in (1, 2):
         run_scenarios(

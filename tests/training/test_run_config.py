@@ -17,6 +17,8 @@ from phigrow.measure import pairing
 from phigrow.training import DEMO_MODEL, RunConfig, load_run_config
 from phigrow.training.configuration import comparison_keys
 from phigrow.training.declaration import Role, key
+from phigrow.training.optimizer_spec import find_optimizer
+from phigrow.training.optimizers import optimizer_names
 from phigrow.training.options import parse, settings_page, usage
 from phigrow.training.settings import SECTIONS
 
@@ -107,6 +109,25 @@ def test_wrong_types_and_shapes_in_a_file(tmp_path):
 def test_values_that_cannot_be(settings, part):
     with pytest.raises(GrowthError, match=part):
         RunConfig(**settings)
+
+
+def test_optimizer_names_an_optimizer_and_a_folder_is_told_where_to_go(tmp_path):
+    assert RunConfig().optimizer == "adamw"
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("init: large\noptimizer: large-optimizer\n")
+    message = refused(recipe=recipe)
+    assert "there is no optimizer 'large-optimizer'" in message
+    assert "give the folder of 'phigrow grow-optimizer' as init_optimizer" in message
+    assert load_run_config(options=["--init", "a", "--init-optimizer", "b"]).init_optimizer == "b"
+
+
+@pytest.mark.parametrize("name", optimizer_names())
+def test_every_optimizer_describes_its_states(name):
+    spec = find_optimizer(name)
+    assert spec.name == name
+    assert spec.summary
+    assert spec.states
+    assert all(power in (1, 2) for power in spec.states.values())
 
 
 def test_words_without_keys_and_keys_without_words():

@@ -178,6 +178,26 @@ def test_keys_that_have_no_default_are_nothing_where_they_are_absent(tmp_path):
         claim(tmp_path, curve, resume=True)
 
 
+def test_run_folders_in_which_optimizer_was_a_folder_are_continued(tmp_path):
+    now = RunConfig(init="grown", init_optimizer="grown-optimizer").reproducibility_keys()
+    former = {key: value for key, value in now.items() if key not in ("optimizer", "init_optimizer")}
+    write(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(former | {"optimizer": "grown-optimizer"}))
+    assert claim(tmp_path, now, resume=True)
+    # Negative control: it was another folder.
+    (tmp_path / "run.json").write_text(json.dumps(former | {"optimizer": "other"}))
+    with pytest.raises(GrowthError, match=r"these keys differ: init_optimizer \('other', now 'grown-optimizer'\)"):
+        claim(tmp_path, now, resume=True)
+
+
+def test_records_in_which_optimizer_was_a_folder_are_read_under_todays_names(tmp_path):
+    writer = RecordWriter(tmp_path)
+    writer.write("run", arm="wr", seed=0, config={"lr": 0.1, "optimizer": "grown-optimizer"})
+    writer.write("eval", **{key: step(0)[key] for key in ("step", "tokens", "flops", "seconds", "loss")})
+    writer.close()
+    assert load_run(tmp_path).meta["config"] == {"lr": 0.1, "init_optimizer": "grown-optimizer"}
+
+
 @pytest.mark.parametrize("trained", ["records", "checkpoint"])
 def test_a_folder_in_which_nothing_was_trained_is_anybodys(tmp_path, trained):
     first, other = RunConfig(model="small").reproducibility_keys(), RunConfig(model="small.json").reproducibility_keys()

@@ -1,0 +1,75 @@
+"""Fill a DeepSpeed engine from a universal folder, at any ZeRO stage and on any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from phigrow.checkpoints import universal
+from phigrow.errors import GrowthError
+from phigrow.training.optimizer_spec import OptimizerSpec
+
+
+def load(engine: Any, folder: Path, optimizer: OptimizerSpec) -> None:
+    """Fill an engine as `load_state`, and continue with the schedule and DeepSpeed's counters.
+
+    Raises:
+        GrowthError: as `load_state`.
+    """
+    state = load_state(engine, folder, optimizer)
+    engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
+    for group, lr in zip(engine.basic_optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = lr
+    for key, value in state["counters"].items():
+        setattr(engine, key, value)
+
+
+def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str, Any]:
+    """Fill an engine on every rank from a universal folder whose files have been checked.
+
+    Weights, masters and state tensors are copied parameter by parameter from files mapped into memory, so a rank reads
+    little more than its share. The optimizer's step and the loss scale come with them.
+
+    Returns:
+        The content of ``state.json``.
+
+    Raises:
+        GrowthError: state of another optimizer; a parameter that the folder lacks or has in another size; an optimizer
+            offloaded to NVMe.
+    """
+    from phigrow.training import zero
+
+    if engine.zero_nvme_offload_optimizer():
+        raise GrowthError(
+            "an optimizer offloaded to NVMe cannot be filled from another number of ranks or stage",
+            where=str(folder),
+            fix="resume with offload_optimizer on cpu, or with the ranks and stage that wrote the checkpoint",
+        )
+    state = universal.read_state(folder)
+    if set(state["states"]) != set(optimizer.states):
+        raise GrowthError(
+            f"the optimizer state has {', '.join(state['states'])}; {optimizer.name} needs "
+            f"{', '.join(optimizer.states)}",
+            where=str(folder),
+            why="another optimizer wrote it",
+            fix="set optimizer to the one that wrote it",
+        )
+    zero.make_states(engine, optimizer.states)
+    with zero.writing_states(engine.optimizer):
+        masters = zero.plain_masters(engine.optimizer)
+        for name, parameter in engine.module.named_parameters():
+            shape = zero.full_shape(parameter)
+            values = {key: universal.stored_in_shape(folder, name, key, shape) for key in ("fp32", *optimizer.states)}
+            zero.fill_states(parameter, values, engine.basic_optimizer, masters)
+    for entry in engine.basic_optimizer.state.values():
+        if "step" in entry:
+            _set_step(entry, state["adam_step"])
+    zero.restore_loss_scale(engine.optimizer, state["loss_scaler"])
+    return state
+
+
+def _set_step(entry: dict[str, Any], step: float) -> None:
+    if hasattr(entry["step"], "fill_"):
+        entry["step"].fill_(step)
+    else:
+        entry["step"] = int(step)
