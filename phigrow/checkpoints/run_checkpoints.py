@@ -39,7 +39,7 @@ class Found:
 
     @property
     def place(self) -> str | None:
-        """Where the optimizer's state lay, as `optimizer_place`; None where the marker does not say."""
+        """Where the optimizer's state lay, as `optimizer_device`; None where the marker does not say."""
         return self.marker.get("place")
 
     def fits(self, ranks: int, stage: int, place: str) -> bool:
@@ -61,7 +61,7 @@ class Damaged:
 def marked_checkpoints(out: Path) -> tuple[list[Found], list[Damaged]]:
     """Return the checkpoints of a run that have a marker, oldest first, and those whose marker is damaged.
 
-    A checkpoint without a marker was never complete, and is passed over. The files are not read: see `newest_whole`.
+    A checkpoint without a marker was never complete, and is passed over. The files are not read: see `newest_complete`.
     """
     found, damaged = [], []
     for path in (out / FOLDER).glob(f"step-*/{MARKER}"):

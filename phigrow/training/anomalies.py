@@ -59,7 +59,7 @@ class NonFinite:
         """Count a step, and end the run at the limit.
 
         Args:
-            reading: what the step said.
+            reading: measurements of the step.
             rows: the blocks of its global batch.
 
         Raises:

@@ -19,7 +19,7 @@ from phigrow.files.staged_folder import staged_folder
 from phigrow.files.untrusted import read_json_strict
 from phigrow.records.former_names import with_current_names
 from phigrow.records.schema import FILE
-from phigrow.training.checkpoints import curve_changes, has_begun
+from phigrow.training.checkpoints import changed_keys, has_begun
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
 
@@ -51,8 +51,8 @@ def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
             why=f"steps that are there: {there}",
             fix=f"train it with --save-at {step}, or leave branch_from out",
         )
-    place = out / FOLDER / f"step-{step}"
-    with writing(out), staged_folder(place) as folder:
+    target = out / FOLDER / f"step-{step}"
+    with writing(out), staged_folder(target) as folder:
         shutil.copytree(checkpoints[step], folder, copy_function=_link, dirs_exist_ok=True)
 
 
@@ -75,7 +75,7 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
         raise GrowthError("no run to branch from", where=str(path), fix="give the folder of a run")
     theirs = with_current_names(read_json_strict(path, "the settings of a run"))
     own = RunConfig.keys_with(Role.BRANCH)
-    different = {key: values for key, values in curve_changes(theirs, curve).items() if key not in own}
+    different = {key: values for key, values in changed_keys(theirs, curve).items() if key not in own}
     if different:
         changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
         raise GrowthError(

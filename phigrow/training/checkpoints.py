@@ -41,12 +41,13 @@ from phigrow.training.process import gathered, on_rank_zero
 if TYPE_CHECKING:
     from phigrow.training.optimizer_spec import OptimizerSpec
     from phigrow.training.process import World
+    from phigrow.training.resolved import ResolvedRun
 
 _DAMAGED = "damaged-"
-_PLACES = {"device": "on the device", "cpu": "in the host's memory", "nvme": "on a disk"}
+_DEVICES = {"device": "on the device", "cpu": "in the host's memory", "nvme": "on a disk"}
 
 
-def newest_whole(out: Path, world: World) -> tuple[Found | None, list[Damaged]]:
+def newest_complete(out: Path, world: World) -> tuple[Found | None, list[Damaged]]:
     """Return the newest checkpoint whose every file is as it was written, and the newer ones that are not.
 
     All ranks read, each the files that bear its number. Damaged checkpoints are set aside under another name once a
@@ -86,7 +87,7 @@ def has_begun(out: Path) -> bool:
     return (out / RECORDS).is_file() or any((out / FOLDER).glob("step-*"))
 
 
-def curve_changes(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changed_keys(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Compare what two loss curves depend on.
 
     A key that one of them lacks has its default there: a run that began before a setting existed did not use it.
@@ -97,7 +98,7 @@ def curve_changes(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tupl
     Returns:
         The keys that differ, each with its former and its new value.
 
-    >>> curve_changes({"lr": 1e-3}, {"lr": 2e-3, "warmup": 20})
+    >>> changed_keys({"lr": 1e-3}, {"lr": 2e-3, "warmup": 20})
     {'lr': (0.001, 0.002)}
     """
     defaults = {field.name: field.default for field in fields(RunConfig) if Role.RESUME in field.metadata["role"]}
@@ -127,7 +128,7 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
             raise GrowthError(
                 "the run folder is taken", where=str(out), why="resume is never", fix="choose another out, or delete it"
             )
-        if different := curve_changes(former, curve):
+        if different := changed_keys(former, curve):
             changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
             raise GrowthError(
                 "the run folder holds a run of another configuration",
@@ -145,10 +146,10 @@ def resumable(out: Path, curve: dict[str, Any], world: World, *, resume: bool) -
     """Claim a folder and return the checkpoint to continue from, None to start; rank 0 says what was passed over.
 
     Raises:
-        GrowthError: as `claim` and `newest_whole`.
+        GrowthError: as `claim` and `newest_complete`.
     """
     continued = on_rank_zero(world, lambda: claim(out, curve, resume=resume))
-    found, damaged = newest_whole(out, world)
+    found, damaged = newest_complete(out, world)
     if not world.first:
         return found
     for item in damaged:
@@ -169,7 +170,7 @@ def save(
     *,
     keep: int,
     stage: int,
-    place: str = "device",
+    device: str = "device",
     optimizer: OptimizerSpec,
     stay: Collection[int] = (),
 ) -> Path:
@@ -195,7 +196,7 @@ def save(
     parts = gathered(world, digests(root / tag, world.rank, world.size))
     if world.first:
         files = {name: digest for part in parts for name, digest in part.items()}
-        content = {"progress": asdict(progress), "world_size": world.size, "stage": stage, "place": place}
+        content = {"progress": asdict(progress), "world_size": world.size, "stage": stage, "place": device}
         content |= {"optimizer": {"name": optimizer.name, "states": dict(optimizer.states)}}
         write_marker(root / tag, content, files)
         _prune(out, keep, stay)
@@ -223,18 +224,18 @@ def _group_names(engine: Any) -> list[list[str]]:
     return [[names[id(p)] for p in group if id(p) in names] for group in parameter_groups(engine)]
 
 
-def check_fits(found: Found, world: World, stage: int, *, convert: bool, place: str = "device") -> None:
+def check_fits(found: Found, world: World, stage: int, *, convert: bool, device: str = "device") -> None:
     """Refuse a checkpoint of other ranks, another stage or an optimizer elsewhere, unless it may be converted.
 
     Raises:
         GrowthError: naming both, and the option.
     """
-    if convert or found.fits(world.size, stage, place):
+    if convert or found.fits(world.size, stage, device):
         return
     if (found.world_size, found.stage) == (world.size, stage):
         raise GrowthError(
-            f"the checkpoint's optimizer state was {_PLACES.get(str(found.place), 'elsewhere')}, this run has it "
-            f"{_PLACES[place]}",
+            f"the checkpoint's optimizer state was {_DEVICES.get(str(found.place), 'elsewhere')}, this run has it "
+            f"{_DEVICES[device]}",
             where=str(found.folder),
             why="DeepSpeed's Adam for the host keeps its state in another form",
             fix="add --universal, which converts the checkpoint, or set offload_optimizer as it was",
@@ -248,9 +249,7 @@ def check_fits(found: Found, world: World, stage: int, *, convert: bool, place: 
     )
 
 
-def load(
-    engine: Any, found: Found, world: World, *, stage: int, place: str = "device", optimizer: OptimizerSpec
-) -> Progress:
+def load(engine: Any, found: Found, run: ResolvedRun) -> Progress:
     """Load a checkpoint whose files have been checked into an engine, on all ranks.
 
     With the ranks, the ZeRO stage and the offload that wrote it the run continues to the bit. With others it is
@@ -259,7 +258,8 @@ def load(
     Raises:
         GrowthError: DeepSpeed finds nothing, or the checkpoint cannot be converted.
     """
-    if found.fits(world.size, stage, place):
+    world = run.world
+    if found.fits(world.size, run.stage, run.optimizer_device):
         with restricted_pickles():
             path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
         if path is None:
@@ -268,9 +268,9 @@ def load(
     folder = found.folder.parent.parent / UNIVERSAL / found.folder.name
     if world.first:
         was = f"{ranks(found.world_size)} at ZeRO {found.stage}"
-        print(f"converting the checkpoint of {was} for {ranks(world.size)} at ZeRO {stage}: {folder}", flush=True)
+        print(f"converting the checkpoint of {was} for {ranks(world.size)} at ZeRO {run.stage}: {folder}", flush=True)
     on_rank_zero(world, lambda: universal.convert(found.folder, folder, found.marker), patient=True)
-    engine_state.load(engine, folder, optimizer)
+    engine_state.load(engine, folder, run.optimizer)
     return found.progress
 
 

@@ -46,13 +46,13 @@ def check_tokenizer(checkpoint: Path, blocks: Any) -> None:
     if not theirs.is_file():
         return
     if blocks.train is None:
-        ours, said = blocks.tokenizer.backend_tokenizer.to_str(), "the stream's tokenizer"
+        own, name = blocks.tokenizer.backend_tokenizer.to_str(), "the stream's tokenizer"
     elif blocks.tokenizer_dir is not None and (path := Path(blocks.tokenizer_dir) / theirs.name).is_file():
-        ours, said = path.read_text(encoding="utf-8"), str(path)
+        own, name = path.read_text(encoding="utf-8"), str(path)
     else:
         return
-    where = f"{said}, and {theirs}"
-    if not same_tokens(theirs.read_text(encoding="utf-8"), ours, where):
+    where = f"{name}, and {theirs}"
+    if not same_tokens(theirs.read_text(encoding="utf-8"), own, where):
         raise GrowthError(
             "the data was prepared with another tokenizer",
             where=where,
@@ -80,7 +80,7 @@ def keep_tokenizer(blocks: Any) -> None:
         blocks.tokenizer.save_pretrained(blocks.tokenizer_dir)
 
 
-def data_curve(blocks: Any) -> dict[str, Any]:
+def data_keys(blocks: Any) -> dict[str, Any]:
     """What the loss curve depends on of the data, as a resumed run must have it."""
     curve: dict[str, Any] = {"data_fingerprint": blocks.fingerprint}
     if blocks.mixture:
@@ -88,13 +88,13 @@ def data_curve(blocks: Any) -> dict[str, Any]:
     return curve
 
 
-def data_facts(blocks: Any, feed: Feed) -> dict[str, Any]:
+def data_info(blocks: Any, feed: Feed) -> dict[str, Any]:
     """Return what the ``run`` record says of the data.
 
     ``packing`` counts train text: ``efficiency`` is the share of its tokens that are in blocks, all of which have a
     loss; ``documents_cut`` the documents that a border between blocks cuts.
     """
-    facts: dict[str, Any] = {
+    info: dict[str, Any] = {
         "data_fingerprint": blocks.fingerprint,
         "train_blocks": None if blocks.train is None else len(blocks.train),
         "heldout_blocks": len(blocks.heldout),
@@ -102,7 +102,7 @@ def data_facts(blocks: Any, feed: Feed) -> dict[str, Any]:
     train = blocks.info.get("train")
     if train:
         seen, dropped = train["tokens_seen"], train["dropped_tokens"]
-        facts["packing"] = {
+        info["packing"] = {
             "efficiency": (seen - dropped) / seen if seen else None,
             "dropped_tokens": dropped,
             "documents": train["documents"],
@@ -110,7 +110,7 @@ def data_facts(blocks: Any, feed: Feed) -> dict[str, Any]:
         }
     if blocks.mixture:
         total = sum(source.weight for source in blocks.mixture)
-        facts["sources"] = {
+        info["sources"] = {
             source.name: {
                 "weight": source.weight / total,
                 "tokens": None if blocks.train is None else len(source.train) * blocks.seq_len,
@@ -118,8 +118,8 @@ def data_facts(blocks: Any, feed: Feed) -> dict[str, Any]:
             for source in blocks.mixture
         }
     elif train and len(train.get("sources", {})) > 1:
-        facts["sources"] = {name: {"tokens": found["tokens"]} for name, found in train["sources"].items()}
-    return facts
+        info["sources"] = {name: {"tokens": found["tokens"]} for name, found in train["sources"].items()}
+    return info
 
 
 def data_line(config: RunConfig, blocks: Any, feed: Feed) -> str:

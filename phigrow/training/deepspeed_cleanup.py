@@ -61,7 +61,7 @@ def free_compile_lock(extension: str, stale: float = STALE) -> None:
     if sys.platform != "linux":
         return
     folder = Path(_get_build_directory(extension, False))
-    lock, said, leads = folder / "lock", False, os.environ.get("LOCAL_RANK", "0") == "0"
+    lock, told, leads = folder / "lock", False, os.environ.get("LOCAL_RANK", "0") == "0"
     while (found := _made(lock)) and not _held(lock):
         quiet = time.time() - max(map(_written, folder.iterdir()), default=0.0)
         if leads and quiet > stale and _made(lock) == found:
@@ -72,8 +72,8 @@ def free_compile_lock(extension: str, stale: float = STALE) -> None:
                 what = "a killed compilation left a lock that cannot be removed"
                 raise GrowthError(what, where=str(lock), why=str(error), fix=fix) from None
             print(f"removed the lock of a compilation that was killed: {lock}", flush=True)
-        elif leads and not said:
-            said = True
+        elif leads and not told:
+            told = True
             print(
                 f"waiting up to {stale - quiet:.0f} s for a compilation on another machine; "
                 f"if there is none, delete {lock}",

@@ -1,13 +1,14 @@
-"""Diagnostics of symmetry in a grown model: are copies still copies, how wide is the stream really, what moves.
+"""Diagnostics of symmetry in a grown model: how alike copies are, the rank of the residual, and what is updated.
 
-Copies that get equal gradients stay equal for ever, and the new width is then never used. The plan in the start's
-``phigrow.json`` says which coordinate of every axis is a copy of which; it is read here as data, and nothing of growth
-is imported. Parameters are looked at one at a time, whole on rank 0, at any ZeRO stage.
+Copies that get equal gradients stay equal for ever, and the new width is then never used. The plan in the checkpoint's
+``phigrow.json`` tells which coordinate of every axis is a copy of which, and the family's table by which axes each
+parameter is stored. Parameters are gathered one at a time, at any ZeRO stage.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
+from phigrow.models.families import all_families, family_of
+from phigrow.models.family import Family, Parameter, stacked_names
 from phigrow.training.zero import full_value
 
 if TYPE_CHECKING:
@@ -26,64 +29,47 @@ if TYPE_CHECKING:
     from phigrow.training.process import World
 
 Ints = NDArray[np.int64]
-Axis = tuple[str, ...]
-
-AXES: dict[str, tuple[Axis, ...]] = {
-    "model.embed_tokens.weight": (("vocab",), ("hidden",)),
-    "input_layernorm.weight": (("hidden",),),
-    "self_attn.q_proj.weight": (("kv", "group", "q"), ("normed",)),
-    "self_attn.k_proj.weight": (("kv", "k"), ("normed",)),
-    "self_attn.v_proj.weight": (("kv", "v"), ("normed",)),
-    "self_attn.dense.weight": (("hidden",), ("kv", "group", "v")),
-    "mlp.fc1.weight": (("mlp",), ("normed",)),
-    "mlp.fc2.weight": (("hidden",), ("mlp",)),
-    "model.final_layernorm.weight": (("hidden",),),
-    "lm_head.weight": (("vocab",), ("final",)),
-}
-"""Which axes of the plan each parameter of a Phi is stored by, without what differs from layer to layer; biases carry
-the first axis of their weight. A test holds this against the table that growth itself uses."""
-
-STREAM = "model.final_layernorm"
-"""What enters this module is the residual stream."""
 
 
 class Diagnostics:
-    """What to look at in one run; every rank calls `measure` at the same steps."""
+    """Diagnostics of one run; every rank calls `measure` at the same steps."""
 
     def __init__(self, config: RunConfig, world: World) -> None:
         self.world = world
         self.folder = Path(config.init)
-        self.axes: dict[str, Ints] | None = None
+        self.family: Family | None = None
+        self.axes: dict[str, Ints] = {}
         if (made := read_provenance(self.folder)) is not None:
-            self.axes = source_indices(made.plan, self.folder / PROVENANCE_FILE)
+            self.family, self.axes = source_indices(made.plan, self.folder / PROVENANCE_FILE)
 
-    def measure(self, engine: Any, blocks: Any, rows: Ints, micro: int) -> dict[str, float]:
+    def measure(self, engine: Any, blocks: Any, rows: Ints, micro_batch: int) -> dict[str, float]:
         """Return the columns of one ``diagnostics`` record; those that cannot be told are left out.
 
         Args:
             engine: DeepSpeed's engine.
             blocks: the held-out split: ``batch(indices)`` gives int64 ``[n, seq_len + 1]``.
             rows: of the held-out split that may be read; the same on every rank.
-            micro: blocks at once.
+            micro_batch: blocks at once.
         """
-        found: dict[str, float] = {}
+        columns: dict[str, float] = {}
         if len(rows):
-            found["effective_rank"] = effective_rank(self._stream(engine, blocks, rows, micro))
-        if self.axes is not None:
-            found |= self._weights(engine, self.axes)
-        return found
+            columns["effective_rank"] = effective_rank(self._residual(engine, blocks, rows, micro_batch))
+        if self.family is not None:
+            columns |= self._weights(engine, self.family)
+        return columns
 
-    def _stream(self, engine: Any, blocks: Any, rows: Ints, micro: int) -> Tensor:
-        """The residual stream before the last norm, [tokens, hidden], of twice as many tokens as it is wide."""
+    def _residual(self, engine: Any, blocks: Any, rows: Ints, micro_batch: int) -> Tensor:
+        """Return the residual before the last norm, [tokens, hidden], of twice as many tokens as it is wide."""
         seen: list[Tensor] = []
-        handle = engine.module.get_submodule(STREAM).register_forward_pre_hook(
+        family = family_of(engine.module.config.to_dict(), "the configuration of the model")
+        handle = engine.module.get_submodule(last_norm(family)).register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0].detach().float().flatten(0, -2))
         )
         engine.eval()
         try:
             with torch.no_grad():
-                for start in range(0, len(rows), micro):
-                    engine(torch.from_numpy(blocks.batch(rows[start : start + micro])).to(self.world.device))
+                for start in range(0, len(rows), micro_batch):
+                    engine(torch.from_numpy(blocks.batch(rows[start : start + micro_batch])).to(self.world.device))
                     if sum(map(len, seen)) >= 2 * seen[0].shape[1]:
                         break
         finally:
@@ -91,12 +77,16 @@ class Diagnostics:
             engine.train()
         return torch.cat(seen)
 
-    def _weights(self, engine: Any, axes: dict[str, Ints]) -> dict[str, float]:
+    def _weights(self, engine: Any, family: Family) -> dict[str, float]:
         cosines: list[float] = []
-        moved = {"fresh": 0.0, "copied": 0.0}
+        copied, fresh = 0.0, 0.0
+        stored_names = {model_name: stored for stored, model_name in family.live_names.items()}
+        lines = {parameter.name: parameter for parameter in family.parameters}
         with CheckpointReader(self.folder) as reader:
-            for name, parameter in engine.module.named_parameters():
-                sides = sides_of(name, axes)
+            for model_name, parameter in engine.module.named_parameters():
+                name = stored_names.get(model_name, model_name)
+                line = lines.get(re.sub(r"\.\d+\.", ".{layer}.", name, count=1), lines.get(name))
+                sides = sides_of(line, self.axes) if line else ()
                 # Collective under ZeRO: every rank takes part, rank 0 gets the value.
                 value = full_value(parameter, engine.optimizer, master=True) if sides else None
                 if value is None or not self.world.first or tuple(value.shape) != tuple(map(len, sides)):
@@ -106,38 +96,55 @@ class Diagnostics:
                     c for side, source in enumerate(sides) if (c := copy_cosine(value, source, side)) is not None
                 ]
                 if (stored := reader.tensors.get(name)) is not None and stored.shape == tuple(value.shape):
-                    square = (value - stored.rows(0, stored.shape[0]).float()).double().square()
-                    total = float(square.sum())
+                    squared_update = (value - stored.rows(0, stored.shape[0]).float()).double().square()
+                    total = float(squared_update.sum())
                     for side, source in enumerate(sides):
-                        square = square.index_select(side, torch.from_numpy(np.flatnonzero(source >= 0)))
-                    copied = float(square.sum())
-                    moved["copied"] += copied
-                    moved["fresh"] += total - copied
-        found: dict[str, float] = {}
+                        index = torch.from_numpy(np.flatnonzero(source >= 0))
+                        squared_update = squared_update.index_select(side, index)
+                    of_copies = float(squared_update.sum())
+                    copied += of_copies
+                    fresh += total - of_copies
+        columns: dict[str, float] = {}
         if cosines:
             mean, least, most = float(np.mean(cosines)), min(cosines), max(cosines)
-            found |= {"copy_cosine": mean, "copy_cosine_min": least, "copy_cosine_max": most}
-        if (whole := moved["fresh"] + moved["copied"]) > 0:
-            found["fresh_update_share"] = moved["fresh"] / whole
-        return found
+            columns |= {"copy_cosine": mean, "copy_cosine_min": least, "copy_cosine_max": most}
+        if (total := fresh + copied) > 0:
+            columns["fresh_update_share"] = fresh / total
+        return columns
 
 
-def sides_of(name: str, axes: dict[str, Ints]) -> tuple[Ints, ...]:
-    """For each stored axis of a parameter the source index of every coordinate, -1 where it is no copy; () if unknown.
+def last_norm(family: Family) -> str:
+    """Return the module whose input is the residual of a whole model.
+
+    >>> last_norm(all_families()["phi"])
+    'model.final_layernorm'
+    """
+    return next(p.name for p in family.parameters if p.written == (family.final,)).rpartition(".")[0]
+
+
+def sides_of(parameter: Parameter, axes: dict[str, Ints]) -> tuple[Ints, ...]:
+    """Return for each stored axis of a parameter the source index of every coordinate, -1 where it is no copy.
 
     A composite axis is a Kronecker product: it is a copy where all of its parts are.
     """
-    short = name.split(".", 3)[3] if name.startswith("model.layers.") else name
-    known = AXES.get(short) or AXES.get(short.removesuffix("bias") + "weight", ())[:1]
     sides = []
-    for parts in known:
-        whole = np.zeros(1, np.int64)
+    for parts in parameter.axes:
+        joined = np.zeros(1, np.int64)
         for part in parts:
-            source = axes[part]
-            joined = whole[:, None] * (source.max(initial=0) + 1) + source[None, :]
-            whole = np.where((whole[:, None] < 0) | (source[None, :] < 0), -1, joined).ravel()
-        sides.append(whole)
+            source = _stacked([axes[name] for name in stacked_names(part)])
+            combined = joined[:, None] * (source.max(initial=0) + 1) + source[None, :]
+            joined = np.where((joined[:, None] < 0) | (source[None, :] < 0), -1, combined).ravel()
+        sides.append(joined)
     return tuple(sides)
+
+
+def _stacked(sources: list[Ints]) -> Ints:
+    """Return the source indices of axes that lie one after the other."""
+    parts, offset = [], 0
+    for source in sources:
+        parts.append(np.where(source < 0, -1, source + offset))
+        offset += int(source.max(initial=-1)) + 1
+    return np.concatenate(parts)
 
 
 def copy_cosine(value: Tensor, source: Ints, side: int) -> float | None:
@@ -149,8 +156,8 @@ def copy_cosine(value: Tensor, source: Ints, side: int) -> float | None:
     1.0
     """
     (copies,) = np.nonzero(source >= 0)
-    _, first, place = np.unique(source[copies], return_index=True, return_inverse=True)
-    firsts = copies[first[place]]
+    _, first, group = np.unique(source[copies], return_index=True, return_inverse=True)
+    firsts = copies[first[group]]
     later = firsts != copies
     if not later.any():
         return None
@@ -177,20 +184,20 @@ def effective_rank(stream: Tensor) -> float:
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
-def source_indices(plan: dict[str, Any], path: Path) -> dict[str, Ints]:
-    """Return the source index of every destination coordinate, axis by axis, from the plan in a ``phigrow.json``.
+def source_indices(plan: dict[str, Any], path: Path) -> tuple[Family, dict[str, Ints]]:
+    """Return the family of a plan and the source index of every destination coordinate, axis by axis.
 
     Args:
         plan: the plan as JSON data.
         path: the file, for messages.
 
     Raises:
-        GrowthError: the plan is of another family than Phi, or its axes cannot be read.
+        GrowthError: the plan is of an unknown family, or its axes cannot be read.
     """
     try:
-        found = {name: _sources(axis) for name, axis in plan["axes"].items()}
-        missing = {part for sides in AXES.values() for parts in sides for part in parts} - set(found)
-        if plan["family"] != "phi" or missing:
+        axes = {name: _sources(axis) for name, axis in plan["axes"].items()}
+        family = all_families().get(plan["family"])
+        if family is None or set(family.axis_names) - set(axes):
             raise ValueError(f"its axes are those of {plan['family']}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GrowthError(
@@ -199,7 +206,7 @@ def source_indices(plan: dict[str, Any], path: Path) -> dict[str, Ints]:
             why=f"{type(error).__name__}: {error}",
             fix="leave diagnostics_every out, or grow the start again",
         ) from error
-    return found
+    return family, axes
 
 
 def _sources(axis: Any) -> Ints:

@@ -55,7 +55,9 @@ def held_out(blocks: Any, wanted: int) -> HeldOut:
     return HeldOut(np.concatenate(parts), labels, names, tuple(map(float, weights)))
 
 
-def heldout_loss(engine: Any, blocks: Any, held: HeldOut, micro: int, world: World) -> tuple[float, dict[str, float]]:
+def heldout_loss(
+    engine: Any, blocks: Any, held: HeldOut, micro_batch: int, world: World
+) -> tuple[float, dict[str, float]]:
     """Return the loss over held-out blocks, in nats a token, in evaluation mode; and that of every source.
 
     Every rank makes the same number of forward passes, as ZeRO-3's gathers need; one without rows of its own reads
@@ -65,17 +67,17 @@ def heldout_loss(engine: Any, blocks: Any, held: HeldOut, micro: int, world: Wor
         engine: DeepSpeed's engine, whose forward with ``by_row`` is the loss of every block.
         blocks: the held-out split: ``batch(indices)`` gives int64 ``[n, seq_len + 1]``.
         held: what to read, see `held_out`.
-        micro: blocks at once.
+        micro_batch: blocks at once.
     """
     import torch.distributed as dist
 
     mine = np.arange(len(held.rows))[world.rank :: world.size]
-    passes = math.ceil(math.ceil(len(held.rows) / world.size) / micro)
+    passes = math.ceil(math.ceil(len(held.rows) / world.size) / micro_batch)
     total = torch.zeros(2, len(held.names), dtype=torch.float64)
     engine.eval()
     with torch.no_grad():
         for index in range(passes):
-            part = mine[index * micro : (index + 1) * micro]
+            part = mine[index * micro_batch : (index + 1) * micro_batch]
             batch = torch.from_numpy(blocks.batch(held.rows[part] if len(part) else held.rows[:1])).to(world.device)
             losses = engine(batch, by_row=True)
             if len(part):

@@ -19,7 +19,7 @@ from phigrow.training import engine_state
 from phigrow.training.configuration import RunConfig
 from phigrow.training.process import on_rank_zero
 from phigrow.training.settings import SCRATCH
-from phigrow.training.training_cost import Source
+from phigrow.training.training_cost import InitSource
 
 if TYPE_CHECKING:
     from phigrow.training.optimizer_spec import OptimizerSpec
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialState:
     """Where a run begins: the optimizer's state (None: fresh), and its first step in the order of the data.
 
     ``position`` is where a stream stood; ``state`` what was done with the moments, ``seconds`` what that took, and
@@ -42,36 +42,38 @@ class Start:
     step: int | None = None
 
 
-def start_of(config: RunConfig, blocks: Any) -> Start:
+def initial_state_of(config: RunConfig, blocks: Any) -> InitialState:
     """Return where a run begins, from its keys ``init_optimizer`` and ``data_start``.
 
     Raises:
         GrowthError: no such state, state of another growth than ``init``, or data in which nobody knows where to go on.
     """
     if config.init_optimizer is None:
-        return Start(first=_steps(config.data_start or 0, config))
+        return InitialState(first=_steps(config.data_start or 0, config))
     folder = Path(config.init_optimizer)
     content = _checked(config, folder)
     data, grown = content.get("data"), content["grown"]
     made = (grown["state"], float(content.get("seconds") or 0.0), grown.get("step"))
     if config.data_start is not None:
         same = data is not None and data["blocks"] == config.data_start
-        return Start(folder, _steps(config.data_start, config), data["position"] if data and same else None, *made)
+        return InitialState(
+            folder, _steps(config.data_start, config), data["position"] if data and same else None, *made
+        )
     if data is None:
         raise _unknown(folder, "it does not say what the run before it had read")
     ours = {"seed": config.seed, "data_fingerprint": blocks.fingerprint}
     if different := [key for key, value in ours.items() if data.get(key) != value]:
-        said = ", ".join(f"{key} ({data.get(key)!r}, now {ours[key]!r})" for key in different)
-        raise _unknown(folder, f"the run before it read in another order: {said}")
-    return Start(folder, _steps(data["blocks"], config), data["position"], *made)
+        changes = ", ".join(f"{key} ({data.get(key)!r}, now {ours[key]!r})" for key in different)
+        raise _unknown(folder, f"the run before it read in another order: {changes}")
+    return InitialState(folder, _steps(data["blocks"], config), data["position"], *made)
 
 
-def with_state(source: Source, begins: Start) -> Source:
+def with_state(source: InitSource, initial: InitialState) -> InitSource:
     """What a run's records say of its source, with the state that it starts with and the time that took."""
-    if begins.optimizer is None or source.growth is None:
+    if initial.optimizer is None or source.growth is None:
         return source
-    took = (source.expand_seconds or 0.0) + begins.seconds
-    return replace(source, growth=source.growth | {"state": begins.state}, expand_seconds=took)
+    took = (source.expand_seconds or 0.0) + initial.seconds
+    return replace(source, growth=source.growth | {"state": initial.state}, expand_seconds=took)
 
 
 def load(engine: Any, folder: Path, world: World, optimizer: OptimizerSpec) -> None:

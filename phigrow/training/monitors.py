@@ -78,7 +78,7 @@ class Monitors:
                 files.filenames.append(path.stem)  # DeepSpeed writes the heading of a file that it does not know
 
     def step(self, tokens: int, values: dict[str, float]) -> None:
-        """Write what a step said, against the tokens read so far."""
+        """Write the measurements of a step, against the tokens read so far."""
         self._write("train", tokens, values)
 
     def eval(self, tokens: int, loss: float, sources: dict[str, float]) -> None:

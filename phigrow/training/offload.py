@@ -54,7 +54,7 @@ def offloads_optimizer(engine_dict: dict[str, Any]) -> bool:
     return section.get("device") in DEVICES
 
 
-def optimizer_place(config: RunConfig) -> str:
+def optimizer_device(config: RunConfig) -> str:
     """Where a run keeps the optimizer's state: ``device``, ``cpu`` or ``nvme``.
 
     Raises:

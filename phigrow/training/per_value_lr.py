@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class Pace:
+class PerValueLR:
     """Hooks on an optimizer that scale its updates, value by value.
 
     While both factors are 1, as after ``fresh_warmup`` with the other two left at 1, nothing is done or held.
@@ -69,7 +69,7 @@ def _stepped(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
-def is_paced(config: RunConfig) -> bool:
+def has_per_value_lr(config: RunConfig) -> bool:
     """Whether a run asks for learning rates of their own."""
     return bool(config.fresh_warmup) or (config.fresh_lr, config.copied_lr) != (1.0, 1.0)
 
@@ -127,7 +127,7 @@ def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Ten
     return out
 
 
-def make_pace(engine: Any, config: RunConfig) -> Pace | None:
+def make_per_value_lr(engine: Any, config: RunConfig) -> PerValueLR | None:
     """Give the engine's optimizer the learning rates that the run asks for; None where it asks for none.
 
     Args:
@@ -138,11 +138,11 @@ def make_pace(engine: Any, config: RunConfig) -> Pace | None:
     """
     import torch
 
-    if not is_paced(config):
+    if not has_per_value_lr(config):
         return None
     found = copied_values(config)
     with torch.no_grad():
-        return Pace(engine.basic_optimizer, _masks(engine, found), config)
+        return PerValueLR(engine.basic_optimizer, _masks(engine, found), config)
 
 
 def _masks(engine: Any, found: dict[str, Any]) -> dict[int, Tensor]:

@@ -11,26 +11,26 @@ from typing import Any
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig, comparison_keys
-from phigrow.training.data import data_facts, data_line
+from phigrow.training.data import data_info, data_line
 from phigrow.training.feed import Feed
-from phigrow.training.initial_state import Start
+from phigrow.training.initial_state import InitialState
 from phigrow.training.process import World
+from phigrow.training.resolved import ResolvedRun
 from phigrow.training.settings import SCRATCH
-from phigrow.training.training_cost import Source
+from phigrow.training.training_cost import InitSource
 
 PACKAGES = ("phigrow", "torch", "transformers", "deepspeed", "datasets", "numpy")
 
 
-def run_record(
-    config: RunConfig, source: Source, model_dict: Config, world: World, blocks: Any, feed: Feed
-) -> dict[str, Any]:
-    """Return the content of the ``run`` record, see the design of records."""
+def run_record(run: ResolvedRun, source: InitSource, model_dict: Config, blocks: Any, feed: Feed) -> dict[str, Any]:
+    """Return the content of the ``run`` record; docs/measuring.md describes its fields."""
+    config, world = run.config, run.world
     cost = count_cost(model_dict, blocks.seq_len)
     tokens, flops, seconds = source.cost.values()
     return {
         "arm": source.arm,
         "seed": config.seed,
-        "config": config.as_dict() | {"zero": config.stage, "seq_len": blocks.seq_len},
+        "config": config.as_dict() | {"zero": run.stage, "seq_len": blocks.seq_len},
         "compare": comparison_keys(),
         **({"trunk": config.trunk, "budget": None if config.is_trunk else config.steps} if config.trunk else {}),
         "model": model_dict,
@@ -46,7 +46,7 @@ def run_record(
         **(
             {"expand_tokens": source.expand_tokens, "expand_flops": source.expand_flops} if source.expand_tokens else {}
         ),
-        **data_facts(blocks, feed),
+        **data_info(blocks, feed),
         "world_size": world.size,
         "device": device_name(world),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -55,54 +55,44 @@ def run_record(
 
 
 def opening(
-    config: RunConfig,
-    model_dict: Config,
-    world: World,
-    blocks: Any,
-    feed: Feed,
-    micro: int,
-    engine_dict: dict[str, Any],
-    attention: str,
-    out: Path,
-    source: Source,
-    begins: Start,
+    run: ResolvedRun, source: InitSource, model_dict: Config, blocks: Any, feed: Feed, initial: InitialState
 ) -> str:
-    """Return the lines that say, before the first step, what the run is going to do."""
+    """Return the lines that describe a run before its first step."""
     from phigrow.training.loss import chosen_path
 
+    config, world = run.config, run.world
     cost = count_cost(model_dict, blocks.seq_len)
-    tokens = config.steps * config.batch * blocks.seq_len
+    tokens = config.steps * run.step_tokens
     start = "from scratch" if config.init == SCRATCH else f"from {config.init}"
     if source.growth:
         start += f" (grown by {source.growth.get('method')})"
-    gradients = "bf16" if config.dtype == "bf16" and config.stage == 0 else "fp32"
-    loss = chosen_path(config.loss, micro * blocks.seq_len, model_dict["vocab_size"])
+    gradients = "bf16" if config.dtype == "bf16" and run.stage == 0 else "fp32"
+    loss = chosen_path(config.loss, run.micro_batch * blocks.seq_len, model_dict["vocab_size"])
     read = feed.epochs(config.steps) or {}
     epochs = f" ({read['all']:.2f} epochs)" if "all" in read else ""
     kept = ", kept within documents" if config.documents == "within" else ""
     lines = [
-        f"{model_dict.get('model_type')} of {cost.parameters / 1e6:,.1f}M parameters, {start}, into {out}",
-        *goes_on(config, begins),
+        f"{model_dict.get('model_type')} of {cost.parameters / 1e6:,.1f}M parameters, {start}, into {run.out}",
+        *goes_on(config, initial),
         data_line(config, blocks, feed),
         f"plan: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens{epochs}, "
         f"{tokens * cost.training_flops:.2e} FLOPs",
-        f"ranks: {world.size} on {device_name(world)}; micro-batch {micro}, "
-        f"accumulation {engine_dict['gradient_accumulation_steps']}",
-        f"engine: DeepSpeed ZeRO {config.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
-        f"{attention}{kept}; loss: {loss}",
+        f"ranks: {world.size} on {device_name(world)}; micro-batch {run.micro_batch}, accumulation {run.accumulation}",
+        f"engine: DeepSpeed ZeRO {run.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
+        f"{run.attention_reason}{kept}; loss: {loss}",
     ]
     return "\n".join(lines)
 
 
-def goes_on(config: RunConfig, begins: Start) -> list[str]:
+def goes_on(config: RunConfig, initial: InitialState) -> list[str]:
     """Return the line that says what a run takes over from one before it: optimizer, place in data and schedule."""
     parts, first = [], config.schedule_start or 0
-    if begins.optimizer is not None and begins.state == "reset":
-        parts.append(f"fp32 masters of {begins.optimizer} (step {begins.step}), Adam's moments at zero")
-    elif begins.optimizer is not None:
-        parts.append(f"Adam's state of {begins.optimizer} (step {begins.step}, {begins.state})")
-    if parts or begins.first:
-        parts.append(f"data from block {begins.first * config.batch}")
+    if initial.optimizer is not None and initial.state == "reset":
+        parts.append(f"fp32 masters of {initial.optimizer} (step {initial.step}), Adam's moments at zero")
+    elif initial.optimizer is not None:
+        parts.append(f"Adam's state of {initial.optimizer} (step {initial.step}, {initial.state})")
+    if parts or initial.first:
+        parts.append(f"data from block {initial.first * config.batch}")
     if parts or first:
         parts.append(f"schedule from step {first} of {config.whole_schedule}")
     return [f"goes on from: {', '.join(parts)}"] if parts else []

@@ -1,4 +1,4 @@
-"""One optimizer step, and what it says of itself, which stays on the device until logging asks for it.
+"""One optimizer step, and its measurements, which stay on the device until logging asks for them.
 
 Reading a value from a GPU makes the host wait until the GPU has computed it, and the GPU then wait for the host. So the
 loss, the norm and a request to stop are written into a buffer on the device, and all steps since the last reading are
@@ -19,7 +19,7 @@ from phigrow.training.configuration import RunConfig
 
 if TYPE_CHECKING:
     from phigrow.training.feed import Feed, Position, Prefetcher
-    from phigrow.training.per_value_lr import Pace
+    from phigrow.training.per_value_lr import PerValueLR
     from phigrow.training.process import StopRequest, World
 
 READ_SECONDS = 10.0
@@ -33,7 +33,7 @@ _LOSS, _STOP, _SECONDS, _WAITED, _BROKEN = range(5)
 
 @dataclass(frozen=True)
 class Reading:
-    """What one step said of itself.
+    """Measurements of one step.
 
     Attributes:
         step: steps done, this one included.
@@ -70,17 +70,18 @@ class Stepper:
         config: RunConfig,
         world: World,
         feed: Feed,
-        ahead: Prefetcher,
-        micro: int,
+        prefetcher: Prefetcher,
+        micro_batch: int,
         *,
         dropout: bool,
         stop: StopRequest,
-        pace: Pace | None = None,
+        per_value_lr: PerValueLR | None = None,
     ) -> None:
-        self.engine, self.config, self.world, self.micro = engine, config, world, micro
-        self.feed, self.ahead, self.dropout, self.stop, self.pace = feed, ahead, dropout, stop, pace
+        self.engine, self.config, self.world, self.micro_batch = engine, config, world, micro_batch
+        self.feed, self.prefetcher, self.dropout, self.stop = feed, prefetcher, dropout, stop
+        self.per_value_lr = per_value_lr
         self.position: Position | None = None  # in the data, after the last step taken
-        self.passes = config.batch // (world.size * micro)
+        self.passes = config.batch // (world.size * micro_batch)
         self.every = min(config.log_every, LARGEST_WINDOW)
         self._sums = torch.zeros(self.every, _BROKEN + world.size * self.passes, device=world.device)
         self._norms = torch.zeros(self.every, 1, device=world.device)
@@ -92,14 +93,14 @@ class Stepper:
         engine, world = self.engine, self.world
         if self.dropout:  # a function of the step, so that a resumed run draws what an uninterrupted one does
             torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + world.rank)
-        if self.pace:
-            self.pace.step = step
+        if self.per_value_lr:
+            self.per_value_lr.step = step
         lr = float(engine.get_lr()[0])
-        place = len(self._waiting)
-        sums = self._sums[place].zero_()
-        fetched = self.ahead.take(step)
+        row = len(self._waiting)
+        sums = self._sums[row].zero_()
+        fetched = self.prefetcher.take(step)
         self.position = fetched.position
-        for index, part in enumerate(torch.from_numpy(fetched.blocks).split(self.micro)):
+        for index, part in enumerate(torch.from_numpy(fetched.blocks).split(self.micro_batch)):
             loss = engine(part.to(world.device))
             value = loss.detach().float()
             finite = value.isfinite()
@@ -109,10 +110,10 @@ class Stepper:
             # are reduced, and DeepSpeed skips such a step; this needs no reading, and times 1 changes no bit.
             engine.backward(loss * torch.where(finite, 1.0, math.nan))
             if index == self.passes - 1 and engine.optimizer is engine.basic_optimizer:
-                self._norms[place] = self._guard()
+                self._norms[row] = self._guard()
             engine.step()
         if engine.optimizer is not engine.basic_optimizer:
-            self._norms[place] = engine.get_global_grad_norm()
+            self._norms[row] = engine.get_global_grad_norm()
             if not engine.was_step_applied():  # the schedule is a function of the step, whatever was skipped
                 engine.lr_scheduler.step()
         if self.stop.asked:
@@ -139,7 +140,7 @@ class Stepper:
         return len(self._waiting) >= self.every or done % self.config.log_every == 0
 
     def read(self) -> list[Reading]:
-        """Return what the steps since the last reading said, in order; this waits for the device."""
+        """Return the measurements of the steps since the last reading, in order; this waits for the device."""
         count = len(self._waiting)
         if not count:
             return []
@@ -152,7 +153,7 @@ class Stepper:
         readings = [
             Reading(
                 step=step + 1,
-                seconds=seconds + (waited if place == count - 1 else 0.0),
+                seconds=seconds + (waited if index == count - 1 else 0.0),
                 waited=row[_WAITED],
                 loss=row[_LOSS],
                 lr=lr,
@@ -160,7 +161,7 @@ class Stepper:
                 asked_to_stop=row[_STOP] > 0,
                 broken=self._broken(step, row[_BROKEN:-1]),
             )
-            for place, ((step, lr, seconds), row) in enumerate(zip(self._waiting, values, strict=True))
+            for index, ((step, lr, seconds), row) in enumerate(zip(self._waiting, values, strict=True))
         ]
         self._waiting.clear()
         mean = sum(row[_SECONDS] for row in values) / count  # of all ranks, so that they agree on the next reading
@@ -170,5 +171,5 @@ class Stepper:
     def _broken(self, step: int, flags: list[float]) -> tuple[int, ...]:
         if not any(flags):
             return ()
-        parts = self.feed.rows(step).reshape(len(flags), self.micro)
+        parts = self.feed.rows(step).reshape(len(flags), self.micro_batch)
         return tuple(int(row) for part, flag in zip(parts, flags, strict=True) if flag for row in part)

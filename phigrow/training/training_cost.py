@@ -14,7 +14,7 @@ NOTHING = TrainingCost(0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Source:
+class InitSource:
     """Where a run starts: the arm's name, what training came before it, and the growth that made it (None: none did).
 
     ``expand_seconds`` is what the expansion took, of weights and of the optimizer's state; its FLOPs, one
@@ -34,7 +34,7 @@ class Source:
         return self.cost.plus(TrainingCost(self.expand_tokens, self.expand_flops, self.expand_seconds or 0.0))
 
 
-def run_folder(config: RunConfig, source: Source | None = None) -> Path:
+def run_folder(config: RunConfig, source: InitSource | None = None) -> Path:
     """Return the folder of a run: the one that it names, else one made of the names of its model and its arm."""
     if config.out is not None:
         return Path(config.out)
@@ -42,7 +42,7 @@ def run_folder(config: RunConfig, source: Source | None = None) -> Path:
     return Path(f"runs/{config.model_name}-{source.arm}-seed{config.seed}")
 
 
-def source_of(config: RunConfig) -> Source:
+def source_of(config: RunConfig) -> InitSource:
     """Return the name, the sunk cost and the growth of a run's initialisation.
 
     A folder that ``phigrow expand`` wrote carries its source's cost in ``phigrow.json``; one that a run exported
@@ -52,7 +52,7 @@ def source_of(config: RunConfig) -> Source:
         GrowthError: one of these files cannot be read.
     """
     if config.init == SCRATCH:
-        return Source(config.arm or SCRATCH, NOTHING)
+        return InitSource(config.arm or SCRATCH, NOTHING)
     folder, growth, cost, took, learning = Path(config.init), None, TrainingCost(), None, NOTHING
     if (grown := read_provenance(folder)) is not None:
         growth = {
@@ -68,4 +68,4 @@ def source_of(config: RunConfig) -> Source:
     given = (config.source_tokens, config.source_flops, config.source_seconds)
     cost = TrainingCost(*(own if own is not None else found for own, found in zip(given, cost.values(), strict=True)))
     arm = config.arm or (growth or {}).get("method") or "continued"
-    return Source(arm, cost, growth, took, learning.tokens or 0, learning.flops or 0.0)
+    return InitSource(arm, cost, growth, took, learning.tokens or 0, learning.flops or 0.0)

@@ -48,7 +48,7 @@ def test_the_first_releases_file_means_the_same_to_every_reader(method):
     found = copied_values(config)
     masks = {g.name: copied_mask(found, g.name, g.shape).numpy().tobytes() for g in plan.recipes()}
     assert {k: hashlib.sha256(v).hexdigest()[:16] for k, v in masks.items()} == expected["copied_masks"]
-    axes = source_indices(read.provenance.plan, folder / "phigrow.json")  # type: ignore[union-attr]
+    _, axes = source_indices(read.provenance.plan, folder / "phigrow.json")  # type: ignore[union-attr]
     assert {name: index.tolist() for name, index in axes.items()} == expected["axes"]
 
 

@@ -214,8 +214,8 @@ def captured_state(out: Path | None) -> Iterator[None]:
 
     real = initial_state.load
 
-    def load(engine: Any, folder: Path, world: Any) -> None:
-        real(engine, folder, world)
+    def load(engine: Any, folder: Path, world: Any, optimizer: Any) -> None:
+        real(engine, folder, world, optimizer)
         found = {}
         for name, parameter in engine.module.named_parameters():
             moments = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}

@@ -13,9 +13,16 @@ from tiny_models import phi_config, phi_model
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
-from phigrow.models.families import family_of
+from phigrow.models.families import all_families
 from phigrow.training.configuration import RunConfig
-from phigrow.training.diagnostics import AXES, Diagnostics, copy_cosine, effective_rank, sides_of, source_indices
+from phigrow.training.diagnostics import (
+    Diagnostics,
+    copy_cosine,
+    effective_rank,
+    last_norm,
+    sides_of,
+    source_indices,
+)
 
 SMALL = phi_config(32, 2, 48, 2, 8, vocab=VOCAB)
 LARGE = phi_config(64, 4, 96, 3, 8, vocab=VOCAB)
@@ -115,19 +122,28 @@ def test_effective_rank_by_hand():
     assert math.isnan(effective_rank(torch.ones(5, 3)))
 
 
-def test_the_axes_are_those_that_growth_uses(tmp_path):
-    """The table here is a copy of a part of the family's, because training imports nothing of growth."""
-    family = family_of(LARGE, "test")
-    plan = phigrow.plan(SMALL, LARGE, method="lossless")
-    axes = source_indices(plan.to_json(), tmp_path / "phigrow.json")
-    for name, parameter in phi_model(LARGE, torch.float32).named_parameters():
-        sides = sides_of(name, axes)
-        assert tuple(map(len, sides)) == tuple(parameter.shape), name
-    for axis, source in axes.items():
-        mine = np.concatenate([np.arange(32 if axis in ("hidden", "normed") else 0)])
-        assert source[: len(mine)].tolist() == mine.tolist()
-    assert family.name == "phi"
-    assert {part for sides in AXES.values() for parts in sides for part in parts} <= set(family.axis_names)
+@pytest.mark.parametrize("family", sorted(all_families()))
+def test_every_parameter_of_every_family_has_its_source_indices(tmp_path, family):
+    table = all_families()[family]
+    sizes = {"kv": 2, "group": 1, "q": 8, "k": 8, "v": 8, "rotary": 4, "mlp": 24, "vocab": VOCAB, "layer": 2}
+    small = table.config_of({**sizes, "hidden": 16, "normed": 16, "final": 16})
+    large = table.config_of({**sizes, "kv": 4, "mlp": 50, "hidden": 32, "normed": 32, "final": 32})
+    plan = phigrow.plan(small, large, method="tile")
+    found, axes = source_indices(plan.to_json(), tmp_path / "phigrow.json")
+    assert found is table
+    shapes = table.state_shapes(plan.dst_config)
+    for parameter in table.parameters:
+        if (name := parameter.name.replace("{layer}", "1")) in shapes:
+            assert tuple(map(len, sides_of(parameter, axes))) == shapes[name], name
+    assert axes["hidden"].tolist() == [*range(16), *range(16)]
+    assert last_norm(table).rpartition(".")[2] in ("final_layernorm", "final_layer_norm", "norm")
+
+
+def test_stacked_axes_are_told_apart():
+    fused = next(p for p in all_families()["gpt_neox"].parameters if p.name.endswith("query_key_value.weight"))
+    two = np.array([0, 1])
+    side, _ = sides_of(fused, {"kv": np.array([0]), "q": two, "k": two, "v": np.array([0, -1]), "normed": two})
+    assert side.tolist() == [0, 1, 2, 3, 4, -1]  # equal indices of queries and keys are other coordinates
 
 
 @pytest.mark.parametrize(

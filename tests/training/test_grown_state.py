@@ -345,7 +345,7 @@ def test_a_killed_growth_goes_on_and_ends_in_the_same_files(source, grown, tmp_p
 
 @pytest.mark.slow
 def test_a_folder_that_deepspeed_wrote_without_phigrow_is_grown_too(source, grown, tmp_path):
-    from phigrow.training.initial_state import start_of
+    from phigrow.training.initial_state import initial_state_of
 
     theirs = tmp_path / "theirs"
     shutil.copytree(source / "checkpoints" / "step-6", theirs / "global_step6")
@@ -356,8 +356,8 @@ def test_a_folder_that_deepspeed_wrote_without_phigrow_is_grown_too(source, grow
     # It does not say what was read; a run asks, and takes an answer.
     keys = {"init": str(grown), "init_optimizer": str(out), "batch": 8}
     with pytest.raises(GrowthError, match="where to go on in the data is not known"):
-        start_of(RunConfig(**keys), FakeBlocks())
-    assert start_of(RunConfig(**keys, data_start=16), FakeBlocks()).first == 2
+        initial_state_of(RunConfig(**keys), FakeBlocks())
+    assert initial_state_of(RunConfig(**keys, data_start=16), FakeBlocks()).first == 2
 
 
 def test_the_command_says_how_to_go_on(source, grown, tmp_path):

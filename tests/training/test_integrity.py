@@ -22,7 +22,7 @@ from phigrow.checkpoints.integrity import (
 from phigrow.checkpoints.run_checkpoints import FOLDER, marked_checkpoints
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
-from phigrow.training.checkpoints import how_to_continue, newest_whole, resumable
+from phigrow.training.checkpoints import how_to_continue, newest_complete, resumable
 from phigrow.training.process import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -103,7 +103,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_started_over_or_moved(tmp_path)
     for step, harm in ((3, truncate), (6, flip)):
         harm(checkpoint(tmp_path, step))
     with pytest.raises(GrowthError) as error:
-        newest_whole(tmp_path, ALONE)
+        newest_complete(tmp_path, ALONE)
     assert "no checkpoint of this run is whole" in str(error.value)
     assert "step-6: zero_pp_rank_1" in str(error.value)
     assert "step-3: mp_rank_00" in str(error.value)
@@ -114,7 +114,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_started_over_or_moved(tmp_path)
 def test_a_checkpoint_without_a_marker_was_never_there(tmp_path, capsys):
     (checkpoint(tmp_path, 3) / MARKER).unlink()
     atomic_json(tmp_path / "run.json", {})
-    assert newest_whole(tmp_path, ALONE) == (None, [])
+    assert newest_complete(tmp_path, ALONE) == (None, [])
     assert resumable(tmp_path, {}, ALONE, resume=True) is None
     assert "no complete checkpoint yet: starting at step 0" in capsys.readouterr().out
     assert "starts at step 0" in how_to_continue(tmp_path)

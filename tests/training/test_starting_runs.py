@@ -14,7 +14,7 @@ from phigrow.corpus import train_tokenizer
 from phigrow.errors import GrowthError
 from phigrow.training import RunConfig, initial_state, train
 from phigrow.training.data import check_tokenizer
-from phigrow.training.initial_state import Start
+from phigrow.training.initial_state import InitialState
 from phigrow.training.process import StopRequest, forget_stop
 from phigrow.training.run_info import goes_on
 
@@ -42,17 +42,17 @@ def test_a_start_that_failed_does_not_block_the_corrected_command(alone, tmp_pat
 
 @pytest.mark.parametrize("when", ["before", "while it starts"])
 def test_a_request_to_stop_counts_from_the_first_moment_of_a_run(alone, tmp_path, monkeypatch, when):
-    stop, start_of = tmp_path / "stop", initial_state.start_of
+    stop, initial_state_of = tmp_path / "stop", initial_state.initial_state_of
 
-    def starting(*words: Any) -> Start:
+    def starting(*words: Any) -> InitialState:
         assert not stop.exists()  # one that asked a run before this one is gone
         if when == "while it starts":
             stop.touch()
-        return start_of(*words)
+        return initial_state_of(*words)
 
     if when == "before":
         stop.touch()
-    monkeypatch.setattr(initial_state, "start_of", starting)
+    monkeypatch.setattr(initial_state, "initial_state_of", starting)
     summary = run(tmp_path, log_every=1, steps=4, eval_every=0)
     assert (summary.finished, summary.step < 4) == ((True, False) if when == "before" else (False, True))
     assert not stop.exists()
@@ -79,18 +79,18 @@ def test_a_request_is_forgotten_by_rank_0_alone_and_read_once(tmp_path, monkeypa
 def test_a_run_says_what_it_goes_on_from():
     config = RunConfig(steps=40, batch=16)
     later = RunConfig(steps=40, batch=16, schedule_start=40, warmup=0)
-    assert goes_on(config, Start()) == []
-    grown = Start(Path("large-optimizer"), 40, state="scale", step=40)
+    assert goes_on(config, InitialState()) == []
+    grown = InitialState(Path("large-optimizer"), 40, state="scale", step=40)
     assert goes_on(config, grown) == [
         "goes on from: Adam's state of large-optimizer (step 40, scale), data from block 640, schedule from step 0 of "
         "40"
     ]
-    assert goes_on(later, Start(Path("reset"), 0, state="reset", step=7)) == [
+    assert goes_on(later, InitialState(Path("reset"), 0, state="reset", step=7)) == [
         "goes on from: fp32 masters of reset (step 7), Adam's moments at zero, data from block 0, schedule from step "
         "40 of 80"
     ]
-    assert goes_on(config, Start(first=3)) == ["goes on from: data from block 48, schedule from step 0 of 40"]
-    assert goes_on(later, Start()) == ["goes on from: schedule from step 40 of 80"]
+    assert goes_on(config, InitialState(first=3)) == ["goes on from: data from block 48, schedule from step 0 of 40"]
+    assert goes_on(later, InitialState()) == ["goes on from: schedule from step 40 of 80"]
 
 
 def test_data_of_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):

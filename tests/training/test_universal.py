@@ -183,13 +183,13 @@ def test_an_optimizer_that_lay_elsewhere_is_refused_without_the_flag():
     world = World(0, 2, 0, 2, torch.device("cpu"))
     found = Found(Path("runs/x/checkpoints/step-3"), Progress(3), 2, 1, {"place": "device"})
     with pytest.raises(GrowthError) as error:
-        check_fits(found, world, 1, convert=False, place="cpu")
+        check_fits(found, world, 1, convert=False, device="cpu")
     assert "optimizer state was on the device, this run has it in the host's memory" in str(error.value)
     assert "add --universal" in str(error.value)
-    check_fits(found, world, 1, convert=True, place="cpu")
+    check_fits(found, world, 1, convert=True, device="cpu")
     check_fits(found, world, 1, convert=False)
     unsaid = Found(found.folder, found.progress, 2, 1, {})  # of a version that did not note it
-    check_fits(unsaid, world, 1, convert=False, place="cpu")
+    check_fits(unsaid, world, 1, convert=False, device="cpu")
 
 
 def test_the_loss_scale_of_fp16_survives():

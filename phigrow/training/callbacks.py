@@ -1,0 +1,154 @@
+"""Actions between the steps of a run: evaluate, diagnose, save, and export at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from phigrow.checkpoints.provenance import TrainingCost
+from phigrow.training import checkpoints
+from phigrow.training.configuration import RunConfig
+from phigrow.training.trainer import Trainer
+from phigrow.training.training_cost import InitSource
+
+
+class Evaluate:
+    """Compute the held-out loss and record it."""
+
+    needs_progress, before_first_step, when_stopped = True, True, False
+
+    def __init__(self, config: RunConfig, blocks: Any) -> None:
+        from phigrow.training.evaluation import held_out
+
+        self.every, self.steps, self.extra = config.eval_every, config.steps, set(config.eval_at or ())
+        self.blocks, self.held_out = blocks, held_out(blocks, config.eval_blocks)
+
+    def is_due(self, step: int) -> bool:
+        """See `Callback`."""
+        return step == self.steps or step in self.extra or bool(self.every and step % self.every == 0)
+
+    def __call__(self, trainer: Trainer, step: int) -> None:
+        """See `Callback`."""
+        loss, by_source = self.losses(trainer)
+        trainer.heldout_loss = loss
+        if loss is None:
+            return
+        trainer.reporter.say(f"step {trainer.progress.step}/{self.steps}  held-out loss {loss:.4f}")
+        if trainer.records:
+            columns = self._by_source(trainer, by_source)
+            trainer.records.write("eval", **trainer.spent(), loss=loss, **columns)
+            trainer.monitors.eval(trainer.progress.tokens, loss, columns.get("sources", {}))
+
+    def losses(self, trainer: Trainer) -> tuple[float | None, dict[str, float]]:
+        """Return the held-out loss, None where nothing is held out, and that of every source."""
+        from phigrow.training.evaluation import heldout_loss
+
+        if not len(self.held_out.rows):
+            return None, {}
+        run = trainer.run
+        return heldout_loss(trainer.engine, self.blocks.heldout, self.held_out, run.micro_batch, run.world)
+
+    def _by_source(self, trainer: Trainer, losses: dict[str, float]) -> dict[str, Any]:
+        """Return the columns of several sources: the held-out loss of each, and the train tokens read of each."""
+        feed, step = trainer.feed, trainer.progress.step
+        if len(feed.sources) < 2:
+            return {}
+        read = zip(feed.sources, feed.blocks_read(step), strict=True)
+        tokens = {name: blocks * self.blocks.seq_len for name, blocks in read}
+        columns: dict[str, Any] = {"sources": losses, "tokens_by_source": tokens}
+        if self.blocks.mixture and (epochs := feed.epochs(step)):
+            columns["epochs_by_source"] = epochs
+        return columns
+
+
+class Diagnose:
+    """Measure the symmetry of a grown model and record it."""
+
+    needs_progress, when_stopped = False, False
+
+    def __init__(self, config: RunConfig, evaluate: Evaluate) -> None:
+        self.every, self.steps = config.diagnostics_every, config.steps
+        self.before_first_step = bool(self.every)
+        self.evaluate = evaluate
+
+    def is_due(self, step: int) -> bool:
+        """See `Callback`."""
+        return bool(self.every) and (step == self.steps or step % self.every == 0)
+
+    def __call__(self, trainer: Trainer, step: int) -> None:
+        """See `Callback`."""
+        from phigrow.training.diagnostics import Diagnostics
+
+        run, held_out = trainer.run, self.evaluate.held_out
+        diagnostics = Diagnostics(run.config, run.world)
+        columns = diagnostics.measure(trainer.engine, self.evaluate.blocks.heldout, held_out.rows, run.micro_batch)
+        if trainer.records:
+            trainer.records.write("diagnostics", step=step, **columns)
+
+
+class Save:
+    """Save a checkpoint."""
+
+    needs_progress, before_first_step = True, False
+
+    def __init__(self, config: RunConfig, saved_step: int | None) -> None:
+        self.every, self.steps, self.keep = config.save_every, config.steps, config.keep
+        self.extra = set(config.save_at or ())
+        self.when_stopped = bool(self.every)
+        self.saved_step = saved_step
+
+    def is_due(self, step: int) -> bool:
+        """See `Callback`."""
+        return step in self.extra or bool(self.every and (step == self.steps or step % self.every == 0))
+
+    def __call__(self, trainer: Trainer, step: int) -> None:
+        """See `Callback`."""
+        run = trainer.run
+        trainer.progress = dataclasses.replace(trainer.progress, data=trainer.position)
+        checkpoints.save(
+            trainer.engine,
+            run.out,
+            trainer.progress,
+            run.world,
+            keep=self.keep,
+            stage=run.stage,
+            device=run.optimizer_device,
+            optimizer=run.optimizer,
+            stay=self.extra,
+        )
+        self.saved_step = step
+
+
+def export(trainer: Trainer, source: InitSource, blocks: Any) -> Path | None:
+    """Write the trained model as a Hugging Face folder; returns the folder, None where the run writes none."""
+    from phigrow.training.export import export_model
+
+    run, config, progress = trainer.run, trainer.run.config, trainer.progress
+    if run.export is None:
+        return None
+    own = TrainingCost(progress.tokens, progress.tokens * trainer.flops_per_token, round(progress.seconds, 3))
+    tokens, flops, seconds = own.plus(source.before).values()
+    training = {
+        "tokens": tokens,
+        "flops": flops,
+        "seconds": seconds,
+        "arm": source.arm,
+        "seed": config.seed,
+        "steps": progress.step,
+        "loss": trainer.loss,
+        "heldout_loss": trainer.heldout_loss,
+        "data_fingerprint": blocks.fingerprint,
+    }
+    dtype = config.export_dtype or config.dtype
+    tokenizer = blocks.tokenizer_dir
+    export_model(
+        trainer.engine,
+        run.export,
+        dtype,
+        run.world,
+        tokenizer_dir=Path(tokenizer) if tokenizer else None,
+        training=training,
+    )
+    trainer.reporter.say(f"exported to {run.export} ({dtype})")
+    return run.export

@@ -1,0 +1,83 @@
+"""`ResolvedRun`: the settings of a run as they take effect on its ranks, worked out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.training.configuration import RunConfig
+from phigrow.training.offload import optimizer_device
+from phigrow.training.optimizer_spec import OptimizerSpec, find_optimizer
+
+if TYPE_CHECKING:
+    from phigrow.training.process import World
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """Settings as they take effect: what `RunConfig` leaves open depends on ranks, device, data and DeepSpeed file.
+
+    Attributes:
+        config: the settings as asked.
+        world: the ranks.
+        out: folder of the run.
+        stage: ZeRO stage.
+        micro_batch: sequences that a rank processes at once.
+        accumulation: micro-batches per step and rank.
+        attention: transformers' name of the attention implementation.
+        attention_reason: one sentence that names it and says why it was chosen.
+        optimizer: the optimizer.
+        optimizer_device: device of its state: ``device``, ``cpu`` or ``nvme``.
+        export: folder of the final checkpoint; None writes none.
+        engine: DeepSpeed's configuration.
+        seq_len: tokens per block.
+    """
+
+    config: RunConfig
+    world: World
+    out: Path
+    stage: int
+    micro_batch: int
+    accumulation: int
+    attention: str
+    attention_reason: str
+    optimizer: OptimizerSpec
+    optimizer_device: str
+    export: Path | None
+    engine: dict[str, Any]
+    seq_len: int
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens per optimizer step, over all ranks."""
+        return self.config.batch * self.seq_len
+
+
+def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int) -> ResolvedRun:
+    """Work out every setting that depends on the ranks, the device, the data or the DeepSpeed file.
+
+    Raises:
+        GrowthError: ranks and micro-batch do not divide the batch, or the DeepSpeed file contradicts the settings.
+    """
+    from phigrow.training.engine import engine_config, micro_batch
+    from phigrow.training.model import choose_attention
+
+    micro = micro_batch(config, world.size, seq_len)
+    engine = engine_config(config, world.size, micro)
+    attention, reason = choose_attention(config, world.device)
+    return ResolvedRun(
+        config=config,
+        world=world,
+        out=out,
+        stage=config.stage,
+        micro_batch=micro,
+        accumulation=engine["gradient_accumulation_steps"],
+        attention=attention,
+        attention_reason=reason,
+        optimizer=find_optimizer(config.optimizer),
+        optimizer_device=optimizer_device(config),
+        export=None if config.export is None else out / config.export,
+        engine=engine,
+        seq_len=seq_len,
+    )
