@@ -1,14 +1,13 @@
-"""What a study takes: its jobs, what each needs, and the folder whose name says what it was made from.
+"""Jobs of a study: the work it takes, the jobs that each one needs, and the folder of each result.
 
-A job's key is a hash of everything that its result depends on, the keys of the jobs before it included. It is part of
-the folder's name: a changed study finds what is still valid under the same names, and makes the rest beside it.
+The key of a job is a hash of everything that its result depends on, the keys of the jobs before it included. It is part
+of the folder's name: a changed study reuses every result that is still valid, and makes the others beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,16 +27,16 @@ class Job:
 
     Attributes:
         name: in words, unique in its study.
-        kind: data, source and sweep as they say; expand makes a start, state the optimizer's that goes with it, a trunk
-            is what decayed ends share.
-        key: hash of all that the result depends on.
+        kind: ``expand`` makes the weights that an arm starts from, ``state`` the optimizer's state for them. ``trunk``
+            is the part of training that decayed ends share, ``end`` the rest of one budget.
+        key: hash of everything that the result depends on.
         folder: of the result.
         needs: names of the jobs before it.
         keys: of the training run, without those that are known only when it starts.
-        arm, seed, budget: which run it is; budget is the steps of an end.
-        first, steps: the training it does, from after ``first`` up to ``steps``.
-        tokens, flops: of that training.
-        keeps: its last checkpoint stays, because states are grown from it.
+        arm, seed, budget: identify the run; ``budget`` is the steps of an end.
+        first, steps: the run trains from after step ``first`` up to ``steps``.
+        tokens, flops: cost of that training.
+        keeps: keep its last checkpoint, because states are grown from it.
     """
 
     name: str
@@ -57,20 +56,37 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        """Whether this is a training run."""
+        """True for a training run."""
         return self.kind not in ("data", "expand", "state")
 
 
 def jobs_of(study: Study) -> list[Job]:
-    """All jobs of a study, in the order in which they run: each after what it needs, all arms of a seed together.
+    """Return all jobs of a study in the order in which they run: each after those it needs, seed by seed.
 
     >>> [job.name for job in jobs_of(study)][:2]  # doctest: +SKIP
     ['data', 'source']
     """
-    return list(_Jobs(study).all())
+    jobs = _Jobs(study)
+    arms, sweep = study.arms, study.sweep
+    all_jobs = [jobs.data()] if jobs.needs_data else []
+    if study.source.path is None and any(arm.method != SCRATCH for arm in arms):
+        all_jobs.append(jobs.source())
+    if sweep:
+        for arm in arms:
+            all_jobs += [job for seed in sweep.seeds for job in jobs.start(arm, seed)]
+            all_jobs += [jobs.sweep(arm, rate, seed, sweep) for rate in sweep.lr for seed in sweep.seeds]
+    for seed in study.seeds:
+        for arm in arms:
+            all_jobs += jobs.start(arm, seed)
+            if len(study.budgets) > 1:
+                all_jobs.append(jobs.trunk(arm, seed))
+            all_jobs += [jobs.end(arm, seed, budget) for budget in study.budgets]
+    return list({job.name: job for job in all_jobs}.values())  # a start of a sweep's seed is made once
 
 
 class _Jobs:
+    """One method for each kind of job, and the keys and folders that they share."""
+
     def __init__(self, study: Study) -> None:
         self.study = study
         data = study.data
@@ -79,6 +95,94 @@ class _Jobs:
         self.needs_data = () if isinstance(data, Path) else ("data",)
         self.source_key, self.source_run = self._source_key()
         self.source_folder = study.source.path or self.source_run / "export"
+
+    def data(self) -> Job:
+        """Pack the text into blocks."""
+        return Job("data", "data", self.data_key, self.data_folder)
+
+    def source(self) -> Job:
+        """Train the small model."""
+        source = self.study.source
+        keys = self._source_train() | self._schedule(source.steps) | {"model": source.config, "arm": "source"}
+        return self._training(
+            "source", "source", self.source_key, self.source_run, self.needs_data, keys | {"seed": source.seed},
+            steps=source.steps, keeps=any(arm.state is not None for arm in self.study.arms),
+        )  # fmt: skip
+
+    def start(self, arm: Arm, seed: int) -> list[Job]:
+        """Make what an arm starts from: the expansion, and the grown state of the optimizer where it has one."""
+        if not arm.grows:
+            return []
+        return [self.expand(arm, seed), *([self.state(arm, seed)] if arm.state is not None else [])]
+
+    def expand(self, arm: Arm, seed: int) -> Job:
+        """Expand the source."""
+        name = f"{arm.name}/seed{seed}/start"
+        return Job(
+            name, "expand", self._start_key(arm, seed), self._start(arm, seed), self._needs_of_expansion(arm),
+            arm=arm, seed=seed,
+        )  # fmt: skip
+
+    def state(self, arm: Arm, seed: int) -> Job:
+        """Grow the state of the optimizer for an expansion."""
+        needs = (f"{arm.name}/seed{seed}/start", *self._needs_of_expansion(arm))
+        name = f"{arm.name}/seed{seed}/state"
+        return Job(name, "state", self._start_key(arm, seed), self._state(arm, seed), needs, arm=arm, seed=seed)
+
+    def sweep(self, arm: Arm, rate: float, seed: int, sweep: Sweep) -> Job:
+        """Try one learning rate."""
+        keys = self._keys(arm, seed) | self._schedule(sweep.steps)
+        keys |= {"lr": rate, "export": None, "nonfinite_limit": 0}  # a rate that diverges has lost; it does not fail
+        key = self._run_key(arm, seed, rate, sweep.steps)
+        folder = self.study.out / "sweep" / arm.name / f"lr{rate:g}-seed{seed}-{key}"
+        name = f"{arm.name}/sweep/lr{rate:g}/seed{seed}"
+        needs = self._needs(arm, seed)
+        return self._training(name, "sweep", key, folder, needs, keys, steps=sweep.steps, arm=arm, seed=seed)
+
+    def trunk(self, arm: Arm, seed: int) -> Job:
+        """Train at a constant rate up to where the last budget begins to decay."""
+        points = [self._branch_step(budget) for budget in self.study.budgets]
+        constant = {"steps": points[-1], "schedule": "wsd", "decay": 0, "save_at": points, "export": None}
+        return self._training(
+            self._trunk_name(arm, seed), "trunk", self._run_key(arm, seed, self._rate()),
+            self._runs(arm, seed) / "trunk", self._needs_of_runs(arm, seed),
+            self._keys(arm, seed) | self._shared(arm, seed) | constant, steps=points[-1], arm=arm, seed=seed,
+        )  # fmt: skip
+
+    def end(self, arm: Arm, seed: int, budget: int) -> Job:
+        """Train to the end of one budget, off the trunk where there are several budgets."""
+        runs, schedule = self._runs(arm, seed), self._schedule(budget)
+        branches = len(self.study.budgets) > 1
+        branch = {"branch_from": str(runs / "trunk")} if branches else {}
+        return self._training(
+            f"{arm.name}/seed{seed}/{budget}", "end", self._run_key(arm, seed, self._rate(), budget),
+            runs / f"{budget}-decay{schedule['decay']}",
+            (self._trunk_name(arm, seed),) if branches else self._needs_of_runs(arm, seed),
+            self._keys(arm, seed) | self._shared(arm, seed) | schedule | branch,
+            first=self._branch_step(budget) if branches else 0, steps=budget, arm=arm, seed=seed, budget=budget,
+        )  # fmt: skip
+
+    def _training(
+        self,
+        name: str,
+        kind: Kind,
+        key: str,
+        folder: Path,
+        needs: tuple[str, ...],
+        keys: dict[str, Any],
+        *,
+        first: int = 0,
+        steps: int,
+        **which: Any,
+    ) -> Job:
+        """A job that trains, with its tokens and FLOPs."""
+        study = self.study
+        arm: Arm | None = which.get("arm")
+        model: Config = study.source.config if arm is None or arm.method == CONTINUED else study.dst
+        tokens = (steps - first) * study.batch_tokens
+        flops = tokens * count_cost(model, study.seq_len).training_flops
+        keys = keys | {"data": str(self.data_folder), "out": str(folder)}
+        return Job(name, kind, key, folder, needs, keys, first=first, steps=steps, tokens=tokens, flops=flops, **which)
 
     def _source_key(self) -> tuple[str, Path]:
         source = self.study.source
@@ -95,48 +199,9 @@ class _Jobs:
             given["lr"] = study.sweep.lr[len(study.sweep.lr) // 2]
         return given | {"export": "export", "export_dtype": "fp32"}  # growth starts from the masters
 
-    def all(self) -> Iterator[Job]:
-        """See `jobs_of`."""
-        study = self.study
-        if self.needs_data:
-            yield Job("data", "data", self.data_key, self.data_folder)
-        if study.source.path is None and any(arm.method != SCRATCH for arm in study.arms):
-            steps = study.source.steps
-            keys = self._source_train() | self._schedule(steps) | {"model": study.source.config, "arm": "source"}
-            keys |= {"seed": study.source.seed}
-            keeps = any(arm.state is not None for arm in study.arms)
-            yield self._run(
-                "source", "source", self.source_key, self.source_run, self.needs_data, keys, steps=steps, keeps=keeps
-            )
-        sweep = study.sweep
-        expanded: set[str] = set()
-        if sweep:
-            for arm in study.arms:
-                for seed in sweep.seeds:
-                    yield from self._expansion(arm, seed, expanded)
-                for rate in sweep.lr:
-                    for seed in sweep.seeds:
-                        yield self._tried(arm, rate, seed, sweep)
-        for seed in study.seeds:
-            for arm in study.arms:
-                yield from self._expansion(arm, seed, expanded)
-                yield from self._ends(arm, seed)
-
-    def _expansion(self, arm: Arm, seed: int, expanded: set[str]) -> Iterator[Job]:
-        if not arm.grows or (name := f"{arm.name}/seed{seed}/start") in expanded:
-            return
-        expanded.add(name)
-        key = self._start_key(arm, seed)
-        needs = ("source",) if self.study.source.path is None else ()
-        if arm.learn is not None:
-            needs = (*self.needs_data, *needs)
-        yield Job(name, "expand", key, self._start(arm, seed), needs, arm=arm, seed=seed)
-        if arm.state is not None:
-            made = self._state(arm, seed)
-            yield Job(f"{arm.name}/seed{seed}/state", "state", key, made, (name, *needs), arm=arm, seed=seed)
-
     def _start_key(self, arm: Arm, seed: int) -> str:
-        """What the first weights depend on: for a growth the resolved plan, so that a changed method is noticed."""
+        """A hash of everything that the first weights depend on; of a growth the resolved plan, so that a changed
+        method is noticed."""
         from phigrow.growth.planner import plan
 
         study = self.study
@@ -144,9 +209,15 @@ class _Jobs:
             return _hash(study.dst)
         if arm.method == CONTINUED:
             return self.source_key
-        made = plan(study.source.config, study.dst, arm.method, seed=seed, **arm.growth).hash
+        plan_hash = plan(study.source.config, study.dst, arm.method, seed=seed, **arm.growth).hash
         learning = [arm.learn, self.data_key] if arm.learn is not None else []
-        return _hash([self.source_key, made, *learning])
+        return _hash([self.source_key, plan_hash, *learning])
+
+    def _run_key(self, arm: Arm, seed: int, rate: Any, steps: int | None = None) -> str:
+        decay = steps and self.study.decay_steps(steps)
+        train = result_keys(self.study.train | arm.train)
+        state = [arm.state] if arm.state is not None else []
+        return _hash([self.data_key, self._start_key(arm, seed), train, seed, rate, steps, decay, *state])
 
     def _start(self, arm: Arm, seed: int) -> Path:
         if not arm.grows:
@@ -155,6 +226,19 @@ class _Jobs:
 
     def _state(self, arm: Arm, seed: int) -> Path:
         return self._start(arm, seed).with_name(f"{self._start(arm, seed).name}-{arm.state}")
+
+    def _runs(self, arm: Arm, seed: int) -> Path:
+        return self.study.out / "runs" / arm.name / f"seed{seed}-{self._run_key(arm, seed, self._rate())}"
+
+    def _trunk_name(self, arm: Arm, seed: int) -> str:
+        return f"{arm.name}/seed{seed}/trunk"
+
+    def _branch_step(self, budget: int) -> int:
+        return budget - self.study.decay_steps(budget)
+
+    def _rate(self) -> Any:
+        """The learning rate of the runs, or the sweep that chooses it."""
+        return self.study.sweep.record() if self.study.sweep else self.study.train.get("lr")
 
     def _schedule(self, steps: int) -> dict[str, Any]:
         return {"steps": steps, "schedule": "wsd", "decay": self.study.decay_steps(steps)}
@@ -169,47 +253,16 @@ class _Jobs:
         state = {"init_optimizer": str(self._state(arm, seed)), "data_start": 0} if arm.state is not None else {}
         return keys | {"init": str(self._start(arm, seed))} | cost | state
 
-    def _tried(self, arm: Arm, rate: float, seed: int, sweep: Sweep) -> Job:
-        keys = self._keys(arm, seed) | self._schedule(sweep.steps)
-        keys |= {"lr": rate, "export": None, "nonfinite_limit": 0}  # a rate that diverges has lost; it does not fail
-        key = self._run_key(arm, seed, rate, sweep.steps)
-        folder = self.study.out / "sweep" / arm.name / f"lr{rate:g}-seed{seed}-{key}"
-        name = f"{arm.name}/sweep/lr{rate:g}/seed{seed}"
-        before = self._before(arm, seed)
-        return self._run(name, "sweep", key, folder, before, keys, steps=sweep.steps, arm=arm, seed=seed)
+    def _shared(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """Keys that a trunk and its branches share."""
+        sweep = self.study.sweep
+        return {"trunk": f"{arm.name}-seed{seed}"} | ({"lr_chosen_by": sweep.record()} if sweep else {})
 
-    def _ends(self, arm: Arm, seed: int) -> Iterator[Job]:
-        study = self.study
-        sweep = study.sweep
-        rate = sweep.record() if sweep else study.train.get("lr")
-        before = self._before(arm, seed)
-        if sweep:
-            before += tuple(f"{arm.name}/sweep/lr{lr:g}/seed{s}" for lr in sweep.lr for s in sweep.seeds)
-        trunk_key = self._run_key(arm, seed, rate)
-        folder = study.out / "runs" / arm.name / f"seed{seed}-{trunk_key}"
-        points = [budget - study.decay_steps(budget) for budget in study.budgets]
-        shared: dict[str, Any] = {"trunk": f"{arm.name}-seed{seed}"}
-        shared |= {"lr_chosen_by": sweep.record()} if sweep else {}
-        trunk = f"{arm.name}/seed{seed}/trunk"
-        keys = self._keys(arm, seed)
-        if len(points) > 1:
-            steps = points[-1]
-            constant = {"steps": steps, "schedule": "wsd", "decay": 0, "save_at": points, "export": None}
-            yield self._run(
-                trunk, "trunk", trunk_key, folder / "trunk", before, keys | shared | constant,
-                steps=steps, arm=arm, seed=seed,
-            )  # fmt: skip
-        for budget, point in zip(study.budgets, points, strict=True):
-            branch = {"branch_from": str(folder / "trunk")} if len(points) > 1 else {}
-            schedule = self._schedule(budget)
-            yield self._run(
-                f"{arm.name}/seed{seed}/{budget}", "end", self._run_key(arm, seed, rate, budget),
-                folder / f"{budget}-decay{schedule['decay']}", (trunk,) if branch else before,
-                keys | shared | schedule | branch,
-                first=point if branch else 0, steps=budget, arm=arm, seed=seed, budget=budget,
-            )  # fmt: skip
+    def _needs_of_expansion(self, arm: Arm) -> tuple[str, ...]:
+        needs = ("source",) if self.study.source.path is None else ()
+        return (*self.needs_data, *needs) if arm.learn is not None else needs
 
-    def _before(self, arm: Arm, seed: int) -> tuple[str, ...]:
+    def _needs(self, arm: Arm, seed: int) -> tuple[str, ...]:
         if arm.grows:
             state = (f"{arm.name}/seed{seed}/state",) if arm.state is not None else ()
             return (*self.needs_data, f"{arm.name}/seed{seed}/start", *state)
@@ -217,36 +270,14 @@ class _Jobs:
             return (*self.needs_data, "source")
         return self.needs_data
 
-    def _run_key(self, arm: Arm, seed: int, rate: Any, steps: int | None = None) -> str:
-        decay = steps and self.study.decay_steps(steps)
-        train = result_keys(self.study.train | arm.train)
-        state = [arm.state] if arm.state is not None else []
-        return _hash([self.data_key, self._start_key(arm, seed), train, seed, rate, steps, decay, *state])
-
-    def _run(
-        self,
-        name: str,
-        kind: Kind,
-        key: str,
-        folder: Path,
-        needs: tuple[str, ...],
-        keys: dict[str, Any],
-        *,
-        first: int = 0,
-        steps: int,
-        **which: Any,
-    ) -> Job:
-        study = self.study
-        arm: Arm | None = which.get("arm")
-        model: Config = study.source.config if arm is None or arm.method == CONTINUED else study.dst
-        tokens = (steps - first) * study.batch_tokens
-        flops = tokens * count_cost(model, study.seq_len).training_flops
-        keys = keys | {"data": str(self.data_folder), "out": str(folder)}
-        return Job(name, kind, key, folder, needs, keys, first=first, steps=steps, tokens=tokens, flops=flops, **which)
+    def _needs_of_runs(self, arm: Arm, seed: int) -> tuple[str, ...]:
+        sweep = self.study.sweep
+        tried = [f"{arm.name}/sweep/lr{lr:g}/seed{s}" for lr in sweep.lr for s in sweep.seeds] if sweep else []
+        return (*self._needs(arm, seed), *tried)
 
 
 def result_keys(train: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a training run that its result depends on: those that are set and not operational.
+    """Return the keys of a training run that its result depends on: those that are set and not operational.
 
     >>> result_keys({"warmup": 20, "threads": 2, "decay": None})
     {'warmup': 20}

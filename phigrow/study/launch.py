@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,25 +208,6 @@ def launcher(ranks: int, place: int, module: str, *words: str) -> list[str]:
     command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--node_rank=0"]
     command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--log_level=error"]
     return [*command, "--module", module, *words]
-
-
-def launch(keys: dict[str, Any], ranks: int, watch: Callable[[], None]) -> None:
-    """Train one run under DeepSpeed's launcher, with `Ranks` of its own.
-
-    Args:
-        keys: of the training run.
-        ranks: processes on this machine.
-        watch: called about twice a second while it runs.
-
-    Raises:
-        GrowthError: it ended with an error; the last lines of its log are the reason.
-        KeyboardInterrupt: after the run was asked to stop, and saved.
-    """
-    with Ranks(ranks) as worker:
-        worker.begin(keys)
-        while not worker.ended():
-            watch()
-            time.sleep(0.5)
 
 
 def still_running(folder: Path) -> bool:

@@ -37,7 +37,7 @@ def done(job: Job) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast one run goes here: FLOPs a second of training, and seconds that it takes besides."""
 
     flops_per_second: float
@@ -95,18 +95,18 @@ def chosen_rates(study: Study, jobs: list[Job], arm: Arm) -> dict[float, float] 
     return {rate: sum(found) / len(found) for rate, found in losses.items()} or None
 
 
-def pace(jobs: list[Job], flops_per_second: float | None) -> Pace | None:
+def throughput(jobs: list[Job], flops_per_second: float | None) -> Throughput | None:
     """How fast the runs that are done went; before the first what the study says, with `START`; None if it does not."""
     found = [content for job in jobs if job.trains and (content := done(job)) and content["flops"] > 0]
     if not found:
-        return None if flops_per_second is None else Pace(flops_per_second, START)
+        return None if flops_per_second is None else Throughput(flops_per_second, START)
     wall, trained, flops = (sum(content[key] for content in found) for key in ("wall", "trained", "flops"))
-    return Pace(flops / trained, (wall - trained) / len(found))
+    return Throughput(flops / trained, (wall - trained) / len(found))
 
 
 def time_left(study: Study, everything: list[Job], jobs: list[Job]) -> float | None:
     """Seconds that missing jobs will take; None where nothing says how fast runs go."""
-    if (speed := pace(everything, study.flops_per_second)) is None:
+    if (speed := throughput(everything, study.flops_per_second)) is None:
         return None
     missing = [job for job in jobs if job.trains and done(job) is None]
     return speed.seconds(sum(map(remaining, missing)), len(missing)) / study.layout().workers

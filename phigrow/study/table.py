@@ -165,26 +165,54 @@ def position(job: Job) -> str:
 
 
 def listing(study: Study, jobs: list[Job]) -> list[str]:
-    """What a study would run, a line a job, with totals and, where a speed is known, hours and minutes."""
-    pace, seconds = progress.pace(jobs, study.flops_per_second), progress.time_left(study, jobs, jobs)
-    lines = []
+    """Return a table of the work of a study, a line an arm, and totals; hours and minutes if a speed is known."""
+    speed, seconds = progress.throughput(jobs, study.flops_per_second), progress.time_left(study, jobs, jobs)
+    groups: dict[str, list[Job]] = {}
     for job in jobs:
-        finished = progress.done(job) is not None
-        took = f", {clock(pace.seconds(job.flops, 1))}" if pace and job.trains else ""
-        lines.append(f"{'done ' if finished else '     '}{described(job)}{'' if finished else took}")
+        groups.setdefault(job.arm.name if job.arm is not None else job.name, []).append(job)
+    rows = [("", "jobs", "done", "tokens", "FLOPs", "time"), *(_row(name, own, speed) for name, own in groups.items())]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
     training = [job for job in jobs if job.trains]
-    flops = sum(progress.remaining(job) for job in jobs)
+    left = sum(progress.remaining(job) for job in jobs)
     tokens, total = sum(job.tokens for job in training), sum(job.flops for job in training)
-    lines.append(f"{len(jobs)} jobs, {tokens / 1e6:,.3g}M tokens and {total:.2e} FLOPs in all, {flops:.2e} FLOPs to do")
+    lines.append(f"{len(jobs)} jobs, {_millions(tokens)} tokens, {total:.2e} FLOPs in all, {left:.2e} to do")
     if study.sweep:
-        lines.append(f"of these the sweeps: {sum(j.tokens for j in training if j.kind == 'sweep') / 1e6:,.3g}M tokens")
-    if pace is None or seconds is None:
-        lines.append("time: unknown, as no run has been timed here yet and flops_per_second is not given")
+        swept = sum(job.tokens for job in training if job.kind == "sweep")
+        lines.append(f"of these, sweeps of the learning rate: {_millions(swept)} tokens")
+    if speed is None or seconds is None:
+        lines.append("time: unknown; no run was timed here yet, and flops_per_second is not given")
     else:
         side = study.layout().workers
-        how = f"{side} at a time, each at {pace.flops_per_second:.2e} FLOPs a second and {pace.start:.0f} s besides"
-        lines.append(f"time: {clock(seconds)}, {how}")
+        runs = "run" if side == 1 else "runs"
+        lines.append(f"time: {clock(seconds)}, {side} {runs} at a time")
+        lines.append(f"      each at {speed.flops_per_second:.2e} FLOPs a second, and {speed.start:.0f} s to start")
     return lines
+
+
+def _row(name: str, jobs: list[Job], speed: progress.Throughput | None) -> tuple[str, ...]:
+    training = [job for job in jobs if job.trains]
+    done = sum(progress.done(job) is not None for job in jobs)
+    missing = [job for job in training if progress.done(job) is None]
+    seconds = speed.seconds(sum(map(progress.remaining, missing)), len(missing)) if speed and training else None
+    return (
+        name,
+        str(len(jobs)),
+        str(done),
+        _millions(sum(job.tokens for job in training)) if training else "",
+        f"{sum(job.flops for job in training):.2e}" if training else "",
+        "" if seconds is None else clock(seconds),
+    )
+
+
+def _millions(tokens: int) -> str:
+    return f"{tokens / 1e6:,.3g}M"
 
 
 def clock(seconds: float) -> str:

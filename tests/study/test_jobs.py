@@ -221,9 +221,9 @@ def test_time_is_told_from_runs_that_were_timed(tmp_path):
     finish(trunk)  # by a launch that found nothing left to train: it took time, and tells no pace
     content = json.loads((trunk.folder / progress.DONE).read_text())
     (trunk.folder / progress.DONE).write_text(json.dumps(content | {"flops": 0.0}))
-    assert progress.pace([trunk], None) is None
-    pace = progress.pace(jobs, None)
-    assert pace == progress.Pace(5e9, 2.0)
+    assert progress.throughput([trunk], None) is None
+    pace = progress.throughput(jobs, None)
+    assert pace == progress.Throughput(5e9, 2.0)
     shutil.rmtree(trunk.folder)
     assert pace.seconds(1e10, 2) == 6.0
     missing = [job for job in jobs[2:] if job.trains]
