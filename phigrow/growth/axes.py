@@ -214,8 +214,8 @@ def _read_runs(runs: list[Any]) -> tuple[Ints, npt.NDArray[np.str_], tuple[list[
     legs: tuple[list[Any], list[Any]] = ([], [])
     for length, source, *gains in runs:
         is_word = source in ("mean", "fresh", "dense")
-        if not is_word and source < 0:
-            raise ValueError(f"source {source}")
+        if not is_word and (type(source) is not int or source < 0):
+            raise ValueError(f"source {source!r}")
         sources.append(np.full(length, -1) if is_word else np.arange(source, source + length))
         words += [source if is_word else "copy"] * length
         for leg, gain in zip(legs, gains, strict=True):
