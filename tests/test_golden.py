@@ -6,6 +6,7 @@ say in the commit why each hash changed.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -134,14 +135,21 @@ def close(name: str, found: dict[str, Any]) -> None:
             np.testing.assert_allclose(values, frozen[key][tensor], rtol=0, atol=allowed, err_msg=f"{key} {tensor}")
 
 
+@functools.cache
+def source_tensors(family: str) -> dict[str, dict[str, InMemory]]:
+    """Moments and weights of a family's source, which is the same in all cases."""
+    src, _ = configurations(family, CASES["wr"][0])
+    plain = {kind: moment_values(family, src, kind) for kind in POWER} | {"fp32": source_values(family, src)}
+    return {kind: {n: InMemory(torch.from_numpy(v)) for n, v in values.items()} for kind, values in plain.items()}
+
+
 def moments(family: str, case: str, state: str) -> str | dict[str, Any] | None:
     """Hash of all grown moments of a case, or their figures where processors differ."""
     sizes, arguments = CASES[case]
     src, dst = configurations(family, sizes)
     if (plan := made(src, dst, arguments)) is None:
         return None
-    plain = {kind: moment_values(family, src, kind) for kind in POWER} | {"fp32": source_values(family, src)}
-    tensors = {kind: {n: InMemory(torch.from_numpy(v)) for n, v in values.items()} for kind, values in plain.items()}
+    tensors = source_tensors(family)
     grown: dict[str, np.ndarray] = {}
     for recipe in plan.recipes():
         for moment in POWER:
