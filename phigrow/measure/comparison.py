@@ -113,7 +113,7 @@ def _target(own: CostToTarget, run: Run) -> float:
 
 
 def _swept(runs: Sequence[Run]) -> list[str]:
-    """That learning rates were chosen by a sweep, and what that takes, which is in no cost."""
+    """Note that learning rates were chosen by a sweep, which is in no cost."""
     sweep = (runs[0].meta.get("config") or {}).get("lr_chosen_by")
     if not isinstance(sweep, dict):
         return []
@@ -134,7 +134,7 @@ def _pooled_end(own: CostToTarget, target: float) -> list[str]:
 
 
 def _no_ends(seeds: Seeds, at: int | None) -> list[str]:
-    """Runs at other budgets that count for nothing, because they did not get to their end."""
+    """Note the runs at other budgets that are left out because they are unfinished."""
     others = [run for by_budget in seeds.values() for budget, run in by_budget.items() if budget != at]
     return [
         f"{run.name}: the run of {run.budget} steps is left out, it was last evaluated at step {run.evals['step'][-1]}"

@@ -14,9 +14,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a curve got to a target.
+    """Crossing of a target by a curve.
 
-    ``cost`` is None when it never did (``censored``); ``end_cost`` is then what it had spent, a lower bound.
+    ``cost`` is None if the curve never reached it (``censored``); ``end_cost`` is then a lower bound.
     ``fit_end`` is the last value of the monotone fit, in the unit of the losses.
     """
 
@@ -81,7 +81,7 @@ class Descent:
         return cls(fit[starts], starts, len(fit))
 
     def crossing(self, costs: ArrayLike, target: float) -> Crossing:
-        """Where the curve gets down to ``target``, see ``cost_to_loss``; ``costs`` may be in any unit.
+        """Return the crossing of ``target``, see ``cost_to_loss``; ``costs`` may be in any unit.
 
         Raises:
             GrowthError: a target that is not finite.

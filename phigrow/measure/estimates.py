@@ -1,4 +1,4 @@
-"""What a comparison holds: estimates in a unit and an accounting, arms over their seeds, the comparison itself."""
+"""Results of a comparison: estimates in a unit and an accounting, arms over their seeds, the comparison itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = (0, 1, 10, 100)
 """Numbers of updates after which the held-out loss is reported where it was recorded."""
 
 Basis = Literal["curve", "constant", "ends"]
-"""What a cost was read off: a curve in the middle of its schedule, a curve without decay, fully decayed ends."""
+"""Source of a cost: a curve in the middle of its schedule, a curve without decay, or fully decayed ends."""
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def _label(arm: Arm, unit: Unit, accounting: Accounting, is_base: bool) -> tuple
 
 
 def axis(comparison: Comparison, unit: Unit) -> tuple[float, str]:
-    """What to divide costs by, and the label that says so."""
+    """Return the divisor of costs on an axis, and the label of the axis."""
     most = max(float(run.evals[unit][-1]) for arm in (comparison.baseline, *comparison.arms) for run in arm.runs)
     if unit == "seconds":
         return (3600.0, "training time (hours)") if most >= 7200 else (1.0, "training time (seconds)")

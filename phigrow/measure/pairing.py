@@ -1,4 +1,4 @@
-"""Which runs may be compared: one for every arm, seed and budget, on the same data and schedule as the baseline's."""
+"""Pairs of runs: one for every arm, seed and budget, on the same data and schedule as the baseline's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a report come from: runs, versions, and what differs between the runs' settings."""
+"""Provenance of a report's numbers: runs, versions, common settings, and settings that differ."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _made(folder: Path) -> Iterator[Path]:
 
 
 def definitions(comparison: Comparison) -> str:
-    """What is measured, in a paragraph of Markdown."""
+    """Define the measured quantities in a paragraph of Markdown."""
     middle = any(point.basis == "curve" for arm in comparison.arms for point in arm.budgets[:-1])
     return DEFINITIONS.format(baseline=comparison.baseline.name) + (MID_SCHEDULE if middle else "")
 

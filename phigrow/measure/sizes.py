@@ -1,4 +1,4 @@
-"""Which models runs are of: sources of other runs, arms of two models, baselines of another size than the grown arm."""
+"""Checks of models: sources of other runs, arms of two models, baselines of another size than the grown arm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = (
 """Keys of a record's ``model`` that make two models two, whatever the number of their parameters."""
 
 SECONDS = 0.005
-"""How far two records of the same seconds may be apart: each piece of the sum was rounded to a thousandth."""
+"""Tolerance between two records of the same seconds: each part of the sum was rounded to a thousandth."""
 
 
 def without_sources(runs: Iterable[Run]) -> tuple[list[Run], dict[str, str]]:
@@ -86,7 +86,7 @@ def _refuse(run: Run, first: Run, what: str, pairs: Iterable[tuple[str, Any, Any
     for key, one, other in pairs:
         if one is not None and other is not None and one != other:
             raise GrowthError(
-                f"{what}: {key} {_said(one)} against {_said(other)}",
+                f"{what}: {key} {_shown(one)} against {_shown(other)}",
                 where=f"{first.folder} and {run.folder}",
                 why="runs of one arm are taken for seeds and budgets of the same training",
                 fix="give them different arm names (train the smaller one with --arm source), or leave one of them out",
@@ -107,7 +107,7 @@ def check_sizes(arms: Mapping[str, Seeds], baseline: str) -> None:
             mine, theirs = run.meta.get("parameters"), base.meta.get("parameters")
             if run.meta.get("growth") and None not in (mine, theirs) and mine != theirs:
                 raise GrowthError(
-                    f"{run.arm} was grown to {_said(mine)} parameters, the baseline {baseline} has {_said(theirs)}",
+                    f"{run.arm} was grown to {_shown(mine)} parameters, the baseline {baseline} has {_shown(theirs)}",
                     where=f"{run.folder} and {base.folder}",
                     why="a grown model is compared with the same model trained from scratch",
                     fix="give a run of the grown model from scratch as the baseline, or leave one of these out",
@@ -119,7 +119,7 @@ def _model(run: Run) -> dict[str, Any]:
     return model if isinstance(model, dict) else {}
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return value[:12] if isinstance(value, str) else repr(value)

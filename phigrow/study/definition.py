@@ -60,7 +60,7 @@ def load_study(
     only(found, KEYS, str(path))
     for key in NEEDED:
         if key not in found:
-            raise GrowthError(f"a study without {key!r}", where=str(path), fix=f"it needs {', '.join(NEEDED)}")
+            raise GrowthError(f"the study has no {key!r}", where=str(path), fix=f"it needs {', '.join(NEEDED)}")
     data, seq_len = data_of(found["data"], path)
     train = run_keys(found["train"], Role.STUDY, f"train in {path}")
     train = DEFAULTS | train
@@ -91,7 +91,7 @@ def load_study(
 
 
 def _check(study: Study, path: Path) -> None:
-    """What takes more than one key to see."""
+    """Check combinations of keys."""
     from phigrow.checkpoints.run_checkpoints import marked_checkpoints
     from phigrow.expansion.grow_optimizer import check_state
     from phigrow.growth.planner import plan
@@ -103,7 +103,7 @@ def _check(study: Study, path: Path) -> None:
     if not 0 < study.decay < 1:
         raise GrowthError(f"decay is {study.decay:g}", where=f"decay in {path}", fix="give a fraction of each budget")
     if study.sweep and "lr" in study.train:
-        raise GrowthError("lr and a sweep of lr", where=f"train in {path}", fix="leave one of them out")
+        raise GrowthError("lr and sweep are both set", where=f"train in {path}", fix="remove one of them")
     for arm in study.arms:
         if arm.grows:
             try:
@@ -155,7 +155,7 @@ def _source(value: Any, path: Path) -> Source:
     only(found, ("model", "steps", "seed", "train"), where)
     for key in ("model", "steps"):
         if key not in found:
-            raise GrowthError(f"a source without {key!r}", where=where, fix="give a path, or a model and its steps")
+            raise GrowthError(f"the source has no {key!r}", where=where, fix="give a path, or a model and its steps")
     return Source(
         config=config_of(found["model"], path, "model"),
         steps=single(found["steps"], "steps", path, least=2),
@@ -170,7 +170,7 @@ def _sweep(value: Any, seeds: tuple[int, ...], path: Path) -> Sweep:
     only(found, ("lr", "steps", "seeds"), where)
     for key in ("lr", "steps"):
         if key not in found:
-            raise GrowthError(f"a sweep without {key!r}", where=where, fix="give lr: [...] and steps")
+            raise GrowthError(f"the sweep has no {key!r}", where=where, fix="give lr: [...] and steps")
     rates = found["lr"] if isinstance(found["lr"], list) else [found["lr"]]
     return Sweep(
         lr=tuple(sorted({number(rate, "lr", path) for rate in rates})),
@@ -184,7 +184,9 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
 
     where = f"arm {name} in {path}"
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise GrowthError(f"an arm called {name!r}", where=where, why="it names a folder", fix="use letters, digits, -")
+        raise GrowthError(
+            f"{name!r} is no valid name of an arm", where=where, why="it names a folder", fix="use letters, digits, -"
+        )
     found = mapping(content or {}, where)
     method = str(found.pop("method", name))
     mixture = bool(set(method) & set(",=:"))  # one method an axis: what it is made of is checked by its plan
@@ -208,7 +210,9 @@ def _learn(found: dict[str, Any], path: Path, where: str) -> dict[str, Any] | No
     how = {key: found.pop(key) for key in LEARN if key in found}
     if "maps" in found:
         if how:
-            raise GrowthError(f"maps and {next(iter(how))}", where=where, fix="give learned maps, or how to learn them")
+            raise GrowthError(
+                f"maps and {next(iter(how))} are both set", where=where, fix="give learned maps, or how to learn them"
+            )
         found["maps"] = str(beside(str(found["maps"]), path))
         return None
     made = {"steps": 100} | {

@@ -34,7 +34,7 @@ STOP_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Layout:
-    """How a machine is shared: so many runs side by side, of so many ranks each."""
+    """Share of a machine: the number of runs side by side, and the ranks of each."""
 
     workers: int
     ranks: int
@@ -122,7 +122,7 @@ class Ranks:
         atomic_json(service.asked(self._folder, self._number), order)
 
     def ended(self) -> bool:
-        """Whether the run has ended.
+        """Return True if the run has ended.
 
         Raises:
             GrowthError: it failed; the last lines of its log are the reason.
@@ -211,7 +211,7 @@ def launcher(ranks: int, place: int, module: str, *words: str) -> list[str]:
 
 
 def still_running(folder: Path) -> bool:
-    """Whether processes of an earlier launch on this folder have not ended yet."""
+    """Return True if processes of an earlier launch on this folder still run."""
     try:
         os.killpg(int((folder / GROUP).read_text()), 0)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How far a study is: what is done, what it cost, and how long the rest will take."""
+"""Progress of a study: finished jobs, their cost, and the time that the others will take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ START = 6.0
 
 
 def done(job: Job) -> dict[str, Any] | None:
-    """What a finished job left, None while it is not finished."""
+    """Return the content that a finished job left, or None while it is not finished."""
     if not job.trains:
         return {} if job.folder.is_dir() else None
     if job.keeps and not saved_steps(job.folder):
@@ -38,7 +38,7 @@ def done(job: Job) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast one run goes here: FLOPs a second of training, and seconds that it takes besides."""
+    """Speed of one run on this machine: FLOPs a second of training, and seconds of starting and evaluating."""
 
     flops_per_second: float
     start: float
@@ -96,7 +96,7 @@ def chosen_rates(study: Study, jobs: list[Job], arm: Arm) -> dict[float, float] 
 
 
 def throughput(jobs: list[Job], flops_per_second: float | None) -> Throughput | None:
-    """How fast the runs that are done went; before the first what the study says, with `START`; None if it does not."""
+    """Return the speed of the finished runs. Before the first it is that of the study file, or None."""
     found = [content for job in jobs if job.trains and (content := done(job)) and content["flops"] > 0]
     if not found:
         return None if flops_per_second is None else Throughput(flops_per_second, START)

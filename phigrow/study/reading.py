@@ -26,15 +26,15 @@ def read_yaml(path: Path, kind: str = "study") -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         fix = f"give a YAML file, or a shipped name: {shipped_names(kind)}"
-        raise GrowthError(f"no such {what}", where=str(path.absolute()), fix=fix) from error
+        raise GrowthError(f"there is no such {what}", where=str(path.absolute()), fix=fix) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GrowthError(f"a {what} that cannot be read", where=str(path), why=str(error)) from error
+        raise GrowthError(f"the {what} cannot be read", where=str(path), why=str(error)) from error
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
     """A mapping whose keys are texts."""
     if not isinstance(value, dict):
-        raise GrowthError(f"{value!r} is no mapping", where=where, fix="write 'key: value' lines")
+        raise GrowthError(f"{value!r} is not a mapping", where=where, fix="write 'key: value' lines")
     return {str(key): content for key, content in value.items()}
 
 

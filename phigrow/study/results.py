@@ -1,4 +1,4 @@
-"""What a study leaves: the report over its decayed ends, and what the sweeps of the learning rate found."""
+"""Results of a study: the report over its decayed ends, and the outcome of its sweeps of the learning rate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
 
 
 def sweep_results(study: Study, jobs: list[Job]) -> dict[str, Any] | None:
-    """What every arm's sweep found and cost; None for a study without one."""
+    """Return the outcome and the cost of every arm's sweep; None for a study without one."""
     if study.sweep is None:
         return None
     arms: dict[str, Any] = {}

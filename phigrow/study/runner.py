@@ -32,7 +32,7 @@ PATIENCE = 60.0
 
 @dataclass
 class Outcome:
-    """How a study ended: what failed and why, what waits for that, and the folder of the report, if there is one."""
+    """Outcome of a study: failed jobs with their errors, jobs that needed those, and the folder of the report."""
 
     failed: dict[str, GrowthError] = field(default_factory=dict)
     blocked: list[str] = field(default_factory=list)
@@ -110,7 +110,7 @@ class _Place:
 
 
 class Crew:
-    """Who works: one place a run trained side by side, and one thread for what does not train; a context."""
+    """Workers: one place for each run that is trained side by side, and one thread for other jobs; a context."""
 
     def __init__(self, study: Study, jobs: list[Job], say: Callable[[str], None]) -> None:
         self.study, self.jobs = study, jobs
@@ -135,7 +135,7 @@ class Crew:
         self._thread.shutdown(cancel_futures=True)
 
     def has_place(self, job: Job) -> bool:
-        """Whether a job could begin now."""
+        """Return True if a job could begin now."""
         return any(place.job is None for place in self.places) if job.trains else self._made is None
 
     def begin(self, job: Job) -> None:
@@ -205,7 +205,7 @@ def chosen(study: Study, jobs: list[Job], only: Collection[str], seeds: Collecti
 
 
 def wanted(job: Job, jobs: list[Job]) -> bool:
-    """Whether a job is missing, and something that is missing needs it, or it is an end itself."""
+    """Return True for a missing job that is an end, or that another missing job needs."""
     if progress.done(job) is not None:
         return False
     return job.kind == "end" or any(job.name in other.needs and wanted(other, jobs) for other in jobs)

@@ -1,4 +1,4 @@
-"""What a study is: data, a source, a destination, arms, seeds, budgets, and how every run trains."""
+"""Settings of a study: data, a source, a destination, arms, seeds, budgets, and keys of every training run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Arm:
 
     @property
     def grows(self) -> bool:
-        """Whether its start is an expansion of the source."""
+        """True if the arm starts from an expansion of the source."""
         return self.method not in (SCRATCH, CONTINUED)
 
 
@@ -63,7 +63,7 @@ class Sweep:
     seeds: tuple[int, ...]
 
     def record(self) -> dict[str, Any]:
-        """What the records of a run say about the sweep that chose its learning rate."""
+        """Return the entry for the records of runs whose learning rate the sweep chose."""
         return {"lr": list(self.lr), "steps": self.steps, "seeds": list(self.seeds)}
 
 

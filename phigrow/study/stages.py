@@ -35,7 +35,7 @@ SCHEDULES = ("one", "each")
 
 @dataclass(frozen=True)
 class Growing:
-    """How a stage's model comes from that of the stage before."""
+    """Growth between two stages."""
 
     method: str
     state: str
@@ -79,7 +79,7 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether it has ended: the export is the last thing that a run writes."""
+        """True if the stage has ended: a run writes its export last."""
         return (self.folder / "export").is_dir()
 
 
@@ -122,7 +122,7 @@ def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int |
 
     Raises:
         GrowthError: no such file; an unknown key (with the nearest ones), a missing one, a value of the wrong kind; a
-            stage that cannot be grown, or whose batch does not go on where the one before it stops.
+            stage that cannot be grown, or whose batch size does not divide the sequences read before it.
 
     >>> [stage.steps for stage in load_stages("tiny").stages]
     [30, 30, 30]
@@ -132,7 +132,7 @@ def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int |
     only(found, KEYS, str(path))
     for key in ("data", "stages"):
         if key not in found:
-            raise GrowthError(f"a recipe of stages without {key!r}", where=str(path), fix="it needs data and stages")
+            raise GrowthError(f"the recipe of stages has no {key!r}", where=str(path), fix="it needs data and stages")
     schedule = str(found.get("schedule", "one"))
     if schedule not in SCHEDULES:
         raise near(f"schedule is {schedule!r}", f"schedule in {path}", schedule, list(SCHEDULES))
@@ -152,7 +152,9 @@ class _Reader:
     def read(self) -> Staged:
         listed = self.found["stages"]
         if not isinstance(listed, list) or not listed:
-            raise GrowthError("no stages", where=f"stages in {self.path}", fix="write a list, one entry a stage")
+            raise GrowthError(
+                "there are no stages", where=f"stages in {self.path}", fix="write a list, one entry a stage"
+            )
         parts = [mapping(part, f"stage {k} in {self.path}") for k, part in enumerate(listed, 1)]
         lengths = [self._steps(part, k) for k, part in enumerate(parts, 1)]
         stages: list[Stage] = []
@@ -172,11 +174,11 @@ class _Reader:
         where = f"stage {number} in {self.path}"
         only(part, STAGE, where)
         if "steps" not in part:
-            raise GrowthError("a stage without 'steps'", where=where)
+            raise GrowthError("the stage has no 'steps'", where=where)
         begins = [key for key in ("model", "init", "grow") if key in part]
         if len(begins) != 1 or (begins == ["grow"]) != (number > 1):
             raise GrowthError(
-                f"a stage that begins with {' and '.join(begins) or 'nothing'}",
+                f"the stage begins with {' and '.join(begins) or 'nothing'}",
                 where=where,
                 fix="the first stage has a model, or init (a checkpoint folder); every later one has grow",
             )
@@ -197,7 +199,8 @@ class _Reader:
         read = sum(stage.steps * stage.keys["batch"] for stage in before)
         if read % train["batch"]:
             raise GrowthError(
-                f"batch {train['batch']} does not go on where {read} sequences were read", where=where,
+                f"stage {number} starts after {read} sequences, not a multiple of its batch size {train['batch']}",
+                where=where,
                 fix="give a batch that divides them",
             )  # fmt: skip
         growing: Growing | None = None
@@ -239,7 +242,7 @@ class _Reader:
         found = mapping(value, f"grow of {where}")
         for key in ("dst", "method"):
             if key not in found:
-                raise GrowthError(f"a growth without {key!r}", where=f"grow of {where}", fix="give dst and method")
+                raise GrowthError(f"the growth has no {key!r}", where=f"grow of {where}", fix="give dst and method")
         options = {option for method in all_methods().values() for option in method.options}
         only(found, ("dst", "method", "state", "maps", *GROWTH, *sorted(options)), f"grow of {where}")
         dst = config_of(found.pop("dst"), self.path, "dst")

@@ -1,4 +1,4 @@
-"""What a study shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""Display of a running study: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DRAW_SECONDS = 0.5
 
 
 class Display:
-    """Says what is done, what runs, and what is left; a context."""
+    """Show finished, running and remaining jobs; a context."""
 
     def __init__(self, study: Study, everything: list[Job], jobs: list[Job], say: Callable[[str], None]) -> None:
         self.study, self.everything, self.jobs, self.say = study, everything, jobs, say
@@ -94,7 +94,7 @@ class Display:
         self.tell(f"{job.name} failed: {error}")
 
     def tell(self, text: str) -> None:
-        """Say something beside the table."""
+        """Print a line beside the table."""
         self._live.console.print(text, markup=False) if self._live else self.say(text)
 
     def left(self) -> str:
@@ -155,7 +155,7 @@ def described(job: Job) -> str:
 
 
 def position(job: Job) -> str:
-    """Where a running job is, in words."""
+    """Return the position of a running job in words."""
     if not job.trains:
         return "at work"
     if (last := last_record(job.folder, "step")) is None:

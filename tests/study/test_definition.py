@@ -61,7 +61,7 @@ def arms(**more):
     ("changes", "message"),
     [
         ({"budgest": [3]}, r"no key 'budgest'\n  where: .*study.yaml\n  what to do: did you mean budgets"),
-        ({"dst": None}, r"a study without 'dst'"),
+        ({"dst": None}, r"the study has no 'dst'"),
         ({"budgets": []}, r"budgets is \[\]"),
         ({"budgets": [20, 20]}, r"budgets names a value twice"),
         ({"budgets": [1.5]}, r"budgets is \[1.5\]\n.*\n  what to do: give whole numbers, 2 or more"),
@@ -73,12 +73,12 @@ def arms(**more):
         ({"baseline": "scrach"}, r"no arm 'scrach'\n.*\n  what to do: did you mean scratch"),
         ({"data": {"ref": "embedded", "seqlen": 5}}, r"no key 'seqlen'\n  where: data in .*\n.*did you mean seq_len"),
         ({"data": "nowhere"}, r"no such folder of packed blocks"),
-        ({"source": {"model": "phi-1"}}, r"a source without 'steps'"),
+        ({"source": {"model": "phi-1"}}, r"the source has no 'steps'"),
         ({"train": {"batch": 16, "lr": 1e-3, "steps": 5}}, r"steps is no key of this place\n  where: train in"),
         ({"train": {"batch": 16, "lrr": 1e-3}}, r"no key 'lrr'\n  where: train in .*\n  what to do: did you mean lr"),
         ({"train": {"batch": "many"}}, r"batch is 'many'\n  where: batch in train in"),
-        ({"sweep": {"lr": [1e-3], "steps": 9}}, r"lr and a sweep of lr"),
-        ({"sweep": {"lr": [1e-3]}}, r"a sweep without 'steps'"),
+        ({"sweep": {"lr": [1e-3], "steps": 9}}, r"lr and sweep are both set"),
+        ({"sweep": {"lr": [1e-3]}}, r"the sweep has no 'steps'"),
         (arms(tilee={}), r"no method 'tilee'\n  where: arm tilee in .*\n  what to do: did you mean tile"),
         (arms(tile={"scal": "rms"}), r"no key 'scal'\n  where: arm tile in .*\n  what to do: did you mean scale"),
         (arms(tile={"scale": "half"}), r"scale 'half' is not allowed\n  where: arm tile in"),
@@ -86,15 +86,15 @@ def arms(**more):
         (arms(tile={"state": "half"}), r"state 'half' is unknown\n  where: arm tile in"),
         (arms(isometric={"state": "copy"}), r"state copy of a plan that mixes coordinates[\s\S]*arm isometric in"),
         (arms(ligo={"state": "scale"}), r"moments of a learned plan \(ligo\)[\s\S]*arm ligo in"),
-        (arms(ligo={"maps": "m", "steps": 3}), r"maps and steps\n  where: arm ligo in"),
+        (arms(ligo={"maps": "m", "steps": 3}), r"maps and steps are both set\n  where: arm ligo in"),
         (arms(ligo={"maps": "nowhere"}), r"no learned maps 'nowhere'\n  where: arm ligo in"),
         (arms(ligo={"steps": 0}), r"steps is \[?0"),
         (arms(tile={"maps": "m"}), r"no key 'maps'\n  where: arm tile in"),
         ({"arms": {"scratch": {"state": "scale"}}}, r"no key 'state'\n  where: arm scratch"),
         ({"train": {"init_optimizer": "x"}}, r"init_optimizer is no key of this place"),
         ({"arms": {"scratch": {"noise": 1}}}, r"no key 'noise'\n  where: arm scratch"),
-        ({"arms": {"../tile": {"method": "tile"}}}, r"an arm called '../tile'"),
-        ({"arms": ["tile"]}, r"\['tile'\] is no mapping\n  where: arms in"),
+        ({"arms": {"../tile": {"method": "tile"}}}, r"'../tile' is no valid name of an arm"),
+        ({"arms": ["tile"]}, r"\['tile'\] is not a mapping\n  where: arms in"),
     ],
 )
 def test_what_is_wrong_is_said_by_key(tmp_path, changes, message):
@@ -106,7 +106,7 @@ def test_an_arm_that_cannot_be_grown_is_refused_before_anything_runs(tmp_path):
     smaller = content()["dst"] | {"hidden_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
     with pytest.raises(GrowthError, match=r"the destination is smaller: hidden 32 -> 16\n  where: arm tile in"):
         load_study(written(tmp_path, dst=smaller))
-    with pytest.raises(GrowthError, match="no such study"):
+    with pytest.raises(GrowthError, match="there is no such study"):
         load_study(tmp_path / "none.yaml")
 
 
