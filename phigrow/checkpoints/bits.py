@@ -1,4 +1,4 @@
-"""Weights as the bits in which they are stored: what can be moved, checked and scaled without being computed with.
+"""Move, check and scale weights as stored bits, without converting them to floats.
 
 numpy has no bfloat16, so values travel as unsigned integers of the dtype's width, [rows, columns], and become floats
 only where something is computed. Rounding is to the nearest, ties to even, as torch rounds.
@@ -37,7 +37,7 @@ LARGEST = {
 
 
 def widen(bits: Bits, dtype: str, compute: type[np.floating[Any]]) -> Values:
-    """The values of stored bits, as float32 or float64; exact, because ``compute`` is at least as wide."""
+    """Return stored values as float32 or float64, exactly, because ``compute`` is at least as wide."""
     with np.errstate(invalid="ignore"):
         if dtype == "bfloat16":
             return (bits.astype(np.uint32) << 16).view(np.float32).astype(compute, copy=False)
@@ -45,12 +45,12 @@ def widen(bits: Bits, dtype: str, compute: type[np.floating[Any]]) -> Values:
 
 
 def narrow(values: Values, dtype: str) -> Bits:
-    """Values as stored bits; what is too large becomes infinite.
+    """Return values as stored bits. Values that are too large become infinite.
 
     >>> narrow(np.array([1.0, 3.0e-3], dtype=np.float32), "bfloat16").tolist()
     [16256, 15173]
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # of infinities and NaN; who must not have them asks is_finite
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are the business of is_finite
         if dtype in ("float32", "float64"):
             return values.astype(np.dtype(dtype), copy=False).view(STORED[dtype])
         single = np.ascontiguousarray(values, dtype=np.float32)
@@ -68,10 +68,10 @@ def narrow(values: Values, dtype: str) -> Bits:
 
 
 def is_finite(bits: Bits, dtype: str) -> bool:
-    """Whether no value is NaN or infinite.
+    """Return whether all values are finite.
 
-    As integers these come after all finite values of their sign, so two maxima tell: among signed integers that of the
-    positive values, among unsigned ones that of the negative.
+    As integers, NaN and infinities come after all finite values of their sign, so two maxima suffice: that of signed
+    integers for the positive values, that of unsigned ones for the negative.
     """
     sign = 1 << (8 * bits.itemsize - 1)
     infinity = _EXPONENT[dtype]
@@ -81,7 +81,7 @@ def is_finite(bits: Bits, dtype: str) -> bool:
 
 
 def scaled(bits: Bits, dtype: str, gain: float | Values) -> Bits:
-    """Stored values times a gain (one, or one a column), computed in float32 or wider and rounded once."""
+    """Multiply stored values by a gain, or one gain for each column, in float32 or wider, with one rounding."""
     if np.ndim(gain) == 0 and bits.itemsize == 2 and bits.size >= _TABLE_PAYS:
         return looked_up(_products(dtype, float(gain)), bits)
     compute = np.float64 if dtype == "float64" else np.float32
@@ -90,7 +90,7 @@ def scaled(bits: Bits, dtype: str, gain: float | Values) -> Bits:
 
 
 def looked_up(table: np.ndarray, places: Bits, out: np.ndarray | None = None) -> np.ndarray:
-    """``table[places]``, for 16-bit places in a table of 65,536; several times as fast, and other threads run."""
+    """Return ``table[places]`` for 16-bit places, several times as fast, without holding up other threads."""
     out = np.empty(places.shape, dtype=table.dtype) if out is None else out
     step = max(1, _IN_CACHE * len(places) // max(1, places.size))  # numpy widens the places to 8 bytes each
     for start in range(0, len(places), step):
@@ -99,12 +99,12 @@ def looked_up(table: np.ndarray, places: Bits, out: np.ndarray | None = None) ->
 
 
 def as_bytes(bits: Bits) -> memoryview:
-    """The memory of stored bits."""
+    """Return the memory of stored bits."""
     return memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def bits_of(tensor: torch.Tensor) -> Bits:
-    """The stored bits of a torch tensor, sharing its memory where that is contiguous."""
+    """Return the stored bits of a torch tensor, which share its memory if it is contiguous."""
     name = str(tensor.dtype).removeprefix("torch.")
     unsigned = np.dtype(STORED[name])
     import torch
@@ -114,7 +114,7 @@ def bits_of(tensor: torch.Tensor) -> Bits:
 
 
 def tensor_of(bits: Bits, dtype: str) -> torch.Tensor:
-    """The torch tensor of stored bits, sharing their memory."""
+    """Return the torch tensor of stored bits, which shares their memory."""
     import torch
 
     signed = bits.view(np.dtype(f"int{8 * bits.itemsize}"))
@@ -128,6 +128,6 @@ _IN_CACHE = 1 << 16
 
 @lru_cache(maxsize=64)
 def _products(dtype: str, gain: float) -> Bits:
-    """The product of every 16-bit value and a gain: looking it up is faster than converting there and back."""
+    """Return the products of every 16-bit value and a gain; a look-up is faster than converting to floats and back."""
     with np.errstate(invalid="ignore", over="ignore"):
         return narrow(widen(np.arange(1 << 16, dtype=np.uint16), dtype, np.float32) * np.float32(gain), dtype)

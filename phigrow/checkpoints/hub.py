@@ -1,4 +1,4 @@
-"""Names to folders: local Hugging Face folders first, then the hub through `huggingface_hub`."""
+"""Resolve names to folders: local Hugging Face folders first, then the hub through `huggingface_hub`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 
 
 def locate(name: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: a folder as it is, a hub name downloaded (or found in the cache).
+    """Return the local folder of a checkpoint. A hub name is downloaded, or taken from the cache.
 
     Args:
         name: a folder, ``phi-1``, ``phi-1_5``, ``phi-2`` (of ``microsoft``), or any hub id.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        GrowthError: nothing of that name, a folder with links that lead out of it, or the hub cannot be reached.
+        GrowthError: nothing has that name, the folder has links that lead out of it, or the hub cannot be reached.
     """
     path = Path(name)
     if path.is_dir():
@@ -47,10 +47,14 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
 
 
 def source_config(name: str | Path, revision: str | None = None) -> Config:
-    """The configuration of a source without its weights: a folder, a file, a shipped or aliased name, or a hub id.
+    """Return the configuration of a source without its weights.
+
+    Args:
+        name: a folder, a file, a shipped or aliased name, or a hub id.
+        revision: branch, tag or commit on the hub.
 
     Raises:
-        GrowthError: nothing of that name, or the hub cannot be reached.
+        GrowthError: nothing has that name, or the hub cannot be reached.
     """
     if Path(name).exists():
         return load_config(name)
@@ -60,7 +64,7 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
 
 
 def display_name(name: str | Path) -> str:
-    """What to call a source: the hub id of an alias or hub name, the folder's own name of a local one."""
+    """Return the name of a source: the hub id of an alias or hub name, or the name of a local folder."""
     path = Path(name)
     return path.resolve().name if path.exists() else ALIASES.get(str(name), str(name))
 

@@ -45,24 +45,24 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 
 def digests(folder: Path, rank: int = 0, size: int = 1) -> dict[str, dict[str, Any]]:
-    """Return size and xxh3 of the files below a folder that are this rank's, each forced onto the disk first.
+    """Force this rank's files below a folder onto the disk, and return the size and xxh3 of each.
 
     A file belongs to the rank in its name (``zero_pp_rank_3_mp_rank_00_optim_states.pt``), else to rank 0: over a
     network file system each rank reads what it wrote, from its own memory.
     """
-    found = {}
+    digest_of = {}
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         if _owner(name, size) == rank:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            found[name] = digest(path)
+            digest_of[name] = digest(path)
             sync_folder(path.parent)
-    return found
+    return digest_of
 
 
 def damage(folder: Path, files: dict[str, Any], rank: int = 0, size: int = 1) -> list[str]:
-    """Return what is wrong with this rank's share of a folder's files, nothing where all is as it was written."""
+    """Return a line for each of this rank's files in a folder that is not as it was written."""
     wrong = []
     for name, expected in files.items():
         if _owner(name, size) != rank:
@@ -79,9 +79,9 @@ def damage(folder: Path, files: dict[str, Any], rank: int = 0, size: int = 1) ->
 
 @contextlib.contextmanager
 def restricted_pickles() -> Iterator[None]:
-    """While the block runs, ``torch.load`` builds tensors, plain data and four named classes of DeepSpeed, no more.
+    """Restrict ``torch.load`` to tensors, plain data and four classes of DeepSpeed; a context.
 
-    DeepSpeed asks for unrestricted pickles, which may run anything; torch's environment variable overrules it.
+    DeepSpeed asks for unrestricted pickles, which can run any code. An environment variable of torch overrules it.
     """
     import torch
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -106,12 +106,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _owner(name: str, size: int) -> int:
-    found = _OWNER.search(name)
-    return int(found.group(1)) % size if found else 0
+    rank = _OWNER.search(name)
+    return int(rank.group(1)) % size if rank else 0
 
 
 def digest(path: Path) -> dict[str, Any]:
-    """Size and xxh3 of a file, as markers have them."""
+    """Return size and xxh3 of a file, as markers hold them."""
     state, bytes_ = xxhash.xxh3_128(), 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):

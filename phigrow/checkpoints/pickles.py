@@ -1,7 +1,7 @@
-"""Pickled weights (``pytorch_model.bin``): read where nothing better is there, by torch's restricted loader only.
+"""Read pickled weights (``pytorch_model.bin``) of folders without safetensors, by torch's restricted loader only.
 
-A pickle is a program. ``torch.load(weights_only=True)`` runs none of it but the rebuilding of tensors; what it refuses
-is refused here. Values are mapped from the file, so a model is not in memory; the grown model is safetensors.
+A pickle is a program. ``torch.load(weights_only=True)`` only rebuilds tensors from it and refuses everything else.
+Values are mapped from the file, so the model is never in memory. The grown model is written as safetensors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def open_checkpoint(folder: Path) -> CheckpointReader:
     """Open a checkpoint folder: its safetensors where it has any, else its pickled weights, with a warning.
 
     Raises:
-        GrowthError: neither is there, or what is there cannot be trusted.
+        GrowthError: the folder has neither, or its files cannot be trusted.
     """
     has_safetensors = any((folder / name).exists() for name in (INDEX, SINGLE))
     has_pickles = any((folder / name).exists() for name in (PICKLE_INDEX, PICKLE))
@@ -64,8 +64,8 @@ class PickleReader(CheckpointReader):
     """The tensors of a folder with ``pytorch_model.bin``, whole or in shards with an index; as `CheckpointReader`.
 
     Raises:
-        GrowthError: a pickle that is more than tensors by name, that torch's restricted loader refuses, or an index
-            that does not fit the files.
+        GrowthError: a pickle is more than named tensors, torch's restricted loader refuses it, or an index does not
+            fit the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -116,7 +116,7 @@ def _load(path: Path) -> dict[Any, Any]:
 
 
 def _first_lines(text: str) -> str:
-    """What torch says before it explains at length how to switch the protection off."""
+    """Return the beginning of torch's message, without its advice to turn the protection off."""
     return text.split("\n\n")[0].split("(1)")[0].split("Re-running")[0].strip()[:500]
 
 

@@ -1,4 +1,4 @@
-"""Safetensors checkpoints, read by rows on demand.
+"""Read safetensors checkpoints by rows, on demand.
 
 Reading goes through `pread` rather than a memory map, so that what was read does not count as resident memory. The
 format is that of the safetensors library: an 8-byte length, a JSON header, raw values. `phigrow.checkpoints.writer`
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MOST_AXES, MOST_SIZE = 8, 1 << 62
-"""Of a tensor: what numpy and torch can index, so that products of sizes stay cheap whatever a header says."""
+"""Limits of a tensor: numpy and torch can index no more. They keep products of sizes cheap for any header."""
 
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -92,7 +92,7 @@ class CheckpointReader:
         files: the safetensors files, in order.
 
     Raises:
-        GrowthError: no safetensors, a damaged or dishonest header, an index that does not fit the files.
+        GrowthError: there are no safetensors, a header is damaged or false, or the index does not fit the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -165,7 +165,7 @@ class CheckpointReader:
 
 
 def _check_cover(spans: list[tuple[int, int, str]], size: int, path: Path) -> None:
-    """Hold tensors to the format: every byte of the values belongs to exactly one of them."""
+    """Check that every byte of the values belongs to exactly one tensor, as the format demands."""
     reached, former = 0, "the header"
     for begin, end, name in spans:
         if begin < reached:
@@ -188,10 +188,10 @@ def _check_cover(spans: list[tuple[int, int, str]], size: int, path: Path) -> No
 
 
 def read_weight_map(path: Path, suffix: str) -> dict[str, str]:
-    """Tensor name -> file name, of an index of shards; every file lies beside the index.
+    """Return tensor name -> file name from an index of shards.
 
     Raises:
-        GrowthError: no index, or one that names anything but a file of that suffix beside it.
+        GrowthError: there is no index, or it names anything but files of that suffix beside it.
     """
     weight_map = read_json_strict(path, "an index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -207,13 +207,13 @@ def read_weight_map(path: Path, suffix: str) -> dict[str, str]:
     return weight_map
 
 
-def check_index(index: Path, weight_map: dict[str, str], found: dict[str, str]) -> None:
-    """Hold an index against what its files hold; both are tensor name -> file name.
+def check_index(index: Path, weight_map: dict[str, str], file_of: dict[str, str]) -> None:
+    """Compare an index with the content of its files; both map tensor names to file names.
 
     Raises:
-        GrowthError: a tensor that is elsewhere, or that either side lacks.
+        GrowthError: a tensor is in another file, or missing on either side.
     """
-    for name, file in found.items():
+    for name, file in file_of.items():
         if weight_map.get(name) != file:
             listed = weight_map.get(name, "in no file")
             raise GrowthError(
@@ -221,7 +221,7 @@ def check_index(index: Path, weight_map: dict[str, str], found: dict[str, str]) 
                 where=f"{name} in {index}",
                 why=f"it is in {file}, the index says {listed}",
             )
-    if missing := [name for name in weight_map if name not in found]:
+    if missing := [name for name in weight_map if name not in file_of]:
         raise GrowthError(
             "an index that does not fit its files",
             where=f"{missing[0]} in {index}",

@@ -1,4 +1,4 @@
-"""Write a sharded safetensors checkpoint: every block of rows at its known place, in any order, from any thread."""
+"""Write a sharded safetensors checkpoint, block by block, in any order and from any thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to packed token blocks: the embedded corpus, local files or a hub dataset, ready for memory-mapped training.
+"""Pack text into token blocks for memory-mapped training: the embedded corpus, local files or a hub dataset.
 
 >>> from phigrow.corpus import load_blocks, prepare
 >>> info = prepare("embedded", "data", seq_len=256)  # doctest: +SKIP

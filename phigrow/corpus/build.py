@@ -117,7 +117,7 @@ def _encoding(tokenizer: PreTrainedTokenizerBase) -> _Encoding:
     from tokenizers import Tokenizer
 
     vocab_size = max(tokenizer.get_vocab().values()) + 1  # more than len() where ids have gaps
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.no_padding()
     copy.no_truncation()
     dtype = "uint16" if vocab_size <= np.iinfo(np.uint16).max + 1 else "uint32"

@@ -74,7 +74,7 @@ class Explained:
 
     @property
     def enough(self) -> bool:
-        """Whether the module explains enough to be read as a textbook."""
+        """Return whether the module explains enough to be read as a textbook."""
         explained = self.docstrings + self.comments
         return self.share >= MIN_EXPLAINED_SHARE and explained >= MIN_EXPLAINED_CHARACTERS
 

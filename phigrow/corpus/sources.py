@@ -77,16 +77,16 @@ def local_files(ref: str | Path) -> list[Path] | None:
             raise GrowthError(f"a file of an unknown kind: {path.name}", where=str(path), fix=_KINDS)
         return [path]
     if path.is_dir():
-        found = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
+        entries = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
     elif any(character in str(ref) for character in "*?["):
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        entries = [Path(name) for name in glob.glob(str(path), recursive=True)]
     elif HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
         return None
     else:
         raise GrowthError("no such file or folder", where=str(path.absolute()), fix=f"check the path; {_KINDS}")
-    files = sorted(file for file in found if file.is_file() and file.name.endswith(SUFFIXES))
+    files = sorted(file for file in entries if file.is_file() and file.name.endswith(SUFFIXES))
     if not files:
-        raise GrowthError("no text files", where=str(path.absolute()), why=f"{len(found)} other entries", fix=_KINDS)
+        raise GrowthError("no text files", where=str(path.absolute()), why=f"{len(entries)} other entries", fix=_KINDS)
     return files
 
 
@@ -136,13 +136,11 @@ def _from_table(file: Path, text_column: str, cache_dir: str | Path | None) -> D
     builder = _builder(file)
     escaped = glob.escape(str(file))  # datasets takes the path for a pattern
     try:
-        found = load_dataset(
-            builder, data_files=escaped, split="train", cache_dir=str(cache_dir) if cache_dir else None
-        )
+        data = load_dataset(builder, data_files=escaped, split="train", cache_dir=str(cache_dir) if cache_dir else None)
     except (DatasetGenerationError, ValueError, OSError) as error:
         why = str(error.__cause__ or error)
         raise GrowthError(f"{builder} that cannot be read", where=str(file), why=why) from error
-    return _three_columns(found, str(file), file.name, text_column)
+    return _three_columns(data, str(file), file.name, text_column)
 
 
 def stream_documents(
@@ -169,7 +167,7 @@ def stream_documents(
     if str(ref) == EMBEDDED:
         return IterableDataset.from_generator(embedded_rows, features=_features()).select_columns(["text"])
     if (files := local_files(ref)) is None:
-        found = _on_hub(str(ref), split, config, revision, streaming=True)
+        data = _on_hub(str(ref), split, config, revision, streaming=True)
     else:
         kinds = {_builder(file) for file in files}
         if len(kinds) > 1:
@@ -184,14 +182,14 @@ def stream_documents(
             made = IterableDataset.from_generator(text_rows, gen_kwargs=arguments, features=_features())
             return made.select_columns(["text"])
         paths = [glob.escape(str(file)) for file in files]
-        found = load_dataset(kinds.pop(), data_files=paths, split="train", streaming=True)
-    names = found.column_names or list(next(iter(found.take(1)), {}))
+        data = load_dataset(kinds.pop(), data_files=paths, split="train", streaming=True)
+    names = data.column_names or list(next(iter(data.take(1)), {}))
     if text_column not in names:
         _no_column(text_column, str(ref), names)
-    if found.features is not None:
-        _must_be_text(found.features[text_column], text_column, str(ref))
-    found = found.select_columns([text_column])
-    return found if text_column == "text" else found.rename_column(text_column, "text")
+    if data.features is not None:
+        _must_be_text(data.features[text_column], text_column, str(ref))
+    data = data.select_columns([text_column])
+    return data if text_column == "text" else data.rename_column(text_column, "text")
 
 
 def _builder(file: Path) -> str:
@@ -204,10 +202,10 @@ def _builder(file: Path) -> str:
 def _from_hub(name: str, text_column: str, split: str, config: str | None, revision: str | None) -> Dataset:
     from datasets import Dataset
 
-    found = _on_hub(name, split, config, revision, streaming=False)
-    if not isinstance(found, Dataset):  # a split expression that names several
+    data = _on_hub(name, split, config, revision, streaming=False)
+    if not isinstance(data, Dataset):  # a split expression that names several
         raise GrowthError(f"{split!r} is not one split of {name!r}", fix="give one split, such as train")
-    return _three_columns(found, name, name, text_column)
+    return _three_columns(data, name, name, text_column)
 
 
 def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, streaming: bool) -> Any:
@@ -236,16 +234,16 @@ def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, 
         ) from error
 
 
-def _three_columns(found: Dataset, where: str, source: str, text_column: str) -> Dataset:
+def _three_columns(data: Dataset, where: str, source: str, text_column: str) -> Dataset:
     """Reduce a table to text, source and title, without rewriting its text."""
     import pyarrow as pa
 
-    names = found.column_names
+    names = data.column_names
     if text_column not in names:
         _no_column(text_column, where, names)
-    _must_be_text(found.features[text_column], text_column, where)
-    strings = [name for name in ("source", "title") if getattr(found.features.get(name), "dtype", None) == "string"]
-    table = found.select_columns(list(dict.fromkeys([text_column, *strings])))
+    _must_be_text(data.features[text_column], text_column, where)
+    strings = [name for name in ("source", "title") if getattr(data.features.get(name), "dtype", None) == "string"]
+    table = data.select_columns(list(dict.fromkeys([text_column, *strings])))
     if text_column != "text":
         table = table.rename_column(text_column, "text")
     for name, value in (("source", source), ("title", "")):

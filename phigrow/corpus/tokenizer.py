@@ -1,4 +1,4 @@
-"""The tokenizer: one that exists, or a byte-level BPE trained on the text."""
+"""Load a tokenizer, or train a byte-level BPE on the text."""
 
 from __future__ import annotations
 

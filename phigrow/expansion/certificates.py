@@ -1,4 +1,4 @@
-"""Saved certificates: what `verify` measured, tied to the very values it was measured on by a hash of every tensor."""
+"""Save certificates of `verify` with a hash of every tensor, and check tensors against them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCK_BYTES = 1 << 22
 
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of dtype, shape and values of every tensor of a checkpoint, whatever its shards."""
+    """Return name -> sha256 of dtype, shape and values of every tensor of a checkpoint, for any number of shards."""
     with CheckpointReader(folder) as reader, ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(reader.tensors, pool.map(_hash, reader.tensors.values()), strict=True))
 
@@ -56,10 +56,10 @@ def save_certificate(
 
 
 def check_certificate(path: Path, src: str | Path, dst: str | Path, revision: str | None = None) -> list[str]:
-    """Hold both sides against a saved certificate, tensor by tensor.
+    """Check the tensors of both sides against a saved certificate. No model is run.
 
     Returns:
-        What differs, one line a tensor; empty when every tensor is the one that was certified.
+        A line for each tensor that differs; empty if every tensor is the certified one.
 
     Raises:
         GrowthError: the certificate or either side cannot be read.
@@ -73,11 +73,11 @@ def check_certificate(path: Path, src: str | Path, dst: str | Path, revision: st
         raise GrowthError(
             "a certificate that cannot be read", where=str(path), why=repr(error), fix="save it again: verify --save"
         ) from error
-    found = {"source": tensor_hashes(locate(src, revision)), "destination": tensor_hashes(locate(dst))}
+    hashes = {"source": tensor_hashes(locate(src, revision)), "destination": tensor_hashes(locate(dst))}
     problems = []
     for side, expected in certified.items():
-        for name in sorted(expected.keys() | found[side].keys()):
-            now, then = found[side].get(name), expected.get(name)
+        for name in sorted(expected.keys() | hashes[side].keys()):
+            now, then = hashes[side].get(name), expected.get(name)
             if now != then:
                 word = "is missing" if now is None else "was not there" if then is None else "was altered"
                 problems.append(f"{side}: {name} {word}")

@@ -1,4 +1,4 @@
-"""Grow a checkpoint on disk, streaming, or a live model in memory."""
+"""Grow a checkpoint on disk, tensor by tensor, or a live model in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES, CheckpointReader
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.errors import GrowthError
 from phigrow.expansion.provenance import command_line, growth_card, installed_version, provenance, sha256_of
-from phigrow.expansion.write_tensors import stream
+from phigrow.expansion.write_tensors import write_tensors
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import StagedFolder
 from phigrow.growth.growth_spec import GrowthSpec
@@ -175,7 +175,7 @@ def _write_weights(
     _check_space(plan, dtype, partial)
     writer = CheckpointWriter(partial.path, {r.name: r.shape for r in plan.recipes()}, dtype, shard_bytes)
     try:
-        return stream(
+        return write_tensors(
             plan, reader, writer, partial, dtype,
             allow_nonfinite=output.allow_nonfinite, progress=output.progress, beside=sha256_of,
         )  # fmt: skip
@@ -229,7 +229,7 @@ def expand_model(
     stored = stored_config(plan.dst_config, plan.table.architecture, str(torch_dtype).removeprefix("torch."))
     new_config = AutoConfig.for_model(**model_settings(stored))
     with init_empty_weights(include_buffers=False):
-        new = AutoModelForCausalLM.from_config(
+        new: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             new_config, dtype=torch_dtype, attn_implementation=model.config._attn_implementation
         )
     model_names = {stored: model for model, stored in stored_names.items()}
@@ -247,10 +247,10 @@ def preview(
     dtype: str | None = None,
     revision: str | None = None,
 ) -> tuple[Plan, int, str]:
-    """Check everything that `expand` checks, without writing: the plan, the bytes of weights, and their dtype.
+    """Run all checks of `expand` without writing; return the plan, the bytes of the weights, and their dtype.
 
     Raises:
-        GrowthError: whatever `expand` would refuse.
+        GrowthError: `expand` would refuse, for the same reason.
     """
     plan = make_plan(src, dst_config, growth, revision=revision)
     with open_checkpoint(locate(src, revision)) as reader:
@@ -260,7 +260,7 @@ def preview(
 
 
 def default_out(src: str | Path, dst_config: str | Path | Config, method: str) -> Path:
-    """The folder that `expand` writes by default: ``phi-1_5-to-phi2-tile`` in the current folder."""
+    """Return the default output of `expand`, such as ``phi-1_5-to-phi2-tile`` in the current folder."""
     name = display_name(src).split("/")[-1]
     if isinstance(dst_config, dict):
         target = "grown"
@@ -271,10 +271,10 @@ def default_out(src: str | Path, dst_config: str | Path | Config, method: str) -
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``5GB``, ``500MB`` or ``2GiB``.
+    """Return the bytes of a size such as ``5GB``, ``500MB`` or ``2GiB``.
 
     Raises:
-        GrowthError: not a size.
+        GrowthError: the text is not a size.
     """
     upper = text.strip().upper()
     unit = next((unit for unit in sorted(_UNITS, key=len, reverse=True) if upper.endswith(unit)), "")
@@ -288,7 +288,7 @@ def parse_size(text: str) -> int:
 
 
 def check_dtype(dtype: str) -> str:
-    """The dtype's name, if weights can have it.
+    """Return the name of a dtype, if weights can have it.
 
     Raises:
         GrowthError: they cannot.
@@ -299,7 +299,7 @@ def check_dtype(dtype: str) -> str:
 
 
 def resolve_dtype(dtype: str | None, reader: CheckpointReader) -> str:
-    """The output dtype: as asked for, else that of the source's largest tensor."""
+    """Return the output dtype: the given one, else that of the source's largest tensor."""
     if dtype is not None:
         return check_dtype(dtype)
     largest = max(reader.tensors.values(), key=lambda tensor: tensor.shape)
@@ -307,7 +307,7 @@ def resolve_dtype(dtype: str | None, reader: CheckpointReader) -> str:
 
 
 def _check_space(plan: Plan, dtype: str, partial: StagedFolder) -> None:
-    """Refuse before writing what the file system cannot hold."""
+    """Refuse an output that does not fit on the file system, before anything is written."""
     needed = output_bytes(plan, dtype)
     there = sum(file.stat().st_blocks * 512 for file in partial.path.iterdir())
     free = shutil.disk_usage(partial.path).free + there
@@ -320,15 +320,15 @@ def _check_space(plan: Plan, dtype: str, partial: StagedFolder) -> None:
 
 
 def output_bytes(plan: Plan, dtype: str) -> int:
-    """Bytes of all values of the destination."""
+    """Return the bytes of all values of the destination."""
     return sum(math.prod(recipe.shape) for recipe in plan.recipes()) * ITEM_BYTES[dtype]
 
 
 def check_source(plan: Plan, reader: CheckpointReader) -> None:
-    """Hold the source's tensors against the family table.
+    """Check the source's tensors against the family table.
 
     Raises:
-        GrowthError: missing or extra tensors, or a shape that is not the configuration's.
+        GrowthError: tensors are missing, unexpected, or of another shape than the configuration demands.
     """
     tied = plan.table.tied_tensors(plan.src_config)
     shapes = {name: shape for name, shape in reader.shapes.items() if name not in tied}
@@ -336,7 +336,7 @@ def check_source(plan: Plan, reader: CheckpointReader) -> None:
 
 
 def _keep_maps(plan: Plan, folder: Path) -> dict[str, Any] | None:
-    """Copy the learned matrices of a plan beside the weights; how they were learned."""
+    """Copy the learned matrices of a plan beside the weights, and return how they were learned."""
     if plan.maps is None or plan.maps.path is None:
         return None
     shutil.copyfile(plan.maps.path, folder / FILE)

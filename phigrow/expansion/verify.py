@@ -1,4 +1,4 @@
-"""The certificate: what a grown checkpoint computes against what its source computes, on the same tokens."""
+"""Compare the outputs of a grown checkpoint and its source on the same tokens; the result is a certificate."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ measured over many shapes by tests/growth/test_lossless.py."""
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `verify` measured. Logits are compared over the source's vocabulary, at every probe position.
+    """The measurements of `verify`. Logits are compared over the source's vocabulary, at every probe position.
 
     Attributes:
         method, plan_hash: of the plan in the destination's ``phigrow.json``; None where there is none.

@@ -1,4 +1,4 @@
-"""The stream: read, lift and write every block of every tensor, on all cores, in bounded memory."""
+"""Read, lift and write every block of every tensor, on all cores and in bounded memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ From 2^18 to 2^22 all sizes were about as fast, smaller ones slower, larger ones
 """
 
 
-def stream(
+def write_tensors(
     plan: Plan,
     reader: CheckpointReader,
     writer: CheckpointWriter,
@@ -45,13 +45,13 @@ def stream(
         dtype: of the output.
         allow_nonfinite: let NaN and infinities through.
         progress: show a progress bar.
-        beside: work to do once for each source file, on the same threads (its hash).
+        beside: work to do once for each source file meanwhile, such as hashing it.
 
     Returns:
-        File name -> what ``beside`` gave.
+        File name -> result of ``beside``.
 
     Raises:
-        GrowthError: values that are not finite, a source file that ends early, or a failed write.
+        GrowthError: values are not finite, a source file ends early, or a write fails.
     """
     with ThreadPoolExecutor(1) as hashing:
         hashes = {file.name: hashing.submit(beside, file) for file in reader.files}
@@ -108,7 +108,7 @@ def _write_all(
 
 
 def block_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """(first, last) row of the blocks in which a tensor is written; vectors are written whole."""
+    """Yield the (first, last) rows of the blocks in which a tensor is written. A vector is one block."""
     step = shape[0] if len(shape) == 1 else max(1, BLOCK_VALUES // shape[1])
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])

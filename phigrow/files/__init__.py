@@ -1,1 +1,1 @@
-"""Files and folders: written whole or not at all, read strictly."""
+"""Write files and folders whole or not at all, and read untrusted ones strictly."""

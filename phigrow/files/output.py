@@ -1,4 +1,4 @@
-"""Where something is written: the one answer to a folder that cannot be."""
+"""Turn refusals of the operating system into errors that name the output."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from phigrow.errors import GrowthError
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Make what a user asked to have in ``out``; a context.
+    """Convert an OSError in the block, which writes ``out``, to a GrowthError; a context.
 
     Raises:
-        GrowthError: the operating system refuses: no permission, no space, a file where a folder is wanted.
+        GrowthError: the operating system refuses: no permission, no space, or a file where a folder is needed.
 
     >>> with writing(Path("/proc/here")):
     ...     Path("/proc/here").mkdir()
@@ -31,10 +31,10 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, if they are not there.
+    """Make a folder and the folders above it, if they are not there.
 
     Raises:
-        GrowthError: it cannot be made.
+        GrowthError: the folder cannot be made.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

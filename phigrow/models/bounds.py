@@ -1,4 +1,4 @@
-"""What a configuration may say: the values from which sizes are made, held to what a language model can have."""
+"""Check the values of a configuration that decide sizes against the limits of a language model."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def check_division(config: Config, where: str, model: str) -> tuple[int, int]:
     """
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv = config.get("num_key_value_heads") or heads
-    for whole, parts, what in ((hidden, heads, "hidden_size"), (heads, kv, "num_attention_heads")):
-        if whole % parts:
+    for size, parts, what in ((hidden, heads, "hidden_size"), (heads, kv, "num_attention_heads")):
+        if size % parts:
             by = "num_attention_heads" if what == "hidden_size" else "num_key_value_heads"
             raise GrowthError(
-                f"heads do not divide: {what} {whole} is no multiple of {by} {parts}",
+                f"heads do not divide: {what} {size} is no multiple of {by} {parts}",
                 where=where,
                 why=f"{model} gives every head hidden_size / num_attention_heads coordinates"
                 if what == "hidden_size"

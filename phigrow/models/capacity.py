@@ -361,12 +361,12 @@ def parse_gpus(text: str) -> tuple[int, float]:
     >>> parse_gpus("96x80")[0]
     96
     """
-    found = re.fullmatch(r"([1-9]\d{0,6})x(\d{1,6}(?:\.\d+)?)(?:G(?:i?B)?)?", text.strip())
-    if found is None or float(found[2]) == 0:
+    match = re.fullmatch(r"([1-9]\d{0,6})x(\d{1,6}(?:\.\d+)?)(?:G(?:i?B)?)?", text.strip())
+    if match is None or float(match[2]) == 0:
         raise GrowthError(
             f"GPUs {text!r}", where="--gpus", fix="give number x memory in GiB, such as 8x80 for eight of 80 GiB"
         )
-    return int(found[1]), float(found[2]) * GIB
+    return int(match[1]), float(match[2]) * GIB
 
 
 def parse_amount(text: str, where: str = "--tokens") -> float:
@@ -378,7 +378,7 @@ def parse_amount(text: str, where: str = "--tokens") -> float:
     >>> parse_amount("1.4T")
     1400000000000.0
     """
-    found = re.fullmatch(r"(\d{1,20}(?:\.\d+)?(?:e\d{1,2})?)([KMBT]?)", text.strip().replace("_", ""))
-    if found is None or float(found[1]) == 0:
+    match = re.fullmatch(r"(\d{1,20}(?:\.\d+)?(?:e\d{1,2})?)([KMBT]?)", text.strip().replace("_", ""))
+    if match is None or float(match[1]) == 0:
         raise GrowthError(f"an amount of {text!r}", where=where, fix="give a number, such as 100B, 1.4T or 5e9")
-    return float(found[1]) * {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2]]
+    return float(match[1]) * {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]]

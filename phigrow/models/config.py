@@ -97,7 +97,7 @@ def normalised(config: Config) -> Config:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number: no text, and not a bool, which is an int in Python."""
+    """Return whether a value is a finite number; a bool, which is an int in Python, is none."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an int that no float can hold

@@ -66,7 +66,7 @@ class Parameter:
         return "{layer}" in self.name
 
     def present(self, config: Config) -> bool:
-        """Whether a model of this configuration has the parameter."""
+        """Return whether a model of this configuration has the parameter."""
         return self.when is None or (self.when == "if") == bool(config.get(self.key or "", self.default))
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -227,41 +227,41 @@ class Family:
                     shapes.update({q.name.format(layer=layer): q.shape(sizes) for q in layered})
         return shapes
 
-    def check_tensors(self, config: Config, found: Mapping[str, tuple[int, ...]], where: str) -> None:
-        """Hold the tensors of a checkpoint against the table.
+    def check_tensors(self, config: Config, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+        """Check the tensors of a checkpoint against the table.
 
         Args:
             config: the checkpoint's configuration.
-            found: name -> shape of what it holds.
+            shapes: name -> shape of its tensors.
             where: its path, for messages.
 
         Raises:
-            GrowthError: missing or extra tensors, or a shape that is not the configuration's; each named.
+            GrowthError: tensors are missing, unexpected, or of another shape than the configuration demands.
         """
         expected = self.state_shapes(config)
-        found = {name: shape for name, shape in found.items() if not name.endswith(self.ignored_tensors or ("\0",))}
-        if former := [name for name in found if name.endswith(self.former_tensors or ("\0",))]:
+        shapes = {name: shape for name, shape in shapes.items() if not name.endswith(self.ignored_tensors or ("\0",))}
+        if former := [name for name in shapes if name.endswith(self.former_tensors or ("\0",))]:
             raise GrowthError(
                 f"the tensors are named as in the first {self.model_type} uploads: {_some(former)}",
                 where=where,
                 why="they were written by code of their own, before transformers had the model",
                 fix=self.former_advice,
             )
-        missing = [name for name in expected if name not in found]
-        extra = [name for name in found if name not in expected]
+        missing = [name for name in expected if name not in shapes]
+        extra = [name for name in shapes if name not in expected]
         if missing or extra:
-            said = [f"{len(m)} {word}: {_some(m)}" for m, word in ((missing, "missing"), (extra, "unexpected")) if m]
+            details = [f"{len(m)} {word}: {_some(m)}" for m, word in ((missing, "missing"), (extra, "unexpected")) if m]
             raise GrowthError(
                 "the checkpoint does not hold the tensors of its configuration",
                 where=where,
-                why="; ".join(said),
+                why="; ".join(details),
                 fix=f"check that config.json belongs to these weights and that they are a {self.model_type} model "
                 "saved by transformers >= 4.37",
             )
         for name, shape in expected.items():
-            if tuple(found[name]) != shape:
+            if tuple(shapes[name]) != shape:
                 raise GrowthError(
-                    f"a tensor of shape {list(found[name])} where the configuration says {list(shape)}",
+                    f"a tensor of shape {list(shapes[name])} where the configuration says {list(shape)}",
                     where=f"{name} in {where}",
                     fix="check that config.json belongs to these weights",
                 )

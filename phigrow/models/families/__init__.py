@@ -1,4 +1,4 @@
-"""Architectures, one file each; a module here that defines ``FAMILY`` is found by its name."""
+"""Architectures, one file each; each module here defines ``FAMILY``."""
 
 from __future__ import annotations
 
