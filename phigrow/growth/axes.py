@@ -29,7 +29,7 @@ from phigrow.growth.dense_map import Floats as Floats
 
 FRESH = -1
 MEAN = -2
-"""How methods spell the source of a coordinate that copies none; see `axis_map`."""
+"""Spellings of the source of a coordinate that copies none, for `axis_map`."""
 
 Anchor = Literal["edge", "center"]
 Ints: TypeAlias = npt.NDArray[np.int64]

@@ -30,7 +30,7 @@ STREAM = "stream"
 
 
 class Place(NamedTuple):
-    """Where a matrix B lies in the matrix of a composite axis: at [i, j] it is B[rows[i], columns[j]] where
+    """The place of a matrix B in the matrix of a composite axis: at [i, j] it is B[rows[i], columns[j]] where
     ``row_tags[i] == column_tags[j]``, and nothing elsewhere."""
 
     name: str
@@ -86,7 +86,7 @@ class LearnedMap:
 
 
 class Learned:
-    """What a learned plan puts in the place of its start's copies.
+    """The matrices with which a learned plan replaces the copies of its start.
 
     Args:
         maps: the matrices; at the start there is none.
@@ -119,8 +119,8 @@ class Learned:
     @cached_property
     def widths(self) -> dict[str, tuple[int, int]]:
         """Name -> (destination, source) size of every learned matrix: those of what grows."""
-        found = {name: self._start(name) for name in self._own}
-        return {name: (m.dst_size, m.src_size) for name, m in found.items() if m.dst_size != m.src_size}
+        maps = {name: self._start(name) for name in self._own}
+        return {name: (m.dst_size, m.src_size) for name, m in maps.items() if m.dst_size != m.src_size}
 
     def lines(self) -> list[str]:
         """Lines of the family table that have coefficients: all in layers, where layers are added."""
@@ -130,15 +130,15 @@ class Learned:
     def matrix(self, name: str) -> Floats:
         """B [dst, src] of a name, learned or at the start."""
         start = self._start(name)
-        found = self.maps.matrix(f"width/{name}", self.widths[name]) if name in self.widths else None
-        return selection(start) if found is None else found
+        learned = self.maps.matrix(f"width/{name}", self.widths[name]) if name in self.widths else None
+        return selection(start) if learned is None else learned
 
     def depth(self, line: str) -> Floats:
         """[dst layers, src layers]: the coefficients of a line of the family table."""
         shape = (len(self.layers), self.src_layers)
-        found = self.maps.matrix(f"depth/{line}", shape) if line in self.lines() else None
-        if found is not None:
-            return found
+        learned = self.maps.matrix(f"depth/{line}", shape) if line in self.lines() else None
+        if learned is not None:
+            return learned
         out = np.zeros(shape)
         out[np.arange(shape[0]), list(self.layers)] = 1.0
         written = next(p.written for p in self.family.parameters if p.name == line)
@@ -147,7 +147,7 @@ class Learned:
         return out
 
     def places(self, axis: Axis) -> list[Place]:
-        """Where matrices lie in that of an axis; empty where it keeps the start's map."""
+        """Places of matrices in the matrix of an axis; empty where the axis keeps the start's map."""
         if len(axis) == 1:
             name = self._streams.get(axis, axis[0] if axis[0] == self.family.mlp else None)
             sizes = self.widths.get(name or "")

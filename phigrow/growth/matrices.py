@@ -52,11 +52,11 @@ class Maps:
                 why=f"a learned plan holds the hash of its matrices, and they lie beside it in {FILE}",
                 fix="put the file beside the plan, or make the plan again with --maps",
             )
-        if (found := _sha256(self.path)) != self.sha256:
+        if (sha256 := _sha256(self.path)) != self.sha256:
             raise GrowthError(
                 "learned maps that are not those of the plan",
                 where=str(self.path),
-                why=f"their sha256 is {found[:16]}, the plan's {self.sha256[:16]}",
+                why=f"their sha256 is {sha256[:16]}, the plan's {self.sha256[:16]}",
                 fix="take the file that was learned with this plan, or make the plan again with --maps",
             )
         from safetensors import SafetensorError
@@ -75,16 +75,16 @@ class Maps:
         """
         if self.sha256 is None:
             return None
-        found = self.tensors.get(name)
-        if found is None or found.shape != shape or not np.isfinite(found).all():
-            said = "missing" if found is None else f"of shape {list(found.shape)}, or not finite"
+        matrix = self.tensors.get(name)
+        if matrix is None or matrix.shape != shape or not np.isfinite(matrix).all():
+            state = "missing" if matrix is None else f"of shape {list(matrix.shape)}, or not finite"
             raise GrowthError(
                 "learned maps that do not fit the plan",
                 where=f"{name} in {self.path}",
-                why=f"it should be {list(shape)}, and is {said}",
+                why=f"it should be {list(shape)}, and is {state}",
                 fix="learn them again for this source and this destination",
             )
-        return found
+        return matrix
 
 
 def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:

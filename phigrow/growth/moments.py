@@ -1,4 +1,4 @@
-"""What becomes of Adam's moments when a model grows, as plans; `phigrow.growth.lift` computes the values.
+"""Growth of Adam's moments, as recipes that `phigrow.growth.lift` computes.
 
 An axis carries an activation with its write leg E and is read with R, so a gradient runs the other way: the gradient
 of a weight ``W' = E_out W R_in`` is ``G' = R_out^T G E_in^T``, and Adam's moments are averages of it and of its square.
@@ -11,7 +11,7 @@ gradient between them, and only their sum obeys. And where new coordinates of th
 them gradients of their own, which the old rows pay for: ``G' = R_out^T (G - M^T G'_mean) E_in^T`` with M the rows of E
 that are means. `tests/growth/test_moments.py` holds all of this to 1e-10.
 
-Where a stream is turned by an isometry Q, gradients are turned with it, and readers that took in a normalisation,
+Where a stream is turned by an isometry Q, gradients are turned with it, and readers that a normalisation is fused into,
 ``W' = W diag(g) Q^T``, get ``G' = (G - s b^T) diag(1/g) Q^T`` with s the gradient of their bias:
 `moment_source` takes the normalisation out. Second moments grow by the squares of Q's entries, as if
 gradients of different coordinates, and of the bias, were independent. What the normalisation itself has left, one gain
@@ -42,7 +42,7 @@ STATES = {
     "asymmetric": "the first copy of each value keeps its moments as they are, further copies start at zero",
     "reset": "all moments start at zero, and Adam counts its steps from zero",
 }
-"""What can be done with the moments, the first being the default.
+"""Ways to grow the moments; the first is the default.
 
 - ``scale``: the rule above. Staged Training (2203.06211) has it for doubling, m/2 and v/4.
 - ``copy``: what one does who takes moments for weights without gains. Off by the gains, and for gains of 1 the same.
@@ -58,7 +58,7 @@ they are averages over steps at which these weights were not quite the same."""
 
 
 def moment_recipe(recipe: TensorRecipe, plan: Plan, moment: str, state: str = "scale") -> TensorRecipe | None:
-    """How a moment of one destination tensor is computed from source moments; None where all of it is zero.
+    """The recipe of a moment of one destination tensor; None where all of it is zero.
 
     Args:
         recipe: of `Plan.recipes`.

@@ -22,7 +22,7 @@ from phigrow.models.family import Axis, Family, Parameter
 
 @dataclass(frozen=True)
 class NormFusion:
-    """What one tensor takes from a normalisation that is fused into its readers.
+    """The names that one tensor needs of a normalisation that is fused into its readers.
 
     Attributes:
         scale, shift: tensors of the normalisation's weight and bias (None without).

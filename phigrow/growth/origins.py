@@ -1,4 +1,4 @@
-"""Where every value of a grown checkpoint came from, read off its plan: no weights, no torch.
+"""Origins of every value of a grown checkpoint, read off its recipes: no weights, no torch.
 
 Every coordinate of a stored axis has a `Kind`, and the kind of a value follows from the kinds of its row and its
 column by the rules of `phigrow.growth.lift`: a zero leg wins over a random one, a random one over a mixture, a mixture
@@ -26,7 +26,7 @@ from phigrow.models.family import spelled
 
 
 class Kind(IntEnum):
-    """What a value is. The copies are two bits, further copy and scaled, so that they combine by `or`."""
+    """Kind of a value. Copies have two bits, further copy and scaled, so that they combine by `or`."""
 
     COPIED = 0
     TILED = 1
@@ -63,7 +63,7 @@ values of the source, by dense legs or with what a folded normalisation adds; fr
 value of a new bias or normalisation."""
 
 SIDES = {1: ("values",), 2: ("rows", "columns")}
-"""What the stored axes of a vector and of a matrix are called."""
+"""Names of the stored axes of a vector and of a matrix."""
 
 
 class Span(NamedTuple):
@@ -138,7 +138,7 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """Where the values of one tensor came from.
+    """Origins of the values of one tensor.
 
     Attributes:
         recipe: how the tensor is computed.
@@ -170,7 +170,7 @@ class Anatomy:
 
     @cached_property
     def counts(self) -> dict[Kind, int]:
-        """How many values are of each kind; they add up to the size of the tensor."""
+        """Number of values of each kind; they add up to the size of the tensor."""
         counts, blocks = dict.fromkeys(Kind, 0), self.recipe.diagonal_blocks
         for block in range(blocks):
             kinds = [np.array_split(side.whole.kinds, blocks)[block] for side in self.sides]
@@ -225,7 +225,7 @@ def _outer(one: Ints, other: Ints) -> Ints:
 
 
 def anatomy(recipe: TensorRecipe) -> Anatomy:
-    """Where every value of a tensor comes from.
+    """Read the origins of a tensor's values off its recipe.
 
     >>> plan = phigrow.plan("phi-1_5", "phi2.json", "wr")  # doctest: +SKIP
     >>> anatomy(next(plan.recipes())).counts[Kind.COPIED]  # doctest: +SKIP

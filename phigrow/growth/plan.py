@@ -97,7 +97,7 @@ class Plan:
 
     @cached_property
     def learned(self) -> Learned | None:
-        """What is learned, of a plan of a learned method."""
+        """The learned matrices of a plan of a learned method; None of any other plan."""
         if self.maps is None:
             return None
         src_layers = self.src_sizes["layer"]
@@ -120,7 +120,7 @@ class Plan:
         )
 
     def recipes(self) -> Iterator[TensorRecipe]:
-        """How every destination tensor is computed, in the order of the family table."""
+        """Recipes of all destination tensors, in the order of the family table."""
         return self._resolver.recipes()
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How one destination tensor is computed from source tensors, resolved from a plan.
+"""Recipes: the computation of each destination tensor from source tensors, resolved from a plan.
 
 A `TensorRecipe` is the only description of a tensor's arithmetic. The lift computes it, learned growth computes it in
 torch, `phigrow.growth.origins` reads off where every value came from, and `phigrow.growth.moments` turns it around for
@@ -135,7 +135,7 @@ class Noise:
 
 @dataclass(frozen=True, eq=False)
 class TensorRecipe:
-    """How one destination tensor is computed.
+    """The computation of one destination tensor.
 
     The tensor is the sum of its terms, plus its offset; coordinates that no term writes hold ``fill``, or new random
     values where the legs say so. Terms either share their legs, and are added up, or have legs for different rows.

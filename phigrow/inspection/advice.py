@@ -1,6 +1,6 @@
-"""What the literature and our study advise about a plan, each with its source. Advice is no part of a plan.
+"""Advice of the literature and of our study about a plan, each with its source. It is no part of the plan.
 
-| topic | said where | source |
+| topic | given where | source |
 |---|---|---|
 | growth | parameters or hidden more than double | 2605.13405: gains are most reliable up to 2x |
 | tokens | the budget has more than 20 tokens a destination parameter | 2605.13405; gains vanish, 2307.06440 |
@@ -56,7 +56,7 @@ class Advice:
 
 
 def advice(plan: Plan, *, tokens: float | None = None, dtype: str | None = None) -> list[Advice]:
-    """What is known to go wrong with a plan like this one, and what to do instead; empty where nothing is.
+    """Known problems of a plan like this one, each with what to do instead; empty where there are none.
 
     Args:
         plan: the plan.
@@ -110,9 +110,9 @@ def _tokens(plan: Plan, tokens: float | None) -> Iterator[Advice]:
 
 
 def _dropout(plan: Plan) -> Iterator[Advice]:
-    found = [f"{key} {plan.dst_config[key]:g}" for key in plan.table.dropout_keys if plan.dst_config.get(key)]
-    if found and plan.exact:
-        text = f"{', '.join(found)}: training does not start at the source's loss; set it to 0 in the destination"
+    dropout = [f"{key} {plan.dst_config[key]:g}" for key in plan.table.dropout_keys if plan.dst_config.get(key)]
+    if dropout and plan.exact:
+        text = f"{', '.join(dropout)}: training does not start at the source's loss; set it to 0 in the destination"
         yield Advice("dropout", text, "phigrow verify measures in evaluation mode")
 
 
@@ -135,7 +135,7 @@ def _copies(plan: Plan) -> Iterator[Advice]:
 
 
 def _equal_copies(axis: AxisMap) -> bool:
-    """Whether two coordinates copy one source coordinate, of one layer, with the same gains on both legs."""
+    """Two coordinates copy one source coordinate of one layer with the same gains on both legs."""
     from_next = np.zeros(axis.dst_size) if axis.from_next_layer is None else axis.from_next_layer
     legs = np.stack([axis.source, axis.write, axis.read, from_next])[:, axis.is_copy]
     return bool(legs.shape[1] > len(np.unique(legs, axis=1).T))

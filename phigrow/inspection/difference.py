@@ -1,4 +1,4 @@
-"""What differs between two plans: everything that their hashes are made of, and nothing else."""
+"""Differences between two plans, in everything that goes into their hashes and nothing else."""
 
 from __future__ import annotations
 

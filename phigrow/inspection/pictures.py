@@ -192,10 +192,10 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 def heading(plan: Plan) -> str:
     """Method, options and the growth of the stream: ``tile, anchor edge, scale none: hidden 2048 → 2560``."""
-    said = ", ".join([plan.method, *(f"{name} {value}" for name, value in plan.options.items())])
+    method = ", ".join([plan.method, *(f"{name} {value}" for name, value in plan.options.items())])
     noise = f", noise {plan.noise:g}" if plan.noise else ""
     stream = plan.table.residual
-    return f"{said}{noise}: {stream} {plan.src_sizes[stream]} → {plan.dst_sizes[stream]}"
+    return f"{method}{noise}: {stream} {plan.src_sizes[stream]} → {plan.dst_sizes[stream]}"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -211,30 +211,30 @@ def _grid(plan: Plan, tensors: Sequence[Anatomy]) -> tuple[Figure, Gains]:
     figure.suptitle(heading(plan), fontsize=9.5)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     gains: Gains = []
-    for found, axes in itertools.zip_longest(tensors, panels):
-        if found is None:
+    for tensor, axes in itertools.zip_longest(tensors, panels):
+        if tensor is None:
             axes.set_axis_off()
             continue
-        recipe = found.recipe
-        gains += _panel(axes, found, _short(recipe.name) + f"\n{_sizes(recipe.source_shape)} → {_sizes(recipe.shape)}")
+        recipe = tensor.recipe
+        gains += _panel(axes, tensor, _short(recipe.name) + f"\n{_sizes(recipe.source_shape)} → {_sizes(recipe.shape)}")
         height, width = (*recipe.shape, 1)[:2]
         axes.set_box_aspect(float(np.clip(height / width, 0.6, 1.35)))
         axes.set_anchor("N")
     return figure, gains
 
 
-def _single(plan: Plan, found: Anatomy) -> tuple[Figure, Gains]:
-    recipe = found.recipe
+def _single(plan: Plan, tensor: Anatomy) -> tuple[Figure, Gains]:
+    recipe = tensor.recipe
     rows, columns = (*recipe.shape, 1)[:2]
     aspect = float(np.clip(rows / columns, 0.5, 1.35))
-    head = _head(found)
-    figure = _figure(6.4 if head else 4.6, (3.4 * aspect if len(found.sides) == 2 else 2.4) + 1.35)
+    head = _head(tensor)
+    figure = _figure(6.4 if head else 4.6, (3.4 * aspect if len(tensor.sides) == 2 else 2.4) + 1.35)
     figure.suptitle(f"{recipe.name}\n{heading(plan)}", fontsize=8.5)
     title = f"{_sizes(recipe.source_shape)} → {_sizes(recipe.shape)}"
     if head is None:
-        return figure, _panel(figure.subplots(), found, title)
+        return figure, _panel(figure.subplots(), tensor, title)
     whole, enlarged = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    return figure, [*_panel(whole, found, title), *_enlarged(enlarged, plan, found, *head)]
+    return figure, [*_panel(whole, tensor, title), *_enlarged(enlarged, plan, tensor, *head)]
 
 
 def _short(name: str) -> str:
@@ -246,13 +246,13 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _panel(axes: Axes, found: Anatomy, title: str, window: tuple[int, tuple[int, int]] | None = None) -> Gains:
+def _panel(axes: Axes, tensor: Anatomy, title: str, window: tuple[int, tuple[int, int]] | None = None) -> Gains:
     """Draw the blocks; ``window`` (side, coordinates) is the part of a side to which an enlarged view is cut."""
-    shape = (*found.recipe.shape, 1)[:2]
+    shape = (*tensor.recipe.shape, 1)[:2]
     limits = [(0, shape[0]), (0, shape[1])]
     if window is not None:
         limits[window[0]] = window[1]
-    visible = [inside for block in blocks(found) if (inside := cut(block, limits)) is not None]
+    visible = [inside for block in blocks(tensor) if (inside := cut(block, limits)) is not None]
     _rectangles(axes, visible)
     axes.set_xlim(*limits[1])
     axes.set_ylim(limits[0][1], limits[0][0])
@@ -260,7 +260,7 @@ def _panel(axes: Axes, found: Anatomy, title: str, window: tuple[int, tuple[int,
     axes.tick_params(length=2.5, width=0.6, color="#444444")
     axes.set_xticks([])
     for place, (side, word, axis) in enumerate(
-        zip(found.sides, SIDES[len(found.sides)], (axes.yaxis, axes.xaxis), strict=False)
+        zip(tensor.sides, SIDES[len(tensor.sides)], (axes.yaxis, axes.xaxis), strict=False)
     ):
         is_window = window is not None and place == window[0]
         part = side.parts[-1] if is_window else side.whole
@@ -366,11 +366,11 @@ def _heads(parts: Sequence[Part]) -> int:
     return int(np.prod([part.size for part in parts[:-1]], dtype=int))
 
 
-def _head(found: Anatomy) -> tuple[int, tuple[int, int]] | None:
+def _head(tensor: Anatomy) -> tuple[int, tuple[int, int]] | None:
     """(side, coordinates) of the first head that copies something; None in a tensor without heads."""
-    if len(found.sides) == 1 or found.recipe.is_zero:
+    if len(tensor.sides) == 1 or tensor.recipe.is_zero:
         return None
-    for place, side in enumerate(found.sides):
+    for place, side in enumerate(tensor.sides):
         heads = _heads(side.parts)
         if heads > 1:
             size = side.whole.size // heads
@@ -380,10 +380,10 @@ def _head(found: Anatomy) -> tuple[int, tuple[int, int]] | None:
     return None
 
 
-def _enlarged(axes: Axes, plan: Plan, found: Anatomy, place: int, span: tuple[int, int]) -> Gains:
+def _enlarged(axes: Axes, plan: Plan, tensor: Anatomy, place: int, span: tuple[int, int]) -> Gains:
     size = span[1] - span[0]
-    gains = _panel(axes, found, f"head {span[0] // size}, enlarged", (place, span))
-    last = found.sides[place].parts[-1].name
+    gains = _panel(axes, tensor, f"head {span[0] // size}, enlarged", (place, span))
+    last = tensor.sides[place].parts[-1].name
     rotary = plan.dst_sizes["rotary"]
     if place != 0 or last not in (plan.table.query, plan.table.key) or not 0 < rotary < size:
         return gains
@@ -403,7 +403,7 @@ def _legend(figure: Figure, tensors: Sequence[Anatomy]) -> None:
     from matplotlib.patches import Patch
 
     gains: dict[Kind, set[float]] = {}
-    for block in (block for found in tensors for block in blocks(found)):
+    for block in (block for tensor in tensors for block in blocks(tensor)):
         gains.setdefault(block.kind, set()).add(block.gain)
     handles = [
         Patch(

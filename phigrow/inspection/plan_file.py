@@ -107,8 +107,8 @@ def _figure(value: Any) -> str:
 def _layers(plan: Plan) -> str:
     identity = len(plan.identity_layers)
     repeated = len(plan.layers) - len(set(plan.layers)) - identity
-    said = "".join(f", {count} {word}" for count, word in ((repeated, "repeated"), (identity, "identity")) if count)
-    return f"{plan.src_sizes['layer']} -> {len(plan.layers)} by {plan.depth}{said}"
+    added = "".join(f", {count} {word}" for count, word in ((repeated, "repeated"), (identity, "identity")) if count)
+    return f"{plan.src_sizes['layer']} -> {len(plan.layers)} by {plan.depth}{added}"
 
 
 def inspection_json(read: PlanFile) -> dict[str, Any]:

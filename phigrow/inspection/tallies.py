@@ -1,4 +1,4 @@
-"""How many values of a plan are of each kind, line by line of the family table, and in percents."""
+"""Counts of a plan's values by kind, line by line of the family table, and as percentages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def by_line(plan: Plan) -> dict[str, dict[Kind, int]]:
 
 
 def totals(lines: Mapping[str, Mapping[Kind, int]]) -> dict[Kind, int]:
-    """How many values of each kind all lines hold together."""
+    """Counts of each kind over all lines."""
     return {kind: sum(counts[kind] for counts in lines.values()) for kind in Kind}
 
 

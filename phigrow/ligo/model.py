@@ -138,7 +138,7 @@ class GrownModel(nn.Module):
         return loss
 
     def matrices(self) -> dict[str, np.ndarray]:
-        """What was learned, as `phigrow.growth.matrices` keeps it."""
+        """The learned matrices, as `phigrow.growth.matrices` keeps them."""
         width = {f"width/{name}": value for name, value in self.width.items()}
         depth = {f"depth/{line}": self.depth[key] for line, key in self.depth_keys.items()}
         return {name: value.detach().float().cpu().numpy() for name, value in {**width, **depth}.items()}
@@ -181,9 +181,8 @@ def _skeleton(plan: Plan, attention: str, dtype: torch.dtype) -> Any:
 
     settings = {k: v for k, v in plan.dst_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**settings), dtype=dtype, attn_implementation=attention
-        )
+        make: Any = AutoModelForCausalLM.from_config
+        model = make(AutoConfig.for_model(**settings), dtype=dtype, attn_implementation=attention)
     model.tie_weights()
     attach_loss(model)
     return model.eval()  # without dropout: what is learned is a start

@@ -27,7 +27,7 @@ HELDOUT_BLOCKS = 64
 
 @dataclass(frozen=True)
 class Learning:
-    """How a learning run ended. Losses are of held-out blocks, nats a token, None where there are none."""
+    """Result of a learning run. Losses are of held-out blocks, nats a token, None where there are none."""
 
     folder: Path
     before: float | None
@@ -229,7 +229,7 @@ class _Run:
         return f"learning {width + depth:,} coefficients ({width:,} of width, {depth:,} of depth) from {start}{held}"
 
     def record(self, learned: Learning, source: str, how: dict[str, Any]) -> dict[str, Any]:
-        """How the matrices were learned, and what that cost."""
+        """The settings and the cost of the learning run."""
         config, plan = self.config, self.plan
         return {
             "method": plan.method,
