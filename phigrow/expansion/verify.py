@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,14 +191,15 @@ def _logits(folder: Path, ids: torch.Tensor, dtype: str) -> tuple[torch.Tensor, 
     with open_checkpoint(folder) as reader:  # reads headers only: a damaged file is named before it is loaded
         stored = max(reader.tensors.values(), key=lambda tensor: tensor.shape).dtype_name
         pickled = isinstance(reader, PickleReader)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=not pickled,  # transformers, too, reads pickles with weights_only=True
-    ).eval()
+    with _no_loading_bar():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=not pickled,  # transformers, too, reads pickles with weights_only=True
+        ).eval()
     if dtype == "float64":
         widen_norms(model)
     with torch.inference_mode():
@@ -204,6 +207,20 @@ def _logits(folder: Path, ids: torch.Tensor, dtype: str) -> tuple[torch.Tensor, 
     del model
     gc.collect()
     return logits, stored
+
+
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Hide transformers' bar "Loading weights", which would stand between two tables."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def widen_norms(model: torch.nn.Module) -> None:

@@ -5,11 +5,15 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import logits, model_of, phi_config, probe, random_pair
 
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.expansion.verify import widen_norms
+from phigrow.growth.axis_groups import AXIS_GROUPS
+from phigrow.growth.method_spec import MethodEntry, parse_method, resolve_method, spell_method
 from phigrow.models.families import all_families
 
 SRC, DST = phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 3, 4)
@@ -118,3 +122,38 @@ def test_a_mixture_from_the_command_line_is_the_one_in_memory(save_model, tmp_pa
     grown = phigrow.expand_model(model, DST, method=spec).state_dict()
     assert all(torch.equal(tensor, grown[name]) for name, tensor in written.items())
     assert phigrow.verify(tmp_path / "src", out).passed
+
+
+quick = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789._-+", min_size=1, max_size=12)
+ENTRIES = st.builds(
+    MethodEntry,
+    group=st.sampled_from(["", *AXIS_GROUPS]),
+    method=NAMES,
+    options=st.lists(st.tuples(NAMES, NAMES), max_size=3).map(tuple),
+)
+
+
+@quick
+@given(st.lists(ENTRIES, min_size=1, max_size=6, unique_by=lambda entry: entry.group).map(tuple))
+def test_a_spelling_is_read_back_as_it_was_written(entries):
+    assert parse_method(spell_method(entries)) == entries
+
+
+@quick
+@given(st.text(max_size=30))
+def test_any_text_is_read_or_refused_with_a_reason(text):
+    try:
+        entries = parse_method(text)
+    except GrowthError as refused:
+        assert refused.fix  # noqa: PT017
+    else:
+        assert parse_method(spell_method(entries)) == entries
+
+
+@quick
+@given(st.floats(0, 100) | st.integers(0, 100) | st.just("none"))
+def test_the_name_in_a_plan_gives_the_same_options(snr):
+    method, options = resolve_method("hypercloning", {"snr": snr})
+    assert method.resolve_options(method.spell_options(options)) == options
