@@ -72,14 +72,14 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
     """Refuse a trunk that has not done what the branch would have done up to a step."""
     path = trunk / RUN_FILE
     if not path.is_file():
-        raise GrowthError("no run to branch from", where=str(path), fix="give the folder of a run")
+        raise GrowthError("there is no run to branch from", where=str(path), fix="give the folder of a run")
     theirs = with_current_names(read_json_strict(path, "the settings of a run"))
     own = RunConfig.keys_with(Role.BRANCH)
     different = {key: values for key, values in changed_keys(theirs, curve).items() if key not in own}
     if different:
         changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
         raise GrowthError(
-            "a branch of a run with other settings",
+            "the trunk has other settings than the branch",
             where=str(trunk),
             why=f"these keys differ: {changes}",
             fix=f"give both the same; only {' and '.join(own)} may differ",

@@ -66,7 +66,7 @@ def newest_complete(out: Path, world: World) -> tuple[Found | None, list[Damaged
         damaged.append(Damaged(item.folder, wrong[0] + more))
     if damaged:
         raise GrowthError(
-            "no checkpoint of this run is whole",
+            "no checkpoint of this run is complete",
             where=str(out / FOLDER),
             why="; ".join(str(item) for item in damaged),
             fix="put the files back (is the folder on a disk that all hosts share?), or delete the run's folder to "
@@ -131,7 +131,7 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
         if different := changed_keys(former, curve):
             changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
             raise GrowthError(
-                "the run folder holds a run of another configuration",
+                "the run folder holds a run with other settings",
                 where=str(out),
                 why=f"these keys differ: {changes}",
                 fix="choose another out, delete the folder, or go back to the former values",

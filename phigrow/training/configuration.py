@@ -78,7 +78,7 @@ class RunConfig(
         check_ranges(self)
         if self.branch_from is not None and (self.schedule != "wsd" or not self.decay_steps):
             raise GrowthError(
-                f"branch_from with schedule {self.schedule} and decay {self.decay_steps}",
+                f"branch_from requires schedule wsd and a decay (got {self.schedule} and {self.decay_steps})",
                 where="branch_from",
                 why="a branch starts where the learning rate is still constant",
                 fix="give schedule: wsd and a decay",
@@ -90,7 +90,11 @@ class RunConfig(
                 fix="give as init the folder that the optimizer's state was grown for",
             )
         if self.branch_from is not None and (self.schedule_start or self.rewarm or self.schedule_steps):
-            raise GrowthError("a branch with a schedule of its own", where="branch_from", fix="leave one of them out")
+            raise GrowthError(
+                "branch_from cannot be combined with schedule_start, schedule_steps or rewarm",
+                where="branch_from",
+                fix="remove one of them",
+            )
         whole = self.whole_schedule
         if (self.schedule_start or 0) + self.steps > whole:
             raise GrowthError(
@@ -108,13 +112,19 @@ class RunConfig(
                 fix="lower warmup or raise steps",
             )
         if self.stream is not None and (self.data is not None or self.mixture is not None):
-            raise GrowthError("stream and data", where="stream", why="a run reads one or the other", fix="drop one")
+            raise GrowthError("stream and data are both set", where="stream", fix="remove one")
         if self.mixture is not None and not isinstance(self.data, str):
             raise GrowthError(
-                "mixture without one folder of data", where="mixture", fix="give data: <folder>, or weights to folders"
+                "mixture requires data to be one folder",
+                where="mixture",
+                fix="give data: <folder>, or give data weights for several folders",
             )
         if self.init == SCRATCH and any((self.source_tokens, self.source_flops, self.source_seconds)):
-            raise GrowthError("a scratch run has no source", where="source_tokens", fix="leave the source costs out")
+            raise GrowthError(
+                "source costs are set, but the run starts from scratch",
+                where="source_tokens, source_flops, source_seconds",
+                fix="remove them",
+            )
 
     @property
     def decay_steps(self) -> int:
@@ -154,7 +164,7 @@ class RunConfig(
             raise GrowthError(
                 f"zero is {self.zero}, but the DeepSpeed file says stage {in_file}",
                 where=str(self.deepspeed),
-                fix="drop one",
+                fix="remove one of them",
             )
         if self.zero is not None:
             return self.zero
@@ -173,10 +183,10 @@ class RunConfig(
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise GrowthError(
-                "a DeepSpeed file that cannot be read", where=str(path.absolute()), why=str(error)
+                "the DeepSpeed file cannot be read", where=str(path.absolute()), why=str(error)
             ) from error
         if not isinstance(content, dict):
-            raise GrowthError("a DeepSpeed file that is not a JSON object", where=str(path.absolute()))
+            raise GrowthError("the DeepSpeed file is not a JSON object", where=str(path.absolute()))
         return content
 
     def as_dict(self) -> dict[str, Any]:

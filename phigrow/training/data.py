@@ -68,7 +68,7 @@ def make_feed(config: RunConfig, blocks: Any, first: int = 0) -> Feed:
         GrowthError: there is nothing to train on.
     """
     if blocks.train is not None and len(blocks.train) == 0:
-        raise GrowthError("no blocks to train on", where=str(config.data), fix="prepare more text")
+        raise GrowthError("there are no blocks to train on", where=str(config.data), fix="prepare more text")
     kind = StreamFeed if blocks.train is None else BlockFeed
     feed = kind(blocks, config.seed, config.batch)
     return LaterFeed(feed, first) if first else feed

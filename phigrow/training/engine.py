@@ -56,18 +56,26 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
             )
     stage = config.stage
     if stage == 0 and config.dtype == "fp16":
-        raise GrowthError("fp16 without ZeRO", where="zero", why="gradient norms would be scaled", fix="zero 1, 2 or 3")
+        raise GrowthError(
+            "dtype fp16 requires ZeRO stage 1, 2 or 3 (got 0)",
+            where="zero",
+            why="gradient norms would include the loss scale",
+            fix="set zero: 1",
+        )
     if stage == 3 and config.compile:
         raise GrowthError(
-            "compile under ZeRO 3", where="compile", why="weights are gathered by hooks", fix="zero 0 to 2"
+            "compile requires ZeRO stage 0, 1 or 2 (got 3)",
+            where="compile",
+            why="hooks gather the weights of every layer at stage 3, and torch.compile cannot trace them",
+            fix="set zero: 2, or remove compile",
         )
     if stage in (1, 2) and out.get("zero_optimization", {}).get("round_robin_gradients"):
         raise GrowthError(
-            "round_robin_gradients in the DeepSpeed file",
+            "round_robin_gradients in the DeepSpeed file is not supported",
             where=str(config.deepspeed),
             why="DeepSpeed then looks for a parameter's master and moments where those of another lie, and a universal "
             "checkpoint has them mixed up",
-            fix="drop it",
+            fix="remove it",
         )
     ours: dict[str, Any] = {
         "train_batch_size": config.batch,

@@ -86,7 +86,7 @@ def load(engine: Any, folder: Path, world: World, optimizer: OptimizerSpec) -> N
     def check() -> None:
         if wrong := damage(folder, read_marker(folder)["files"]):
             raise GrowthError(
-                "optimizer state that is damaged", where=str(folder), why="; ".join(wrong[:3]), fix="grow it again"
+                "the optimizer state is damaged", where=str(folder), why="; ".join(wrong[:3]), fix="grow it again"
             )
 
     on_rank_zero(world, check, patient=True)
@@ -111,7 +111,7 @@ def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
         read_marker(folder)
     except ValueError as error:
         raise GrowthError(
-            "no optimizer state to start with",
+            "the folder holds no optimizer state",
             where=str(folder.absolute()),
             why=str(error),
             fix="give the folder of 'phigrow grow-optimizer'",
@@ -119,7 +119,7 @@ def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
     content = _content(folder)
     if not isinstance(content.get("grown"), dict):
         raise GrowthError(
-            "optimizer state that was not grown",
+            "the optimizer state was not grown",
             where=str(folder),
             fix="give the folder of 'phigrow grow-optimizer'; a run that only goes on finds its checkpoint itself",
         )
@@ -127,7 +127,7 @@ def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
     weights = read_provenance(path.parent)
     if config.init == SCRATCH or weights is None or weights.plan_hash != content["grown"].get("plan"):
         raise GrowthError(
-            "optimizer state of another growth than the weights",
+            "the optimizer state was grown by another plan than the weights",
             where=f"{folder}, and {path if config.init != SCRATCH else 'init: scratch'}",
             why="their plans differ" if weights else f"the weights have no {PROVENANCE_FILE}",
             fix="grow both by one plan: 'phigrow grow-optimizer' takes the folder of 'phigrow expand'",
@@ -141,7 +141,7 @@ def _content(folder: Path) -> dict[str, Any]:
 
 def _unknown(folder: Path, why: str) -> GrowthError:
     return GrowthError(
-        "where to go on in the data is not known",
+        "the position in the data is not known",
         where=str(folder),
         why=why,
         fix="give data_start: the blocks to pass over (0 starts at the beginning)",

@@ -42,7 +42,9 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
     if config.init != SCRATCH:
         if not Path(config.init).is_dir():
             raise GrowthError(
-                "no checkpoint to start from", where=str(Path(config.init).absolute()), fix="give a folder, or scratch"
+                "there is no checkpoint to start from",
+                where=str(Path(config.init).absolute()),
+                fix="give a folder, or scratch",
             )
         out = load_config(config.init)
         if config.model is not None:

@@ -25,7 +25,7 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
             raise GrowthError(
                 f"{key} is {device}, but the DeepSpeed file says {theirs['device']}",
                 where=str(config.deepspeed),
-                fix="drop one",
+                fix="remove one of them",
             )
         device = device or theirs.get("device")
         if device in (None, "none"):
@@ -35,7 +35,7 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
         least = 3 if key == "offload_param" or device == "nvme" else 1
         if config.stage < least:
             raise GrowthError(
-                f"{key} to {device} at ZeRO stage {config.stage}",
+                f"{key} to {device} requires ZeRO stage {least} or more (got {config.stage})",
                 where=key,
                 why="DeepSpeed moves " + ("whole parameters" if key == "offload_param" else "them") + " only where "
                 "every rank has its own part",
@@ -43,7 +43,9 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
             )
         path = config.offload_dir or theirs.get("nvme_path")
         if device == "nvme" and not path:
-            raise GrowthError(f"{key} to nvme without a folder", where="offload_dir", fix="give a folder on that disk")
+            raise GrowthError(
+                f"{key} to nvme requires offload_dir", where="offload_dir", fix="give a folder on that disk"
+            )
         out[key] = theirs | {"device": device} | ({"nvme_path": str(path)} if device == "nvme" else {})
     return out
 

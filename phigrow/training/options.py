@@ -180,11 +180,11 @@ def _read(path: Path) -> dict[str, Any]:
             fix=f"give a YAML file, the name of a shipped recipe ({shipped_names('recipe')}), or --key value",
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GrowthError("a recipe that cannot be read", where=str(path), why=str(error)) from error
+        raise GrowthError("the recipe cannot be read", where=str(path), why=str(error)) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise GrowthError("a recipe that is not a mapping", where=str(path), fix="write 'key: value' lines")
+        raise GrowthError("the recipe is not a mapping", where=str(path), fix="write 'key: value' lines")
     return content
 
 
@@ -204,7 +204,7 @@ def _words(options: Sequence[str]) -> dict[str, Any]:
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise GrowthError(f"a word that belongs to no key: {word!r}", where="the command line", fix="--key value")
+            raise GrowthError(f"{word!r} belongs to no key", where="the command line", fix="--key value")
         name, equals, value = word[2:].partition("=")
         key = _known(name, "the command line")
         if equals:
@@ -224,7 +224,9 @@ def _known(name: str, where: str) -> str:
         return key
     near = difflib.get_close_matches(key, _TYPES, n=3)
     raise GrowthError(
-        f"no key {name!r}", where=where, fix=f"did you mean {' or '.join(near)}?" if near else "--help lists every key"
+        f"there is no key {name!r}",
+        where=where,
+        fix=f"did you mean {' or '.join(near)}?" if near else "--help lists every key",
     )
 
 

@@ -93,7 +93,7 @@ def copied_values(config: RunConfig) -> dict[str, Any]:
         )
     if made.copied is None:
         raise GrowthError(
-            "a grown checkpoint that does not say which values are copies",
+            "the grown checkpoint does not record which values are copies",
             where=str(folder / PROVENANCE_FILE),
             why="an older version of phigrow wrote it",
             fix="expand again: the same plan gives the same weights",
@@ -114,7 +114,7 @@ def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Ten
     line = re.sub(r"\.\d+\.", ".{layer}.", name, count=1)
     spans = found["spans"].get(line, found["spans"].get(name))
     if spans is None or len(spans) != len(shape):
-        raise GrowthError("a parameter that the growth does not know", where=f"{name} in {PROVENANCE_FILE}")
+        raise GrowthError("the growth records nothing of a parameter", where=f"{name} in {PROVENANCE_FILE}")
     out = torch.ones(shape, dtype=torch.bool)
     for axis, (size, ranges) in enumerate(zip(shape, spans, strict=True)):
         side = torch.zeros(size, dtype=torch.bool)

@@ -138,7 +138,7 @@ def _matched(model: nn.Module, reader: CheckpointReader) -> Iterator[tuple[Any, 
         tensor = reader.tensors.get(name)
         if tensor is None:
             raise GrowthError(
-                "a parameter that the checkpoint does not have",
+                "the checkpoint does not have a parameter of the model",
                 where=f"{name} in {reader.folder}",
                 fix="give a checkpoint whose config.json describes its weights",
             )

@@ -94,7 +94,10 @@ def test_measuring_reads_branches_as_a_study_of_budgets(runs):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ("other", "a branch of a run with other settings\n.*\n  why: these keys differ: lr \\(0.01, now 0.02\\)"),
+        (
+            "other",
+            "the trunk has other settings than the branch\n.*\n  why: these keys differ: lr \\(0.01, now 0.02\\)",
+        ),
         ("nothing-there", "no checkpoint of step 2 to branch from\n.*\n  why: steps that are there: 4, 5, 6"),
         ("late", "a branch at step 7, where the trunk's learning rate has decayed since step 6"),
         ("no-run", "no run to branch from"),
@@ -108,8 +111,11 @@ def test_what_is_no_trunk_of_a_run_is_refused(runs, run, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"branch_from": "x"}, "branch_from with schedule cosine"),
-        ({"branch_from": "x", "schedule": "wsd", "decay": 0}, "branch_from with schedule wsd and decay 0"),
+        ({"branch_from": "x"}, "branch_from requires schedule wsd and a decay .got cosine"),
+        (
+            {"branch_from": "x", "schedule": "wsd", "decay": 0},
+            "branch_from requires schedule wsd and a decay .got wsd and 0",
+        ),
         ({"eval_at": [0]}, "eval_at has 0"),
         ({"save_at": [3, -1]}, "save_at has -1"),
     ],

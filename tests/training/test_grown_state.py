@@ -205,9 +205,9 @@ def test_what_does_not_belong_together_is_refused(source, grown, optimizer, alon
     other = phigrow.expand(source / "export", LARGER, tmp_path / "other", method="wr")
     base = {"init": str(grown), "model": None, "init_optimizer": str(optimizer)}
     for changes, message in (
-        ({"init": str(other)}, "of another growth than the weights"),
+        ({"init": str(other)}, "by another plan than the weights"),
         ({"init": str(source / "export")}, "the weights have no phigrow.json"),
-        ({"init_optimizer": str(tmp_path)}, "no optimizer state to start with"),
+        ({"init_optimizer": str(tmp_path)}, "the folder holds no optimizer state"),
         ({"seed": 5}, r"not known[\s\S]*another order: seed \(0, now 5\)[\s\S]*data_start"),
         ({"batch": 5}, "48 blocks were read, which is no whole number of batches of 5"),
     ):
@@ -355,7 +355,7 @@ def test_a_folder_that_deepspeed_wrote_without_phigrow_is_grown_too(source, grow
     assert same(held(out), expected(source / UNIVERSAL / "step-6", grown, "scale"))
     # It does not say what was read; a run asks, and takes an answer.
     keys = {"init": str(grown), "init_optimizer": str(out), "batch": 8}
-    with pytest.raises(GrowthError, match="where to go on in the data is not known"):
+    with pytest.raises(GrowthError, match="position in the data is not known"):
         initial_state_of(RunConfig(**keys), FakeBlocks())
     assert initial_state_of(RunConfig(**keys, data_start=16), FakeBlocks()).first == 2
 

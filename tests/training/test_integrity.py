@@ -104,7 +104,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_started_over_or_moved(tmp_path)
         harm(checkpoint(tmp_path, step))
     with pytest.raises(GrowthError) as error:
         newest_complete(tmp_path, ALONE)
-    assert "no checkpoint of this run is whole" in str(error.value)
+    assert "no checkpoint of this run is complete" in str(error.value)
     assert "step-6: zero_pp_rank_1" in str(error.value)
     assert "step-3: mp_rank_00" in str(error.value)
     assert "put the files back" in str(error.value)

@@ -41,10 +41,13 @@ def test_the_recipes_keys_reach_deepspeed(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"zero": 0, "offload_optimizer": "cpu"}, "offload_optimizer to cpu at ZeRO stage 0"),
-        ({"zero": 2, "offload_param": "cpu"}, "offload_param to cpu at ZeRO stage 2"),
-        ({"zero": 2, "offload_optimizer": "nvme", "offload_dir": "/d"}, "offload_optimizer to nvme at ZeRO stage 2"),
-        ({"zero": 3, "offload_param": "nvme"}, "offload_param to nvme without a folder"),
+        ({"zero": 0, "offload_optimizer": "cpu"}, "offload_optimizer to cpu requires ZeRO stage 1 or more .got 0"),
+        ({"zero": 2, "offload_param": "cpu"}, "offload_param to cpu requires ZeRO stage 3 or more .got 2"),
+        (
+            {"zero": 2, "offload_optimizer": "nvme", "offload_dir": "/d"},
+            "offload_optimizer to nvme requires ZeRO stage 3 or more .got 2",
+        ),
+        ({"zero": 3, "offload_param": "nvme"}, "offload_param to nvme requires offload_dir"),
         ({"zero": 3, "offload_param": "disk"}, "offload_param is 'disk'"),
     ],
 )

@@ -103,7 +103,7 @@ def test_wrong_types_and_shapes_in_a_file(tmp_path):
         ({"steps": True}, "steps is True"),
         ({"steps": 10, "warmup": 11}, "warmup 11 is longer than the 10 steps"),
         ({"steps": 10, "warmup": 5, "schedule": "wsd", "decay": 6}, "do not fit into 10 steps"),
-        ({"source_tokens": 5.0}, "a scratch run has no source"),
+        ({"source_tokens": 5.0}, "source costs are set, but the run starts from scratch"),
     ],
 )
 def test_values_that_cannot_be(settings, part):
@@ -131,7 +131,7 @@ def test_every_optimizer_describes_its_states(name):
 
 
 def test_words_without_keys_and_keys_without_words():
-    assert "belongs to no key: 'steps'" in refused("steps")
+    assert "'steps' belongs to no key" in refused("steps")
     assert "--steps has no value" in refused("--steps")
     assert "--lr has no value" in refused("--lr", "--steps", "3")
 
@@ -195,10 +195,10 @@ def test_a_mixture_is_a_mapping_in_the_file_and_on_the_command_line(tmp_path):
 
 
 def test_data_comes_from_one_place():
-    with pytest.raises(GrowthError, match=r"stream and data\n  where: stream"):
+    with pytest.raises(GrowthError, match=r"stream and data are both set\n  where: stream"):
         RunConfig(data="books", stream={"ref": "x", "tokenizer": "y"})
     for data in (None, {"books": 1}):
-        with pytest.raises(GrowthError, match=r"mixture without one folder of data\n  where: mixture"):
+        with pytest.raises(GrowthError, match=r"mixture requires data to be one folder\n  where: mixture"):
             RunConfig(data=data, mixture={"a": 1})
     with pytest.raises(GrowthError, match=r"documents is 'inside'\n.*\n.*one of plain, within"):
         RunConfig(documents="inside")

@@ -36,7 +36,7 @@ def test_a_start_that_failed_does_not_block_the_corrected_command(alone, tmp_pat
     # What the blocks have, rather than the default of what nothing was prepared with.
     assert (record["config"]["seq_len"], record["seq_len"], RunConfig().seq_len) == (SEQ_LEN, SEQ_LEN, 256)
     # Negative control: where something was trained another configuration is refused.
-    with pytest.raises(GrowthError, match=r"another configuration[\s\S]*vocab_size \(None, now 97\)"):
+    with pytest.raises(GrowthError, match=r"with other settings[\s\S]*vocab_size \(None, now 97\)"):
         run(tmp_path, vocab_size=97)
 
 
