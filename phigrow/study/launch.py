@@ -99,6 +99,8 @@ class Ranks:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if KeyboardInterrupt in error and self._say is not None and self._process is not None:
+            self._say("stopping: runs save a checkpoint first")
         self.ask_to_stop()
         self._end()
 

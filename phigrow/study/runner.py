@@ -131,7 +131,7 @@ class Crew:
         for place in self.places:  # all are asked before one is waited for
             place.ranks.ask_to_stop()
         for place in self.places:
-            place.ranks.__exit__()
+            place.ranks.__exit__(*error)
         self._thread.shutdown(cancel_futures=True)
 
     def has_place(self, job: Job) -> bool:
