@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/phigrow demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 launch: $(VENV)/installed
 	$(BIN)/python -m pytest -m "launch and not slow and not long"

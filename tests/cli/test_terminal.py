@@ -137,10 +137,15 @@ def test_the_ranks_of_a_launch_tell_of_an_interruption_once(monkeypatch, capsys)
     assert capsys.readouterr() == ("", "")
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to processes in the background: they ignore Ctrl-C, and so do those that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_shows_no_traceback_and_leaves_no_folder(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, "data", "--out", "packed"], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     time.sleep(4)  # in the middle of loading its libraries, or of tokenising
     process.send_signal(signal.SIGINT)
@@ -222,7 +227,7 @@ def test_ctrl_c_lets_ranks_save_and_the_same_command_resumes(tmp_path):
     words += ["--ranks", "2", "--steps"]
     process = subprocess.Popen(
         [*COMMAND, *words, "100000"], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
