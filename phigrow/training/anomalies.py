@@ -1,4 +1,4 @@
-"""What a run watches in its own steps: losses that jump, and losses or gradients that are not finite."""
+"""Anomalies in the steps of a run: losses that jump, and losses or gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Spikes:
         self._last = deque((loss for loss in losses if math.isfinite(loss)), maxlen=SPIKE_WINDOW)
 
     def is_spike(self, loss: float) -> bool:
-        """Whether this loss is one; it joins the window whatever it is, unless it is not finite."""
+        """Return true where this loss is a spike. Every finite loss joins the window."""
         if not math.isfinite(loss):
             return False
         found = False
@@ -52,7 +52,7 @@ class NonFinite:
         self.limit, self.dtype, self.count = limit, dtype, 0
 
     def is_overflow(self, reading: Reading) -> bool:
-        """Whether a step was skipped by fp16's loss scaler, which looks for its scale by overflowing: no fault."""
+        """Return true where fp16's loss scaler skipped the step; it finds its scale by overflowing, no fault."""
         return self.dtype == "fp16" and reading.skipped and not reading.broken
 
     def check(self, reading: Reading, rows: Iterable[int]) -> None:

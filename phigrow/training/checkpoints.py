@@ -83,7 +83,7 @@ def _set_aside(damaged: list[Damaged]) -> None:
 
 
 def has_begun(out: Path) -> bool:
-    """Whether a folder has records or checkpoints of a run, rather than only the name of one that failed to start."""
+    """Return true where a folder has records or checkpoints of a run. A run that failed to start has neither."""
     return (out / RECORDS).is_file() or any((out / FOLDER).glob("step-*"))
 
 

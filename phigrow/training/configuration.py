@@ -138,7 +138,7 @@ class RunConfig(
 
     @property
     def is_trunk(self) -> bool:
-        """Whether this run never decays and others branch off it."""
+        """True where this run never decays and others branch off it."""
         return self.trunk is not None and self.schedule == "wsd" and not self.decay_steps
 
     @property

@@ -81,7 +81,7 @@ def keep_tokenizer(blocks: Any) -> None:
 
 
 def data_keys(blocks: Any) -> dict[str, Any]:
-    """What the loss curve depends on of the data, as a resumed run must have it."""
+    """Return the properties of the data on which the loss curve depends; a resumed run must have the same."""
     curve: dict[str, Any] = {"data_fingerprint": blocks.fingerprint}
     if blocks.mixture:
         curve["mixture"] = {source.name: source.weight for source in blocks.mixture}

@@ -15,7 +15,7 @@ from phigrow.errors import GrowthError
 
 
 class Role(enum.Flag):
-    """What else depends on a setting. A setting may have several roles, or none."""
+    """Roles of a setting: other parts of the package that depend on it. A setting may have several roles, or none."""
 
     NONE = 0
     RESUME = enum.auto()

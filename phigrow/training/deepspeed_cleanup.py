@@ -1,4 +1,4 @@
-"""What DeepSpeed leaves behind: names in shared memory, and the locks of compilations that were killed."""
+"""Clean up after DeepSpeed: names in shared memory, and the locks of compilations that were killed."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _made(lock: Path) -> int | None:
 
 
 def _held(lock: Path) -> bool:
-    """Whether a process of this machine has the file open."""
+    """Return true where a process of this machine has the file open."""
     end = f"/{lock.parent.name}/{lock.name}"
     for entry in Path("/proc").glob("[0-9]*/fd/*"):
         try:

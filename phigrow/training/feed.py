@@ -1,4 +1,4 @@
-"""What each step reads, wherever it comes from, fetched ahead of the step in a thread."""
+"""The data of every step, from any source, fetched ahead of the step in a thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Position = dict[str, Any]
 
 
 class Feed(Protocol):
-    """Where steps come from. Everything is a function of seed and step; only a stream also needs its position."""
+    """Source of the data of every step, a function of seed and step. Only a stream also needs its position."""
 
     sources: list[str]
 
@@ -44,7 +44,7 @@ class Feed(Protocol):
         ...
 
     def epochs(self, step: int) -> dict[str, float] | None:
-        """How often each source was read in the first ``step`` steps; None where its size is not known."""
+        """Epochs of each source in the first ``step`` steps; None where its size is not known."""
         ...
 
     def close(self) -> None:

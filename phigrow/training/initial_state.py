@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InitialState:
-    """Where a run begins: the optimizer's state (None: fresh), and its first step in the order of the data.
+    """State that a run begins with: the optimizer's (None: fresh), and its first step in the order of the data.
 
     ``position`` is where a stream stood; ``state`` what was done with the moments, ``seconds`` what that took, and
     ``step`` that of the checkpoint which they come from.
@@ -69,7 +69,7 @@ def initial_state_of(config: RunConfig, blocks: Any) -> InitialState:
 
 
 def with_state(source: InitSource, initial: InitialState) -> InitSource:
-    """What a run's records say of its source, with the state that it starts with and the time that took."""
+    """Return the source of a run with the optimizer state that it starts with, and the time to grow that state."""
     if initial.optimizer is None or source.growth is None:
         return source
     took = (source.expand_seconds or 0.0) + initial.seconds

@@ -72,7 +72,7 @@ def token_loss(
 
 
 def chosen_path(mode: str, tokens: int, vocab: int) -> str:
-    """How `token_loss` computes: ``full logits``, or in chunks by PyTorch's function or by this module's."""
+    """Name the way `token_loss` computes: ``full logits``, or chunks by PyTorch's function or this module's."""
     if loss_path(mode, tokens, vocab) == "full":
         return "full logits"
     return "chunked linear_cross_entropy" if hasattr(F, "linear_cross_entropy") else "chunked, recomputed"

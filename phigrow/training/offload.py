@@ -51,13 +51,13 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
 
 
 def offloads_optimizer(engine_dict: dict[str, Any]) -> bool:
-    """Whether the optimizer's state lies on the host."""
+    """Return true where the optimizer's state lies on the host."""
     section = engine_dict.get("zero_optimization", {}).get("offload_optimizer") or {}
     return section.get("device") in DEVICES
 
 
 def optimizer_device(config: RunConfig) -> str:
-    """Where a run keeps the optimizer's state: ``device``, ``cpu`` or ``nvme``.
+    """Return the device of the optimizer's state: ``device``, ``cpu`` or ``nvme``.
 
     Raises:
         GrowthError: as `offload_sections`.

@@ -43,7 +43,7 @@ class PerValueLR:
         optimizer.register_step_post_hook(self._after)
 
     def factors(self) -> tuple[float, float]:
-        """What updates of copied and of fresh values are multiplied by at this step."""
+        """Return the factors of the updates of copied and of fresh values at this step."""
         warmup = self._config.fresh_warmup
         risen = min(1.0, self.step / warmup) if warmup else 1.0
         return self._config.copied_lr, self._config.fresh_lr * risen
@@ -70,7 +70,7 @@ def _stepped(optimizer: Optimizer) -> list[Tensor]:
 
 
 def has_per_value_lr(config: RunConfig) -> bool:
-    """Whether a run asks for learning rates of their own."""
+    """Return true where a run sets learning rates for copied or fresh values."""
     return bool(config.fresh_warmup) or (config.fresh_lr, config.copied_lr) != (1.0, 1.0)
 
 

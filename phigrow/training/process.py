@@ -1,4 +1,4 @@
-"""What surrounds a rank: allocator, threads, environment, process group, signals, and rank 0 speaking for all."""
+"""The process of a rank: threads, environment, process group, signals, and messages of rank 0 for all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which writes and speaks."""
+        """True on rank 0, which writes files and prints."""
         return self.rank == 0
 
 
@@ -210,7 +210,7 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """Whether the run was asked to stop."""
+        """True once the run was asked to stop."""
         if self._asked_at is None and self._file is not None and self._file.exists():
             self._file.unlink(missing_ok=True)
             self._asked_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a live bar on a terminal, plain lines elsewhere; rank 0 only."""
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere; rank 0 only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says about itself: the opening lines, and the ``run`` record."""
+"""Description of a run: the opening lines, and the ``run`` record."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class Stepper:
         return norm
 
     def due(self, done: int) -> bool:
-        """Whether the buffer should be read after ``done`` steps; the same on every rank."""
+        """Return true where the buffer should be read after ``done`` steps; the same on every rank."""
         return len(self._waiting) >= self.every or done % self.config.log_every == 0
 
     def read(self) -> list[Reading]:

@@ -82,7 +82,7 @@ class Trainer:
 
     @property
     def position(self) -> Position | None:
-        """Where a stream of data stands after the last step taken."""
+        """Position of a stream of data after the last step taken."""
         return self._stepper.position if self._stepper else None
 
     def take_steps(self, callbacks: Sequence[Callback], stop_file: Path | None) -> bool:

@@ -1,4 +1,4 @@
-"""What the training of a checkpoint cost, and how it was grown: read from the files that lie in its folder."""
+"""Cost of the training of a checkpoint, and its growth, read from the files in its folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING = TrainingCost(0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class InitSource:
-    """Where a run starts: the arm's name, what training came before it, and the growth that made it (None: none did).
+    """Origin of a run's first weights: the arm's name, the cost of earlier training, and the growth, if any.
 
     ``expand_seconds`` is what the expansion took, of weights and of the optimizer's state; its FLOPs, one
     multiplication a value, are fewer than a token's. Where its maps were learned, all three count that.
