@@ -94,7 +94,7 @@ def _check(study: Study, path: Path) -> None:
     """Check combinations of keys."""
     from phigrow.checkpoints.run_checkpoints import marked_checkpoints
     from phigrow.expansion.grow_optimizer import check_state
-    from phigrow.growth.planner import plan
+    from phigrow.growth.planner import make_plan
     from phigrow.study.jobs import jobs_of
     from phigrow.training import RunConfig
 
@@ -107,7 +107,7 @@ def _check(study: Study, path: Path) -> None:
     for arm in study.arms:
         if arm.grows:
             try:
-                made = plan(study.source.config, study.dst, arm.method, **arm.growth)
+                made = make_plan(study.source.config, study.dst, arm.spec(seed=0))
                 if arm.state is not None:
                     check_state(made, arm.state)
             except GrowthError as error:

@@ -202,14 +202,14 @@ class _Jobs:
     def _start_key(self, arm: Arm, seed: int) -> str:
         """A hash of everything that the first weights depend on; of a growth the resolved plan, so that a changed
         method is noticed."""
-        from phigrow.growth.planner import plan
+        from phigrow.growth.planner import make_plan
 
         study = self.study
         if arm.method == SCRATCH:
             return _hash(study.dst)
         if arm.method == CONTINUED:
             return self.source_key
-        plan_hash = plan(study.source.config, study.dst, arm.method, seed=seed, **arm.growth).hash
+        plan_hash = make_plan(study.source.config, study.dst, arm.spec(seed)).hash
         learning = [arm.learn, self.data_key] if arm.learn is not None else []
         return _hash([self.source_key, plan_hash, *learning])
 

@@ -219,7 +219,8 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
         assert isinstance(study.data, dict)
         prepare(**{"ref": "embedded", **study.data, "out": job.folder, "progress": False})
         return
-    from phigrow.expansion.expand import expand
+    from phigrow.expansion.expand import OutputSpec, expand_checkpoint
+    from phigrow.growth.growth_spec import GrowthSpec
 
     assert job.arm is not None
     source = study.source.path or next(other for other in jobs if other.kind == "source").folder / "export"
@@ -230,11 +231,11 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
         grow_optimizer(source.parent, start.folder, job.folder, state=str(job.arm.state))
         return
     make_folder(job.folder.parent)
-    options = {"dtype": "float32", **job.arm.growth}
+    growth = job.arm.spec(job.seed)
     if job.arm.learn is not None:
         data = study.data if isinstance(study.data, Path) else next(o for o in jobs if o.kind == "data").folder
-        options = {"dtype": "float32", "maps": learned_maps(study, job, source, data)}
-    expand(source, study.dst, job.folder, method=job.arm.method, seed=job.seed, **options)
+        growth = GrowthSpec(job.arm.method, seed=job.seed, maps=learned_maps(study, job, source, data))
+    expand_checkpoint(source, study.dst, growth, OutputSpec(job.folder, dtype="float32"))
 
 
 def _finish(job: Job, place: _Place) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.models.config import Config
 from phigrow.study.launch import Layout, layout
 
@@ -36,6 +37,10 @@ class Arm:
     def grows(self) -> bool:
         """True if the arm starts from an expansion of the source."""
         return self.method not in (SCRATCH, CONTINUED)
+
+    def spec(self, seed: int) -> GrowthSpec:
+        """Everything that the arm chooses about its growth."""
+        return GrowthSpec.of(self.method, seed=seed, **self.growth)
 
 
 @dataclass(frozen=True)

@@ -75,20 +75,13 @@ def described(staged: Staged, stage: Stage) -> str:
 def _grow(staged: Staged, stage: Stage, say: Callable[[str], None]) -> None:
     if stage.growing is None:
         return
-    from phigrow.expansion.expand import expand
+    from phigrow.expansion.expand import OutputSpec, expand_checkpoint
     from phigrow.expansion.grow_optimizer import grow_optimizer
 
     former = staged.stages[stage.number - 2].folder
     if not stage.start.is_dir():
-        options = {"dtype": "float32", **stage.growing.options}
-        expand(
-            former / "export",
-            stage.config,
-            stage.start,
-            method=stage.growing.method,
-            seed=stage.growing.seed,
-            **options,
-        )
+        output = OutputSpec(stage.start, dtype="float32")
+        expand_checkpoint(former / "export", stage.config, stage.growing.spec, output)
         say(f"    grown into {stage.start}")
     if not stage.state.is_dir():
         grow_optimizer(former, stage.start, stage.state, state=stage.growing.state)

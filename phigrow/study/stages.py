@@ -10,6 +10,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.files.shipped import find_shipped
+from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.models.config import Config, load_config
 from phigrow.models.cost import count_cost
 from phigrow.study.jobs import result_keys
@@ -41,6 +42,11 @@ class Growing:
     state: str
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> GrowthSpec:
+        """Everything that is chosen about the growth."""
+        return GrowthSpec.of(self.method, seed=self.seed, **self.options)
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,7 @@ class _Reader:
     def _growing(self, value: Any, source: Config, seed: int, where: str) -> tuple[Growing, Config, str]:
         from phigrow.expansion.grow_optimizer import check_state
         from phigrow.growth.methods import all_methods
-        from phigrow.growth.planner import plan
+        from phigrow.growth.planner import make_plan
 
         found = mapping(value, f"grow of {where}")
         for key in ("dst", "method"):
@@ -250,7 +256,7 @@ class _Reader:
             found["maps"] = beside(str(found["maps"]), self.path)
         growing = Growing(str(found.pop("method")), str(found.pop("state", "scale")), seed, found)
         try:
-            made = plan(source, dst, growing.method, seed=seed, **growing.options)
+            made = make_plan(source, dst, growing.spec)
             check_state(made, growing.state)
         except GrowthError as error:
             raise error.at(f"grow of {where}") from error
