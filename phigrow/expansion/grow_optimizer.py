@@ -31,7 +31,7 @@ from phigrow.expansion.write_tensors import block_rows
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import StagedFolder, remove
 from phigrow.growth.lift import InMemory, Lift, SourceTensor
-from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
+from phigrow.growth.moments import STATES, moment_recipe, moment_source
 from phigrow.growth.plan import Plan
 from phigrow.growth.recipe import TensorRecipe
 from phigrow.inspection.plan_file import read_plan_file
@@ -39,7 +39,6 @@ from phigrow.inspection.plan_file import read_plan_file
 if TYPE_CHECKING:
     import torch
 
-KINDS = ("fp32", *POWER)
 SAME_WEIGHTS = 0.005
 """Largest distance of lifted masters from grown weights, relative to these: that of rounding to bfloat16 is 0.0017, and
 weights may have been rounded twice."""
@@ -155,10 +154,11 @@ def _check_space(plan: Plan, source: Trained, place: Path, work: Path) -> None:
     def values(shapes: Iterator[tuple[int, ...]]) -> int:
         return sum(map(math.prod, shapes))
 
-    needed = 4 * len(KINDS) * values(recipe.shape for recipe in plan.recipes())
+    kinds = 1 + len(source.states)
+    needed = 4 * kinds * values(recipe.shape for recipe in plan.recipes())
     if not source.is_universal and not source.converted.is_dir() and not work.is_dir():
         # It is converted first, which takes its state twice.
-        needed += 8 * len(KINDS) * values(iter(plan.table.state_shapes(plan.src_config).values()))
+        needed += 8 * kinds * values(iter(plan.table.state_shapes(plan.src_config).values()))
     there = sum(file.stat().st_blocks * 512 for file in place.rglob("*"))
     free = shutil.disk_usage(place).free + there
     if needed > free:
@@ -179,6 +179,8 @@ class _Writer:
         self.live = _live_names(plan, folder)
         self.shapes = plan.table.state_shapes(plan.src_config)
         self.step = 0.0 if state == "reset" else adam_step(folder)
+        self.powers: dict[str, int] = universal.read_state(folder)["states"]
+        self.kinds = ("fp32", *self.powers)
         self.files: dict[str, Any] = {}
 
     def write(self, progress: bool) -> dict[str, Any]:
@@ -188,11 +190,11 @@ class _Writer:
         recipes = list(self.plan.recipes())
         label = f"{self.state}: {'resuming' if self.unfinished.done else 'writing'} the state of {len(recipes)} tensors"
         with (
-            progress_bar(label, len(recipes) * len(KINDS), progress) as advance,
+            progress_bar(label, len(recipes) * len(self.kinds), progress) as advance,
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         ):
             for recipe in recipes:
-                for kind in KINDS:
+                for kind in self.kinds:
                     self._keep(recipe, kind, partial(self._value, recipe, kind, pool))
                     advance(None)
                 self._keep(recipe, "step", partial(torch.tensor, self.step))
@@ -215,12 +217,12 @@ class _Writer:
         import torch
 
         master = kind == "fp32"
-        how = recipe if master else moment_recipe(recipe, self.plan, kind, self.state)
+        how = recipe if master else moment_recipe(recipe, self.plan, kind, self.state, power=self.powers[kind])
         if how is None:
             return torch.zeros(recipe.shape)
         tensors: dict[str, SourceTensor] = {name: self._source(name, kind) for name in how.sources}
         if not master:
-            tensors[recipe.source] = moment_source(recipe, kind, self._source)
+            tensors[recipe.source] = moment_source(recipe, kind, self._source, power=self.powers[kind])
         lift = Lift(how, tensors, "float32")
         out = np.empty(recipe.shape, dtype=np.uint32)
 
@@ -237,7 +239,7 @@ class _Writer:
         value = tensor_of(out, "float32")
         if master:
             _check_weights(value, self.weights, recipe)
-        if kind == "exp_avg_sq" and how.is_dense:
+        if kind == "exp_avg_sq" and "exp_avg" in self.powers and how.is_dense:
             # Squares of a mixture are not known, only that they are no less than the mixture's square.
             value = torch.maximum(value, self._value(recipe, "exp_avg", pool).square())
         return value

@@ -1,4 +1,4 @@
-"""A training checkpoint to grow from: found, checked, as a universal folder, and where it stood in its data."""
+"""Find and check a training checkpoint to grow from, and convert it to the universal format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from phigrow.files.untrusted import read_json_strict
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint to grow from: where it lies, its marker (None where phigrow did not write it)."""
+    """A checkpoint to grow from: its folder, and its marker (None if phigrow did not write it)."""
 
     folder: Path
     marker: dict[str, Any] | None
@@ -29,13 +29,19 @@ class Trained:
 
     @property
     def converted(self) -> Path:
-        """Where its run keeps it as a universal folder, if it made one."""
+        """Folder in which its run keeps it in the universal format, if it does."""
         return self.folder.parent.parent / UNIVERSAL / self.folder.name
 
     def sizes(self) -> dict[str, list[int]]:
-        """Bytes and time of change of every file, by which a folder without a marker is known again."""
+        """Return bytes and time of change of every file, which identify a folder without a marker."""
         files = {file.name: file.stat() for file in sorted(self.folder.iterdir()) if file.is_file()}
         return {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
+
+    @property
+    def states(self) -> dict[str, int]:
+        """State tensors of its optimizer -> power of the gradient that each averages."""
+        states: dict[str, int] = ((self.marker or {}).get("optimizer") or {}).get("states", universal.ADAM_STATES)
+        return states
 
     @property
     def step(self) -> int | None:
@@ -43,7 +49,7 @@ class Trained:
 
 
 def find_trained(path: Path) -> Trained:
-    """The checkpoint that a path means, its files checked where phigrow wrote them."""
+    """Return the checkpoint that a path means. Its files are checked if phigrow wrote them."""
     if not (path / MARKER).is_file():
         found, damaged = marked_checkpoints(path)
         latest = path / "latest"
@@ -83,7 +89,7 @@ def check_step(source: Trained, provenance: Provenance | None) -> None:
 
 
 def as_universal(source: Trained, work: Path, progress: bool) -> Path:
-    """The checkpoint as a universal folder: it is one, the run has made one, or it is converted here."""
+    """Return the checkpoint as a universal folder: itself, the one that its run made, or a conversion in ``work``."""
     if source.is_universal:
         return source.folder
     if source.marker and universal.is_complete(source.converted):
@@ -109,7 +115,7 @@ def as_universal(source: Trained, work: Path, progress: bool) -> Path:
 
 
 def position_in_data(source: Trained) -> dict[str, Any] | None:
-    """Where the run stood in its data, so that what is grown from it goes on there; None where nobody knows."""
+    """Return the position of the run in its data, so that the grown run continues there; None if it is unknown."""
     path = source.folder.parent.parent / RUN_FILE
     if not source.marker or "progress" not in source.marker or not path.is_file():
         return None

@@ -57,7 +57,9 @@ LEAST_WEIGHT = 0.01
 they are averages over steps at which these weights were not quite the same."""
 
 
-def moment_recipe(recipe: TensorRecipe, plan: Plan, moment: str, state: str = "scale") -> TensorRecipe | None:
+def moment_recipe(
+    recipe: TensorRecipe, plan: Plan, moment: str, state: str = "scale", *, power: int | None = None
+) -> TensorRecipe | None:
     """The recipe of a moment of one destination tensor; None where all of it is zero.
 
     Args:
@@ -65,6 +67,7 @@ def moment_recipe(recipe: TensorRecipe, plan: Plan, moment: str, state: str = "s
         plan: the plan.
         moment: ``exp_avg`` or ``exp_avg_sq``.
         state: one of `STATES`.
+        power: of the gradient that the moment averages; by default that of Adam's moments.
 
     Returns:
         A recipe for `phigrow.growth.lift.Lift` without random values, means or noise. The moment of ``recipe.source``
@@ -76,7 +79,7 @@ def moment_recipe(recipe: TensorRecipe, plan: Plan, moment: str, state: str = "s
     """
     if state == "reset" or not _keeps(recipe, plan, state):
         return None
-    power = POWER[moment]
+    power = POWER[moment] if power is None else power
     sides = anatomy(recipe).sides if state == "asymmetric" else None
     kept: list[Bools] = []
     for stored, leg in enumerate(recipe.legs):
@@ -145,13 +148,16 @@ def _takes_something(term: Term) -> bool:
     return all(leg.dense is not None or bool(leg.is_copy.any()) for leg in term.legs)
 
 
-def moment_source(recipe: TensorRecipe, moment: str, read: Callable[[str, str], SourceTensor]) -> SourceTensor:
+def moment_source(
+    recipe: TensorRecipe, moment: str, read: Callable[[str, str], SourceTensor], *, power: int | None = None
+) -> SourceTensor:
     """The values that a tensor's moment is lifted from: its source's, without the normalisation that it takes in.
 
     Args:
         recipe: of `Plan.recipes`.
         moment: ``exp_avg`` or ``exp_avg_sq``.
         read: (source tensor, ``fp32`` or a moment) -> its values.
+        power: as in `moment_recipe`.
     """
     source, fusion = read(recipe.source, moment), recipe.norm_fusion
     # A bias gets the gradient of the tensor that it is added to.
@@ -162,7 +168,8 @@ def moment_source(recipe: TensorRecipe, moment: str, read: Callable[[str, str], 
         values = read(name, kind)
         return widen(values.bits(0, size), values.dtype_name, np.float64).astype(np.float64, copy=False)
 
-    power, (rows, columns) = POWER[moment], (recipe.source_shape[0], recipe.source_shape[-1])
+    power = POWER[moment] if power is None else power
+    rows, columns = (recipe.source_shape[0], recipe.source_shape[-1])
     weights = whole(fusion.scale, "fp32", columns) ** power
     if recipe.source == fusion.shift:  # the normalisation is n -> g n + b: gradients of its readers go through g
         return _Unfused(source, weights)
