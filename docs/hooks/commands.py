@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
+import typing
 from typing import Any
 
 import typer.main
 
 from phigrow.cli import app
+
+WORDS = {int: "integer", float: "number"}
 
 
 def page() -> str:
@@ -15,7 +19,8 @@ def page() -> str:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     parts = ["# Commands", "Every command prints its options with `--help`."]
     for name, command in commands.items():
-        parts += [f"## phigrow {name}", _described(command.help), *_tables(command)]
+        if not command.hidden:
+            parts += [f"## phigrow {name}", _described(command.help), *_tables(command)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -26,43 +31,44 @@ def _described(text: str) -> str:
 
 
 def _tables(command: Any) -> list[str]:
-    rows: dict[str, list[str]] = {"argument": [], "option": []}
+    """A table of the arguments, if there are any, and one of the options."""
+    tables = {kind: [f"| {kind} | value | default | meaning |", "|---|---|---|---|"] for kind in ("argument", "option")}
     for parameter in command.params:
-        if parameter.name == "help" or getattr(parameter, "hidden", False):
+        if parameter.hidden or "--help" in parameter.opts:
             continue
         kind = parameter.param_type_name
-        name = ", ".join(f"`{word}`" for word in (*parameter.opts, *parameter.secondary_opts))
-        if kind == "argument":
-            name = f"`{parameter.metavar or parameter.name.upper()}`"
-        cells = [name, _value(parameter), _default(parameter), parameter.help or ""]
-        rows[kind].append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
-    return [
-        "\n".join([f"| {kind} | value | default | meaning |", "|---|---|---|---|", *lines])
-        for kind, lines in rows.items()
-        if lines
-    ]
+        names = [parameter.metavar or parameter.opts[0].upper()] if kind == "argument" else parameter.opts
+        meaning, _, stated = (parameter.help or "").rstrip("]").partition("[default:")
+        cells = [", ".join(f"`{name}`" for name in names), _value(parameter), stated or _default(parameter), meaning]
+        tables[kind].append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
+    return ["\n".join(lines) for lines in tables.values() if len(lines) > 2]
 
 
 def _value(parameter: Any) -> str:
-    choices = getattr(parameter.type, "choices", None)
+    """The values that a parameter takes."""
+    kind = parameter.type_descriptor.annotation
+    choices: tuple[Any, ...] = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        choices = tuple(member.value for member in kind)
     if choices:
-        return ", ".join(f"`{getattr(choice, 'value', choice)}`" for choice in choices)
-    if getattr(parameter, "is_flag", False):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if kind is bool:
         return "flag"
-    low, high = (getattr(parameter.type, side, None) for side in ("min", "max"))
-    bounds = [f"at least {low:g}"] * (low is not None) + [f"at most {high:g}"] * (high is not None)
-    kind = {"integer": "integer", "integer range": "integer", "float": "number", "float range": "number"}
-    return ", ".join([kind.get(parameter.type.name, "text"), *bounds])
+    if parameter.metavar and parameter.param_type_name == "option":
+        return f"`{parameter.metavar}`"
+    bounds = [f"at least {parameter.min:g}"] if parameter.min is not None else []
+    bounds += [f"at most {parameter.max:g}"] if parameter.max is not None else []
+    return ", ".join([WORDS.get(kind, "text"), *bounds])
 
 
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
-    shown = parameter.show_default
+    shown = parameter.type_descriptor.parameter_info.show_default
     if isinstance(shown, str):
         return shown
     default = parameter.default
-    if default is None or default is False or callable(default) or default == () or parameter.multiple:
+    if default is None or default is False or callable(default):
         return ""
     return f"`{getattr(default, 'value', default)}`"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.families import all_families
-from phigrow.method import Method
-from phigrow.methods import all_methods, depth
+from phigrow.growth.method import Method
+from phigrow.growth.methods import all_methods, depth
+from phigrow.models.families import all_families
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 REFUSED = "refused"
@@ -182,5 +182,5 @@ def _span(rows: list[dict[str, Any]], name: str, growth: str) -> str:
     losses = [row["loss_above_source"] for row in found if not row["exact"]]
     if not losses:
         return "exact"
-    span = f"{min(losses):+.3f} to {max(losses):+.3f}"
+    span = f"{min(losses):+.3f} to {max(losses):+.3f}" if max(map(abs, losses)) >= 0.0005 else "less than 0.001"
     return span if len(losses) == len(found) else f"exact in some families, else {span}"

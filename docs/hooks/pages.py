@@ -17,13 +17,9 @@ from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(ROOT / "docs"))
 
-import api  # noqa: E402
-import commands  # noqa: E402
-import methods  # noqa: E402
-import notebook  # noqa: E402
-import settings  # noqa: E402
+from hooks import api, commands, methods, notebook, settings  # noqa: E402
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -51,7 +47,7 @@ def _filled(entry: Any, paths: list[str]) -> Any:
         return [_filled(value, paths) for value in entry]
     if isinstance(entry, str) and entry.endswith("/"):
         inside = [path for path in paths if path.startswith(entry) and path.endswith(".md")]
-        first = (f"{entry}index.md", f"{entry}depth.md")
+        first = (f"{entry}index.md", f"{entry}depth.md", f"{entry}phigrow.md")
         return sorted(inside, key=lambda path: (first.index(path) if path in first else len(first), path))
     return entry
 
