@@ -119,7 +119,7 @@ def _docstring(module: Any) -> tuple[str, str]:
 
 def _options(method: Method) -> str:
     lines = [
-        f"| `{name}` | {', '.join(f'`{choice}`' for choice in option.choices)} | `{option.default}` | {option.help} |"
+        f"| `{name}` | {option.allowed} | `{option.spell(option.default)}` | {option.help} |"
         for name, option in method.options.items()
     ]
     if method.takes_noise:

@@ -151,7 +151,7 @@ def settings_page() -> str:
             kind = _kind_words(field).replace("|", " or ")
             kind += f", {text}" if (text := allowed(field).removeprefix("a value ")) else ""
             notes = [text for role, text in ROLE_NOTES.items() if role in field.metadata["role"]]
-            meaning = " ".join([field.metadata["help"], *notes])
+            meaning = " ".join([field.metadata["help"].replace("<", "&lt;"), *notes])
             lines.append(f"| `{name}` | {kind} | {_default_words(field).strip(' []')} | {meaning} |")
     return "\n".join(lines) + "\n"
 

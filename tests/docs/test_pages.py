@@ -46,14 +46,6 @@ def test_every_method_has_a_page_with_its_formula_claims_and_cost(hook):
     assert "| uneven width | refused" in pages["methods/staged.md"]
 
 
-def test_the_page_of_settings_has_every_setting(hook):
-    page = hook("settings").page()
-    from phigrow.training import RunConfig
-
-    for name in RunConfig.__dataclass_fields__:
-        assert f"| `{name}` |" in page
-
-
 def test_the_page_of_commands_has_every_option_of_their_help(hook):
     page = hook("commands").page()
     for path in (ROOT / "tests" / "golden" / "help").glob("*.txt"):
@@ -81,7 +73,7 @@ def test_the_tutorial_shows_tables_figures_and_values(hook, tmp_path):
 
 
 def test_links_between_pages_lead_to_pages_and_headings():
-    made = {"methods/index.md", "settings.md", "commands.md", "tutorial.md", "contributing.md", "changelog.md"}
+    made = {"methods/index.md", "commands.md", "tutorial.md", "contributing.md", "changelog.md"}
     anchors = {page.name: _anchors(page.read_text(encoding="utf-8")) for page in PAGES}
     for page in PAGES:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
