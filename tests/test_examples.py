@@ -36,7 +36,12 @@ def test_the_notebook_runs_cell_by_cell_and_shows_tables(monkeypatch):
         last = ast.Expression(body.pop().value)
         exec(compile(ast.Module(body, []), "cell", "exec"), names)
         shown.append(eval(compile(last, "cell", "eval"), names))
-    comparison, finding, estimate, figure, *_ = shown
+    (exact, layers), reasons, sizes, same, comparison, finding, estimate, figure, *_ = shown
+    assert exact
+    assert len(layers) == 32
+    assert "wr reads new random coordinates" in reasons[0]
+    assert sizes == "165,888 parameters grown to 443,216"
+    assert same
     assert "1.49x" in comparison._repr_html_()
     assert finding.startswith("wr reached scratch's final held-out loss (3.95) after 0.82M of 1.23M tokens")
     assert estimate == "1.49x sunk, 1.07x charged, 7 % saved; 3 seeds: 95% bootstrap interval over paired seeds"
