@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import pprint
 from pathlib import Path
 from typing import Any
 
@@ -57,4 +58,4 @@ def _shown(value: Any, files: dict[str, str | bytes], name: str) -> str:
         return f"![Output of the cell above]({path})"
     if hasattr(value, "_repr_html_"):
         return f'<div class="output">{value._repr_html_()}</div>'
-    return f"```text\n{value!r}\n```"
+    return f"```text\n{pprint.pformat(value, width=88, compact=True)}\n```"
