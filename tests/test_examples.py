@@ -12,8 +12,8 @@ SAID = {
     "grow_a_live_model.py": ["parameters, max |dlogit|"],
     "paper_table.py": ["\\toprule", "wr & 3.82", "1.49 & 0.85 & 1.49 & 1.07"],
     "reproduce_figure.py": [
-        "after 0.82M of 1.23M tokens: 1.49x [1.25, 1.78] speedup, 33 % [20, 44] saving",
-        "after 0.77M of 1.23M tokens: 1.60x [1.34, 1.91] speedup, 37 % [25, 48] saving",
+        "after 0.82M of 1.23M tokens. Tokens: 1.49x [1.25, 1.78] speedup, 33 % [20, 44] saving",
+        "after 0.77M of 1.23M tokens. Tokens: 1.60x [1.34, 1.91] speedup, 37 % [25, 48] saving",
         "wrote curves.pdf",
     ],
 }
