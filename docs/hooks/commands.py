@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import re
 import typing
 from typing import Any
 
@@ -17,7 +18,11 @@ WORDS = {int: "integer", float: "number"}
 def page() -> str:
     """Markdown: one section for each command."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    parts = ["# Commands", "Every command prints its options with `--help`."]
+    parts = [
+        "# Commands",
+        "Every command prints its options with `--help`. `phigrow pretrain` also takes every [setting](settings.md) of "
+        "a run: `grad_clip` is `--grad-clip`.",
+    ]
     for name, command in commands.items():
         if not command.hidden:
             parts += [f"## phigrow {name}", _described(command.help), *_tables(command)]
@@ -27,7 +32,9 @@ def page() -> str:
 def _described(text: str) -> str:
     """A command's help, with each example that it gives as code."""
     paragraphs = inspect.cleandoc(text).replace("\b\n", "").split("\n\n")
-    return "\n\n".join(f"```sh\n{p.strip()}\n```" if p.strip().startswith("phigrow ") else p for p in paragraphs)
+    return "\n\n".join(
+        f"```sh\n{p.strip()}\n```" if p.strip().startswith("phigrow ") else _plain(p) for p in paragraphs
+    )
 
 
 def _tables(command: Any) -> list[str]:
@@ -38,7 +45,8 @@ def _tables(command: Any) -> list[str]:
             continue
         kind = parameter.param_type_name
         names = [parameter.metavar or parameter.opts[0].upper()] if kind == "argument" else parameter.opts
-        meaning, _, stated = (parameter.help or "").rstrip("]").partition("[default:")
+        # Help escapes the bracket, so that rich prints it.
+        meaning, _, stated = (parameter.help or "").replace("\\[", "[").rstrip("]").partition("[default:")
         cells = [", ".join(f"`{name}`" for name in names), _value(parameter), stated or _default(parameter), meaning]
         tables[kind].append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
     return ["\n".join(lines) for lines in tables.values() if len(lines) > 2]
@@ -74,4 +82,6 @@ def _default(parameter: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    """A text in one line, as Markdown, with links to the pages that it names."""
+    line = " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    return re.sub(r"docs/(\w+\.md)", r"[docs/\1](\1)", line)
