@@ -20,7 +20,7 @@ Record = dict[str, Any]
 class RunRecord(TypedDict, total=False):
     """Settings and provenance of a run, written once; other fields are kept and shown as they are.
 
-    ``arm`` and ``seed`` are required. docs/measuring.md describes each field.
+    ``arm`` and ``seed`` are required. docs/records.md describes each field.
     """
 
     arm: str
