@@ -123,5 +123,5 @@ def test_a_checkpoint_that_was_not_grown_has_no_fresh_values(grown, tmp_path):
     (tmp_path / "phigrow.json").write_text('{"plan": {}}')
     with pytest.raises(GrowthError, match="does not record which values are copies"):
         copied_values(RunConfig(init=str(tmp_path), fresh_lr=2.0))
-    with pytest.raises(GrowthError, match=r"the growth does not know[\s\S]*other\.weight"):
+    with pytest.raises(GrowthError, match=r"the growth records nothing of a parameter[\s\S]*other\.weight"):
         copied_mask({"spans": {}, "fresh": []}, "other.weight", (2, 2))
