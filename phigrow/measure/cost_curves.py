@@ -40,8 +40,8 @@ def cost_curve(comparison: Comparison, arm: Arm, unit: Unit, highest: float) -> 
     offsets = {*np.linspace(lowest, highest - middle, POINTS).tolist(), 0.0}
     points = []
     for offset in sorted(offsets, reverse=True):
-        found = [each.cost(unit, target + offset) for each, target in zip(own, targets, strict=True)]
-        costs = [each.cost for each in found if each.cost is not None and not each.upper_bound]
+        crossings = [each.cost(unit, target + offset) for each, target in zip(own, targets, strict=True)]
+        costs = [each.cost for each in crossings if each.cost is not None and not each.upper_bound]
         started_below = any(cost <= each.run.expand_cost(unit) for cost, each in zip(costs, own, strict=False))
         if len(costs) == len(own) and np.isfinite(costs).all() and not started_below:
             points.append((float(np.mean(costs)), middle + offset))

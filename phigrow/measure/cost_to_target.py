@@ -89,23 +89,23 @@ class CostToTarget:
         if not all(run.has_unit(unit) for run in (self.run, *self.ends)):
             more = math.nan
         if len(self.ends) > 1 and not on_curve:
-            found = self._between_ends(unit, target)
+            crossed = self._between_ends(unit, target)
         else:
             crossing = self.curve.crossing(self.run.evals[unit], target)
-            found = TargetCrossing(crossing.cost, crossing.censored, crossing.end_cost, crossing.fit_end)
-        cost = None if found.cost is None else found.cost + more
-        return TargetCrossing(cost, found.censored, found.end_cost + more, found.fit_end, found.upper_bound)
+            crossed = TargetCrossing(crossing.cost, crossing.censored, crossing.end_cost, crossing.fit_end)
+        cost = None if crossed.cost is None else crossed.cost + more
+        return TargetCrossing(cost, crossed.censored, crossed.end_cost + more, crossed.fit_end, crossed.upper_bound)
 
     def _between_ends(self, unit: Unit, target: float) -> TargetCrossing:
         start = self.run.held_out(0)
         if start is not None and start <= target:
             return TargetCrossing(0.0, False, _end(self.ends[-1], unit), float(self._between.levels[-1]))
         logs = np.log([_end(run, unit) for run in self.ends])
-        found = self._between.crossing(logs, target)
+        crossed = self._between.crossing(logs, target)
         # Equal to rounding: the target was this very end.
-        upper_bound = not found.censored and self._between.levels[0] < target - 1e-12 * abs(target)
-        cost = None if found.cost is None else float(np.exp(found.cost))
-        return TargetCrossing(cost, found.censored, float(np.exp(found.end_cost)), found.fit_end, upper_bound)
+        upper_bound = not crossed.censored and self._between.levels[0] < target - 1e-12 * abs(target)
+        cost = None if crossed.cost is None else float(np.exp(crossed.cost))
+        return TargetCrossing(cost, crossed.censored, float(np.exp(crossed.end_cost)), crossed.fit_end, upper_bound)
 
 
 def _end(run: Run, unit: str) -> float:

@@ -55,10 +55,10 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "estimates": [_estimate(estimate) for estimate in arm.estimates],
         "budgets": [_point(point) for point in arm.budgets],
         "vanishing": [
-            {"unit": unit, "accounting": accounting, "state": found.state, "budget": found.budget}
+            {"unit": unit, "accounting": accounting, "state": vanishing.state, "budget": vanishing.budget}
             for unit in UNITS
             for accounting in ACCOUNTINGS
-            if (found := arm.vanishing(unit, accounting)) and arm.budgets
+            if (vanishing := arm.vanishing(unit, accounting)) and arm.budgets
         ],
         "notes": list(arm.notes),
     }
@@ -111,7 +111,8 @@ def _curves(run: Run, *, own: bool) -> dict[str, Any]:
 def _picked(values: NDArray[Any]) -> NDArray[Any]:
     if len(values) <= MOST_POINTS:
         return values
-    return values[np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).astype(int))]
+    picked: NDArray[Any] = values[np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).astype(int))]
+    return picked
 
 
 def _thinned(columns: Columns, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:

@@ -85,7 +85,7 @@ class BudgetPoint:
 
     def estimate(self, unit: Unit, accounting: Accounting) -> Estimate:
         """The estimate in one unit and accounting."""
-        return _found(self.estimates, unit, accounting)
+        return _estimate(self.estimates, unit, accounting)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Arm:
 
     def estimate(self, unit: Unit, accounting: Accounting) -> Estimate:
         """The estimate in one unit and accounting; KeyError for the baseline, which has none."""
-        return _found(self.estimates, unit, accounting)
+        return _estimate(self.estimates, unit, accounting)
 
     def vanishing(self, unit: Unit, accounting: Accounting) -> Vanishing:
         """The budget from which on the interval of the saving is not above zero; a censored arm's is not."""
@@ -169,7 +169,7 @@ class Arm:
         return f"{count} seeds: {CONFIDENCE:.0%} bootstrap interval over paired seeds"
 
 
-def _found(estimates: tuple[Estimate, ...], unit: Unit, accounting: Accounting) -> Estimate:
+def _estimate(estimates: tuple[Estimate, ...], unit: Unit, accounting: Accounting) -> Estimate:
     for estimate in estimates:
         if (estimate.unit, estimate.accounting) == (unit, accounting):
             return estimate

@@ -51,7 +51,7 @@ def speedup_intervals(
     if count < FEWEST_SEEDS or not known.any():
         return [None] * len(costs)
     spread = t.ppf(0.5 + confidence / 2, count - 1) * math.sqrt(count / (count - 1))
-    found: list[Interval | None] = [None] * len(costs)
+    intervals: list[Interval | None] = [None] * len(costs)
     zero = (costs == 0).any(axis=1)
     for rows, logarithm in ((known & ~zero, True), (known & zero, False)):
         (places,) = np.nonzero(rows)
@@ -71,5 +71,5 @@ def speedup_intervals(
         wide = spread * error
         low, high = (ratio / np.exp(wide), ratio * np.exp(wide)) if logarithm else (ratio - wide, ratio + wide)
         for place, least, most in zip(places, np.maximum(low, 0.0), high, strict=True):
-            found[place] = tuple(math.inf if end == 0 else 1.0 / float(end) for end in (most, least))  # type: ignore[assignment]
-    return found
+            intervals[place] = tuple(math.inf if end == 0 else 1.0 / float(end) for end in (most, least))  # type: ignore[assignment]
+    return intervals

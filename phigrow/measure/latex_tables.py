@@ -24,12 +24,12 @@ def latex(comparison: Comparison) -> str:
     >>> Path("speedup.tex").write_text(latex(compare(load_runs("runs"))))  # doctest: +SKIP
     """
     base = comparison.baseline.name
-    said = caption(comparison, "tokens").partition(". ")[2]
+    remarks = caption(comparison, "tokens").partition(". ")[2]
     parts = [PREAMBLE]
     if rows := headline_rows(comparison):
         words = (
             f"Speedup over {base} at its final held-out loss, {comparison.target():.3f} nats a token; sunk leaves the "
-            f"source's training out, charged counts it. {said}"
+            f"source's training out, charged counts it. {remarks}"
         )
         parts.append(latex_table(rows, words, "tab:speedup", grouped=True))
     parts.append(latex_table(loss_rows(comparison), "Held-out loss, nats a token.", "tab:loss"))

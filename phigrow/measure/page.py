@@ -82,13 +82,16 @@ def page(comparison: Comparison, definitions: str) -> str:
         ),
     }
     # In one pass, so that nothing in a slot can be taken for another slot.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: slots[found[1]], _asset("report.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda matched: slots[matched[1]], _asset("report.html"))
 
 
 def tables(comparison: Comparison) -> str:
     """Speedups and losses as HTML tables, escaped: what a notebook shows of a comparison."""
-    found = [(_summary(comparison), headline_rows(comparison)), ("Held-out loss, nats a token", loss_rows(comparison))]
-    return "".join(f"<p>{html.escape(words)}</p>{_table(rows)}" for words, rows in found if rows)
+    matched = [
+        (_summary(comparison), headline_rows(comparison)),
+        ("Held-out loss, nats a token", loss_rows(comparison)),
+    ]
+    return "".join(f"<p>{html.escape(words)}</p>{_table(rows)}" for words, rows in matched if rows)
 
 
 def _fits(comparison: Comparison, arm: Arm, highest: float) -> dict[str, list[list[float]]]:

@@ -34,12 +34,12 @@ lists from the settings' own declarations.
 def _compared(one: Run, other: Run) -> tuple[list[str], list[str], dict[str, Any]]:
     """Return the keys of ``config`` that must be equal, those to name, and what null stands for, of two runs."""
     parts = [run.meta.get("compare") for run in (one, other)]
-    found = [part if isinstance(part, dict) else FIRST_RELEASE for part in parts]
+    arm_runs = [part if isinstance(part, dict) else FIRST_RELEASE for part in parts]
     equal, named = (
-        list(dict.fromkeys(str(key) for part in found for key in part.get(list_name) or ()))
+        list(dict.fromkeys(str(key) for part in arm_runs for key in part.get(list_name) or ()))
         for list_name in ("equal", "named")
     )
-    return equal, named, {key: value for part in found for key, value in (part.get("unset") or {}).items()}
+    return equal, named, {key: value for part in arm_runs for key, value in (part.get("unset") or {}).items()}
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
@@ -73,7 +73,10 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
         trunk = trunks.get((run.arm, run.seed, run.trunk))
         by_budget[run.budget] = run if trunk is None else _grafted(run, trunk)
     return {
-        arm: {seed: dict(sorted(found.items(), key=lambda item: item[0] or 0)) for seed, found in sorted(seeds.items())}
+        arm: {
+            seed: dict(sorted(runs_at.items(), key=lambda item: item[0] or 0))
+            for seed, runs_at in sorted(seeds.items())
+        }
         for arm, seeds in arms.items()
     }
 
@@ -118,7 +121,7 @@ def chosen_budget(seeds: Seeds, wanted: int | None, baseline: str) -> int | None
     return wanted
 
 
-def paired_runs(found: Seeds, seeds: Seeds, at: int | None, baseline: str) -> tuple[dict[int, Run], list[str]]:
+def paired_runs(arm_runs: Seeds, seeds: Seeds, at: int | None, baseline: str) -> tuple[dict[int, Run], list[str]]:
     """The runs of an arm at one budget, by seed, and notes on the seeds that have none.
 
     Raises:
@@ -126,7 +129,7 @@ def paired_runs(found: Seeds, seeds: Seeds, at: int | None, baseline: str) -> tu
             also for a run with another one.
     """
     chosen, notes = {}, []
-    for seed, by_budget in found.items():
+    for seed, by_budget in arm_runs.items():
         theirs = seeds.get(seed, {})
         for budget, run in by_budget.items():
             if budget in theirs or not theirs:
@@ -164,13 +167,13 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
                 raise _unpaired(run, base, label + key, one[key], other[key])
 
 
-def settings_that_differ(found: Seeds, seeds: Seeds) -> tuple[str, ...]:
+def settings_that_differ(arm_runs: Seeds, seeds: Seeds) -> tuple[str, ...]:
     """Name the settings in which an arm's training differs from the baseline's.
 
     A key that one of two runs did not record is unknown, and is not taken to differ.
 
     Args:
-        found: the runs of the arm.
+        arm_runs: the runs of the arm.
         seeds: the runs of the baseline; a run is compared with the one of its seed and budget.
 
     Returns:
@@ -178,7 +181,7 @@ def settings_that_differ(found: Seeds, seeds: Seeds) -> tuple[str, ...]:
     """
     texts: dict[str, dict[str, None]] = {}
     order: dict[str, None] = {}
-    for seed, by_budget in found.items():
+    for seed, by_budget in arm_runs.items():
         theirs = seeds.get(seed, {})
         only = next(iter(theirs.values())) if len(theirs) == len(by_budget) == 1 else None
         for budget, run in by_budget.items():

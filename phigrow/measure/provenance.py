@@ -22,11 +22,11 @@ MOST_NAMES = 6
 
 def all_runs(comparison: Comparison) -> list[Run]:
     """The runs that are compared, and those at other budgets, each once, arm by arm."""
-    found: dict[tuple[str, int, int | None], Run] = {}
+    collected: dict[tuple[str, int, int | None], Run] = {}
     for arm in (comparison.baseline, *comparison.arms):
         for run in (*arm.runs, *comparison.ends.get(arm.name, ())):
-            found.setdefault((run.arm, run.seed, run.budget), run)
-    return list(found.values())
+            collected.setdefault((run.arm, run.seed, run.budget), run)
+    return list(collected.values())
 
 
 def run_rows(comparison: Comparison) -> Rows:
@@ -84,15 +84,15 @@ def _values(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
 
 def _flat(meta: dict[str, Any]) -> dict[str, str]:
     """Settings of the run's own configuration, its model, its growth and the machine, as text."""
-    found = {}
+    collected = {}
     for part in ("config", "model", "growth", "versions"):
         values = meta.get(part)
         for key, value in values.items() if isinstance(values, dict) else ():
-            found[f"{part}.{key}"] = _text(value)
+            collected[f"{part}.{key}"] = _text(value)
     for key in ("seq_len", "world_size", "device", "commit", "data_fingerprint"):
         if key in meta:
-            found[key] = _text(meta[key])
-    return found
+            collected[key] = _text(meta[key])
+    return collected
 
 
 def _text(value: Any) -> str:

@@ -69,7 +69,7 @@ def report(
 
     Raises:
         GrowthError: as ``load_runs`` and ``compare``, then nothing is written; ``out`` cannot be written, which is
-            found out first.
+            collected out first.
 
     >>> report("runs", "report").arms[0].name  # doctest: +SKIP
     'wr'

@@ -65,8 +65,8 @@ def frame(comparison: Comparison) -> pandas.DataFrame:
 def parameters(arm: Arm) -> int | None:
     """The parameter count in the run records of an arm; None where it is missing or not one number."""
     counts = {run.meta.get("parameters") for run in arm.runs}
-    found = counts.pop() if len(counts) == 1 else None
-    return found if isinstance(found, int) else None
+    count = counts.pop() if len(counts) == 1 else None
+    return count if isinstance(count, int) else None
 
 
 def loss_rows(comparison: Comparison) -> Rows:

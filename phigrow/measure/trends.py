@@ -97,12 +97,12 @@ def diagnostics_figure(comparison: Comparison) -> Figure | None:
 
 def _legend(figure: Figure) -> None:
     """One legend below all panels, where it hides nothing."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
+            handles.setdefault(label, handle)
     figure.legend(
-        list(found.values()), list(found), loc="outside lower center", ncols=min(len(found), 5), frameon=False
+        list(handles.values()), list(handles), loc="outside lower center", ncols=min(len(handles), 5), frameon=False
     )
 
 

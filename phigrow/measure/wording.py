@@ -193,14 +193,14 @@ def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> s
     >>> vanishing_text(arm, "charged")  # doctest: +SKIP
     "Counting the source's training, growth saved no tokens at any budget."
     """
-    found = arm.vanishing(unit, accounting)
+    vanishing = arm.vanishing(unit, accounting)
     prefix = f"{COUNTING}, the" if accounting == "charged" else "The"
     saving = f"{prefix} interval of the saving in {NAMES[unit]}"
-    if found.state == "met" and found.budget is not None:
-        return f"{saving} meets zero at a budget of {amount(found.budget, 'tokens')} tokens."
-    if found.state == "never":
+    if vanishing.state == "met" and vanishing.budget is not None:
+        return f"{saving} meets zero at a budget of {amount(vanishing.budget, 'tokens')} tokens."
+    if vanishing.state == "never":
         return f"{saving} is above zero up to the largest budget, {amount(arm.budgets[-1].budget, 'tokens')} tokens."
-    if found.state == "always":
+    if vanishing.state == "always":
         if all(point.estimate(unit, accounting).saving <= 0 for point in arm.budgets):
             start = f"{COUNTING}, growth" if accounting == "charged" else "Growth"
             return f"{start} saved no {NAMES[unit]} at any budget."

@@ -1,4 +1,4 @@
-"""Read a study from YAML, strictly: what is wrong is said by key, before anything runs."""
+"""Read a study from YAML, strictly: errors name the key, before anything runs."""
 
 from __future__ import annotations
 
@@ -56,34 +56,34 @@ def load_study(
     (20, 40)
     """
     path = find_shipped(path, "study")
-    found = mapping(read_yaml(path), str(path))
-    only(found, KEYS, str(path))
+    given = mapping(read_yaml(path), str(path))
+    only(given, KEYS, str(path))
     for key in NEEDED:
-        if key not in found:
+        if key not in given:
             raise GrowthError(f"the study has no {key!r}", where=str(path), fix=f"it needs {', '.join(NEEDED)}")
-    data, seq_len = data_of(found["data"], path)
-    train = run_keys(found["train"], Role.STUDY, f"train in {path}")
+    data, seq_len = data_of(given["data"], path)
+    train = run_keys(given["train"], Role.STUDY, f"train in {path}")
     train = DEFAULTS | train
-    seeds = whole(found.get("seeds", [0]), "seeds", path, least=0)
-    source = _source(found["source"], path)
+    seeds = whole(given.get("seeds", [0]), "seeds", path, least=0)
+    source = _source(given["source"], path)
     study = Study(
         name=path.stem,
-        out=Path(out or found.get("out") or Path("runs") / path.stem),
+        out=Path(out or given.get("out") or Path("runs") / path.stem),
         data=data,
         seq_len=seq_len,
         source=source,
-        dst=config_of(found["dst"], path, "dst"),
-        arms=tuple(_arm(name, content, path) for name, content in mapping(found["arms"], f"arms in {path}").items()),
-        baseline=str(found.get("baseline", SCRATCH)),
+        dst=config_of(given["dst"], path, "dst"),
+        arms=tuple(_arm(name, content, path) for name, content in mapping(given["arms"], f"arms in {path}").items()),
+        baseline=str(given.get("baseline", SCRATCH)),
         seeds=seeds,
-        budgets=_budgets(found["budgets"], train["batch"] * seq_len, path),
-        decay=number(found.get("decay", 0.2), "decay", path),
+        budgets=_budgets(given["budgets"], train["batch"] * seq_len, path),
+        decay=number(given.get("decay", 0.2), "decay", path),
         train=train,
-        sweep=_sweep(found["sweep"], seeds, path) if found.get("sweep") else None,
-        workers=workers or optional(found, "workers", path),
-        ranks=ranks or optional(found, "ranks", path),
-        flops_per_second=number(found["flops_per_second"], "flops_per_second", path)
-        if found.get("flops_per_second")
+        sweep=_sweep(given["sweep"], seeds, path) if given.get("sweep") else None,
+        workers=workers or optional(given, "workers", path),
+        ranks=ranks or optional(given, "ranks", path),
+        flops_per_second=number(given["flops_per_second"], "flops_per_second", path)
+        if given.get("flops_per_second")
         else None,
     )
     _check(study, path)
@@ -146,36 +146,36 @@ def _source(value: Any, path: Path) -> Source:
     where = f"source in {path}"
     if isinstance(value, str):
         value = {"path": value}
-    found = mapping(value, where)
-    if "path" in found:
-        only(found, ("path", "tokens", "flops", "seconds"), where)
-        folder = locate(beside(str(found["path"]), path))
-        cost = {key: number(value, key, path) for key, value in found.items() if key != "path"}
+    given = mapping(value, where)
+    if "path" in given:
+        only(given, ("path", "tokens", "flops", "seconds"), where)
+        folder = locate(beside(str(given["path"]), path))
+        cost = {key: number(value, key, path) for key, value in given.items() if key != "path"}
         return Source(config=load_config(folder), path=folder, cost=cost)
-    only(found, ("model", "steps", "seed", "train"), where)
+    only(given, ("model", "steps", "seed", "train"), where)
     for key in ("model", "steps"):
-        if key not in found:
+        if key not in given:
             raise GrowthError(f"the source has no {key!r}", where=where, fix="give a path, or a model and its steps")
     return Source(
-        config=config_of(found["model"], path, "model"),
-        steps=single(found["steps"], "steps", path, least=2),
-        seed=single(found.get("seed", 0), "seed", path, least=0),
-        train=run_keys(found.get("train"), Role.STUDY, f"train of source in {path}"),
+        config=config_of(given["model"], path, "model"),
+        steps=single(given["steps"], "steps", path, least=2),
+        seed=single(given.get("seed", 0), "seed", path, least=0),
+        train=run_keys(given.get("train"), Role.STUDY, f"train of source in {path}"),
     )
 
 
 def _sweep(value: Any, seeds: tuple[int, ...], path: Path) -> Sweep:
     where = f"sweep in {path}"
-    found = mapping(value, where)
-    only(found, ("lr", "steps", "seeds"), where)
+    given = mapping(value, where)
+    only(given, ("lr", "steps", "seeds"), where)
     for key in ("lr", "steps"):
-        if key not in found:
+        if key not in given:
             raise GrowthError(f"the sweep has no {key!r}", where=where, fix="give lr: [...] and steps")
-    rates = found["lr"] if isinstance(found["lr"], list) else [found["lr"]]
+    rates = given["lr"] if isinstance(given["lr"], list) else [given["lr"]]
     return Sweep(
         lr=tuple(sorted({number(rate, "lr", path) for rate in rates})),
-        steps=single(found["steps"], "steps", path, least=2),
-        seeds=whole(found.get("seeds", [seeds[0]]), "seeds", path, least=0),
+        steps=single(given["steps"], "steps", path, least=2),
+        seeds=whole(given.get("seeds", [seeds[0]]), "seeds", path, least=0),
     )
 
 
@@ -187,33 +187,33 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
         raise GrowthError(
             f"{name!r} is no valid name of an arm", where=where, why="it names a folder", fix="use letters, digits, -"
         )
-    found = mapping(content or {}, where)
-    method = str(found.pop("method", name))
+    given = mapping(content or {}, where)
+    method = str(given.pop("method", name))
     mixture = bool(set(method) & set(",=:"))  # one method an axis: what it is made of is checked by its plan
     known = [SCRATCH, CONTINUED, *all_methods()]
     if method not in known and not mixture:
         raise near(f"no method {method!r}", where, method, known)
     shared = Role.STUDY | Role.ARMS | Role.START
-    train = run_keys(found.pop("train", None), shared, f"train of {where}", "it is the same for every arm")
+    train = run_keys(given.pop("train", None), shared, f"train of {where}", "it is the same for every arm")
     grows = method not in (SCRATCH, CONTINUED)
-    state = found.pop("state", None) if grows else None
+    state = given.pop("state", None) if grows else None
     learns = grows and not mixture and find_method(method).learns
     if not mixture:
         more = (*GROWTH, *find_method(method).options) if grows else ()
-        only(found, ("method", "train", *more, *((*LEARN, "maps") if learns else ())), where)
-    learn = _learn(found, path, where) if learns else None
-    return Arm(name, method, found, train, None if state is None else str(state), learn)
+        only(given, ("method", "train", *more, *((*LEARN, "maps") if learns else ())), where)
+    learn = _learn(given, path, where) if learns else None
+    return Arm(name, method, given, train, None if state is None else str(state), learn)
 
 
-def _learn(found: dict[str, Any], path: Path, where: str) -> dict[str, Any] | None:
+def _learn(given: dict[str, Any], path: Path, where: str) -> dict[str, Any] | None:
     """Take how its maps are learned out of an arm's keys; None where they were learned before."""
-    how = {key: found.pop(key) for key in LEARN if key in found}
-    if "maps" in found:
+    how = {key: given.pop(key) for key in LEARN if key in given}
+    if "maps" in given:
         if how:
             raise GrowthError(
                 f"maps and {next(iter(how))} are both set", where=where, fix="give learned maps, or how to learn them"
             )
-        found["maps"] = str(beside(str(found["maps"]), path))
+        given["maps"] = str(beside(str(given["maps"]), path))
         return None
     made = {"steps": 100} | {
         key: whole(value, key, path, least=1)[0] if LEARN[key] is int else number(value, key, path)

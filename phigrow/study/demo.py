@@ -152,11 +152,11 @@ def _certify(study: Study, say: Callable[[str], None]) -> None:
         if job.kind != "expand":
             continue
         key = f"{job.name}-{job.key}"
-        found = certificates.get(key)
-        if found is None:
-            found = certificates[key] = verify(source, job.folder).to_json()
+        certificate = certificates.get(key)
+        if certificate is None:
+            certificate = certificates[key] = verify(source, job.folder).to_json()
         say(
-            f"  {job.name} max |dlogit| {found['max_abs_dlogit']:.2g}, loss {found['source_loss']:.3f} -> "
-            f"{found['destination_loss']:.3f}"
+            f"  {job.name} max |dlogit| {certificate['max_abs_dlogit']:.2g}, loss {certificate['source_loss']:.3f} -> "
+            f"{certificate['destination_loss']:.3f}"
         )
     atomic_json(path, certificates)

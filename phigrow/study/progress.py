@@ -29,11 +29,11 @@ def done(job: Job) -> dict[str, Any] | None:
     if job.keeps and not saved_steps(job.folder):
         return None
     try:
-        found = json.loads((job.folder / DONE).read_text(encoding="utf-8"))
+        ended = json.loads((job.folder / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    longer = found["step"] < job.steps  # a trunk, for a budget that the study did not have
-    return None if longer or found["key"] != job.key else dict(found)
+    longer = ended["step"] < job.steps  # a trunk, for a budget that the study did not have
+    return None if longer or ended["key"] != job.key else dict(ended)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def saved_steps(folder: Path) -> list[int]:
     """The steps of a run's complete checkpoints, rising."""
     from phigrow.checkpoints.run_checkpoints import marked_checkpoints
 
-    return [found.progress.step for found in marked_checkpoints(folder)[0]]
+    return [ended.progress.step for ended in marked_checkpoints(folder)[0]]
 
 
 def chosen_rates(study: Study, jobs: list[Job], arm: Arm) -> dict[float, float] | None:
@@ -88,20 +88,20 @@ def chosen_rates(study: Study, jobs: list[Job], arm: Arm) -> dict[float, float] 
     losses: dict[float, list[float]] = {}
     for job in jobs:
         if job.kind == "sweep" and job.arm == arm:
-            if (found := done(job)) is None:
+            if (ended := done(job)) is None:
                 return None
-            loss = found["heldout_loss"]
+            loss = ended["heldout_loss"]
             losses.setdefault(job.keys["lr"], []).append(math.inf if loss is None or math.isnan(loss) else loss)
-    return {rate: sum(found) / len(found) for rate, found in losses.items()} or None
+    return {rate: sum(ended) / len(ended) for rate, ended in losses.items()} or None
 
 
 def throughput(jobs: list[Job], flops_per_second: float | None) -> Throughput | None:
     """Return the speed of the finished runs. Before the first it is that of the study file, or None."""
-    found = [content for job in jobs if job.trains and (content := done(job)) and content["flops"] > 0]
-    if not found:
+    ended = [content for job in jobs if job.trains and (content := done(job)) and content["flops"] > 0]
+    if not ended:
         return None if flops_per_second is None else Throughput(flops_per_second, START)
-    wall, trained, flops = (sum(content[key] for content in found) for key in ("wall", "trained", "flops"))
-    return Throughput(flops / trained, (wall - trained) / len(found))
+    wall, trained, flops = (sum(content[key] for content in ended) for key in ("wall", "trained", "flops"))
+    return Throughput(flops / trained, (wall - trained) / len(ended))
 
 
 def time_left(study: Study, everything: list[Job], jobs: list[Job]) -> float | None:

@@ -1,4 +1,4 @@
-"""Read what a person wrote in YAML, strictly: what is wrong is said by key, before anything runs."""
+"""Read YAML files strictly: errors name the key, before anything runs."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     return {str(key): content for key, content in value.items()}
 
 
-def only(found: Iterable[str], known: Iterable[str], where: str) -> None:
+def only(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Refuse keys that are not known, with the nearest that are."""
     known = list(known)
-    for key in found:
+    for key in given:
         if key not in known:
             raise near(f"no key {key!r}", where, key, known)
 
@@ -68,12 +68,12 @@ def run_keys(value: Any, refused: Role, where: str, why: str = "the study decide
 def number(value: Any, key: str, path: Path) -> float:
     """A positive number."""
     try:  # 1e-3 is text in YAML 1.1
-        found = math.nan if isinstance(value, bool) else float(value)
+        given = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not (math.isfinite(found) and found > 0):
+        given = math.nan
+    if not (math.isfinite(given) and given > 0):
         raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give a positive number")
-    return found
+    return given
 
 
 def whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
@@ -93,9 +93,9 @@ def single(value: Any, key: str, path: Path, *, least: int) -> int:
     return whole(value, key, path, least=least)[0]
 
 
-def optional(found: dict[str, Any], key: str, path: Path) -> int | None:
+def optional(given: dict[str, Any], key: str, path: Path) -> int | None:
     """A whole number, or None where the key is left out."""
-    return single(found[key], key, path, least=1) if found.get(key) else None
+    return single(given[key], key, path, least=1) if given.get(key) else None
 
 
 def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:

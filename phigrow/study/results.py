@@ -68,11 +68,11 @@ def sweep_results(study: Study, jobs: list[Job]) -> dict[str, Any] | None:
 def sweep_lines(sweeps: dict[str, Any]) -> list[str]:
     """The sweeps in sentences."""
     lines = []
-    for name, found in sweeps["arms"].items():
-        losses = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in found["heldout_loss"].items())
-        edge = "; it is the end of the list: the best rate may lie beyond" if found["at_edge"] else ""
+    for name, outcome in sweeps["arms"].items():
+        losses = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in outcome["heldout_loss"].items())
+        edge = "; it is the end of the list: the best rate may lie beyond" if outcome["at_edge"] else ""
         lines.append(
-            f"{name}: learning rate {found['lr']:g} of a sweep ({losses}){edge}; "
-            f"the sweep's {found['tokens'] / 1e6:.3g}M tokens are in no cost"
+            f"{name}: learning rate {outcome['lr']:g} of a sweep ({losses}){edge}; "
+            f"the sweep's {outcome['tokens'] / 1e6:.3g}M tokens are in no cost"
         )
     return lines

@@ -28,7 +28,7 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
 
     Args:
         staged: from `load_stages`.
-        say: receives what is said, line by line.
+        say: receives what is told_at, line by line.
 
     Returns:
         The export of the last stage.
@@ -90,12 +90,12 @@ def _grow(staged: Staged, stage: Stage, say: Callable[[str], None]) -> None:
 
 def _train(ranks: Ranks, stage: Stage, say: Callable[[str], None]) -> None:
     wait_for_former(stage.folder)
-    began = said = time.monotonic()
+    began = told_at = time.monotonic()
     ranks.begin(stage.keys)
     while not ranks.ended():
         time.sleep(POLL_SECONDS)
-        if time.monotonic() - said > LINE_SECONDS and (last := last_record(stage.folder, "step")):
-            said = time.monotonic()
+        if time.monotonic() - told_at > LINE_SECONDS and (last := last_record(stage.folder, "step")):
+            told_at = time.monotonic()
             say(f"    step {last['step']}/{stage.steps}, loss {last['loss']:.4f}")
     last = last_record(stage.folder, "eval")
     if not stage.done:

@@ -134,29 +134,29 @@ def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int |
     [30, 30, 30]
     """
     path = find_shipped(path, "stages")
-    found = mapping(read_yaml(path, "stages"), str(path))
-    only(found, KEYS, str(path))
+    given = mapping(read_yaml(path, "stages"), str(path))
+    only(given, KEYS, str(path))
     for key in ("data", "stages"):
-        if key not in found:
+        if key not in given:
             raise GrowthError(f"the recipe of stages has no {key!r}", where=str(path), fix="it needs data and stages")
-    schedule = str(found.get("schedule", "one"))
+    schedule = str(given.get("schedule", "one"))
     if schedule not in SCHEDULES:
         raise near(f"schedule is {schedule!r}", f"schedule in {path}", schedule, list(SCHEDULES))
-    return _Reader(path, found, Path(out or found.get("out") or Path("runs") / path.stem), schedule, ranks).read()
+    return _Reader(path, given, Path(out or given.get("out") or Path("runs") / path.stem), schedule, ranks).read()
 
 
 class _Reader:
-    def __init__(self, path: Path, found: dict[str, Any], out: Path, schedule: str, ranks: int | None) -> None:
-        self.path, self.found, self.out, self.schedule, self.ranks = path, found, out, schedule, ranks
-        self.data, self.seq_len = data_of(found["data"], path)
+    def __init__(self, path: Path, given: dict[str, Any], out: Path, schedule: str, ranks: int | None) -> None:
+        self.path, self.given, self.out, self.schedule, self.ranks = path, given, out, schedule, ranks
+        self.data, self.seq_len = data_of(given["data"], path)
         self.data_key = _hash(str(self.data) if isinstance(self.data, Path) else self.data)
         self.folder = self.data if isinstance(self.data, Path) else out / f"data-{self.data_key}"
-        self.arm = str(found.get("arm", path.stem))
-        self.seed = single(found.get("seed", 0), "seed", path, least=0)
-        self.train = {"batch": 16, "keep": 1} | self._run_keys(found.get("train"), f"train in {path}")
+        self.arm = str(given.get("arm", path.stem))
+        self.seed = single(given.get("seed", 0), "seed", path, least=0)
+        self.train = {"batch": 16, "keep": 1} | self._run_keys(given.get("train"), f"train in {path}")
 
     def read(self) -> Staged:
-        listed = self.found["stages"]
+        listed = self.given["stages"]
         if not isinstance(listed, list) or not listed:
             raise GrowthError(
                 "there are no stages", where=f"stages in {self.path}", fix="write a list, one entry a stage"
@@ -166,13 +166,13 @@ class _Reader:
         stages: list[Stage] = []
         for number, part in enumerate(parts, 1):
             stages.append(self._stage(number, part, lengths, stages))
-        wanted = self.found.get("scratch", False)
+        wanted = self.given.get("scratch", False)
         if not isinstance(wanted, bool):
             raise GrowthError(f"scratch is {wanted!r}", where=f"scratch in {self.path}", fix="give true or false")
         scratch = self._scratch(stages, sum(lengths)) if wanted else None
         return Staged(
             name=self.path.stem, arm=self.arm, out=self.out, data=self.data, data_folder=self.folder,
-            stages=tuple(stages), scratch=scratch, ranks=self.ranks or optional(self.found, "ranks", self.path),
+            stages=tuple(stages), scratch=scratch, ranks=self.ranks or optional(self.given, "ranks", self.path),
             batch=int(self.train["batch"]), seed=self.seed,
         )  # fmt: skip
 
@@ -245,16 +245,16 @@ class _Reader:
         from phigrow.growth.methods import all_methods
         from phigrow.growth.planner import make_plan
 
-        found = mapping(value, f"grow of {where}")
+        given = mapping(value, f"grow of {where}")
         for key in ("dst", "method"):
-            if key not in found:
+            if key not in given:
                 raise GrowthError(f"the growth has no {key!r}", where=f"grow of {where}", fix="give dst and method")
         options = {option for method in all_methods().values() for option in method.options}
-        only(found, ("dst", "method", "state", "maps", *GROWTH, *sorted(options)), f"grow of {where}")
-        dst = config_of(found.pop("dst"), self.path, "dst")
-        if "maps" in found:
-            found["maps"] = beside(str(found["maps"]), self.path)
-        growing = Growing(str(found.pop("method")), str(found.pop("state", "scale")), seed, found)
+        only(given, ("dst", "method", "state", "maps", *GROWTH, *sorted(options)), f"grow of {where}")
+        dst = config_of(given.pop("dst"), self.path, "dst")
+        if "maps" in given:
+            given["maps"] = beside(str(given["maps"]), self.path)
+        growing = Growing(str(given.pop("method")), str(given.pop("state", "scale")), seed, given)
         try:
             made = make_plan(source, dst, growing.spec)
             check_state(made, growing.state)

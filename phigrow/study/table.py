@@ -126,8 +126,8 @@ class Display:
         return f"{sum(progress.done(job) is not None for job in tried)}/{len(tried)}"
 
     def _cell(self, job: Job) -> str:
-        if (found := progress.done(job)) is not None:
-            return f"{found['heldout_loss']:.3f}"
+        if (ended := progress.done(job)) is not None:
+            return f"{ended['heldout_loss']:.3f}"
         if job.name in self.failed or any(name in self.failed for name in job.needs):
             return "[red]failed[/]"
         for running in self.running.values():
