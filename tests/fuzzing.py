@@ -17,6 +17,7 @@ import phigrow
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
 from phigrow.expansion.expand import preview
+from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.models.config import load_config
 
 SRC, DST = phi_config(16, 2, 12, 2, 4, 11), phi_config(24, 3, 20, 3, 4, 13)
@@ -81,7 +82,7 @@ def try_one(work: Path, layouts: list[Files], seed: int, number: int, grow=phigr
         return Escaped(f"{what}\n  after: {'; '.join(done)}; {method}\n  repeat: {variables(seed, number)}")
 
     try:
-        _, size, _ = preview(src, work / "dst.json", method=method)
+        _, size, _ = preview(src, work / "dst.json", GrowthSpec(method=method))
         if size > MOST_OUTPUT_BYTES:
             return "large"
         grow(src, work / "dst.json", out, method=method, sync=False)
