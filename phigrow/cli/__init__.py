@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from phigrow.cli import growth, learning, runs, terminal
+from phigrow.cli import commands, terminal
 from phigrow.errors import GrowthError
 
 app = typer.Typer(
     name="phigrow",
-    cls=terminal.Group,
+    cls=commands.Group,
     help="Grow small pretrained Phi models into larger ones, pretrain them, and measure what growth saved.",
     epilog="Start with: phigrow demo",
     context_settings=terminal.HELP_NAMES,
@@ -22,16 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-for command in (
-    growth.expand, learning.learn_growth, growth.grow_optimizer, growth.plan, growth.diff, growth.capacity,
-    growth.inspect, growth.verify, runs.data, runs.demo, runs.pretrain, runs.compare, runs.grow_train, runs.report,
-    runs.recipes,
-):  # fmt: skip
-    name = command.__name__.replace("_", "-")
-    kind, settings = terminal.KINDS.get(name, (terminal.Command, {}))
-    help_text = terminal.paragraphs(command.__doc__ or "")
-    app.command(name, cls=kind, help=help_text, context_settings=settings)(terminal.on_terminal(name, command))
 
 
 def main() -> None:

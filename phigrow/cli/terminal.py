@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
@@ -25,7 +25,7 @@ _quiet = False
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print results, warnings and errors only.")]
 
 
-class _FlagsWithoutType:
+class FlagsWithoutType:
     """Shows flags without a type in the help: ``--json``, not ``--json <bool>``."""
 
     def get_params(self, ctx: Any) -> Any:
@@ -36,7 +36,7 @@ class _FlagsWithoutType:
         return params
 
 
-class Command(_FlagsWithoutType, TyperCommand):
+class Command(FlagsWithoutType, TyperCommand):
     """One command of phigrow."""
 
 
@@ -57,10 +57,6 @@ KINDS: dict[str, tuple[type[Command], dict[str, Any]]] = {
     "pretrain": (PretrainCommand, {"allow_extra_args": True, "ignore_unknown_options": True}),
 }
 """Commands that are parsed in another way than `Command`: their class and click's settings."""
-
-
-class Group(_FlagsWithoutType, TyperGroup):
-    """The command `phigrow` itself."""
 
 
 def on_terminal(name: str, function: Callable[..., None]) -> Callable[..., None]:
