@@ -39,7 +39,7 @@ def expand(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help=f"Of the new weights: {', '.join(DTYPES.values())}.  \\[default: the source's]",
+            help=f"Data type of the new weights: {', '.join(DTYPES.values())}.  \\[default: the source's]",
             **choice(DTYPES.values()),
         ),
     ] = None,
@@ -56,7 +56,7 @@ def expand(
     """Grow a checkpoint into a larger one.
 
     Weights are streamed, so neither model is in memory as a whole. The result is a Hugging Face folder. Beside the
-    weights, phigrow.json holds the resolved plan, the hashes of the source and the command that repeats it.
+    weights, phigrow.json holds the resolved plan, the hashes of the source and the command that repeats the growth.
 
     phigrow expand --src phi-1_5 --dst-config phi2.json --method tile
     """
@@ -85,16 +85,16 @@ def grow_optimizer(
     checkpoint: Annotated[
         Path,
         typer.Option(
-            help="Folder of the run that trained the source (its newest checkpoint), one of its checkpoints/step-N, or "
-            "one that DeepSpeed wrote at ZeRO 1 to 3."
+            help="Checkpoint of the source: its run folder (for the newest one), one of its checkpoints/step-N, or a "
+            "folder that DeepSpeed wrote at ZeRO 1 to 3."
         ),
     ],
-    grown: Annotated[Path, typer.Option(help="Folder that phigrow expand made of that checkpoint's weights.")],
+    grown: Annotated[Path, typer.Option(help="Folder that phigrow expand wrote from the weights of that checkpoint.")],
     out: Annotated[Path | None, typer.Option(help="New folder.  \\[default: GROWN-optimizer]")] = None,
     state: Annotated[
         str,
         typer.Option(
-            help="Of Adam's moments: scale (by the gains of their gradients), copy (unchanged, to every copy), "
+            help="How Adam's moments grow: scale (by the gains of their gradients), copy (unchanged, to every copy), "
             "asymmetric (unchanged, to the first copy alone), reset (zeros).",
             **choice(STATES),
         ),
@@ -103,8 +103,8 @@ def grow_optimizer(
 ) -> None:
     """Grow fp32 masters and Adam's moments by the plan of a grown folder, tensor by tensor.
 
-    The result is a universal checkpoint: a run on any number of ranks, at any ZeRO stage, starts from it with --init
-    GROWN --init-optimizer OUT, and goes on with the data where the source stood.
+    The result is a universal checkpoint. A run starts from it with --init GROWN --init-optimizer OUT, on any number of
+    ranks and at any ZeRO stage. It continues at the source's position in the data.
 
     phigrow grow-optimizer --checkpoint runs/small --grown small-to-large --state scale
     """
@@ -127,13 +127,13 @@ def plan(
     revision: Revision = None,
     seq_len: SeqLen = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Training tokens of the grown model (100B, 1.4T), for advice.")
+        str | None, typer.Option(help="Training tokens of the grown model (100B, 1.4T), for advice about them.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Print what expand would do, axis by axis and layer by layer.
 
-    It needs the configurations alone, not the weights.
+    Only the configurations are read, not the weights.
 
     phigrow plan --src phi-1_5 --dst-config phi2.json --method lossless
     """
@@ -153,10 +153,10 @@ def plan(
 
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="Grown folder, phigrow.json, or output of plan --json.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Likewise.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The other plan, in any of these forms.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
-    """Print how two plans differ. Exit code 0 if they are the same, 1 if not.
+    """Print how two plans differ. The exit code is 0 if they are the same, and 1 if not.
 
     phigrow diff grown-by-tile grown-by-wr
     """
@@ -176,16 +176,22 @@ def diff(
 
 def capacity(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help=DST_CONFIG_HELP.replace("Destination c", "C"))],
-    gpus: Annotated[str, typer.Option(help="Number x GiB of the GPUs, such as 8x80.")],
-    tokens: Annotated[str | None, typer.Option(help="Of the whole run (100B, 1.4T), for time and cost.")] = None,
-    gpu: Annotated[str, typer.Option(help="GPU, for its peak FLOP/s.", **choice(PEAK_FLOPS))] = "a100",
-    mfu: Annotated[float, typer.Option(help="Share of the peak that the model's FLOPs reach.")] = 0.4,
-    price: Annotated[float | None, typer.Option(help="Of one GPU for one hour, in any currency.", min=0.0)] = None,
+    gpus: Annotated[str, typer.Option(help="Number of GPUs x GiB of each, such as 8x80.")],
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens of the whole run (100B, 1.4T), to estimate time and cost.")
+    ] = None,
+    gpu: Annotated[
+        str, typer.Option(help="Model of the GPU, which sets the peak FLOP/s.", **choice(PEAK_FLOPS))
+    ] = "a100",
+    mfu: Annotated[float, typer.Option(help="Share of the peak FLOP/s that the training reaches.")] = 0.4,
+    price: Annotated[
+        float | None, typer.Option(help="Price of one GPU for one hour, in any currency.", min=0.0)
+    ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Sequences a step, over all GPUs.  \\[default: about 2^20 tokens]", min=1)
+        int | None, typer.Option(help="Sequences per step, over all GPUs.  \\[default: about 2^20 tokens]", min=1)
     ] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(help="Sequences a GPU holds at once.  \\[default: the most that fit]", min=1)
+        int | None, typer.Option(help="Sequences that a GPU processes at once.  \\[default: the most that fit]", min=1)
     ] = None,
     seq_len: SeqLen = None,
     checkpointing: Annotated[
@@ -195,7 +201,7 @@ def capacity(
 ) -> None:
     """Print which ZeRO stages of a model fit on given GPUs, and how long training takes.
 
-    It needs the configuration alone. Exit code 1 if nothing fits.
+    Only the configuration is read. The exit code is 1 if nothing fits.
 
     phigrow capacity phi2.json --gpus 8x80 --tokens 100B
     """
@@ -219,15 +225,15 @@ def inspect(
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Draw the blocks of --tensor into this .png, .svg or .pdf, at most 12 tensors. Without --tensor: the "
-            "matrices of layer 0 and outside layers."
+            help="Draw the blocks of --tensor, at most 12 tensors, into this .png, .svg or .pdf file. Without "
+            "--tensor, draw the matrices of layer 0 and those outside the layers."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with counts of values.")] = False,
 ) -> None:
     """Print where a grown checkpoint came from, and which of its values are copied, tiled, scaled, fresh or zero.
 
-    It reads phigrow.json alone, not the weights. Counts are exact.
+    Only phigrow.json is read, not the weights. Counts are exact.
 
     phigrow inspect phi-1_5-to-phi2-tile --tensor '*.layers.0.self_attn.q_proj.weight' --plot q_proj.png
     """
@@ -255,7 +261,7 @@ def verify(
     src: Annotated[str, typer.Argument(help="Source: a folder or a hub name.")],
     dst: Annotated[str, typer.Argument(help="Grown folder.")],
     dtype: Annotated[
-        str, typer.Option(help="Of the arithmetic, whatever the stored dtype.", **choice(ARITHMETIC))
+        str, typer.Option(help="Data type to compute in, whatever the stored one.", **choice(ARITHMETIC))
     ] = ARITHMETIC[0],
     text: Annotated[
         Path | None,
@@ -268,7 +274,7 @@ def verify(
     revision: Revision = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Save the certificate to this file, with a hash of every tensor of both sides."),
+        typer.Option(help="Save the certificate to this file, with a hash of every tensor of both models."),
     ] = None,
     certificate: Annotated[
         Path | None,
@@ -276,10 +282,10 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Run source and grown model on the same tokens, and compare their logits.
+    """Run the source and the grown model on the same tokens, and compare their logits.
 
-    Exit code 1 if the plan claims to preserve the function and does not, or if a tensor differs from a saved
-    certificate.
+    The exit code is 1 if the plan claims to preserve the function and the grown model does not. It is 1 too if a tensor
+    differs from a saved certificate.
 
     phigrow verify phi-1_5 phi-1_5-to-phi2-lossless
     """

@@ -85,12 +85,12 @@ def _spec_flags() -> list[inspect.Parameter]:
         "noise": Annotated[
             float,
             typer.Option(
-                help="tile: noise that breaks the symmetry of copies and cancels between them, as a fraction of each "
-                "tensor's root mean square.",
+                help="For tile: noise that breaks the symmetry of copies, as a fraction of each tensor's root mean "
+                "square. It cancels between the copies.",
                 min=0.0,
             ),
         ],
-        "maps": Annotated[Path | None, typer.Option(help="ligo: folder that phigrow learn-growth wrote.")],
+        "maps": Annotated[Path | None, typer.Option(help="For ligo: folder written by phigrow learn-growth.")],
     }
     defaults = GrowthSpec()
     return [_parameter(name, annotation, getattr(defaults, name)) for name, annotation in annotations.items()]

@@ -21,28 +21,33 @@ def learn_growth(
     out: Annotated[Path, typer.Option(help="New folder of learned maps.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Folder of 'phigrow data', by the source's tokenizer.  \\[default: the embedded corpus]"),
+        typer.Option(
+            help="Folder written by 'phigrow data' with the source's tokenizer.  \\[default: the embedded corpus]"
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"Method that learns: {', '.join(learning_methods())}.")] = "ligo",
+    method: Annotated[
+        str, typer.Option(help=f"Method whose maps are learned: {', '.join(learning_methods())}.")
+    ] = "ligo",
     steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 100,
-    batch: Annotated[int, typer.Option(help="Sequences a step, over all ranks.", min=1)] = 16,
-    micro_batch: Annotated[int | None, typer.Option(help="Sequences a rank holds at once.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Sequences per step, over all ranks.", min=1)] = 16,
+    micro_batch: Annotated[int | None, typer.Option(help="Sequences that a rank processes at once.", min=1)] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.", min=0.0)] = 2e-3,
     noise: Annotated[
-        float, typer.Option(help="Random part of every row of a map at the start, as a fraction.", min=0.0)
+        float, typer.Option(help="Random part of every row of an initial map, as a fraction.", min=0.0)
     ] = 0.03,
     dtype: Annotated[
-        str | None, typer.Option(help="Of the large model: fp32 or bf16.  \\[default: bf16 on a GPU, else fp32]")
+        str | None,
+        typer.Option(help="Data type of the large model: fp32 or bf16.  \\[default: bf16 on a GPU, else fp32]"),
     ] = None,
     zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 or 1.", min=0, max=1)] = 1,
-    seq_len: Annotated[int, typer.Option(help="Tokens a block, of the embedded corpus.", min=2)] = 256,
-    threads: Annotated[int | None, typer.Option(help="CPU threads a rank.", min=1)] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens per block of the embedded corpus.", min=2)] = 256,
+    threads: Annotated[int | None, typer.Option(help="CPU threads per rank.", min=1)] = None,
     revision: Revision = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
 ) -> None:
-    """Learn how to grow (LiGO): linear maps of width and depth, by a short training run under DeepSpeed.
+    """Learn linear maps that grow width and depth (LiGO), in a short training run under DeepSpeed.
 
-    The source stays as it is; expand then applies the maps with --method ligo --maps OUT. On several GPUs:
+    The source does not change. Apply the maps with phigrow expand --method ligo --maps OUT. To use several GPUs, run
     deepspeed --no_local_rank --module phigrow.cli learn-growth ...
 
     phigrow learn-growth --src phi-1_5 --dst-config phi2.json --data data --out maps

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 SRC_HELP = (
-    "Source: a Hugging Face folder, phi-1, phi-1_5, phi-2 (of microsoft), or any hub id. A folder of that name comes "
-    "first."
+    "Source: a Hugging Face folder, any hub id, or phi-1, phi-1_5, phi-2 (microsoft's models). A local folder of that "
+    "name takes precedence."
 )
 DST_CONFIG_HELP = (
     "Destination configuration: a JSON file, a folder, or a shipped one: phi-1-small.json, phi-1.json, phi-1_5.json, "

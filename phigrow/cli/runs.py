@@ -46,10 +46,10 @@ def data(
 ) -> None:
     """Turn text into packed blocks of tokens for pretraining, and hold out documents for evaluation.
 
-    Documents of one source are packed together, so that a run can mix sources and measure each. The source is the
-    column "source", or else the file or folder.
+    Documents of one source are packed together, so that a run can mix sources and measure each. The source of a
+    document is its column "source", or else its file or folder.
 
-    To mix several data sets, pack each into its own folder with the same --tokenizer, and give the folders weights in
+    To mix several data sets, pack each into its own folder with the same --tokenizer. Then give the folders weights in
     the recipe: "data: {textbooks: 0.8, code: 0.2}". Text that does not fit on disk can be streamed: see docs/data.md.
     """
     from phigrow.corpus import prepare
@@ -86,7 +86,7 @@ def pretrain(
         list[str] | None,
         typer.Argument(
             metavar="[RECIPE] [--KEY VALUE]",
-            help="YAML file or name of a recipe, then any key of a run, listed below.  \\[default: the recipe demo]",
+            help="YAML file or name of a recipe, then any of the keys listed below.  \\[default: the recipe demo]",
             autocompletion=complete_shipped("recipe"),
         ),
     ] = None,
@@ -96,8 +96,8 @@ def pretrain(
 ) -> None:
     """Pretrain one model under DeepSpeed on this machine, from scratch or from a checkpoint.
 
-    Keys override those of the recipe. A run that was interrupted continues from its last checkpoint when the same
-    command is given again. For several machines, see docs/clusters.md.
+    Keys override those of the recipe. Run the same command again to continue an interrupted run from its last
+    checkpoint. For several machines, see docs/clusters.md.
 
     phigrow pretrain phi-2 --data data --init phi-1_5-to-phi2-wr --out runs/grown
     """
@@ -191,21 +191,22 @@ def grow_train(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders with records.jsonl, or folders of them.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with records.jsonl, or folders that contain them.")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     baseline: Annotated[str, typer.Option(help="Arm whose final loss is the target.")] = "scratch",
     budget: Annotated[
         int | None,
-        typer.Option(help="Steps, if the baseline was trained to several.  \\[default: the largest]"),
+        typer.Option(help="Budget to compare at, in steps, if the baseline has several.  \\[default: the largest]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of sentences.")] = False,
 ) -> None:
     """Compare grown arms with the from-scratch arm, from the records of their runs.
 
-    The target is the final held-out loss of the from-scratch arm. The report has the speedup and the saving of every
-    arm in tokens, FLOPs and seconds, with the source's training excluded and included, and intervals over paired seeds.
+    The target is the final held-out loss of the from-scratch arm. The report gives the speedup and the saving of every
+    arm in tokens, FLOPs and seconds. It gives each without and with the source's training, and with an interval over
+    paired seeds.
 
-    Writes report.html, report.md, report.tex, report.json and figures.
+    It writes report.html, report.md, report.tex, report.json and figures.
     """
     from phigrow.measure import report as write_report
     from phigrow.measure.wording import finding_lines
@@ -226,8 +227,8 @@ def recipes(
         list[str] | None,
         typer.Argument(help="Files to copy, such as phi-2 or studies/tiny.  \\[default: all]"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to copy files into, for changing them.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in --out already.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to copy the files into, so that you can edit them.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist in --out.")] = False,
 ) -> None:
     """List the recipes, studies and stages that are part of phigrow, or copy them into a folder.
 
@@ -248,4 +249,4 @@ def recipes(
             typer.echo(f"  {file.name}")
             typer.echo(textwrap.fill(file.title, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
         typer.echo()
-    say("Copy all of them, to change them: phigrow recipes --out recipes")
+    say("To edit them, copy all of them: phigrow recipes --out recipes")

@@ -150,16 +150,16 @@ class OptimizerSettings:
     )  # fmt: skip
     fresh_lr: float = key(
         1.0,
-        "Learning rate of the values of a grown checkpoint that are not copies of the source's, as a multiple of lr.",
+        "Learning rate of a grown checkpoint's fresh values (not copied from the source), as a multiple of lr.",
         role=RESUME,
         ge=0,
     )
     fresh_warmup: int = key(
-        0, "Steps over which that multiple rises from 0 to fresh_lr, for a grown checkpoint.", role=RESUME, ge=0
+        0, "Steps over which the multiple for fresh values rises from 0 to fresh_lr.", role=RESUME, ge=0
     )
     copied_lr: float = key(
         1.0,
-        "Learning rate of the values of a grown checkpoint that are copies of the source's, as a multiple of lr.",
+        "Learning rate of a grown checkpoint's copied values, as a multiple of lr.",
         role=RESUME,
         ge=0,
     )
@@ -177,8 +177,8 @@ class EngineSettings:
     )
     micro_batch: int | None = key(
         None,
-        "Sequences that a rank processes at once (default: the largest divisor of its share that has at most 16,384"
-        " tokens).",
+        "Sequences that a rank processes at once (default: the largest divisor of its share of the batch with at most"
+        " 16,384 tokens).",
         role=OPERATIONAL,
         ge=1,
     )
@@ -248,8 +248,8 @@ class CheckpointSettings:
     )
     universal: bool = key(
         False,
-        "Continue a checkpoint that was written by another number of ranks, another ZeRO stage or another offload."
-        " It is converted to DeepSpeed's universal format.",
+        "Continue from a checkpoint that was written with another number of ranks, ZeRO stage or offload. It is"
+        " converted to DeepSpeed's universal format.",
         role=DECIDED,
     )
     save_every: int = key(
@@ -266,13 +266,14 @@ class CheckpointSettings:
     )
     branch_from: str | None = key(
         None,
-        "Folder of a trunk. The run starts from its checkpoint of step steps - decay instead of training up to there"
-        " (wsd only).",
+        "Folder of a trunk. The run starts from the trunk's checkpoint of step (steps - decay) and trains the decay"
+        " alone (wsd only).",
         role=DECIDED,
     )
     export: str | None = key(
         "export",
-        "Folder of the final Hugging Face checkpoint, inside out unless it is absolute. none writes none.",
+        "Folder of the final Hugging Face checkpoint, inside out unless the path is absolute. none writes"
+        " no checkpoint.",
         role=STAGES,
     )
     export_dtype: str | None = key(
@@ -295,14 +296,15 @@ class RecordSettings:
     )
     log_every: int = key(
         10,
-        "Steps between lines of progress. Losses are read from the device then, and requests to stop are noticed.",
+        "Steps between lines of progress. At these steps, losses are read from the device and requests to stop are"
+        " obeyed.",
         role=OPERATIONAL,
         ge=1,
     )
     nonfinite_limit: int = key(
         10,
-        "Number of skipped steps after which a launch ends. A step is skipped where the loss or a gradient is not"
-        " finite. 0 never ends it.",
+        "Number of skipped steps after which a launch ends. A step is skipped if the loss or a gradient is not finite."
+        " With 0, a launch never ends for this reason.",
         role=OPERATIONAL,
         ge=0,
     )
@@ -313,13 +315,13 @@ class RecordSettings:
         role=OPERATIONAL,
     )
     source_tokens: float | None = key(
-        None, "Tokens that training the checkpoint took (default: read from its folder).", role=DECIDED
+        None, "Tokens spent on training the checkpoint (default: read from its folder).", role=DECIDED
     )
     source_flops: float | None = key(
-        None, "FLOPs that training the checkpoint took (default: read from its folder).", role=DECIDED
+        None, "FLOPs spent on training the checkpoint (default: read from its folder).", role=DECIDED
     )
     source_seconds: float | None = key(
-        None, "Seconds that training the checkpoint took (default: read from its folder).", role=DECIDED
+        None, "Seconds spent on training the checkpoint (default: read from its folder).", role=DECIDED
     )
 
 
