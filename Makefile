@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test launch slow long lint
+.PHONY: demo test launch slow long lint site
 
 demo: $(VENV)/installed
 	$(BIN)/phigrow demo
@@ -19,6 +19,10 @@ slow: $(VENV)/installed
 
 long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long
+
+site: $(VENV)/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

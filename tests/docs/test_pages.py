@@ -26,10 +26,18 @@ def hook(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_quickstart_shows_what_its_commands_print(tmp_path):
-    """`python tests/console.py docs/quickstart.md --write` puts the new output into the page."""
-    for command, shown, printed in run_page(DOCS / "quickstart.md", tmp_path):
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_pages_show_what_their_commands_print(page, tmp_path):
+    """`python tests/console.py PAGE --write` puts the new output into the page."""
+    for command, shown, printed in run_page(ROOT / page, tmp_path):
         assert without_numbers(shown) == without_numbers(printed), command
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 900
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        assert target.startswith("http") or (ROOT / target.partition("#")[0]).exists(), target
 
 
 def test_every_method_has_a_page_with_its_formula_claims_and_cost(hook):
@@ -115,7 +123,7 @@ def test_continuous_integration_runs_what_the_script_runs():
     steps = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
     assert script
     assert set(script) <= set(steps)
-    assert any("mkdocs build --strict" in step for step in steps)
+    assert "mkdocs build --quiet --strict" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_the_citation_names_the_version_of_the_package():
