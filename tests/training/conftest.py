@@ -43,9 +43,9 @@ class Launches:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that uses `launches`, before tests are chosen by their marks."""
+    """Mark every test that trains under DeepSpeed, before tests are chosen by their marks."""
     for item in items:
-        if "launches" in getattr(item, "fixturenames", ()):
+        if {"launches", "alone"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.launch)
 
 

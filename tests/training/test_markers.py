@@ -37,12 +37,12 @@ def test_other_processes_are_no_concern_of_the_rule():
     assert subprocess.run([sys.executable, "-c", "import deepspeed_ as d"], capture_output=True).returncode == 1
 
 
-def test_tests_that_use_launches_are_marked(pytestconfig):
-    given: dict[str, list[str]] = {"shared": [], "own": []}
+def test_tests_that_train_under_deepspeed_are_marked(pytestconfig):
+    given: dict[str, list[str]] = {"shared": [], "here": [], "own": []}
     items = [
         SimpleNamespace(fixturenames=names, add_marker=lambda mark, to=given[key]: to.append(mark.name))
-        for key, names in (("shared", ["runs", "launches"]), ("own", ["tmp_path"]))
+        for key, names in (("shared", ["runs", "launches"]), ("here", ["alone"]), ("own", ["tmp_path"]))
     ]
     hooks = pytestconfig.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
     hooks.pytest_collection_modifyitems(items)
-    assert given == {"shared": ["launch"], "own": []}
+    assert given == {"shared": ["launch"], "here": ["launch"], "own": []}
