@@ -118,8 +118,8 @@ def _swept(runs: Sequence[Run]) -> list[str]:
     if not isinstance(sweep, dict):
         return []
     return [
-        f"every arm's learning rate was chosen by a sweep of its own: {len(sweep['lr'])} rates, {sweep['steps']} steps "
-        f"each, with {len(sweep['seeds'])} of the seeds; that is in no arm's cost"
+        f"every arm's learning rate was chosen by its own sweep: {len(sweep['lr'])} rates, {sweep['steps']} steps "
+        f"each, with {len(sweep['seeds'])} of the seeds; no arm's cost includes its sweep"
     ]
 
 
@@ -128,7 +128,7 @@ def _pooled_end(own: CostToTarget, target: float) -> list[str]:
     if found.cost is None or found.cost >= found.end_cost * (1 - 1e-9):
         return []
     return [
-        f"{own.run.name}: its last evaluations do not fall, and its fit gets to the target "
+        f"{own.run.name}: its last evaluations do not improve, so its fit reaches the target "
         f"after {found.cost:.4g} of {found.end_cost:.4g} tokens"
     ]
 
@@ -137,7 +137,7 @@ def _no_ends(seeds: Seeds, at: int | None) -> list[str]:
     """Note the runs at other budgets that are left out because they are unfinished."""
     others = [run for by_budget in seeds.values() for budget, run in by_budget.items() if budget != at]
     return [
-        f"{run.name}: the run of {run.budget} steps is left out, it was last evaluated at step {run.evals['step'][-1]}"
+        f"{run.name}: the run of {run.budget} steps is left out: its last evaluation is at step {run.evals['step'][-1]}"
         for run in others
         if not run.finished
     ]
@@ -181,7 +181,7 @@ def _compared(
                 f"above the target of {targets[run.seed]:.4g}"
             )
         if each.upper_bound:
-            notes.append(f"{run.name}: already below the target at its smallest budget, its cost is an upper bound")
+            notes.append(f"{run.name}: already below the target at its smallest budget, so its cost is an upper bound")
     for estimate in estimates:
         if not all(run.has_unit(estimate.unit) for run in runs.values()):
             if estimate.accounting == "sunk":

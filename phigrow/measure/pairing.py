@@ -140,7 +140,8 @@ def paired_runs(arm_runs: Seeds, seeds: Seeds, at: int | None, baseline: str) ->
             chosen[seed] = next(iter(by_budget.values()))
             check_pair(chosen[seed], theirs.get(at), baseline)
         else:
-            notes.append(f"{next(iter(by_budget.values())).name}: left out, no pair of runs with {at} steps")
+            name = next(iter(by_budget.values())).name
+            notes.append(f"{name}: left out, because it and {baseline} do not both have a run of {at} steps")
     return chosen, notes
 
 

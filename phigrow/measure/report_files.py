@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 
 DEFINITIONS = (
-    "The **target** is the held-out loss that {baseline} ends at. The **cost** C of an arm is the cost at which a "
+    "The **target** is the final held-out loss of {baseline}. The **cost** C of an arm is the cost at which a "
     "monotone fit of its evaluations reaches the target. **Speedup** is C_{baseline} / C_arm, and **saving** is "
     "1 - C_arm / C_{baseline}. **Sunk** leaves out the training of the source model, and **charged** counts it. Both "
-    "count the seconds of the expansion."
+    "accountings include the seconds of the expansion."
 )
 MID_SCHEDULE = (
-    " Every budget but the last is read off curves whose learning rate has not decayed yet. This flatters the arm that "
-    "starts faster. Only runs that decayed at several budgets show how a speedup changes with the budget."
+    " Speedups at every budget but the last were measured before the learning rate had decayed. This flatters the arm "
+    "that starts faster. Only runs that decayed at several budgets show how a speedup changes with the budget."
 )
 PICTURES = {
     "curves": "Held-out loss against tokens",

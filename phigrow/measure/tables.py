@@ -113,9 +113,9 @@ def caption(comparison: Comparison, unit: Unit) -> str:
     if between := [arm.name for arm in comparison.arms if arm.basis == "ends"]:
         sentences.append(f"{_listed(between, comparison)}: costs are interpolated between decayed ends.")
     if any(arm.censored_seeds for arm in comparison.arms):
-        sentences.append("< and > are bounds: the target was not reached.")
+        sentences.append("A < or > marks a bound: the arm did not reach the target.")
     if any(estimate.upper_bound for arm in comparison.arms for estimate in arm.estimates):
-        sentences.append("An arm that was below the target at its smallest budget has bounds too.")
+        sentences.append("An arm that was already below the target at its smallest budget has bounds too.")
     text = " ".join(sentences)
     return text[0].upper() + text[1:]
 
@@ -167,7 +167,7 @@ def budget_rows(comparison: Comparison, unit: Unit) -> Rows:
                 f"speedup, {NAMES[unit]}, {accounting}": speedup_text(point.estimate(unit, accounting))
                 for accounting in ACCOUNTINGS
             },
-            "read off": BASES[point.basis],
+            "costs read from": BASES[point.basis],
         }
         for arm in comparison.arms
         for point in arm.budgets

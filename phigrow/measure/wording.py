@@ -66,7 +66,7 @@ def cost_text(estimate: Estimate) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Return the outcome in one sentence: the best arm, its saving in tokens, with and without the source's training.
+    """Return the outcome in words: the best arm, its saving in tokens, without and with the source's training.
 
     >>> verdict(compare(load_runs("runs")))  # doctest: +SKIP
     "wr reached scratch's final loss with 76 % fewer tokens (4.17x speedup)."
@@ -79,14 +79,14 @@ def verdict(comparison: Comparison) -> str:
     if sunk.censored:
         return f"No arm reached {base}'s final loss of {comparison.target():.2f}."
     if sunk.cost == 0:
-        start = f"{best.name} was at {base}'s final loss before its first update"
+        start = f"{best.name} had reached {base}'s final loss before its first update"
     else:
         start = f"{best.name} reached {base}'s final loss with {_fewer(sunk)} ({_speedup_in_words(sunk)})"
     if _alike(sunk, charged):
         return f"{start}."
     if math.isnan(charged.cost):
-        return f"{start}; the cost of the source's training is unknown."
-    return f"{start}, or {_fewer(charged).replace(' tokens', '')} counting the source's training."
+        return f"{start}. The cost of the source's training is unknown."
+    return f"{start}. {COUNTING}, it needed {_fewer(charged)}."
 
 
 def best_first(comparison: Comparison) -> list[Arm]:
@@ -100,9 +100,13 @@ def best_first(comparison: Comparison) -> list[Arm]:
 
 
 def _fewer(estimate: Estimate) -> str:
-    bound = "at least " if estimate.upper_bound else ""
-    word = "more" if estimate.saving < 0 else "fewer"
-    return f"{bound}{percent(abs(estimate.saving))} {word} tokens"
+    """The saving in words; the saving of an upper bound of the cost is a lower bound."""
+    size = percent(abs(estimate.saving))
+    if size in ("0 %", "0.0 %"):
+        return f"{'at most ' if estimate.upper_bound else ''}an equal number of tokens"
+    if estimate.saving < 0:
+        return f"{'at most ' if estimate.upper_bound else ''}{size} more tokens"
+    return f"{'at least ' if estimate.upper_bound else ''}{size} fewer tokens"
 
 
 def _speedup_in_words(estimate: Estimate) -> str:
@@ -159,7 +163,7 @@ def _lines(comparison: Comparison, arm: Arm) -> list[str]:
     lines += [text for accounting in accountings if (text := vanishing_text(arm, accounting))]
     lines.append(f"Its final loss is {arm.final_loss:.2f}; {base}'s is {comparison.target(arm):.2f}.")
     if arm.settings:
-        lines.append(f"It was trained with other settings: {', '.join(arm.settings)}.")
+        lines.append(f"Its settings differ from {base}'s: {', '.join(arm.settings)}.")
     return [*lines, f"{arm.interval_note[0].upper()}{arm.interval_note[1:]}."]
 
 
@@ -176,9 +180,9 @@ def _outcome(comparison: Comparison, arm: Arm) -> str:
         return f"{arm.name} did not reach {goal}{seeds} within {spent} tokens (censored)."
     if sunk.upper_bound:
         spent = amount(sunk.cost, "tokens", like=sunk.baseline_cost)
-        return f"{arm.name} was below {goal} at its smallest budget, {spent} of {budget} tokens."
+        return f"{arm.name} was already below {goal} at its smallest budget, {spent} of {budget} tokens."
     if sunk.cost == 0:
-        return f"{arm.name} was at {goal} before its first update."
+        return f"{arm.name} had reached {goal} before its first update."
     return f"{arm.name} reached {goal} after {cost_text(sunk)} of {budget} tokens."
 
 
@@ -197,23 +201,23 @@ def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> s
     prefix = f"{COUNTING}, the" if accounting == "charged" else "The"
     saving = f"{prefix} interval of the saving in {NAMES[unit]}"
     if vanishing.state == "met" and vanishing.budget is not None:
-        return f"{saving} meets zero at a budget of {amount(vanishing.budget, 'tokens')} tokens."
+        return f"{saving} is no longer above zero from a budget of {amount(vanishing.budget, 'tokens')} tokens on."
     if vanishing.state == "never":
         return f"{saving} is above zero up to the largest budget, {amount(arm.budgets[-1].budget, 'tokens')} tokens."
     if vanishing.state == "always":
         if all(point.estimate(unit, accounting).saving <= 0 for point in arm.budgets):
             start = f"{COUNTING}, growth" if accounting == "charged" else "Growth"
             return f"{start} saved no {NAMES[unit]} at any budget."
-        return f"{saving} is above zero at no budget."
+        return f"{saving} is not above zero at any budget."
     return ""
 
 
 def _result(estimate: Estimate) -> str:
     if math.isnan(estimate.cost):
-        return "unknown, since its cost was not recorded"
+        return "unknown, because the cost was not recorded"
     if estimate.cost == 0:
-        return f"met before training, {percent(estimate.saving)} saving"
-    # The speedup of a censored arm is a bound, and its first sentence tells that it is slower.
+        return f"target reached before training, {percent(estimate.saving)} saving"
+    # The speedup of a censored arm is a bound; the first sentence about the arm makes clear that it is slower.
     slower = " (slower)" if estimate.speedup < 1 and not (estimate.censored or estimate.upper_bound) else ""
     return f"{speedup_text(estimate)} speedup, {saving_text(estimate)} saving{slower}"
 

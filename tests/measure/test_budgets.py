@@ -179,7 +179,7 @@ def test_seeds_and_arms_without_the_budget_are_named(study, tmp_path):
     short = [run for run in runs if not (run.arm == "wr" and run.seed == 1 and run.budget == 400)]
     wr = compare(short)["wr"]
     assert wr.seeds == (0,)
-    assert "wr, seed 1: left out, no pair of runs with 400 steps" in wr.notes
+    assert "wr, seed 1: left out, because it and scratch do not both have a run of 400 steps" in wr.notes
     none = [run for run in runs if not (run.arm == "wr" and run.budget == 400)]
     assert compare(none).notes == ("wr is left out: it has no run of 400 steps",)
 

@@ -99,7 +99,7 @@ def test_a_copy_of_scratch_scores_exactly_one_even_when_its_end_is_pooled(write_
     # The level 3.0 stands at the cost 3, and the target 3.1 is met nine tenths of the way from (1, 4.0) to it.
     assert estimate.baseline_cost == pytest.approx(2.8)
     assert result.baseline.notes == (
-        "scratch, seed 0: its last evaluations do not fall, and its fit gets to the target after 2.8 of 4 tokens",
+        "scratch, seed 0: its last evaluations do not improve, so its fit reaches the target after 2.8 of 4 tokens",
     )
 
 
@@ -145,7 +145,7 @@ def test_an_unrecorded_source_is_unknown_not_free(write_run):
     assert wr.estimate("tokens", "sunk").speedup == pytest.approx(3.0)
     assert math.isnan(wr.estimate("tokens", "charged").speedup)
     assert "wr: source_tokens was not recorded, so tokens cannot be charged" in wr.notes
-    assert "unknown, since its cost was not recorded" in findings(compared(parent))[0]
+    assert "unknown, because the cost was not recorded" in findings(compared(parent))[0]
 
 
 def test_an_arm_that_diverges_is_censored(write_run):
@@ -249,8 +249,8 @@ def test_other_settings_of_an_arm_stand_beside_its_figures(write_run, other, tex
     result = compared(parent)
     said = {text.split()[0]: text for text in findings(result)}
     assert ", ".join(result["wr"].settings) == (text or "")
-    assert (f"It was trained with other settings: {text}. " in said["wr"]) == (text is not None)
-    assert "other settings" not in said["same"]
+    assert (f"Its settings differ from scratch's: {text}. " in said["wr"]) == (text is not None)
+    assert "settings differ" not in said["same"]
 
 
 def test_records_say_which_settings_are_compared(write_run):

@@ -93,9 +93,9 @@ def test_findings(small):
         "< 0 % saving. Counting the source's training: < 0.80x speedup, < -25 % saving."
     )
     assert found["lossless"].startswith(
-        "lossless was at scratch's final held-out loss (3.00) before its first update. Tokens: met before training, "
-        "100 % saving. Counting the source's training: 4.00x speedup, 75 % saving. FLOPs: met before training, 100 % "
-        "saving. Counting the source's training: 12.0x speedup, 92 % saving."
+        "lossless had reached scratch's final held-out loss (3.00) before its first update. Tokens: target reached "
+        "before training, 100 % saving. Counting the source's training: 4.00x speedup, 75 % saving. FLOPs: target "
+        "reached before training, 100 % saving. Counting the source's training: 12.0x speedup, 92 % saving."
     )
     assert not [text for text in found.values() if "inf" in text]
 
@@ -134,11 +134,12 @@ def test_findings_for_a_terminal_have_a_line_for_every_unit(small):
 def test_verdicts(small, write_run):
     comparison = compare(load_runs(small))
     assert verdict(comparison) == (
-        "lossless was at scratch's final loss before its first update, or 75 % fewer counting the source's training."
+        "lossless had reached scratch's final loss before its first update. "
+        "Counting the source's training, it needed 75 % fewer tokens."
     )
     for others, text in (
-        (("lossless",), "wr reached scratch's final loss with 67 % fewer tokens (3.00x speedup), or 47 % fewer "
-         "counting the source's training."),
+        (("lossless",), "wr reached scratch's final loss with 67 % fewer tokens (3.00x speedup). Counting the source's "
+         "training, it needed 47 % fewer tokens."),
         (("lossless", "wr"), "No arm reached scratch's final loss of 3.00."),
         (("lossless", "wr", "tile"), "There is nothing to compare."),
     ):  # fmt: skip
@@ -147,8 +148,33 @@ def test_verdicts(small, write_run):
     write_run("slow", LINE, [0, 2_000_000, 4_000_000], source_tokens=None)
     slow = dataclasses.replace(comparison, arms=(compare(load_runs(small))["slow"],))
     assert verdict(slow) == (
-        "slow reached scratch's final loss with 100 % more tokens (0.50x speedup); the cost of the source's training "
+        "slow reached scratch's final loss with 100 % more tokens (0.50x speedup). The cost of the source's training "
         "is unknown."
+    )
+
+
+@pytest.mark.parametrize(
+    ("cost", "upper_bound", "words"),
+    [
+        (1.5, False, "25 % fewer tokens"),
+        (1.5, True, "at least 25 % fewer tokens"),
+        (2.5, False, "25 % more tokens"),
+        (2.5, True, "at most 25 % more tokens"),
+        (2.0, False, "an equal number of tokens"),
+        (2.0001, False, "an equal number of tokens"),
+        (2.0, True, "at most an equal number of tokens"),
+        (1.99, False, "0.5 % fewer tokens"),  # negative control: small, but not nothing
+    ],
+)
+def test_the_verdict_names_the_unit_of_the_charged_saving(small, cost, upper_bound, words):
+    comparison = compare(load_runs(small))
+    arm = comparison["lossless"]
+    charged = Estimate("tokens", "charged", cost, 2.0, False, None, upper_bound)
+    others = tuple(each for each in arm.estimates if (each.unit, each.accounting) != ("tokens", "charged"))
+    one = dataclasses.replace(comparison, arms=(dataclasses.replace(arm, estimates=(*others, charged)),))
+    assert verdict(one) == (
+        "lossless had reached scratch's final loss before its first update. "
+        f"Counting the source's training, it needed {words}."
     )
 
 

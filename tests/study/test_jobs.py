@@ -175,8 +175,8 @@ def test_rates_may_differ_within_a_pair_only_where_one_sweep_chose_both(tmp_path
     comparison = compare([runs["base"], runs["swept"]], "base")
     assert comparison["swept"].estimate("tokens", "sunk").speedup == 1.0
     assert comparison["swept"].settings == ("lr 0.002 (base: 0.001)",)
-    said = "every arm's learning rate was chosen by a sweep of its own: 2 rates, 9 steps each, with 1 of the seeds; "
-    assert said + "that is in no arm's cost" in comparison.baseline.notes
+    said = "every arm's learning rate was chosen by its own sweep: 2 rates, 9 steps each, with 1 of the seeds; "
+    assert said + "no arm's cost includes its sweep" in comparison.baseline.notes
     assert not compare([runs["given"]], "given").baseline.notes
     for name in ("other", "given"):
         with pytest.raises(ValueError, match=r"is not paired with base: config.lr is 0.002 against 0.001"):

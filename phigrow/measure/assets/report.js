@@ -220,7 +220,7 @@
       title: options.loss === "train" ? "Training loss, nats a token" : `Held-out loss${options.loss ? `, ${options.loss.slice(2)}` : ""}, nats a token`,
     });
     document.getElementById("loss-caption").textContent = options.loss ? "" :
-      `Grey dashes: the target, ${data.baseline}'s final loss. Coloured dashes: the fit that a cost is read off. Rings: the cost on it. Thin lines: single seeds.`;
+      `Grey dashes: the target, ${data.baseline}'s final loss. Coloured dashes: the monotone fit that gives an arm's cost. Rings: that cost. Thin lines: single seeds.`;
   }
 
   function drawBudgets(options) {
@@ -259,11 +259,11 @@
     const shapes = lines.flatMap((line) => line.marks).map((mark) => mark.shape);
     const sentences = [
       `1x is ${data.baseline}; higher is faster.`,
-      middle ? "Dashed: all points but the last are read before the learning rate has decayed. This flatters the arm that starts faster." : "All points are read between decayed ends.",
+      middle ? "Dashed: all points but the last were measured before the learning rate had decayed. This flatters the arm that starts faster." : "All points are interpolated between decayed ends.",
       ...(lines.some((line) => line.whiskers.length) ? ["Vertical lines: 95 % intervals over paired seeds."] : []),
-      ...(infinite ? ["∞: the arm was below the target before its first update."] : []),
-      ...(shapes.includes("up") ? ["Triangle up: a lower bound, the arm was below the target at its smallest budget."] : []),
-      ...(shapes.includes("down") ? ["Triangle down: an upper bound, the arm did not reach the target."] : []),
+      ...(infinite ? ["∞: the arm had reached the target before its first update."] : []),
+      ...(shapes.includes("up") ? ["Triangle up: a lower bound, because the arm was already below the target at its smallest budget."] : []),
+      ...(shapes.includes("down") ? ["Triangle down: an upper bound, because the arm did not reach the target."] : []),
     ];
     document.getElementById("budget-caption").textContent = sentences.join(" ");
   }
@@ -329,7 +329,7 @@
     });
     const intervals = rows.some(({ found }) => found.some((e) => e.speedup_interval));
     const sentences = ["Dots: the source's training is not counted (sunk).", "Rings: it is counted (charged)."];
-    sentences.push(intervals ? "Lines: 95 % intervals over paired seeds." : "There are no intervals, since these need three seeds.");
+    sentences.push(intervals ? "Lines: 95 % intervals over paired seeds." : "There are no intervals, because an interval needs three seeds.");
     if (rows.some(({ found }) => found.some((e) => e.censored || e.early))) sentences.push("Triangles: bounds.");
     document.getElementById("speedup-caption").textContent = sentences.join(" ");
   }
