@@ -58,7 +58,7 @@ def print_capacity(capacity: Capacity) -> None:
     gib = 2**30
     console.print(
         f"{capacity.parameters / 1e9:.3f}B parameters on {capacity.gpus} GPUs of {capacity.gpu_bytes / gib:g} GiB, "
-        f"sequences of {capacity.seq_len} tokens, {capacity.batch} a step, bf16, loss {capacity.loss}"
+        f"sequences of {capacity.seq_len} tokens, {capacity.batch} per step, bf16, loss {capacity.loss}"
         + (", layers recomputed" if capacity.checkpointing else "")
     )
     rows = []
@@ -79,13 +79,13 @@ def print_capacity(capacity: Capacity) -> None:
             )
         )
     columns = "ZeRO|weights|grads|optim|buf|activ|micro|in all|fits|most|host"
-    _table("GiB a GPU, and of the host for each", columns.split("|"), rows, right=True, narrow=True)
+    _table("GiB per GPU; host: GiB of host memory for each GPU", columns.split("|"), rows, right=True, narrow=True)
     if capacity.chosen is None:
-        where = "with fewer tokens a sequence" if capacity.checkpointing else "with --checkpointing"
-        console.print(f"nothing fits: more GPUs, more memory, or {where}")
+        other = "shorter sequences" if capacity.checkpointing else "--checkpointing"
+        console.print(f"nothing fits: use more GPUs, GPUs with more memory, or {other}")
     console.print(
-        f"fits: in all at most {1 - RESERVED:.0%} of a GPU; buf: buffers; activ: activations, or the optimizer's step "
-        "if that is more; micro: sequences a GPU holds at once, most: the most of these"
+        f"fits: 'in all' is at most {1 - RESERVED:.0%} of a GPU; buf: buffers; activ: activations, or the optimizer's "
+        "step if that needs more; micro: sequences that a GPU processes at once; most: the largest micro that fits"
     )
     if capacity.recipe:
         keys = ", ".join(f"{key}: {str(value).lower()}" for key, value in capacity.recipe.items())
@@ -94,7 +94,7 @@ def print_capacity(capacity: Capacity) -> None:
         return
     tokens = amount(capacity.tokens, "tokens")
     console.print(
-        f"{tokens} tokens, {capacity.tokens / capacity.parameters:.1f} a parameter, {capacity.flops:.3g} FLOPs: "
+        f"{tokens} tokens, {capacity.tokens / capacity.parameters:.1f} per parameter, {capacity.flops:.3g} FLOPs: "
         f"[bold]{capacity.seconds / 86400:.3g} days[/] at {capacity.mfu:.0%} of {capacity.peak_flops / 1e12:.0f} "
         f"TFLOP/s, {capacity.gpu_hours:,.0f} GPU hours"
         + ("" if capacity.cost is None else f", cost {capacity.cost:,.0f}")
@@ -118,12 +118,15 @@ def print_certificate(certificate: Certificate) -> None:
     """Print what `verify` measured, and its verdict."""
     c = certificate
     if c.plan_hash is None:
-        plan, verdict = "none", "NOT CHECKED: the second folder has no phigrow.json, so no plan makes a claim"
+        plan, verdict = "none", "NOT CHECKED: the second folder has no phigrow.json, so there is no claim to check"
     elif c.passed is None:
         plan, verdict = f"{c.method} ({c.plan_hash[:16]})", "approximate by design: the plan makes no claim"
+    elif c.passed:
+        plan = f"{c.method} ({c.plan_hash[:16]})"
+        verdict = "PASSED: the grown model preserves the function, as the plan claims"
     else:
-        plan, holds = f"{c.method} ({c.plan_hash[:16]})", "and does" if c.passed else "and does not"
-        verdict = f"{'PASSED' if c.passed else 'FAILED'}: the plan claims to preserve the function, {holds}"
+        plan = f"{c.method} ({c.plan_hash[:16]})"
+        verdict = "FAILED: the plan claims to preserve the function, but the grown model does not"
     bound = f", at most {c.tolerance:.4g} allowed" if c.claims_exact else ""
     rows = [
         ("plan", plan),
@@ -148,9 +151,9 @@ def print_check(problems: Sequence[str], as_json: bool) -> None:
     for problem in problems:
         typer.echo(problem)
     typer.echo(
-        "FAILED: these are not the tensors that were certified"
+        "FAILED: tensors differ from those of the certificate"
         if problems
-        else "PASSED: every tensor is the one that was certified"
+        else "PASSED: every tensor is that of the certificate"
     )
 
 

@@ -90,11 +90,11 @@ def _growth(plan: Plan) -> Iterator[Advice]:
     src, dst = plan.src_sizes[plan.table.residual], plan.dst_sizes[plan.table.residual]
     beyond = [
         f"{what} {ratio:.3g}x"
-        for what, ratio in (("parameters", new / old), ("hidden", dst / src))
+        for what, ratio in (("parameters grow", new / old), ("hidden grows", dst / src))
         if ratio > MOST_GROWTH
     ]
     if beyond:
-        text = f"grows {' and '.join(beyond)}: gains are most reliable up to {MOST_GROWTH:g}x; grow in stages"
+        text = f"grow in stages: {' and '.join(beyond)}, and gains are most reliable up to {MOST_GROWTH:g}x"
         yield Advice("growth", text, RELIABLE)
 
 
@@ -103,16 +103,20 @@ def _tokens(plan: Plan, tokens: float | None) -> Iterator[Advice]:
     if tokens is not None and tokens > MOST_TOKENS * parameters:
         yield Advice(
             "tokens",
-            f"{tokens / parameters:.3g} tokens a parameter: gains are most reliable under about {MOST_TOKENS:g} and "
-            "shrink with the budget; measure yours, decayed, against training from scratch",
+            f"compare your decayed run with one from scratch: the budget is {tokens / parameters:.3g} tokens per "
+            f"parameter; gains are most reliable below about {MOST_TOKENS:g} and shrink with the budget",
             f"{RELIABLE}; {NO_GAIN}",
         )
 
 
 def _dropout(plan: Plan) -> Iterator[Advice]:
-    dropout = [f"{key} {plan.dst_config[key]:g}" for key in plan.table.dropout_keys if plan.dst_config.get(key)]
-    if dropout and plan.exact:
-        text = f"{', '.join(dropout)}: training does not start at the source's loss; set it to 0 in the destination"
+    keys = [key for key in plan.table.dropout_keys if plan.dst_config.get(key)]
+    if keys and plan.exact:
+        values = ", ".join(f"{plan.dst_config[key]:g}" for key in keys)
+        text = (
+            f"set {', '.join(keys)} (now {values}) to 0 in the destination: with dropout, training does not start at "
+        )
+        text += "the source's loss"
         yield Advice("dropout", text, "phigrow verify measures in evaluation mode")
 
 
@@ -125,12 +129,12 @@ def _copies(plan: Plan) -> Iterator[Advice]:
     ]
     if alike:
         if all(part.split(":")[0].rpartition("=")[2] == "tile" for part in plan.method.split(",")):
-            instead = "give --noise (with --scale preserve it costs nothing)"
+            instead = "add --noise (with --scale preserve, it does not change the function)"
         elif "snr" in plan.options:
-            instead = "take snr=10"
+            instead = "set snr=10"
         else:
-            instead = "take a method that tells copies apart, such as lemon, lossless or isometric"
-        text = f"copies of {', '.join(alike)} get equal gradients for ever, as one unit: {instead}"
+            instead = "use a method that breaks the symmetry of copies, such as lemon, lossless or isometric"
+        text = f"{instead}: now, copies of {', '.join(alike)} get equal gradients for ever and act as one unit"
         yield Advice("copies", text, COPIES)
 
 
@@ -148,7 +152,7 @@ def _dtype(plan: Plan, dtype: str | None) -> Iterator[Advice]:
     gains = {name: float(plan.axes[name].write.max()) for name in (family.residual, family.query)}
     above = [f"{name} {gain:.4g}x" for name, gain in gains.items() if gain > 1]
     if above:
-        text = f"float16 ends at 65504, and this writes {' and '.join(above)} as large: store and train in bfloat16"
+        text = f"store and train in bfloat16: activations grow ({', '.join(above)}), and the largest float16 is 65504"
         yield Advice("dtype", text, FLOAT16)
 
 
@@ -157,25 +161,30 @@ def _timing(plan: Plan, tokens: float | None) -> Iterator[Advice]:
     if tokens is None or src == dst:
         return
     timing = growth_timing(plan.cost()[1].parameters, tokens)
-    text = f"for {tokens:.3g} tokens, stacking to 4x the layers did best from a source of about {timing:.3g} tokens"
+    text = f"for {tokens:.3g} tokens, stacking to 4x the layers did best with a source trained on {timing:.3g} tokens"
     yield Advice("timing", f"{text}; here layers grow {dst / src:.3g}x", G_STACK)
 
 
 def _study(plan: Plan, tokens: float | None) -> Iterator[Advice]:
     if plan.method.startswith("tile") and not plan.noise and plan.src_config != plan.dst_config:
-        text = "wr reached tile's last loss 1.11x [1.06, 1.17] sooner where parameters grew 1.8x; where it was 3.6x, "
-        text += "wr reached scratch's 1.30x [1.27, 1.33] sooner than scratch, and tile did not reach it"
+        text = (
+            "consider wr: at 1.8x the parameters, it reached tile's final loss 1.11x [1.06, 1.17] sooner; at 3.6x, it "
+        )
+        text += "reached scratch's final loss 1.30x [1.27, 1.33] sooner than scratch, and tile did not reach it"
         yield Advice("method", text, STUDY)
     if any((axis.write_random | axis.read_random).any() for axis in plan.axes.values()):
         text = (
-            "train values that are no copies at twice the rate of copies (fresh_lr: 2): wr and lossless ended 0.02 to "
+            "train fresh values at twice the learning rate of copied ones (fresh_lr: 2): with it, the final loss was "
         )
-        text += "0.07 nats lower with it, lemon 0.015"
+        text += "0.02 to 0.07 nats lower for wr and lossless, and 0.015 for lemon"
         yield Advice("rate", text, STUDY)
     old, new = (cost.parameters for cost in plan.cost())
     if tokens is not None and old < new <= STUDIED_GROWTH * old and tokens <= FEW_TOKENS * new:
         text = (
-            f"{tokens / new:.2g} tokens a parameter: at 0.4, training the source on reached scratch's loss with 1.47x "
+            f"consider training the source on without growth: the budget is {tokens / new:.2g} tokens per parameter; "
         )
-        text += "[1.30, 1.66] (parameters 1.8x) and 2.63x [2.44, 2.84] (3.6x) fewer FLOPs, charged; growth saved less"
+        text += (
+            "at 0.4, the source reached scratch's loss with 1.47x [1.30, 1.66] fewer FLOPs, charged (against 1.8x the "
+        )
+        text += "parameters), and 2.63x [2.44, 2.84] (against 3.6x); growth saved less"
         yield Advice("continued", text, STUDY)

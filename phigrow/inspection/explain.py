@@ -59,7 +59,9 @@ def _gains(gains: np.ndarray, axis: AxisMap) -> str:
 def layer_rows(plan: Plan) -> list[tuple[int, int, str]]:
     """(destination layer, source layer, kind) of every destination layer."""
     if plan.learned is not None and plan.maps is not None and plan.maps.sha256 and plan.learned.lines():
-        return [(layer, source, "sum of all, learned from this one") for layer, source in enumerate(plan.layers)]
+        return [
+            (layer, source, "learned sum of all, started from this one") for layer, source in enumerate(plan.layers)
+        ]
     seen: set[int] = set()
     rows = []
     for layer, source in enumerate(plan.layers):

@@ -147,7 +147,7 @@ def _certify(study: Study, say: Callable[[str], None]) -> None:
     certificates = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     jobs = jobs_of(study)
     source = next(job.folder for job in jobs if job.kind == "source") / "export"
-    say("\nWhat each start computes, against the source:")
+    say("\nLogits and loss of each start, compared with the source:")
     for job in jobs:
         if job.kind != "expand":
             continue
@@ -156,7 +156,7 @@ def _certify(study: Study, say: Callable[[str], None]) -> None:
         if certificate is None:
             certificate = certificates[key] = verify(source, job.folder).to_json()
         say(
-            f"  {job.name} max |dlogit| {certificate['max_abs_dlogit']:.2g}, loss {certificate['source_loss']:.3f} -> "
-            f"{certificate['destination_loss']:.3f}"
+            f"  {job.name}: largest difference of logits {certificate['max_abs_dlogit']:.2g}, "
+            f"loss {certificate['source_loss']:.3f} -> {certificate['destination_loss']:.3f}"
         )
     atomic_json(path, certificates)

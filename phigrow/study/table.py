@@ -157,7 +157,7 @@ def described(job: Job) -> str:
 def position(job: Job) -> str:
     """Return the position of a running job in words."""
     if not job.trains:
-        return "at work"
+        return "running"
     if (last := last_record(job.folder, "step")) is None:
         return "starting"
     loss = last["loss"] if isinstance(last["loss"], int | float) else math.nan
@@ -185,14 +185,14 @@ def listing(study: Study, jobs: list[Job]) -> list[str]:
     lines.append(f"{len(jobs)} jobs, {_millions(tokens)} tokens, {total:.2e} FLOPs in all, {left:.2e} to do")
     if study.sweep:
         swept = sum(job.tokens for job in training if job.kind == "sweep")
-        lines.append(f"of these, sweeps of the learning rate: {_millions(swept)} tokens")
+        lines.append(f"sweeps of the learning rate take {_millions(swept)} of these tokens")
     if speed is None or seconds is None:
-        lines.append("time: unknown; no run was timed here yet, and flops_per_second is not given")
+        lines.append("time: unknown, because no run was timed here yet and flops_per_second is not set")
     else:
         side = study.layout().workers
         runs = "run" if side == 1 else "runs"
         lines.append(f"time: {clock(seconds)}, {side} {runs} at a time")
-        lines.append(f"      each at {speed.flops_per_second:.2e} FLOPs a second, and {speed.start:.0f} s to start")
+        lines.append(f"      each at {speed.flops_per_second:.2e} FLOPs per second, and {speed.start:.0f} s to start")
     return lines
 
 

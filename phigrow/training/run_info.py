@@ -95,7 +95,7 @@ def goes_on(config: RunConfig, initial: InitialState) -> list[str]:
         parts.append(f"data from block {initial.first * config.batch}")
     if parts or first:
         parts.append(f"schedule from step {first} of {config.whole_schedule}")
-    return [f"goes on from: {', '.join(parts)}"] if parts else []
+    return [f"continues from: {', '.join(parts)}"] if parts else []
 
 
 def device_name(world: World) -> str:

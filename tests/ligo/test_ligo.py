@@ -195,7 +195,7 @@ def test_depth_alone_and_width_alone(tmp_path):
     expected = sum(w * model.state_dict()[line.format(layer=k)] for k, w in enumerate(maps.tensors[f"depth/{line}"][3]))
     assert torch.allclose(grown[line.format(layer=3)], expected, rtol=0, atol=1e-14)
     learned = phigrow.plan(SRC, deep, "ligo", maps=tmp_path / "deep")
-    assert layer_rows(learned)[3] == (3, 1, "sum of all, learned from this one")
+    assert layer_rows(learned)[3] == (3, 1, "learned sum of all, started from this one")
     wide = phigrow.plan(SRC, {**SRC, "intermediate_size": 50}, "ligo")
     assert wide.learned.widths == {"mlp": (50, 30)}
     assert wide.learned.lines() == []

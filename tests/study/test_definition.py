@@ -125,7 +125,7 @@ def test_the_dry_run_lists_arms_and_writes_nothing(tmp_path):
     total, own = sum(job.flops for job in jobs), sum(job.flops for job in jobs if job.arm is not None)
     assert lines[3].split()[1:5] == ["4", "0", "0.0451M", f"{own:.2e}"]
     assert lines[-3].startswith(f"6 jobs, 0.086M tokens, {total:.2e} FLOPs in all")
-    assert "1.00e+09 FLOPs a second" in lines[-1]
+    assert "1.00e+09 FLOPs per second" in lines[-1]
     assert max(map(len, lines)) <= 80
     assert [path.name for path in Path(tmp_path).iterdir()] == ["study.yaml"]
     unknown = CliRunner().invoke(app, ["compare", str(path), "--dry-run", "--only", "tle"])

@@ -82,15 +82,15 @@ def test_a_run_says_what_it_goes_on_from():
     assert goes_on(config, InitialState()) == []
     grown = InitialState(Path("large-optimizer"), 40, state="scale", step=40)
     assert goes_on(config, grown) == [
-        "goes on from: Adam's state of large-optimizer (step 40, scale), data from block 640, schedule from step 0 of "
-        "40"
+        "continues from: Adam's state of large-optimizer (step 40, scale), data from block 640, schedule from step 0 "
+        "of 40"
     ]
     assert goes_on(later, InitialState(Path("reset"), 0, state="reset", step=7)) == [
-        "goes on from: fp32 masters of reset (step 7), Adam's moments at zero, data from block 0, schedule from step "
+        "continues from: fp32 masters of reset (step 7), Adam's moments at zero, data from block 0, schedule from step "
         "40 of 80"
     ]
-    assert goes_on(config, InitialState(first=3)) == ["goes on from: data from block 48, schedule from step 0 of 40"]
-    assert goes_on(later, InitialState()) == ["goes on from: schedule from step 40 of 80"]
+    assert goes_on(config, InitialState(first=3)) == ["continues from: data from block 48, schedule from step 0 of 40"]
+    assert goes_on(later, InitialState()) == ["continues from: schedule from step 40 of 80"]
 
 
 def test_data_of_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):
