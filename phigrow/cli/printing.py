@@ -123,7 +123,7 @@ def print_certificate(certificate: Certificate) -> None:
         plan, verdict = f"{c.method} ({c.plan_hash[:16]})", "approximate by design: the plan makes no claim"
     elif c.passed:
         plan = f"{c.method} ({c.plan_hash[:16]})"
-        verdict = "PASSED: the grown model preserves the function, as the plan claims"
+        verdict = "PASSED: the grown model preserves the function"
     else:
         plan = f"{c.method} ({c.plan_hash[:16]})"
         verdict = "FAILED: the plan claims to preserve the function, but the grown model does not"
