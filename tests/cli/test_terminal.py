@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+import yaml
 from tiny_models import phi_config, phi_model
 from typer.testing import CliRunner
 
@@ -213,7 +214,7 @@ def test_ctrl_c_lets_ranks_save_and_the_same_command_resumes(tmp_path):
 
     prepare("embedded", out=tmp_path / "data", seq_len=16, vocab_size=300, progress=False)
     (tmp_path / "recipe.yaml").write_text(
-        json.dumps(
+        yaml.safe_dump(
             {
                 "model": phi_config(32, 4, 48, 2, 4) | {"vocab_size": 300},
                 "batch": 4,
