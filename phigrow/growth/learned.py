@@ -171,7 +171,7 @@ class Learned:
         expected = {f"width/{name}" for name in self.widths} | {f"depth/{line}" for line in self.lines()}
         if other := sorted(expected ^ set(self.maps.tensors)):
             raise GrowthError(
-                "learned maps that do not fit the plan",
+                "the learned maps do not fit the plan",
                 where=str(where),
                 why=f"{other[0]} is in one of them alone",
                 fix="learn them again for this source and this destination",

@@ -47,17 +47,17 @@ class Maps:
             return {}
         if self.path is None or not self.path.is_file():
             raise GrowthError(
-                "the learned maps of a plan are not there",
+                "the learned maps of the plan are missing",
                 where=str(self.path) if self.path else f"sha256 {self.sha256[:16]}",
-                why=f"a learned plan holds the hash of its matrices, and they lie beside it in {FILE}",
+                why=f"a learned plan holds only the hash of its maps; the maps themselves are in {FILE} beside it",
                 fix="put the file beside the plan, or make the plan again with --maps",
             )
         if (sha256 := _sha256(self.path)) != self.sha256:
             raise GrowthError(
-                "learned maps that are not those of the plan",
+                "the learned maps are not those of the plan",
                 where=str(self.path),
                 why=f"their sha256 is {sha256[:16]}, the plan's {self.sha256[:16]}",
-                fix="take the file that was learned with this plan, or make the plan again with --maps",
+                fix="use the file that was learned for this plan, or make the plan again with --maps",
             )
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -65,7 +65,7 @@ class Maps:
         try:
             return {name: value.astype(np.float64) for name, value in load_file(self.path).items()}
         except (SafetensorError, OSError, ValueError) as error:
-            raise GrowthError("learned maps that cannot be read", where=str(self.path), why=str(error)) from error
+            raise GrowthError("the learned maps cannot be read", where=str(self.path), why=str(error)) from error
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Floats | None:
         """A matrix, or None at the start.
@@ -79,9 +79,9 @@ class Maps:
         if matrix is None or matrix.shape != shape or not np.isfinite(matrix).all():
             state = "missing" if matrix is None else f"of shape {list(matrix.shape)}, or not finite"
             raise GrowthError(
-                "learned maps that do not fit the plan",
+                "the learned maps do not fit the plan",
                 where=f"{name} in {self.path}",
-                why=f"it should be {list(shape)}, and is {state}",
+                why=f"its shape must be {list(shape)}, but the matrix is {state}",
                 fix="learn them again for this source and this destination",
             )
         return matrix
@@ -96,7 +96,7 @@ def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise GrowthError(
-            f"no learned maps {str(path)!r}",
+            f"there are no learned maps in {str(path)!r}",
             where=str(file.absolute()),
             fix="give the folder that phigrow learn-growth wrote",
         )
@@ -107,16 +107,16 @@ def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
             record = json.loads((opened.metadata() or {}).get(_RECORD, ""))
     except (SafetensorError, OSError, ValueError) as error:
         raise GrowthError(
-            "learned maps that cannot be read",
+            "the learned maps cannot be read",
             where=str(file),
-            why=str(error) or "nothing says how they were learned",
+            why=str(error) or "the file does not record how they were learned",
             fix="give the folder that phigrow learn-growth wrote",
         ) from error
     if not isinstance(record, dict) or not isinstance(record.get("start"), dict):
         raise GrowthError(
-            "learned maps without a valid `start` entry",
+            "the learned maps have no valid `start` entry",
             where=f"the metadata of {file}",
-            why="it does not say from which plan they were learned",
+            why="this entry records the plan from which the maps were learned",
             fix="run phigrow learn-growth again",
         )
     return Maps(_sha256(file), file), record

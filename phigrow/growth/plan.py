@@ -161,7 +161,8 @@ class Plan:
         """
         if data.get("format") != FORMAT:
             raise GrowthError(
-                f"a plan of format {data.get('format')!r}, not {FORMAT}", fix="make it again with phigrow plan --json"
+                f"the plan has format {data.get('format')!r}, not {FORMAT}",
+                fix="make it again with phigrow plan --json",
             )
         try:
             depth = data["depth"]
@@ -184,26 +185,26 @@ class Plan:
                 maps=Maps(data["maps"]["sha256"], folder and folder / FILE) if "maps" in data else None,
             )
         except KeyError as error:
-            raise GrowthError(f"a plan without {error}", fix="make it again with phigrow plan --json") from error
+            raise GrowthError(f"the plan has no {error}", fix="make it again with phigrow plan --json") from error
         plan._check()
         return plan
 
     def _check(self) -> None:
         if self.family not in all_families():
-            raise GrowthError(f"a plan for an unknown family {self.family!r}")
+            raise GrowthError(f"the plan is for an unknown family {self.family!r}")
         for name in self.table.axis_names:
             sizes = self.src_sizes[name], self.dst_sizes[name]
             axis = self.axes.get(name)
             if axis is None or (axis.src_size, axis.dst_size) != sizes:
-                raise GrowthError("a plan whose axis maps do not fit its configurations", where=f"axis {name}")
+                raise GrowthError("the axis maps of the plan do not fit its configurations", where=f"axis {name}")
         if self.maps is not None and not isinstance(self.maps.sha256, str | None):
-            raise GrowthError("a plan whose maps have no hash", fix="make it again with phigrow plan --json")
+            raise GrowthError("the maps of the plan have no hash", fix="make it again with phigrow plan --json")
         if self.noise_on not in get_args(NoiseOn):
-            raise GrowthError(f"a plan with noise on {self.noise_on!r}", fix="make it again with phigrow plan --json")
+            raise GrowthError(f"the plan has noise on {self.noise_on!r}", fix="make it again with phigrow plan --json")
         if len(self.layers) != self.dst_sizes["layer"] or not all(
             0 <= k < self.src_sizes["layer"] for k in self.layers
         ):
-            raise GrowthError("a plan whose layer map does not fit its configurations", where=str(list(self.layers)))
+            raise GrowthError("the layer map of the plan does not fit its configurations", where=str(list(self.layers)))
 
     @cached_property
     def hash(self) -> str:

@@ -157,9 +157,9 @@ def picture(plan: Plan, tensors: Sequence[Anatomy]) -> Figure:
 
     if not 0 < len(tensors) <= MOST_PANELS:
         raise GrowthError(
-            f"a picture of {len(tensors)} tensors",
+            f"a picture cannot show {len(tensors)} tensors",
             why=f"it has room for 1 to {MOST_PANELS}",
-            fix="narrow --tensor, such as 'model.layers.0.*.weight', or leave it out for the usual ones",
+            fix="choose other tensors, such as --tensor 'model.layers.0.*.weight', or leave --tensor out",
         )
     with matplotlib.rc_context(STYLE):
         figure, gains = _single(plan, tensors[0]) if len(tensors) == 1 else _grid(plan, tensors)
@@ -181,9 +181,13 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     ending = path.suffix.lower()
     if ending not in (".png", ".svg", ".pdf"):
-        raise GrowthError(f"no picture format {ending!r}", where=str(path), fix="end the name in .png, .svg or .pdf")
+        raise GrowthError(
+            f"{ending!r} is not a known picture format", where=str(path), fix="end the name in .png, .svg or .pdf"
+        )
     if not path.parent.is_dir():
-        raise GrowthError("the folder of the picture is not there", where=str(path.parent), fix="make it first")
+        raise GrowthError(
+            "the folder for the picture does not exist", where=str(path.parent), fix="make the folder first"
+        )
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
     with matplotlib.rc_context(STYLE):
         figure.savefig(path, dpi=200, facecolor="white", metadata=metadata)

@@ -45,7 +45,7 @@ def read_plan_file(path: str | Path) -> PlanFile:
     file = path / PROVENANCE_FILE if path.is_dir() else path
     if not file.is_file():
         raise GrowthError(
-            f"no plan {str(path)!r}",
+            f"there is no plan in {str(path)!r}",
             where=str(file.absolute()),
             why=f"the folder has no {PROVENANCE_FILE}" if path.is_dir() else "there is no such file or folder",
             fix="give a folder that phigrow expand wrote, its phigrow.json, or a file of phigrow plan --json",
@@ -58,12 +58,12 @@ def read_plan_file(path: str | Path) -> PlanFile:
     except GrowthError as error:
         raise error.at(str(file)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GrowthError("a file that is no plan", where=str(file), why=repr(error)) from error
+        raise GrowthError("the file is not a plan", where=str(file), why=repr(error)) from error
     if content.get("hash", plan.hash if provenance is None else None) != plan.hash:
         raise GrowthError(
-            "a plan that was altered",
+            "the plan was altered",
             where=str(file),
-            why=f"its hash is not that of its content, {plan.hash[:16]}",
+            why=f"its stored hash differs from the hash of its content, {plan.hash[:16]}",
             fix="make it again with phigrow plan --json or phigrow expand",
         )
     return PlanFile(file, plan, provenance)

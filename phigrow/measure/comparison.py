@@ -61,10 +61,10 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     left_out = [f"{folder} is left out: it is the source that {arm} was grown from" for folder, arm in sources.items()]
     if baseline not in arms:
         raise GrowthError(
-            f"no run of the baseline {baseline!r}",
-            where="; ".join([f"arms found: {', '.join(sorted(arms)) or 'none'}", *left_out]),
+            f"there is no run of the baseline {baseline!r}",
+            where="; ".join([f"arms in these folders: {', '.join(sorted(arms)) or 'none'}", *left_out]),
             why="its final held-out loss is the target",
-            fix="add its run folders, of the grown model trained from scratch, or name another baseline",
+            fix="add the run folders of the grown model trained from scratch, or name another baseline",
         )
     check_sizes(arms, baseline)
     seeds = arms.pop(baseline)
@@ -100,14 +100,14 @@ def _target(own: CostToTarget, run: Run) -> float:
             f"{run.name}, was last evaluated at step {last} of {run.budget}",
             where=str(run.folder),
             why="the target is the loss at the end of a fully decayed schedule",
-            fix="let it finish",
+            fix="let this run finish",
         )
     final = float(run.evals["loss"][-1])
     if not math.isfinite(final):
         raise GrowthError(
             f"{run.name}, ended at a held-out loss of {final}",
             where=str(run.folder),
-            why="a run that diverged sets no target",
+            why="a run that diverged cannot set the target",
         )
     return own.end_loss(run)
 
@@ -286,9 +286,9 @@ def _baseline_cost(base: CostToTarget, unit: Unit, target: float, on_curve: bool
     assert cost is not None, "a target is never below the end of the baseline's own fit"
     if cost == 0:
         raise GrowthError(
-            f"{base.run.name}, did not get below the loss it started at",
+            f"{base.run.name}, never fell below its first loss",
             where=str(base.run.folder),
-            why="there is no cost to compare with",
+            why="the baseline has no cost to compare with",
         )
     return cost
 

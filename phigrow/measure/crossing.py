@@ -51,9 +51,11 @@ def monotone(costs: ArrayLike, losses: ArrayLike) -> Floats:
 
     at, values = np.asarray(costs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     if at.ndim != 1 or at.shape != values.shape or not at.size:
-        raise GrowthError("no curve", why=f"costs of shape {at.shape} and losses of shape {values.shape}")
+        raise GrowthError(
+            "costs and losses do not form a curve", why=f"costs of shape {at.shape} and losses of shape {values.shape}"
+        )
     if not np.isfinite(at).all() or (np.diff(at) < 0).any():
-        raise GrowthError("costs that are not finite, or decrease", why="a cost is cumulative")
+        raise GrowthError("the costs decrease or are not finite", why="a cost is cumulative")
     broken = np.flatnonzero(~np.isfinite(values))
     start = int(broken[-1]) + 1 if broken.size else 0
     fit = np.full(values.shape, np.inf)
@@ -87,7 +89,7 @@ class Descent:
             GrowthError: a target that is not finite.
         """
         if not np.isfinite(target):
-            raise GrowthError(f"a target loss of {target}", why="only a finite loss can be reached")
+            raise GrowthError(f"the target loss is {target}", why="only a finite loss can be reached")
         at = np.asarray(costs, dtype=np.float64)
         end_cost, fit_end = float(at[-1]), float(self.levels[-1])
         if fit_end > target:

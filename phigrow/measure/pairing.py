@@ -57,7 +57,9 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
     for run in runs:
         if not len(run.evals["step"]):
             raise GrowthError(
-                f"{run.name}, has no evaluations", where=str(run.folder), why="arms are compared by held-out loss"
+                f"the run of {run.name}, has no evaluations",
+                where=str(run.folder),
+                why="arms are compared by held-out loss",
             )
         if run.is_trunk:
             continue
@@ -66,7 +68,8 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
             if twin is run:
                 continue
             raise GrowthError(
-                f"two runs of {run.arm}, seed {run.seed}" + ("" if run.budget is None else f", {run.budget} steps"),
+                f"there are two runs of {run.arm}, seed {run.seed}"
+                + ("" if run.budget is None else f", {run.budget} steps"),
                 where=f"{twin.folder} and {run.folder}",
                 fix="leave one of them out",
             )
@@ -115,8 +118,8 @@ def chosen_budget(seeds: Seeds, wanted: int | None, baseline: str) -> int | None
     if wanted not in known:
         raise GrowthError(
             f"no run of {baseline} has a budget of {wanted} steps",
-            where=f"its budgets: {', '.join(sorted(map(str, known)))}",
-            fix="ask for one of these",
+            where=f"budgets of {baseline}: {', '.join(sorted(map(str, known)))}",
+            fix="choose one of these budgets",
         )
     return wanted
 
@@ -154,7 +157,7 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
     """
     if base is None:
         raise GrowthError(
-            f"{run.arm}, seed {run.seed}, has no {baseline} run to be paired with",
+            f"{run.arm}, seed {run.seed}, has no run of {baseline} to compare with",
             where=str(run.folder),
             fix=f"run {baseline} with seed {run.seed} too, or leave this run out",
         )
@@ -207,8 +210,8 @@ def _value(value: Any) -> str:
 
 def _unpaired(run: Run, base: Run, key: str, one: Any, other: Any) -> GrowthError:
     return GrowthError(
-        f"{run.arm}, seed {run.seed}, is not paired with {base.arm}: {key} is {one!r} against {other!r}",
+        f"{run.arm}, seed {run.seed}, cannot be compared with {base.arm}: {key} is {one!r} against {other!r}",
         where=f"{run.folder} and {base.folder}",
-        why="arms are compared on the same data, schedule and held-out text",
+        why="arms are compared only on the same data, schedule and held-out text",
         fix="run the arm again with the baseline's settings, or leave it out",
     )

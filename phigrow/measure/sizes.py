@@ -76,10 +76,10 @@ def check_one_model(runs: Sequence[Run]) -> None:
         first = models.setdefault(run.arm, run)
         pairs = [(key.replace("_", " "), _model(first).get(key), _model(run).get(key)) for key in SHAPE]
         pairs.insert(0, ("parameters", first.meta.get("parameters"), run.meta.get("parameters")))
-        _refuse(run, first, f"the runs of {run.arm} are of two models", pairs)
+        _refuse(run, first, f"the runs of {run.arm} train two different models", pairs)
         first = texts.setdefault((run.arm, run.seed), run)
         prints = ("data_fingerprint", first.meta.get("data_fingerprint"), run.meta.get("data_fingerprint"))
-        _refuse(run, first, f"the runs of {run.name}, read two texts", [prints])
+        _refuse(run, first, f"the runs of {run.name}, read two different texts", [prints])
 
 
 def _refuse(run: Run, first: Run, what: str, pairs: Iterable[tuple[str, Any, Any]]) -> None:
@@ -88,7 +88,7 @@ def _refuse(run: Run, first: Run, what: str, pairs: Iterable[tuple[str, Any, Any
             raise GrowthError(
                 f"{what}: {key} {_shown(one)} against {_shown(other)}",
                 where=f"{first.folder} and {run.folder}",
-                why="runs of one arm are taken for seeds and budgets of the same training",
+                why="all runs of an arm must be seeds and budgets of the same training",
                 fix="give them different arm names (train the smaller one with --arm source), or leave one of them out",
             )
 
@@ -107,10 +107,11 @@ def check_sizes(arms: Mapping[str, Seeds], baseline: str) -> None:
             mine, theirs = run.meta.get("parameters"), base.meta.get("parameters")
             if run.meta.get("growth") and None not in (mine, theirs) and mine != theirs:
                 raise GrowthError(
-                    f"{run.arm} was grown to {_shown(mine)} parameters, the baseline {baseline} has {_shown(theirs)}",
+                    f"{run.arm} was grown to {_shown(mine)} parameters, but the baseline {baseline} "
+                    f"has {_shown(theirs)}",
                     where=f"{run.folder} and {base.folder}",
                     why="a grown model is compared with the same model trained from scratch",
-                    fix="give a run of the grown model from scratch as the baseline, or leave one of these out",
+                    fix="use runs of the grown model from scratch as the baseline, or leave one of these runs out",
                 )
 
 

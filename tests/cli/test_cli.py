@@ -346,8 +346,8 @@ def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
         (("capacity", "phi2", "--gpus", "8x80", "--tokens", "many"), ("an amount of 'many'", "100B")),
         (("capacity", "phi2", "--gpus", "8x80", "--batch", "9"), ("shared by 8 GPUs", "multiple of 8")),
         (("capacity", "phi2", "--gpus", "8x80", "--mfu", "40"), ("an MFU of 40", "at most 1")),
-        (("diff", "nowhere", "nothing"), ("no plan 'nowhere'", "there is no such file or folder")),
-        (("inspect", "nowhere"), ("no plan 'nowhere'", "give a folder that phigrow expand wrote")),
+        (("diff", "nowhere", "nothing"), ("there is no plan in 'nowhere'", "there is no such file or folder")),
+        (("inspect", "nowhere"), ("there is no plan in 'nowhere'", "give a folder that phigrow expand wrote")),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_error_and_exit_code_2(words, messages, tmp_path):

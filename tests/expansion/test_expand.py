@@ -281,7 +281,7 @@ def test_an_altered_plan_is_noticed(save_model, tmp_path):
     record = json.loads((out / "phigrow.json").read_text())
     record["plan"]["approximations"] = []
     (out / "phigrow.json").write_text(json.dumps(record))
-    with pytest.raises(GrowthError, match="a plan that was altered"):
+    with pytest.raises(GrowthError, match="the plan was altered"):
         phigrow.verify(folder, out)
 
 

@@ -42,13 +42,13 @@ def test_the_hash_follows_every_choice():
 
 def test_a_damaged_plan_is_refused():
     data = phigrow.plan(SRC, DST).to_json()
-    with pytest.raises(GrowthError, match="a plan of format 99, not 1"):
+    with pytest.raises(GrowthError, match="the plan has format 99, not 1"):
         Plan.from_json(data | {"format": 99})
-    with pytest.raises(GrowthError, match="a plan without 'seed'"):
+    with pytest.raises(GrowthError, match="the plan has no 'seed'"):
         Plan.from_json({key: value for key, value in data.items() if key != "seed"})
     with pytest.raises(GrowthError, match=r"do not fit its configurations\n  where: axis mlp"):
         Plan.from_json(data | {"axes": data["axes"] | {"mlp": data["axes"]["hidden"]}})
-    with pytest.raises(GrowthError, match="layer map does not fit"):
+    with pytest.raises(GrowthError, match="layer map of the plan does not fit"):
         Plan.from_json(data | {"depth": data["depth"] | {"layers": [0, 1, 2, 3, 9]}})
 
 

@@ -156,21 +156,24 @@ def test_what_is_no_plan_is_refused(tmp_path):
     file = tmp_path / "plan.json"
     content = {"hash": plan.hash, **plan.to_json()}
     for text, message in (
-        (json.dumps(content | {"seed": 5}), r"a plan that was altered\n  where: .*plan.json\n  why: its hash is not"),
-        (json.dumps({"plan": {"hash": "x", **plan.to_json()}}), "a plan that was altered"),
+        (
+            json.dumps(content | {"seed": 5}),
+            r"the plan was altered\n  where: .*plan.json\n  why: its stored hash differs",
+        ),
+        (json.dumps({"plan": {"hash": "x", **plan.to_json()}}), "the plan was altered"),
         ("{", "a plan that cannot be read"),
         ("[1]", "a plan that cannot be read"),
         (json.dumps({"plan": 3}), r"a plan.json that cannot be read\n  where: .*plan.json\n  why: plan is 3"),
-        (json.dumps({"plan": plan.to_json()}), "a plan that was altered"),
-        (json.dumps(content | {"format": 9}), r"a plan of format 9, not 1\n  where: .*plan.json"),
-        (json.dumps({k: v for k, v in content.items() if k != "axes"}), "a plan without 'axes'"),
-        (json.dumps(content | {"axes": [1]}), "a file that is no plan"),
+        (json.dumps({"plan": plan.to_json()}), "the plan was altered"),
+        (json.dumps(content | {"format": 9}), r"the plan has format 9, not 1\n  where: .*plan.json"),
+        (json.dumps({k: v for k, v in content.items() if k != "axes"}), "the plan has no 'axes'"),
+        (json.dumps(content | {"axes": [1]}), "the file is not a plan"),
     ):
         file.write_text(text)
         with pytest.raises(GrowthError, match=message):
             read_plan_file(file)
     with pytest.raises(
-        GrowthError, match=r"no plan .*\n  where: .*phigrow.json\n  why: the folder has no phigrow.json"
+        GrowthError, match=r"there is no plan in .*\n  where: .*phigrow.json\n  why: the folder has no phigrow.json"
     ):
         read_plan_file(tmp_path)
     for record in ({"source": 3}, {"source": {"files": {"a": 1}}}, {"versions": []}, {"source": {"training": [1]}}):

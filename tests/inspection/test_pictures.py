@@ -116,11 +116,13 @@ def test_every_kind_has_a_colour_of_its_own():
 def test_what_cannot_be_drawn_is_refused(tmp_path):
     plan = phigrow.plan(SRC, DST, "wr")
     with pytest.raises(
-        GrowthError, match=r"a picture of 14 tensors\n  why: it has room for 1 to 12\n  what to do: narr"
+        GrowthError, match=r"a picture cannot show 14 tensors\n  why: it has room for 1 to 12\n  what to do: choo"
     ):
         picture(plan, matching(plan, "model.layers.0.*"))
     figure = picture(plan, matching(plan, "lm_head.weight"))
-    with pytest.raises(GrowthError, match=r"no picture format '.gif'\n  where: .*a.gif\n  what to do: end the name in"):
+    with pytest.raises(
+        GrowthError, match=r"'.gif' is not a known picture format\n  where: .*a.gif\n  what to do: end the name in"
+    ):
         save(figure, tmp_path / "a.gif")
-    with pytest.raises(GrowthError, match="the folder of the picture is not there"):
+    with pytest.raises(GrowthError, match="the folder for the picture does not exist"):
         save(figure, tmp_path / "nowhere" / "a.svg")

@@ -213,7 +213,7 @@ def test_pairing_matters(write_run):
         ({"config": {"eval_blocks": 4}}, "config.eval_blocks is 4 against 2"),
         ({"config": {"documents": "within"}}, "config.documents is 'within' against 'plain'"),
         ({"config": {"mixture": {"code": 1}}}, "config.mixture is {'code': 1} against None"),
-        ({"seed": 7}, "wr, seed 7, has no scratch run to be paired with"),
+        ({"seed": 7}, "wr, seed 7, has no run of scratch to compare with"),
     ],
 )
 def test_unpaired_arms_are_refused(write_run, other, text):
@@ -278,9 +278,9 @@ def test_keys_that_one_run_lacks_are_not_compared(write_run):
 @pytest.mark.parametrize(
     ("scratch", "options", "text"),
     [
-        (LINE, {"baseline": "none"}, "no run of the baseline 'none'\n  where: arms found: scratch, wr"),
+        (LINE, {"baseline": "none"}, "no run of the baseline 'none'\n  where: arms in these folders: scratch, wr"),
         ([5.0, 4.0, math.nan], {}, "scratch, seed 0, ended at a held-out loss of nan"),
-        ([3.0, 3.0, 4.0], {}, "scratch, seed 0, did not get below the loss it started at"),
+        ([3.0, 3.0, 4.0], {}, "scratch, seed 0, never fell below its first loss"),
     ],
 )
 def test_baselines_that_set_no_target(write_run, scratch, options, text):
@@ -301,11 +301,11 @@ def test_an_unfinished_baseline_is_refused_and_an_unfinished_arm_noted(write_run
 
 def test_doubles_and_empty_runs_are_refused(write_run, tmp_path):
     run = load_runs(write_run("scratch", LINE, COSTS))[0]
-    with pytest.raises(GrowthError, match="two runs of scratch, seed 0"):
+    with pytest.raises(GrowthError, match="there are two runs of scratch, seed 0"):
         compare([run, run, load_runs(run.folder)[0]])
     with pytest.raises(GrowthError, match="wr, seed 0, has no evaluations"):
         compare([run, *load_runs(write_run("wr", [], []))])
-    with pytest.raises(GrowthError, match="arms found: none"):
+    with pytest.raises(GrowthError, match="arms in these folders: none"):
         compare([])
 
 

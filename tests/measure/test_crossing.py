@@ -78,11 +78,11 @@ def test_the_fit_never_rises_and_keeps_the_mean():
 @pytest.mark.parametrize(
     ("costs", "losses", "target", "text"),
     [
-        ([], [], 3.0, "no curve"),
+        ([], [], 3.0, "do not form a curve"),
         ([0, 1], [3.0], 3.0, r"costs of shape \(2,\) and losses of shape \(1,\)"),
-        ([1, 0], [3.0, 2.0], 3.0, "costs that are not finite, or decrease"),
-        ([0, NAN], [3.0, 2.0], 3.0, "costs that are not finite, or decrease"),
-        ([0, 1], [3.0, 2.0], NAN, "a target loss of nan"),
+        ([1, 0], [3.0, 2.0], 3.0, "the costs decrease or are not finite"),
+        ([0, NAN], [3.0, 2.0], 3.0, "the costs decrease or are not finite"),
+        ([0, 1], [3.0, 2.0], NAN, "the target loss is nan"),
     ],
 )
 def test_refusals(costs, losses, target, text):

@@ -30,7 +30,7 @@ def test_a_source_is_no_baseline(source_and_grown):
     source, grown = source_and_grown()
     with pytest.raises(GrowthError, match="no run of the baseline 'scratch'") as caught:
         compare(load_runs([source, grown]))
-    left_out = f"arms found: wr; {source} is left out: it is the source that wr was grown from"
+    left_out = f"arms in these folders: wr; {source} is left out: it is the source that wr was grown from"
     assert caught.value.where == left_out
     assert "of the grown model trained from scratch" in caught.value.fix
 
@@ -57,9 +57,9 @@ def test_a_run_that_cost_something_else_is_no_source(source_and_grown, other):
         return
     with pytest.raises(GrowthError) as caught:
         compare(load_runs([source, grown]))
-    assert caught.value.what == "wr was grown to 4,000 parameters, the baseline scratch has 1,000"
+    assert caught.value.what == "wr was grown to 4,000 parameters, but the baseline scratch has 1,000"
     assert caught.value.where == f"{grown} and {source}"
-    assert caught.value.fix.startswith("give a run of the grown model from scratch as the baseline")
+    assert caught.value.fix.startswith("use runs of the grown model from scratch as the baseline")
 
 
 def test_a_grown_run_that_was_grown_again_is_a_source_too(source_and_grown, write_run):
@@ -76,23 +76,23 @@ def test_an_arm_that_was_not_grown_may_be_smaller(write_run):
     parent = write_run("continued", [4.0, 3.0, 2.5], COSTS, source_tokens=5e5).parent
     assert compare(load_runs(parent))["continued"].estimate("tokens", "sunk").speedup == 2.0
     write_run("tile", [4.0, 3.0, 2.5], COSTS, source_tokens=5e5, growth={"method": "tile"})
-    with pytest.raises(GrowthError, match="tile was grown to 1,000 parameters, the baseline scratch has 4,000"):
+    with pytest.raises(GrowthError, match="tile was grown to 1,000 parameters, but the baseline scratch has 4,000"):
         compare(load_runs(parent))
 
 
 @pytest.mark.parametrize(
     ("one", "other", "what"),
     [
-        ({}, {"parameters": 4000}, "the runs of scratch are of two models: parameters 1,000 against 4,000"),
+        ({}, {"parameters": 4000}, "the runs of scratch train two different models: parameters 1,000 against 4,000"),
         (
             {"model": {"hidden_size": 64, "num_hidden_layers": 4}},
             {"model": {"hidden_size": 64, "num_hidden_layers": 2}},
-            "the runs of scratch are of two models: num hidden layers 4 against 2",
+            "the runs of scratch train two different models: num hidden layers 4 against 2",
         ),
         (
             {"data_fingerprint": "a" * 64},
             {"data_fingerprint": "b" * 64},
-            "the runs of scratch, seed 0, read two texts: data_fingerprint aaaaaaaaaaaa against bbbbbbbbbbbb",
+            "the runs of scratch, seed 0, read two different texts: data_fingerprint aaaaaaaaaaaa against bbbbbbbbbbbb",
         ),
     ],
 )

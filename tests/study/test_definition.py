@@ -87,7 +87,7 @@ def arms(**more):
         (arms(isometric={"state": "copy"}), r"state copy of a plan that mixes coordinates[\s\S]*arm isometric in"),
         (arms(ligo={"state": "scale"}), r"moments of a learned plan \(ligo\)[\s\S]*arm ligo in"),
         (arms(ligo={"maps": "m", "steps": 3}), r"maps and steps are both set\n  where: arm ligo in"),
-        (arms(ligo={"maps": "nowhere"}), r"no learned maps 'nowhere'\n  where: arm ligo in"),
+        (arms(ligo={"maps": "nowhere"}), r"there are no learned maps in 'nowhere'\n  where: arm ligo in"),
         (arms(ligo={"steps": 0}), r"steps is \[?0"),
         (arms(tile={"maps": "m"}), r"no key 'maps'\n  where: arm tile in"),
         ({"arms": {"scratch": {"state": "scale"}}}, r"no key 'state'\n  where: arm scratch"),

@@ -179,7 +179,7 @@ def test_rates_may_differ_within_a_pair_only_where_one_sweep_chose_both(tmp_path
     assert said + "no arm's cost includes its sweep" in comparison.baseline.notes
     assert not compare([runs["given"]], "given").baseline.notes
     for name in ("other", "given"):
-        with pytest.raises(ValueError, match=r"is not paired with base: config.lr is 0.002 against 0.001"):
+        with pytest.raises(ValueError, match=r"cannot be compared with base: config.lr is 0.002 against 0.001"):
             check_pair(runs[name], runs["base"], "base")
 
 
