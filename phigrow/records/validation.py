@@ -34,6 +34,12 @@ class Validated:
     notes: list[str] = field(default_factory=list)
 
 
+REQUIRED = object()
+"""Default of a field that must be there."""
+COUNTS = {"step", *UNITS}
+MAY_BE_MISSING = {"flops", "seconds"}
+
+
 def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
     """Check every record and sort them by type.
 
@@ -52,23 +58,22 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
     unknown: dict[str, int] = {}
     for where, record in records:
         kind = record["type"]
-        values = {key: value for key, value in record.items() if key != "type"}
         if kind == "run":
             if checked.meta:
                 raise GrowthError("there is a second run record", where=where, fix="give every run a folder of its own")
-            checked.meta = _checked_meta(values, where)
+            checked.meta = _checked_meta({key: value for key, value in record.items() if key != "type"}, where)
         elif kind == "step":
-            row = _point(values, kind, where, checked.steps)
-            row |= {key: _number({key: None} | values, key, kind, where) for key in STEP_ONLY}
-            row |= {key: float(values.get(key) is True) for key in FLAGS}
+            row = _point(record, kind, where, checked.steps)
+            row |= {key: _number(record, key, kind, where, None) for key in STEP_ONLY}
+            row |= {key: float(record.get(key) is True) for key in FLAGS}
             checked.steps.append(row)
         elif kind == "eval":
-            checked.evals.append(_point(values, kind, where, checked.evals))
-            checked.sources.append(_sources(values, where))
+            checked.evals.append(_point(record, kind, where, checked.evals))
+            checked.sources.append(_sources(record, where))
         elif kind == "diagnostics":
-            row = {"step": _number(values, "step", kind, where)}
+            row = {"step": _number(record, "step", kind, where)}
             checked.diagnostics.append(
-                row | {key: _number(values, key, kind, where) for key in DIAGNOSTICS if key in values}
+                row | {key: _number(record, key, kind, where) for key in DIAGNOSTICS if key in record}
             )
         elif kind not in NOT_MEASURED:
             unknown[kind] = unknown.get(kind, 0) + 1
@@ -91,8 +96,7 @@ def _checked_meta(record: Record, where: str) -> Record:
 
 def _point(values: Mapping[str, Any], kind: str, where: str, before: list[Row]) -> Row:
     """Step, costs and loss of a record, checked against the record before it."""
-    given = {"flops": None, "seconds": None} | dict(values)
-    row = {key: _number(given, key, kind, where) for key in POINT}
+    row = {key: _number(values, key, kind, where, None if key in MAY_BE_MISSING else REQUIRED) for key in POINT}
     if not before:
         return row
     last = before[-1]
@@ -115,11 +119,13 @@ def _point(values: Mapping[str, Any], kind: str, where: str, before: list[Row]) 
     return row
 
 
-def _number(record: Mapping[str, Any], key: str, kind: str, where: str) -> float:
-    if key not in record:
+def _number(record: Mapping[str, Any], key: str, kind: str, where: str, default: object = REQUIRED) -> float:
+    value = record.get(key, default)
+    counts_up = key in COUNTS
+    if type(value) is float and (not counts_up or (key != "step" and 0 <= value < math.inf)):
+        return value  # nearly all values, of which a report reads millions
+    if value is REQUIRED:
         raise GrowthError(f"the {kind} record has no {key!r}", where=where)
-    value = record[key]
-    counts_up = key == "step" or key in UNITS
     if value is None and key not in ("step", "tokens"):
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
