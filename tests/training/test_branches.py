@@ -100,7 +100,7 @@ def test_measuring_reads_branches_as_a_study_of_budgets(runs):
         ),
         ("nothing-there", "no checkpoint of step 2 to branch from\n.*\n  why: steps that are there: 4, 5, 6"),
         ("late", "a branch at step 7, where the trunk's learning rate has decayed since step 6"),
-        ("no-run", "no run to branch from"),
+        ("no-run", "there is no run to branch from"),
     ],
 )
 def test_what_is_no_trunk_of_a_run_is_refused(runs, run, message):
