@@ -37,7 +37,7 @@ def pages(path: Path, name: str) -> dict[str, str | bytes]:
 
 
 def _run(source: str, names: dict[str, Any]) -> tuple[str, Any]:
-    """What a cell prints, and the value of its last line, as a notebook shows it."""
+    """Return the printed text of a cell and the value of its last line, as a notebook shows it."""
     body = ast.parse(source).body
     last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
     printed = io.StringIO()

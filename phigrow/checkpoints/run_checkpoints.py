@@ -39,11 +39,11 @@ class Found:
 
     @property
     def place(self) -> str | None:
-        """Where the optimizer's state lay, as `optimizer_device`; None where the marker does not say."""
+        """The device of the optimizer's state, as `optimizer_device` names it; None if the marker does not record it."""
         return self.marker.get("place")
 
     def fits(self, ranks: int, stage: int, place: str) -> bool:
-        """Whether DeepSpeed can load it as it is."""
+        """Return True if DeepSpeed can load the checkpoint without conversion."""
         return (self.world_size, self.stage) == (ranks, stage) and self.place in (None, place)
 
 

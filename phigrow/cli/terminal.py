@@ -1,4 +1,4 @@
-"""What all commands share on a terminal: -h, --quiet, progress, and one sentence at Ctrl-C."""
+"""Terminal behaviour that all commands share: -h, --quiet, progress, and one sentence at Ctrl-C."""
 
 from __future__ import annotations
 

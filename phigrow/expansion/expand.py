@@ -85,7 +85,7 @@ def expand(
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """How `expand` writes.
+    """Options of the output of `expand`.
 
     Attributes:
         out: the new folder; None for `default_out`.

@@ -11,7 +11,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.output import writing
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-"""Where the files are: beside the packages, so that a wheel has them."""
+"""Folder of the shipped files. It lies inside the package, so that a wheel has them."""
 
 FOLDERS = {"recipe": "", "study": "studies", "stages": "stages"}
 """The folder of each kind of file, below `FOLDER`."""

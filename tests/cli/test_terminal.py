@@ -34,7 +34,7 @@ def run(*words, env=None):
 
 
 def on_a_terminal(*words, cwd: Path) -> str:
-    """What a command prints where stdout and stderr are a terminal of 80 columns."""
+    """Return the output of a command on a terminal of 80 columns."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen([*COMMAND, *map(str, words)], stdout=theirs, stderr=theirs, cwd=cwd, env=ENVIRONMENT)
     os.close(theirs)
