@@ -107,7 +107,7 @@ def test_expansions_are_those_of_the_first_release(family, tmp_path):
 
 
 def summary(folder: Path) -> dict[str, list[float]]:
-    """Return the mean, the root mean square and a weighted sum of every tensor; the weights differ at each place."""
+    """Return the mean, the root mean square and a weighted sum of every tensor."""
     found = {}
     with CheckpointReader(folder) as reader:
         for name, tensor in reader.tensors.items():

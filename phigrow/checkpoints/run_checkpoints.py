@@ -39,7 +39,7 @@ class Found:
 
     @property
     def place(self) -> str | None:
-        """The device of the optimizer's state, as `optimizer_device` names it; None if the marker does not record it."""
+        """The device of the optimizer's state, as in `optimizer_device`; None if the marker does not record it."""
         return self.marker.get("place")
 
     def fits(self, ranks: int, stage: int, place: str) -> bool:
