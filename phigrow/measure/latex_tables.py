@@ -6,6 +6,7 @@ import re
 
 from phigrow.measure.estimates import Comparison
 from phigrow.measure.tables import Rows, caption, headline_rows, loss_rows
+from phigrow.measure.wording import settings_sentences
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -29,7 +30,7 @@ def latex(comparison: Comparison) -> str:
     if rows := headline_rows(comparison):
         words = (
             f"Speedup over {base} at its final held-out loss, {comparison.target():.3f} nats a token; sunk leaves the "
-            f"source's training out, charged counts it. {remarks}"
+            f"source's training out, charged counts it. {' '.join([remarks, *settings_sentences(comparison)])}"
         )
         parts.append(latex_table(rows, words, "tab:speedup", grouped=True))
     parts.append(latex_table(loss_rows(comparison), "Held-out loss, nats a token.", "tab:loss"))

@@ -20,7 +20,7 @@ from phigrow.measure.figures import loss_range, page_range
 from phigrow.measure.provenance import all_runs, common_rows, difference_rows, run_rows, version_lines
 from phigrow.measure.tables import Rows, arm_rows, budget_rows, caption, cost_rows, headline_rows, loss_rows
 from phigrow.measure.trends import WORDS
-from phigrow.measure.wording import NAMES, best_first, grouped_findings, recorded_units, verdict
+from phigrow.measure.wording import NAMES, best_first, grouped_findings, recorded_units, settings_sentences, verdict
 
 FIRST = 5
 """Arms whose findings are open; the page draws as many curves at first."""
@@ -88,7 +88,7 @@ def page(comparison: Comparison, definitions: str) -> str:
 def tables(comparison: Comparison) -> str:
     """Speedups and losses as HTML tables, escaped: what a notebook shows of a comparison."""
     matched = [
-        (_summary(comparison), headline_rows(comparison)),
+        (" ".join([_summary(comparison), *settings_sentences(comparison)]), headline_rows(comparison)),
         ("Held-out loss, nats a token", loss_rows(comparison)),
     ]
     return "".join(f"<p>{html.escape(words)}</p>{_table(rows)}" for words, rows in matched if rows)

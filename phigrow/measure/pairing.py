@@ -174,14 +174,16 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
 def settings_that_differ(arm_runs: Seeds, seeds: Seeds) -> tuple[str, ...]:
     """Name the settings in which an arm's training differs from the baseline's.
 
-    A key that one of two runs did not record is unknown, and is not taken to differ.
+    A key that one of two runs did not record is unknown, and is not taken to differ. Settings that a later stage of a
+    staged run changes are among them.
 
     Args:
         arm_runs: the runs of the arm.
         seeds: the runs of the baseline; a run is compared with the one of its seed and budget.
 
     Returns:
-        A text for each key and pair of values, such as ``warmup 0 (scratch: 20)``.
+        A text for each key and pair of values, such as ``warmup 0 (scratch: 20)`` or ``rewarm 0 then 5 from stage 2
+        (scratch: 0)``.
     """
     texts: dict[str, dict[str, None]] = {}
     order: dict[str, None] = {}
@@ -191,17 +193,41 @@ def settings_that_differ(arm_runs: Seeds, seeds: Seeds) -> tuple[str, ...]:
         for budget, run in by_budget.items():
             if (other := theirs.get(budget, only)) is None:
                 continue
-            mine, base = run.meta.get("config") or {}, other.meta.get("config") or {}
-            _, named, unset = _compared(run, other)
-            order |= dict.fromkeys(named)
-            for key in named:
-                if key not in mine or key not in base or (key == "decay" and run.schedule != "wsd"):
+            mine, base = _by_stage(run), _by_stage(other)
+            equal, named, unset = _compared(run, other)
+            changed = [key for stage in (*mine[1:], *base[1:]) for key in equal if key in stage]
+            order |= dict.fromkeys([*named, *changed])
+            for key in dict.fromkeys([*named, *changed]):
+                if key not in mine[0] or key not in base[0] or (key == "decay" and run.schedule != "wsd"):
                     continue
-                one, two = (unset.get(key) if c[key] is None else c[key] for c in (mine, base))
+                one, two = (_values(stages, key, unset.get(key)) for stages in (mine, base))
                 if one != two:
-                    text = f"{key} {_value(one)} ({other.arm}: {_value(two)})"
-                    texts.setdefault(key, {})[text] = None
+                    texts.setdefault(key, {})[f"{key} {_in_words(one)} ({other.arm}: {_in_words(two)})"] = None
     return tuple(text for key in order for text in texts.get(key, ()))
+
+
+def _by_stage(run: Run) -> list[dict[str, Any]]:
+    """The settings of a run, then those that each later stage of it changed."""
+    later = run.meta.get("stage_settings")
+    stages = later if isinstance(later, list) else []
+    return [run.meta.get("config") or {}, *(stage if isinstance(stage, dict) else {} for stage in stages)]
+
+
+def _values(stages: list[dict[str, Any]], key: str, unset: Any) -> dict[int, Any]:
+    """The value of a setting in the first stage, and in every later stage that changes it."""
+    values: dict[int, Any] = {}
+    for number, stage in enumerate(stages, start=1):
+        value = stage.get(key, stages[0][key])
+        value = unset if value is None else value
+        if number == 1 or value != values[max(values)]:
+            values[number] = value
+    return values
+
+
+def _in_words(values: dict[int, Any]) -> str:
+    """Values by stage as text, such as ``0 then 5 from stage 2``."""
+    first, *later = values.items()
+    return " then ".join([_value(first[1]), *(f"{_value(value)} from stage {number}" for number, value in later)])
 
 
 def _value(value: Any) -> str:

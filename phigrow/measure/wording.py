@@ -163,8 +163,17 @@ def _lines(comparison: Comparison, arm: Arm) -> list[str]:
     lines += [text for accounting in accountings if (text := vanishing_text(arm, accounting))]
     lines.append(f"Its final loss is {arm.final_loss:.2f}; {base}'s is {comparison.target(arm):.2f}.")
     if arm.settings:
-        lines.append(f"Its settings differ from {base}'s: {', '.join(arm.settings)}.")
+        lines.append(f"Its {_difference(comparison, arm)}")
     return [*lines, f"{arm.interval_note[0].upper()}{arm.interval_note[1:]}."]
+
+
+def settings_sentences(comparison: Comparison) -> list[str]:
+    """Return a sentence for every arm whose training settings differ from the baseline's, best arm first."""
+    return [f"{arm.name}: {_difference(comparison, arm)}" for arm in best_first(comparison) if arm.settings]
+
+
+def _difference(comparison: Comparison, arm: Arm) -> str:
+    return f"settings differ from {comparison.baseline.name}'s: {', '.join(arm.settings)}."
 
 
 def _outcome(comparison: Comparison, arm: Arm) -> str:

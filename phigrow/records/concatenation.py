@@ -17,6 +17,9 @@ OF_THE_MODEL = ("model", "parameters", "non_embedding_parameters", "flops_per_to
 
 OF_THE_GROWTH = ("method", "depth", "state", "plan_hash")
 
+PLACE_OF_A_STAGE = ("steps", "schedule_start", "schedule_steps", "data_start", "init", "init_optimizer", "model", "out")
+"""Settings that only say where a stage begins and ends. They differ in every stage."""
+
 
 def concatenate_stages(runs: Sequence[Sequence[Record]], arm: str, steps: int) -> list[Record]:
     """Concatenate the records of runs that each continue the one before.
@@ -71,7 +74,18 @@ def _run_record(metas: Sequence[Record], arm: str, steps: int) -> Record:
     growths = [meta.get("growth") or {} for meta in metas[1:]]
     methods = "+".join(str(growth.get("method")) for growth in growths) or None
     run = {**metas[0], "arm": arm, "config": config, "budget": steps, "growth": {"method": methods, "stages": growths}}
+    run["stage_settings"] = [_changed(metas[0], meta) for meta in metas[1:]]
     return run | {key: metas[-1][key] for key in OF_THE_MODEL if key in metas[-1]}
+
+
+def _changed(first: Record, later: Record) -> Record:
+    """The settings of a later stage that are not those of the first."""
+    before = first.get("config") or {}
+    return {
+        key: value
+        for key, value in (later.get("config") or {}).items()
+        if key not in PLACE_OF_A_STAGE and (key not in before or before[key] != value)
+    }
 
 
 def _growth_record(meta: Record, records: Sequence[Record], before: Record, last_eval: Record) -> Record:

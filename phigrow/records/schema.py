@@ -26,6 +26,7 @@ class RunRecord(TypedDict, total=False):
     arm: str
     seed: int
     config: dict[str, Any]
+    stage_settings: list[dict[str, Any]]
     compare: dict[str, Any]
     trunk: str
     budget: int | None

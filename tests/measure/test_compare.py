@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from phigrow.errors import GrowthError
-from phigrow.measure import compare, cost_to_loss, findings, load_runs
+from phigrow.measure import compare, cost_to_loss, findings, latex, load_runs
 from phigrow.measure.estimates import Estimate
+from phigrow.measure.page import tables
 
 TOKENS = np.linspace(0, 2.4e6, 61)
 LINE = [5.0, 4.0, 3.0]
@@ -262,6 +263,38 @@ def test_records_say_which_settings_are_compared(write_run):
     write_run("mup", LINE, COSTS, config={"curriculum": "b"}, compare=compare)
     with pytest.raises(GrowthError, match=r"config.curriculum is 'b' against 'a'"):
         compared(folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("stages", "text"),
+    [
+        ([{"rewarm": 5}], "rewarm 0 then 5 from stage 2 (scratch: 0)"),
+        ([{"rewarm": 5}, {}], "rewarm 0 then 5 from stage 2 then 0 from stage 3 (scratch: 0)"),
+        (
+            [{"rewarm": 5}, {"rewarm": 5, "batch": 4}],
+            "rewarm 0 then 5 from stage 2 (scratch: 0), batch 8 then 4 from stage 3 (scratch: 8)",
+        ),
+        ([{}, {}], None),
+        ([{"log_every": 5}], None),
+        ("not a list", None),
+    ],
+)
+def test_settings_of_later_stages_stand_beside_the_figures_of_a_staged_arm(write_run, stages, text):
+    config = SETTINGS | {"batch": 8, "log_every": 10}
+    write_run("scratch", LINE, COSTS, config=config)
+    parent = write_run("staged", LINE, COSTS, config=config, stage_settings=stages).parent
+    result = compared(parent)
+    assert ", ".join(result["staged"].settings) == (text or "")
+    assert ("settings differ" in findings(result)[0]) == (text is not None)
+
+
+def test_a_notebook_and_latex_name_the_settings_that_differ(write_run):
+    write_run("scratch", LINE, COSTS, config=SETTINGS)
+    write_run("same", LINE, COSTS, config=SETTINGS)
+    result = compared(write_run("wr", LINE, COSTS, config=SETTINGS | {"weight_decay": 0.0}).parent)
+    assert "wr: settings differ from scratch&#x27;s: weight_decay 0 (scratch: 0.1)." in tables(result)
+    assert r"wr: settings differ from scratch's: weight\_decay 0 (scratch: 0.1)." in latex(result)
+    assert "same: settings" not in tables(result) + latex(result)
 
 
 def test_a_run_that_did_not_record_a_setting_is_not_taken_to_differ(write_run):

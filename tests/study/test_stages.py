@@ -180,12 +180,20 @@ def test_joined_records_count_on_at_what_every_stage_cost(tmp_path):
     meta = found[0]
     assert (meta["arm"], meta["budget"], meta["config"]["steps"], meta["source_tokens"]) == ("staged", 5, 5, 7)
     assert (meta["flops_per_token"], meta["growth"]["method"]) == (5.0, "tile")
+    assert meta["stage_settings"] == [{}]  # the number of steps is no such setting
     # A report reads them, up to where they go.
     write_records(tmp_path, found)
     run = load_run(tmp_path)
     assert (run.finished, run.notes, run.evals["step"].tolist()) == (True, (), [0, 2, 5])
     write_records(tmp_path, concatenate_stages(runs[:1], "staged", 5))
     assert not load_run(tmp_path).finished
+
+
+def test_joined_records_name_the_settings_that_a_later_stage_changes():
+    runs = [run_of(2, 1.0), run_of(3, 1.0), run_of(4, 1.0)]
+    for number, (records, rewarm) in enumerate(zip(runs, (None, 5, None), strict=True)):
+        records[0]["config"] |= {"rewarm": rewarm, "schedule_start": 2 * number, "init": f"stage{number}-start"}
+    assert concatenate_stages(runs, "staged", 9)[0]["stage_settings"] == [{"rewarm": 5}, {}]
 
 
 class Here:
