@@ -135,9 +135,9 @@ def print_certificate(certificate: Certificate) -> None:
         ("largest difference of logits", f"{c.max_abs_dlogit:.3g}{bound}"),
         ("mean difference of logits", f"{c.mean_abs_dlogit:.3g}"),
         ("largest logit of the source", f"{c.max_abs_logit:.4g}"),
-        ("KL divergence", f"{c.kl:.3g} nats a token"),
-        ("loss of the source", f"{c.source_loss:.6g} nats a token"),
-        ("loss of the grown model", f"{c.destination_loss:.6g} nats a token"),
+        ("KL divergence", f"{c.kl:.3g} nats per token"),
+        ("loss of the source", f"{c.source_loss:.6g} nats per token"),
+        ("loss of the grown model", f"{c.destination_loss:.6g} nats per token"),
     ]
     _table("Certificate", ["measure", "value"], rows)
     typer.echo(verdict)

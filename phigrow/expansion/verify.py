@@ -57,8 +57,8 @@ class Certificate:
         tokens: probe positions; ``probe`` says of what text.
         max_abs_dlogit, mean_abs_dlogit: of the difference of logits.
         max_abs_logit: largest absolute logit of the source.
-        kl: mean KL divergence from source to destination, nats a token.
-        source_loss, destination_loss: mean cross entropy on the probe's next tokens, nats a token.
+        kl: mean KL divergence from source to destination, nats per token.
+        source_loss, destination_loss: mean cross entropy on the probe's next tokens, nats per token.
         tolerance: allowed ``max_abs_dlogit`` of an exact plan.
         passed: whether the claim holds; None for a plan that claims nothing.
     """

@@ -34,7 +34,7 @@ class GrownModel(nn.Module):
         dtype: of the large model's weights and activations.
         attention: transformers' name of the attention to use.
 
-    ``forward`` takes blocks, int64 [n, seq_len + 1], and returns their mean cross entropy, nats a token, or with
+    ``forward`` takes blocks, int64 [n, seq_len + 1], and returns their mean cross entropy, nats per token, or with
     ``by_row`` that of every block.
     """
 

@@ -27,7 +27,7 @@ HELDOUT_BLOCKS = 64
 
 @dataclass(frozen=True)
 class Learning:
-    """Result of a learning run. Losses are of held-out blocks, nats a token, None where there are none."""
+    """Result of a learning run. Losses are of held-out blocks, nats per token, None where there are none."""
 
     folder: Path
     before: float | None

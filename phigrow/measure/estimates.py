@@ -102,7 +102,7 @@ class Vanishing:
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm over its seeds. Losses are nats a token on held-out text, means over the seeds.
+    """One arm over its seeds. Losses are nats per token on held-out text, means over the seeds.
 
     ``loss_at`` has the steps of ``STEPS`` that every seed recorded. ``estimates`` is empty for the baseline.
     ``notes`` are sentences a reader must see: censored, diverged or unfinished runs, missing source costs.
@@ -196,5 +196,5 @@ class Comparison:
         raise KeyError(name)
 
     def target(self, arm: Arm | None = None) -> float:
-        """The mean target over the seeds of ``arm`` (of the baseline by default), nats a token."""
+        """The mean target over the seeds of ``arm`` (of the baseline by default), nats per token."""
         return float(np.mean([self.targets[seed] for seed in (arm or self.baseline).seeds]))

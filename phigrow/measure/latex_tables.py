@@ -29,11 +29,11 @@ def latex(comparison: Comparison) -> str:
     parts = [PREAMBLE]
     if rows := headline_rows(comparison):
         words = (
-            f"Speedup over {base} at its final held-out loss, {comparison.target():.3f} nats a token; sunk leaves the "
-            f"source's training out, charged counts it. {' '.join([remarks, *settings_sentences(comparison)])}"
+            f"Speedup over {base} at its final held-out loss, {comparison.target():.3f} nats per token; sunk leaves "
+            f"the source's training out, charged counts it. {' '.join([remarks, *settings_sentences(comparison)])}"
         )
         parts.append(latex_table(rows, words, "tab:speedup", grouped=True))
-    parts.append(latex_table(loss_rows(comparison), "Held-out loss, nats a token.", "tab:loss"))
+    parts.append(latex_table(loss_rows(comparison), "Held-out loss, nats per token.", "tab:loss"))
     return "\n\n".join(parts) + "\n"
 
 

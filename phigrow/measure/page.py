@@ -89,7 +89,7 @@ def tables(comparison: Comparison) -> str:
     """Speedups and losses as HTML tables, escaped: what a notebook shows of a comparison."""
     matched = [
         (" ".join([_summary(comparison), *settings_sentences(comparison)]), headline_rows(comparison)),
-        ("Held-out loss, nats a token", loss_rows(comparison)),
+        ("Held-out loss, nats per token", loss_rows(comparison)),
     ]
     return "".join(f"<p>{html.escape(words)}</p>{_table(rows)}" for words, rows in matched if rows)
 
@@ -141,7 +141,7 @@ def _summary(comparison: Comparison) -> str:
     parts.append(f"{seeds} {'seed' if seeds == 1 else 'seeds'}")
     if several > 1:
         parts.append(f"{several} budgets")
-    return ", ".join(parts) + f". Target: a held-out loss of {comparison.target():.3f} nats a token."
+    return ", ".join(parts) + f". Target: a held-out loss of {comparison.target():.3f} nats per token."
 
 
 def _section(title: str, content: str) -> str:

@@ -176,7 +176,7 @@ def budget_rows(comparison: Comparison, unit: Unit) -> Rows:
 
 def markdown(comparison: Comparison) -> str:
     """Return the losses and, for tokens, FLOPs and seconds, the costs as GitHub Markdown tables."""
-    parts = ["Held-out loss, nats a token.", markdown_table(loss_rows(comparison))]
+    parts = ["Held-out loss, nats per token.", markdown_table(loss_rows(comparison))]
     for unit in recorded_units(comparison):
         parts += [caption(comparison, unit), markdown_table(cost_rows(comparison, unit))]
     return "\n\n".join(parts) + "\n"

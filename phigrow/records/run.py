@@ -23,7 +23,7 @@ class Run:
         folder: where its records are.
         arm, seed: which run it is.
         meta: the ``run`` record without its type.
-        steps: columns ``step``, ``tokens``, ``flops``, ``seconds``, ``loss`` (nats a token), ``lr``, ``grad_norm``,
+        steps: columns ``step``, ``tokens``, ``flops``, ``seconds``, ``loss`` (nats per token), ``lr``, ``grad_norm``,
             ``tokens_per_second`` and ``data_wait`` (share of the step spent waiting for data), nan where they were not
             recorded; ``skipped`` and ``spike`` are 0 or 1.
         evals: columns ``step``, ``tokens``, ``flops``, ``seconds`` and ``loss``.

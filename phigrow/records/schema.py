@@ -63,7 +63,7 @@ class _Costs(TypedDict, total=False):
 
 
 class StepRecord(_Point, _Costs, total=False):
-    """One optimizer step. ``loss`` is the training loss in nats a token, null where it is not finite.
+    """One optimizer step. ``loss`` is the training loss in nats per token, null where it is not finite.
 
     ``skipped``: no update was made. ``overflow``: fp16 halved its loss scale, and no update was made. ``spike``: the
     loss was an outlier. ``blocks``: data blocks of a skipped step.
@@ -80,7 +80,7 @@ class StepRecord(_Point, _Costs, total=False):
 
 
 class EvalRecord(_Point, _Costs, total=False):
-    """One evaluation. ``loss`` is the held-out loss in nats a token.
+    """One evaluation. ``loss`` is the held-out loss in nats per token.
 
     ``sources`` has the held-out loss of each named source. ``tokens_by_source`` and ``epochs_by_source`` count what was
     trained on so far.

@@ -36,7 +36,7 @@ from phigrow.records.schema import FILE as RECORDS
 from phigrow.training import engine_state
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
-from phigrow.training.process import gathered, on_rank_zero
+from phigrow.training.process import gather_objects, on_rank_zero
 
 if TYPE_CHECKING:
     from phigrow.training.optimizer_spec import OptimizerSpec
@@ -58,7 +58,7 @@ def newest_complete(out: Path, world: World) -> tuple[Found | None, list[Damaged
     """
     found, damaged = on_rank_zero(world, lambda: marked_checkpoints(out))
     for item in reversed(found):
-        wrong = gathered(world, damage(item.folder, item.marker["files"], world.rank, world.size))
+        wrong = gather_objects(world, damage(item.folder, item.marker["files"], world.rank, world.size))
         if not (wrong := [text for part in wrong for text in part]):
             on_rank_zero(world, lambda: _set_aside(damaged))
             return item, damaged
@@ -193,7 +193,7 @@ def save(
     client = {"phigrow": asdict(progress) | {"groups": _group_names(engine)}}
     engine.save_checkpoint(str(root), tag=tag, client_state=client, save_latest=False)
     dist.barrier()
-    parts = gathered(world, digests(root / tag, world.rank, world.size))
+    parts = gather_objects(world, digests(root / tag, world.rank, world.size))
     if world.first:
         files = {name: digest for part in parts for name, digest in part.items()}
         content = {"progress": asdict(progress), "world_size": world.size, "stage": stage, "place": device}

@@ -58,7 +58,7 @@ def held_out(blocks: Any, wanted: int) -> HeldOut:
 def heldout_loss(
     engine: Any, blocks: Any, held: HeldOut, micro_batch: int, world: World
 ) -> tuple[float, dict[str, float]]:
-    """Return the loss over held-out blocks, in nats a token, in evaluation mode; and that of every source.
+    """Return the loss over held-out blocks, in nats per token, in evaluation mode; and that of every source.
 
     Every rank makes the same number of forward passes, as ZeRO-3's gathers need; one without rows of its own reads
     the first block and counts it as nothing.

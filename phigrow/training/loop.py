@@ -33,7 +33,7 @@ STOP_FILE = "stop"
 
 @dataclass(frozen=True)
 class Summary:
-    """Result of a run. Losses are in nats a token; ``export`` is None where none was written."""
+    """Result of a run. Losses are in nats per token; ``export`` is None where none was written."""
 
     out: Path
     step: int

@@ -235,7 +235,7 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
 
-def gathered(world: World, mine: Any) -> list[Any]:
+def gather_objects(world: World, mine: Any) -> list[Any]:
     """Return every rank's value, on every rank."""
     if world.size == 1:
         return [mine]

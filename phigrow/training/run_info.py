@@ -75,7 +75,7 @@ def opening(
         f"{model_dict.get('model_type')} of {cost.parameters / 1e6:,.1f}M parameters, {start}, into {run.out}",
         *goes_on(config, initial),
         data_line(config, blocks, feed),
-        f"plan: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens{epochs}, "
+        f"training: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens{epochs}, "
         f"{tokens * cost.training_flops:.2e} FLOPs",
         f"ranks: {world.size} on {device_name(world)}; micro-batch {run.micro_batch}, accumulation {run.accumulation}",
         f"engine: DeepSpeed ZeRO {run.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",

@@ -39,7 +39,7 @@ class Reading:
         step: steps done, this one included.
         seconds: that it took.
         waited: seconds of them that ranks waited for data, on average.
-        loss: nats a token, over the whole batch.
+        loss: nats per token, over the whole batch.
         lr: learning rate of its update.
         grad_norm: global 2-norm of the gradients, before clipping.
         asked_to_stop: whether any rank was, by then.

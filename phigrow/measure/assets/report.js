@@ -217,7 +217,7 @@
       lines, xlog: options.xlog, ylog: options.ylog, x: formatter(options.unit, most), xlabel: UNITS[options.unit] + (options.accounting === "charged" ? ", source's included" : ""),
       y: (value, fine) => value.toFixed(fine ? 3 : value < 10 ? 2 : 1), goal: options.loss ? null : data.target,
       yrange: free && losses.length ? [Math.min(...losses), Math.max(...losses)] : free ? null : [...data.range],
-      title: options.loss === "train" ? "Training loss, nats a token" : `Held-out loss${options.loss ? `, ${options.loss.slice(2)}` : ""}, nats a token`,
+      title: options.loss === "train" ? "Training loss, nats per token" : `Held-out loss${options.loss ? `, ${options.loss.slice(2)}` : ""}, nats per token`,
     });
     document.getElementById("loss-caption").textContent = options.loss ? "" :
       `Grey dashes: the target, ${data.baseline}'s final loss. Coloured dashes: the monotone fit that gives an arm's cost. Rings: that cost. Thin lines: single seeds.`;
