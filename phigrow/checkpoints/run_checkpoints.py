@@ -28,7 +28,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Found:
+class RunCheckpoint:
     """A checkpoint with its marker: folder, progress, the ranks and the ZeRO stage that wrote it."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Damaged:
         return f"{self.folder.name}: {self.why}"
 
 
-def marked_checkpoints(out: Path) -> tuple[list[Found], list[Damaged]]:
+def marked_checkpoints(out: Path) -> tuple[list[RunCheckpoint], list[Damaged]]:
     """Return the checkpoints of a run that have a marker, oldest first, and those whose marker is damaged.
 
     A checkpoint without a marker was never complete, and is passed over. The files are not read: see `newest_complete`.
@@ -68,7 +68,7 @@ def marked_checkpoints(out: Path) -> tuple[list[Found], list[Damaged]]:
         try:
             content = read_marker(path.parent)
             progress = Progress(**content["progress"])
-            found.append(Found(path.parent, progress, content["world_size"], content["stage"], content))
+            found.append(RunCheckpoint(path.parent, progress, content["world_size"], content["stage"], content))
         except (ValueError, KeyError, TypeError) as error:
             damaged.append(Damaged(path.parent, str(error)))
     return sorted(found, key=lambda item: item.progress.step), damaged

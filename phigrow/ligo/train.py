@@ -105,11 +105,21 @@ def learn_growth(
 
 def _check(plan: Plan, zero: int, dtype: str | None) -> None:
     if plan.learned is None:
-        raise GrowthError(f"{plan.method} has nothing to learn", where="method", fix="use --method ligo")
+        raise GrowthError(f"method {plan.method} has nothing to learn", where="method", fix="use --method ligo")
     if not plan.learned.widths and not plan.learned.lines():
-        raise GrowthError("nothing to learn", where="the destination configuration", why="neither width nor depth grow")
+        raise GrowthError(
+            "there is nothing to learn",
+            where="the destination configuration",
+            why="neither width nor depth grows",
+            fix="give a larger destination",
+        )
     if zero not in (0, 1):
-        raise GrowthError(f"ZeRO stage {zero}", where="zero", why="matrices are few: they stay whole", fix="0 or 1")
+        raise GrowthError(
+            f"learning maps requires ZeRO stage 0 or 1 (got {zero})",
+            where="zero",
+            why="the matrices are small, so that ranks need not share them",
+            fix="choose 0 or 1",
+        )
     if dtype not in (None, "fp32", "bf16"):
         raise GrowthError(f"dtype {dtype!r} is unknown", where="dtype", fix="choose fp32 or bf16")
 
@@ -196,7 +206,12 @@ class _Run:
                 fix="lower --lr",
             )
         if reading.asked_to_stop:
-            raise GrowthError(f"asked to stop at step {reading.step}", why="a learning run is short: nothing is kept")
+            raise GrowthError(
+                f"the run was asked to stop at step {reading.step}",
+                where="the learning run",
+                why="an unfinished learning run keeps nothing, because it is short",
+                fix="run the same command again",
+            )
         self.losses.append(reading.loss)
         config = self.config
         speed = config.batch * self.blocks.seq_len / reading.seconds
@@ -268,10 +283,14 @@ def check_data(plan: Plan, blocks: Any, source: Path) -> None:
     vocab, positions = plan.src_sizes[plan.table.vocab], plan.dst_config.get("max_position_embeddings", 2048)
     if blocks.vocab_size > vocab:
         raise GrowthError(
-            f"the data uses {blocks.vocab_size} tokens, the source knows {vocab}",
+            f"the data uses {blocks.vocab_size} tokens, but the source has {vocab}",
             where="data",
             fix="prepare the data with the source's tokenizer",
         )
     check_tokenizer(source, blocks)
     if blocks.seq_len > positions:
-        raise GrowthError(f"blocks of {blocks.seq_len} tokens, but positions for {positions}", where="data")
+        raise GrowthError(
+            f"the data has blocks of {blocks.seq_len} tokens, but the source has {positions} positions",
+            where="data",
+            fix="prepare the data with a smaller --seq-len",
+        )

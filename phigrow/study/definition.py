@@ -99,7 +99,9 @@ def _check(study: Study, path: Path) -> None:
     from phigrow.training import RunConfig
 
     if study.baseline not in [arm.name for arm in study.arms]:
-        raise near(f"no arm {study.baseline!r}", f"baseline in {path}", study.baseline, [a.name for a in study.arms])
+        raise near(
+            f"there is no arm {study.baseline!r}", f"baseline in {path}", study.baseline, [a.name for a in study.arms]
+        )
     if not 0 < study.decay < 1:
         raise GrowthError(f"decay is {study.decay:g}", where=f"decay in {path}", fix="give a fraction of each budget")
     if study.sweep and "lr" in study.train:
@@ -185,14 +187,17 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
     where = f"arm {name} in {path}"
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise GrowthError(
-            f"{name!r} is no valid name of an arm", where=where, why="it names a folder", fix="use letters, digits, -"
+            f"{name!r} is not a valid name of an arm",
+            where=where,
+            why="an arm names a folder",
+            fix="use letters, digits, -",
         )
     given = mapping(content or {}, where)
     method = str(given.pop("method", name))
     mixture = bool(set(method) & set(",=:"))  # one method an axis: what it is made of is checked by its plan
     known = [SCRATCH, CONTINUED, *all_methods()]
     if method not in known and not mixture:
-        raise near(f"no method {method!r}", where, method, known)
+        raise near(f"there is no method {method!r}", where, method, known)
     shared = Role.STUDY | Role.ARMS | Role.START
     train = run_keys(given.pop("train", None), shared, f"train of {where}", "it is the same for every arm")
     grows = method not in (SCRATCH, CONTINUED)

@@ -38,5 +38,10 @@ def learned_maps(study: Study, job: Job, source: Path, data: Path) -> Path:
             preexec_fn=end_with_parent(),
         )  # fmt: skip
     if done.returncode:
-        raise GrowthError(f"learning the maps ended with code {done.returncode}", where=str(out), why=last_words(log))
+        raise GrowthError(
+            f"learning the maps ended with code {done.returncode}",
+            where=str(out),
+            why=last_words(log),
+            fix=f"read {log}",
+        )
     return out

@@ -21,14 +21,16 @@ def read_yaml(path: Path, kind: str = "study") -> Any:
     """The content of the YAML file of a study or of stages."""
     import yaml
 
-    what = "recipe of stages" if kind == "stages" else kind
+    name = "recipe of stages" if kind == "stages" else kind
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         fix = f"give a YAML file, or a shipped name: {shipped_names(kind)}"
-        raise GrowthError(f"there is no such {what}", where=str(path.absolute()), fix=fix) from error
+        raise GrowthError(f"there is no such {name}", where=str(path.absolute()), fix=fix) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GrowthError(f"the {what} cannot be read", where=str(path), why=str(error)) from error
+        raise GrowthError(
+            f"the {name} cannot be read", where=str(path), why=str(error), fix="write valid YAML"
+        ) from error
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
@@ -43,14 +45,14 @@ def only(given: Iterable[str], known: Iterable[str], where: str) -> None:
     known = list(known)
     for key in given:
         if key not in known:
-            raise near(f"no key {key!r}", where, key, known)
+            raise near(f"there is no key {key!r}", where, key, known)
 
 
-def near(what: str, where: str, word: str, known: list[str]) -> GrowthError:
+def near(message: str, where: str, word: str, known: list[str]) -> GrowthError:
     """An error about a word that names nothing, with the nearest that do."""
     close = difflib.get_close_matches(word, known, n=3)
     fix = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
-    return GrowthError(what, where=where, fix=fix)
+    return GrowthError(message, where=where, fix=fix)
 
 
 def run_keys(value: Any, refused: Role, where: str, why: str = "the study decides it") -> dict[str, Any]:
@@ -61,7 +63,7 @@ def run_keys(value: Any, refused: Role, where: str, why: str = "the study decide
     keys = checked(mapping(value or {}, where), where)
     for key in keys:
         if key in RunConfig.keys_with(refused):
-            raise GrowthError(f"{key} is no key of this place", where=where, why=why, fix="leave it out")
+            raise GrowthError(f"{key} cannot be set here", where=where, why=why, fix="leave it out")
     return keys
 
 
@@ -82,7 +84,7 @@ def whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
     if not items or any(isinstance(n, bool) or not isinstance(n, int) or n < least for n in items):
         raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix=f"give whole numbers, {least} or more")
     if len(set(items)) < len(items):
-        raise GrowthError(f"{key} names a value twice", where=f"{key} in {path}", fix="give each once")
+        raise GrowthError(f"{key} has a value twice", where=f"{key} in {path}", fix="give each once")
     return tuple(items)
 
 

@@ -37,7 +37,9 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
     folders = [job.folder for job in ends if job.seed in seeds]
     if not folders:
         raise GrowthError(
-            f"no report yet: {study.baseline} has not ended", where=str(study.out), fix="run the study, or its baseline"
+            f"there is no report yet, because {study.baseline} has not ended",
+            where=str(study.out),
+            fix="run the study, or its baseline",
         )
     comparison = report(folders, study.out / "report", study.baseline)
     for line in finding_lines(comparison):

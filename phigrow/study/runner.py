@@ -186,10 +186,14 @@ def chosen(study: Study, jobs: list[Job], only: Collection[str], seeds: Collecti
     """
     for name in only:
         if name not in (names := [arm.name for arm in study.arms]):
-            raise GrowthError(f"no arm {name!r}", where=f"study {study.name}", fix=f"one of {', '.join(names)}")
+            raise GrowthError(
+                f"there is no arm {name!r}", where=f"study {study.name}", fix=f"choose one of {', '.join(names)}"
+            )
     for seed in seeds:
         if seed not in study.seeds:
-            raise GrowthError(f"no seed {seed}", where=f"study {study.name}", fix=f"one of {list(study.seeds)}")
+            raise GrowthError(
+                f"there is no seed {seed}", where=f"study {study.name}", fix=f"choose one of {list(study.seeds)}"
+            )
     ends = {
         job.name
         for job in jobs
@@ -275,7 +279,7 @@ def best_rate(rates: dict[float, float], arm: str) -> float:
         GrowthError: all of them diverged.
     """
     if not any(map(math.isfinite, rates.values())):
-        raise GrowthError(f"every learning rate of the sweep diverged for {arm}", fix="add smaller ones")
+        raise GrowthError(f"every learning rate of the sweep diverged for {arm}", fix="add smaller rates to the sweep")
     return min(rates, key=lambda rate: rates[rate])
 
 

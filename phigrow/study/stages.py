@@ -180,7 +180,7 @@ class _Reader:
         where = f"stage {number} in {self.path}"
         only(part, STAGE, where)
         if "steps" not in part:
-            raise GrowthError("the stage has no 'steps'", where=where)
+            raise GrowthError("the stage has no 'steps'", where=where, fix="give a number of optimizer steps")
         begins = [key for key in ("model", "init", "grow") if key in part]
         if len(begins) != 1 or (begins == ["grow"]) != (number > 1):
             raise GrowthError(
@@ -205,7 +205,8 @@ class _Reader:
         read = sum(stage.steps * stage.keys["batch"] for stage in before)
         if read % train["batch"]:
             raise GrowthError(
-                f"stage {number} starts after {read} sequences, not a multiple of its batch size {train['batch']}",
+                f"stage {number} starts after {read} sequences, which is not a multiple of its batch size "
+                f"{train['batch']}",
                 where=where,
                 fix="give a batch that divides them",
             )  # fmt: skip

@@ -17,12 +17,12 @@ def fuse_gelu(model: nn.Module) -> int:
     """
     from transformers.activations import NewGELUActivation
 
-    found = [
+    activations = [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, NewGELUActivation)
     ]
-    for parent, name in found:
+    for parent, name in activations:
         setattr(parent, name, nn.GELU(approximate="tanh"))
-    return len(found)
+    return len(activations)

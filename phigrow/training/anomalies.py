@@ -36,13 +36,13 @@ class Spikes:
         """Return true where this loss is a spike. Every finite loss joins the window."""
         if not math.isfinite(loss):
             return False
-        found = False
+        is_spike = False
         if len(self._last) >= SPIKE_FEWEST:
             middle = statistics.median(self._last)
             spread = _MAD_TO_SIGMA * statistics.median(abs(value - middle) for value in self._last)
-            found = loss > middle + SPIKE_SIGMAS * spread
+            is_spike = loss > middle + SPIKE_SIGMAS * spread
         self._last.append(loss)
-        return found
+        return is_spike
 
 
 class NonFinite:
@@ -70,13 +70,13 @@ class NonFinite:
         self.count += 1
         if not self.limit or self.count < self.limit:
             return
-        what = f"the loss is not finite in blocks {_listed(reading.broken)}"
+        reason = f"the loss is not finite in blocks {_listed(reading.broken)}"
         if not reading.broken:
-            what = f"the loss is {reading.loss:.4g} and a gradient is not finite, over blocks {_listed(rows)}"
+            reason = f"the loss is {reading.loss:.4g} and a gradient is not finite, over blocks {_listed(rows)}"
         raise GrowthError(
-            f"{self.count} steps of this launch were skipped, the last one step {reading.step}",
+            f"{self.count} steps of this launch were skipped, the last one at step {reading.step}",
             where="nonfinite_limit",
-            why=what,
+            why=reason,
             fix="look at these blocks and at the records before them; lower lr or grad_clip, train in bf16 or fp32"
             " instead of fp16, or raise nonfinite_limit. The same command resumes from the last checkpoint",
         )

@@ -42,11 +42,11 @@ def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
         return
     trunk, step = Path(config.branch_from), config.steps - config.decay_steps
     _check(trunk, json.loads(json.dumps(curve)), step)
-    checkpoints = {found.progress.step: found.folder for found in marked_checkpoints(trunk)[0]}
+    checkpoints = {each.progress.step: each.folder for each in marked_checkpoints(trunk)[0]}
     if step not in checkpoints:
         there = ", ".join(map(str, checkpoints)) or "none"
         raise GrowthError(
-            f"no checkpoint of step {step} to branch from",
+            f"the trunk has no checkpoint of step {step}",
             where=str(trunk / FOLDER),
             why=f"steps that are there: {there}",
             fix=f"train it with --save-at {step}, or leave branch_from out",
@@ -87,7 +87,8 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
     steps, decay = theirs["steps"], theirs["decay"]
     if steps is not None and step > (constant := steps - (steps // 5 if decay is None else decay)):
         raise GrowthError(
-            f"a branch at step {step}, where the trunk's learning rate has decayed since step {constant}",
+            f"the branch starts at step {step}, but the trunk's learning rate has decayed since step {constant}",
             where=str(trunk),
+            why="a branch starts where the learning rate is still constant",
             fix="train the trunk with decay 0",
         )

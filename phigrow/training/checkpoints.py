@@ -23,8 +23,8 @@ from phigrow.checkpoints.run_checkpoints import (
     RUN_FILE,
     UNIVERSAL,
     Damaged,
-    Found,
     Progress,
+    RunCheckpoint,
     marked_checkpoints,
 )
 from phigrow.errors import GrowthError
@@ -47,17 +47,17 @@ _DAMAGED = "damaged-"
 _DEVICES = {"device": "on the device", "cpu": "in the host's memory", "nvme": "on a disk"}
 
 
-def newest_complete(out: Path, world: World) -> tuple[Found | None, list[Damaged]]:
+def newest_complete(out: Path, world: World) -> tuple[RunCheckpoint | None, list[Damaged]]:
     """Return the newest checkpoint whose every file is as it was written, and the newer ones that are not.
 
     All ranks read, each the files that bear its number. Damaged checkpoints are set aside under another name once a
-    whole one is found, so that they neither count among those that are kept nor are tried again.
+    complete one is reached, so that they neither count among those that are kept nor are tried again.
 
     Raises:
         GrowthError: there are checkpoints, and none is whole; nothing is started over, nothing is set aside.
     """
-    found, damaged = on_rank_zero(world, lambda: marked_checkpoints(out))
-    for item in reversed(found):
+    complete, damaged = on_rank_zero(world, lambda: marked_checkpoints(out))
+    for item in reversed(complete):
         wrong = gather_objects(world, damage(item.folder, item.marker["files"], world.rank, world.size))
         if not (wrong := [text for part in wrong for text in part]):
             on_rank_zero(world, lambda: _set_aside(damaged))
@@ -126,7 +126,10 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
         former = with_current_names(read_json_strict(path, "the settings of a run"))
         if not resume:
             raise GrowthError(
-                "the run folder is taken", where=str(out), why="resume is never", fix="choose another out, or delete it"
+                "the run folder already holds a run",
+                where=str(out),
+                why="resume is never",
+                fix="choose another out, or delete the folder",
             )
         if different := changed_keys(former, curve):
             changes = ", ".join(f"{key} ({one!r}, now {other!r})" for key, (one, other) in different.items())
@@ -142,24 +145,24 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
     return continued
 
 
-def resumable(out: Path, curve: dict[str, Any], world: World, *, resume: bool) -> Found | None:
+def resumable(out: Path, curve: dict[str, Any], world: World, *, resume: bool) -> RunCheckpoint | None:
     """Claim a folder and return the checkpoint to continue from, None to start; rank 0 says what was passed over.
 
     Raises:
         GrowthError: as `claim` and `newest_complete`.
     """
     continued = on_rank_zero(world, lambda: claim(out, curve, resume=resume))
-    found, damaged = newest_complete(out, world)
+    checkpoint, damaged = newest_complete(out, world)
     if not world.first:
-        return found
+        return checkpoint
     for item in damaged:
         where = f"it is now {_DAMAGED}{item.folder.name}"
         print(f"warning: a damaged checkpoint, {item}; {where}", file=sys.stderr, flush=True)
-    if damaged and found:
-        print(f"falling back to the checkpoint of step {found.progress.step}, which is whole", flush=True)
-    if continued and found is None:
+    if damaged and checkpoint:
+        print(f"falling back to the checkpoint of step {checkpoint.progress.step}, which is whole", flush=True)
+    if continued and checkpoint is None:
         print(f"{out} has no complete checkpoint yet: starting at step 0", flush=True)
-    return found
+    return checkpoint
 
 
 def save(
@@ -206,7 +209,7 @@ def save(
 
 def _prune(out: Path, keep: int, stay: Collection[int]) -> None:
     """Delete all but the last ``keep`` checkpoints and those that stay, and universal folders of deleted ones."""
-    passing = [found for found in marked_checkpoints(out)[0] if found.progress.step not in stay]
+    passing = [checkpoint for checkpoint in marked_checkpoints(out)[0] if checkpoint.progress.step not in stay]
     for old in passing[: -keep or None] if keep else []:
         (old.folder / MARKER).unlink()
         shutil.rmtree(old.folder)
@@ -224,32 +227,32 @@ def _group_names(engine: Any) -> list[list[str]]:
     return [[names[id(p)] for p in group if id(p) in names] for group in parameter_groups(engine)]
 
 
-def check_fits(found: Found, world: World, stage: int, *, convert: bool, device: str = "device") -> None:
+def check_fits(checkpoint: RunCheckpoint, world: World, stage: int, *, convert: bool, device: str = "device") -> None:
     """Refuse a checkpoint of other ranks, another stage or an optimizer elsewhere, unless it may be converted.
 
     Raises:
         GrowthError: naming both, and the option.
     """
-    if convert or found.fits(world.size, stage, device):
+    if convert or checkpoint.fits(world.size, stage, device):
         return
-    if (found.world_size, found.stage) == (world.size, stage):
+    if (checkpoint.world_size, checkpoint.stage) == (world.size, stage):
         raise GrowthError(
-            f"the checkpoint's optimizer state was {_DEVICES.get(str(found.place), 'elsewhere')}, this run has it "
-            f"{_DEVICES[device]}",
-            where=str(found.folder),
+            f"the checkpoint's optimizer state was {_DEVICES.get(str(checkpoint.place), 'elsewhere')}, "
+            f"but this run has it {_DEVICES[device]}",
+            where=str(checkpoint.folder),
             why="DeepSpeed's Adam for the host keeps its state in another form",
             fix="add --universal, which converts the checkpoint, or set offload_optimizer as it was",
         )
     raise GrowthError(
-        f"the checkpoint was written by {ranks(found.world_size)} at ZeRO {found.stage}, this run has "
+        f"the checkpoint was written by {ranks(checkpoint.world_size)} at ZeRO {checkpoint.stage}, but this run has "
         f"{ranks(world.size)} at ZeRO {stage}",
-        where=str(found.folder),
-        why="ZeRO cuts the optimizer's state by rank, each stage in its way",
+        where=str(checkpoint.folder),
+        why="ZeRO cuts the optimizer's state by rank, and each stage does so differently",
         fix="add --universal, which converts the checkpoint, or run as it was written",
     )
 
 
-def load(engine: Any, found: Found, run: ResolvedRun) -> Progress:
+def load(engine: Any, checkpoint: RunCheckpoint, run: ResolvedRun) -> Progress:
     """Load a checkpoint whose files have been checked into an engine, on all ranks.
 
     With the ranks, the ZeRO stage and the offload that wrote it the run continues to the bit. With others it is
@@ -259,19 +262,21 @@ def load(engine: Any, found: Found, run: ResolvedRun) -> Progress:
         GrowthError: DeepSpeed finds nothing, or the checkpoint cannot be converted.
     """
     world = run.world
-    if found.fits(world.size, run.stage, run.optimizer_device):
+    if checkpoint.fits(world.size, run.stage, run.optimizer_device):
         with restricted_pickles():
-            path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
+            path, _ = engine.load_checkpoint(str(checkpoint.folder.parent), tag=checkpoint.folder.name)
         if path is None:
-            raise GrowthError("DeepSpeed found no checkpoint", where=str(found.folder), fix="delete this folder")
-        return found.progress
-    folder = found.folder.parent.parent / UNIVERSAL / found.folder.name
+            raise GrowthError(
+                "DeepSpeed did not load the checkpoint", where=str(checkpoint.folder), fix="delete this folder"
+            )
+        return checkpoint.progress
+    folder = checkpoint.folder.parent.parent / UNIVERSAL / checkpoint.folder.name
     if world.first:
-        was = f"{ranks(found.world_size)} at ZeRO {found.stage}"
+        was = f"{ranks(checkpoint.world_size)} at ZeRO {checkpoint.stage}"
         print(f"converting the checkpoint of {was} for {ranks(world.size)} at ZeRO {run.stage}: {folder}", flush=True)
-    on_rank_zero(world, lambda: universal.convert(found.folder, folder, found.marker), patient=True)
+    on_rank_zero(world, lambda: universal.convert(checkpoint.folder, folder, checkpoint.marker), patient=True)
     engine_state.load(engine, folder, run.optimizer)
-    return found.progress
+    return checkpoint.progress
 
 
 def ranks(count: int) -> str:
@@ -281,10 +286,10 @@ def ranks(count: int) -> str:
 
 def how_to_continue(out: Path) -> str:
     """One sentence for a run that broke off: which checkpoint there is, and what to do."""
-    found = marked_checkpoints(out)[0]
-    if not found:
+    complete = marked_checkpoints(out)[0]
+    if not complete:
         return f"There is no complete checkpoint in {out}: the same command starts at step 0."
     return (
-        f"The same command continues from the checkpoint of step {found[-1].progress.step} in {out}; "
+        f"The same command continues from the checkpoint of step {complete[-1].progress.step} in {out}; "
         "on fewer ranks, or more, add --universal."
     )

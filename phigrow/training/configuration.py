@@ -87,7 +87,7 @@ class RunConfig(
             raise GrowthError(
                 "init_optimizer is set, but the run starts from scratch",
                 where="init_optimizer",
-                fix="give as init the folder that the optimizer's state was grown for",
+                fix="set init to the folder that the optimizer's state was grown for",
             )
         if self.branch_from is not None and (self.schedule_start or self.rewarm or self.schedule_steps):
             raise GrowthError(
@@ -98,8 +98,8 @@ class RunConfig(
         whole = self.whole_schedule
         if (self.schedule_start or 0) + self.steps > whole:
             raise GrowthError(
-                f"steps {(self.schedule_start or 0) + 1} to {(self.schedule_start or 0) + self.steps} of a schedule of "
-                f"{whole}",
+                f"steps {(self.schedule_start or 0) + 1} to {(self.schedule_start or 0) + self.steps} do not fit into "
+                f"a schedule of {whole} steps",
                 where="schedule_steps",
                 fix="raise schedule_steps or lower steps",
             )
@@ -162,7 +162,7 @@ class RunConfig(
         in_file = self.deepspeed_file().get("zero_optimization", {}).get("stage")
         if self.zero is not None and in_file not in (None, "auto", self.zero):
             raise GrowthError(
-                f"zero is {self.zero}, but the DeepSpeed file says stage {in_file}",
+                f"zero is {self.zero}, but the DeepSpeed file has stage {in_file}",
                 where=str(self.deepspeed),
                 fix="remove one of them",
             )
@@ -183,10 +183,15 @@ class RunConfig(
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise GrowthError(
-                "the DeepSpeed file cannot be read", where=str(path.absolute()), why=str(error)
+                "the DeepSpeed file cannot be read",
+                where=str(path.absolute()),
+                why=str(error),
+                fix="write a JSON object, or remove the key deepspeed",
             ) from error
         if not isinstance(content, dict):
-            raise GrowthError("the DeepSpeed file is not a JSON object", where=str(path.absolute()))
+            raise GrowthError(
+                "the DeepSpeed file is not a JSON object", where=str(path.absolute()), fix='write {"key": value}'
+            )
         return content
 
     def as_dict(self) -> dict[str, Any]:

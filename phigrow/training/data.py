@@ -56,7 +56,7 @@ def check_tokenizer(checkpoint: Path, blocks: Any) -> None:
         raise GrowthError(
             "the data was prepared with another tokenizer",
             where=where,
-            why="one id means two things",
+            why="one token id stands for two different tokens",
             fix=f"prepare it with --tokenizer {checkpoint}",
         )
 
@@ -118,7 +118,7 @@ def data_info(blocks: Any, feed: Feed) -> dict[str, Any]:
             for source in blocks.mixture
         }
     elif train and len(train.get("sources", {})) > 1:
-        info["sources"] = {name: {"tokens": found["tokens"]} for name, found in train["sources"].items()}
+        info["sources"] = {name: {"tokens": source["tokens"]} for name, source in train["sources"].items()}
     return info
 
 

@@ -74,7 +74,7 @@ def check_ranges(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         value, choices = getattr(settings, field.name), field.metadata["choices"]
         if choices and value is not None and value not in choices:
-            raise GrowthError(f"{field.name} is {value!r}", where=field.name, fix=f"one of {', '.join(choices)}")
+            raise GrowthError(f"{field.name} is {value!r}", where=field.name, fix=f"choose one of {', '.join(choices)}")
         ge, le = field.metadata["ge"], field.metadata["le"]
         if value is None or (ge is None and le is None):
             continue

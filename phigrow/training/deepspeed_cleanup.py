@@ -62,15 +62,15 @@ def free_compile_lock(extension: str, stale: float = STALE) -> None:
         return
     folder = Path(_get_build_directory(extension, False))
     lock, told, leads = folder / "lock", False, os.environ.get("LOCAL_RANK", "0") == "0"
-    while (found := _made(lock)) and not _held(lock):
+    while (lock_state := _made(lock)) and not _held(lock):
         quiet = time.time() - max(map(_written, folder.iterdir()), default=0.0)
-        if leads and quiet > stale and _made(lock) == found:
+        if leads and quiet > stale and _made(lock) == lock_state:
             try:
                 lock.unlink(missing_ok=True)
             except OSError as error:
                 fix = "delete it, or set TORCH_EXTENSIONS_DIR to a folder of your own"
-                what = "a killed compilation left a lock that cannot be removed"
-                raise GrowthError(what, where=str(lock), why=str(error), fix=fix) from None
+                message = "a killed compilation left a lock that cannot be removed"
+                raise GrowthError(message, where=str(lock), why=str(error), fix=fix) from None
             print(f"removed the lock of a compilation that was killed: {lock}", flush=True)
         elif leads and not told:
             told = True

@@ -198,10 +198,10 @@ def source_indices(plan: dict[str, Any], path: Path) -> tuple[Family, dict[str, 
         axes = {name: _sources(axis) for name, axis in plan["axes"].items()}
         family = all_families().get(plan["family"])
         if family is None or set(family.axis_names) - set(axes):
-            raise ValueError(f"its axes are those of {plan['family']}")
+            raise ValueError(f"the plan has the axes of {plan['family']}, not those of the model")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GrowthError(
-            "a plan in which copies cannot be found",
+            "the plan does not show which values are copies",
             where=str(path),
             why=f"{type(error).__name__}: {error}",
             fix="leave diagnostics_every out, or grow the start again",
@@ -213,11 +213,11 @@ def _sources(axis: Any) -> Ints:
     parts = []
     for length, start, _, _ in axis["runs"]:
         if type(length) is not int or not 0 <= length <= axis["dst_size"]:
-            raise ValueError(f"a run of {length!r} coordinates")
+            raise ValueError(f"the length of a range is {length!r}")
         if start == "dense":  # every coordinate is made of the source, and none like another
             start = 0
         parts.append(np.arange(start, start + length) if type(start) is int else np.full(length, -1))
-    found = np.concatenate(parts).astype(np.int64)
-    if len(found) != axis["dst_size"]:
-        raise ValueError(f"{len(found)} coordinates of {axis['dst_size']}")
-    return found
+    coordinates = np.concatenate(parts).astype(np.int64)
+    if len(coordinates) != axis["dst_size"]:
+        raise ValueError(f"the plan places {len(coordinates)} of {axis['dst_size']} coordinates")
+    return coordinates

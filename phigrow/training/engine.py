@@ -27,7 +27,7 @@ def micro_batch(config: RunConfig, world_size: int, seq_len: int) -> int:
     micro = config.micro_batch or micro_batch_rows(share, seq_len)
     if share % micro:
         raise GrowthError(
-            f"a rank's {share} sequences cannot be cut into pieces of {micro}",
+            f"a rank's {share} sequences cannot be cut into micro-batches of {micro}",
             where="micro_batch",
             fix=f"choose a divisor of {share}",
         )
@@ -73,8 +73,8 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
         raise GrowthError(
             "round_robin_gradients in the DeepSpeed file is not supported",
             where=str(config.deepspeed),
-            why="DeepSpeed then looks for a parameter's master and moments where those of another lie, and a universal "
-            "checkpoint has them mixed up",
+            why="DeepSpeed then mixes up the masters and moments of different parameters, in memory and in universal "
+            "checkpoints",
             fix="remove it",
         )
     ours: dict[str, Any] = {

@@ -41,14 +41,14 @@ def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str,
 
     if engine.zero_nvme_offload_optimizer():
         raise GrowthError(
-            "an optimizer offloaded to NVMe cannot be filled from another number of ranks or stage",
+            "an optimizer offloaded to NVMe cannot be loaded from another number of ranks or another ZeRO stage",
             where=str(folder),
             fix="resume with offload_optimizer on cpu, or with the ranks and stage that wrote the checkpoint",
         )
     state = universal.read_state(folder)
     if set(state["states"]) != set(optimizer.states):
         raise GrowthError(
-            f"the optimizer state has {', '.join(state['states'])}; {optimizer.name} needs "
+            f"the optimizer state has {', '.join(state['states'])}, but {optimizer.name} needs "
             f"{', '.join(optimizer.states)}",
             where=str(folder),
             why="another optimizer wrote it",

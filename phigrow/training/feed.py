@@ -227,11 +227,11 @@ class Prefetcher:
     def take(self, step: int) -> Fetched:
         """Return the share of a step; steps are taken in order. What went wrong in the thread is raised here."""
         began = time.perf_counter()
-        found = self._queue.get()
+        item = self._queue.get()
         waited = time.perf_counter() - began
-        if isinstance(found, BaseException):
-            raise found
-        number, blocks, position = found
+        if isinstance(item, BaseException):
+            raise item
+        number, blocks, position = item
         assert number == step, f"step {step} asked, {number} fetched"
         return Fetched(blocks, position, waited)
 
@@ -252,16 +252,16 @@ class Prefetcher:
             try:
                 if step == first:
                     feed.seek(first, position)
-                found: Any = (step, *feed.read(step, rank, world))
+                item: Any = (step, *feed.read(step, rank, world))
             except BaseException as error:  # raised again in the loop, which is where it can be reported
-                found = error
+                item = error
             while not self._closed.is_set():
                 try:
-                    self._queue.put(found, timeout=0.2)
+                    self._queue.put(item, timeout=0.2)
                     break
                 except queue.Full:
                     continue
-            if isinstance(found, BaseException):
+            if isinstance(item, BaseException):
                 return
 
 

@@ -60,7 +60,7 @@ def initial_state_of(config: RunConfig, blocks: Any) -> InitialState:
             folder, _steps(config.data_start, config), data["position"] if data and same else None, *made
         )
     if data is None:
-        raise _unknown(folder, "it does not say what the run before it had read")
+        raise _unknown(folder, "it does not record how many blocks the run before it read")
     ours = {"seed": config.seed, "data_fingerprint": blocks.fingerprint}
     if different := [key for key, value in ours.items() if data.get(key) != value]:
         changes = ", ".join(f"{key} ({data.get(key)!r}, now {ours[key]!r})" for key in different)
@@ -98,7 +98,7 @@ def _steps(blocks: int, config: RunConfig) -> int:
     steps, rest = divmod(blocks, config.batch)
     if rest:
         raise GrowthError(
-            f"{blocks:,} blocks were read, which is no whole number of batches of {config.batch}",
+            f"the run before read {blocks:,} blocks, which is not a multiple of the batch size {config.batch}",
             where="data_start",
             fix=f"give a batch that divides them, or data_start: {blocks - rest}",
         )

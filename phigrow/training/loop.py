@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phigrow.checkpoints.run_checkpoints import Found, Progress
+from phigrow.checkpoints.run_checkpoints import Progress, RunCheckpoint
 from phigrow.models.cost import count_cost
 from phigrow.records.readers.phigrow import step_losses
 from phigrow.records.writer import RecordWriter
@@ -92,7 +92,7 @@ def build_run(
     source: InitSource,
     blocks: Any,
     initial: InitialState,
-    checkpoint: Found | None,
+    checkpoint: RunCheckpoint | None,
     monitors: dict[str, dict[str, Any]],
 ) -> Trainer:
     """Build the model and the engine of a run on this rank, fill them, and open its records.

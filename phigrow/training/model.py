@@ -31,6 +31,8 @@ _SIZES = (
 )  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+_KNOWN_TYPE = "give the model type of a causal language model in transformers, such as phi"
+
 
 def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_id: int | None = None) -> Config:
     """Return the Hugging Face configuration that a run trains, checked against its data.
@@ -65,13 +67,13 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
             out["eos_token_id"] = eos_token_id
     if out["vocab_size"] < data_vocab:
         raise GrowthError(
-            f"the model has {out['vocab_size']} rows of vocabulary, the data uses {data_vocab}",
+            f"the model has {out['vocab_size']} rows of vocabulary, but the data uses {data_vocab} tokens",
             where="vocab_size",
             fix="raise vocab_size, or prepare the data with the model's tokenizer",
         )
     if seq_len > out.get("max_position_embeddings", seq_len):
         raise GrowthError(
-            f"blocks of {seq_len} tokens, but positions for {out['max_position_embeddings']}",
+            f"the data has blocks of {seq_len} tokens, but the model has {out['max_position_embeddings']} positions",
             where="max_position_embeddings",
             fix="prepare the data with a smaller --seq-len",
         )
@@ -82,12 +84,12 @@ def _named(model: str | Config) -> Config:
     return dict(DEMO_MODEL) if model == DEMO else load_config(model)
 
 
-def _check_agreement(found: Config, named: Config, config: RunConfig) -> None:
-    found, named = normalised(found), normalised(named)
+def _check_agreement(stored: Config, named: Config, config: RunConfig) -> None:
+    stored, named = normalised(stored), normalised(named)
     for key in _SIZES:
-        if key in named and found.get(key) != named[key]:
+        if key in named and stored.get(key) != named[key]:
             raise GrowthError(
-                f"the checkpoint's {key} is {found.get(key)}, the model's is {named[key]}",
+                f"{key} is {stored.get(key)} in the checkpoint, but {named[key]} in model",
                 where=f"model, and {config.init}/config.json",
                 fix="leave model out: a run that starts from a checkpoint trains the checkpoint's model",
             )
@@ -139,10 +141,10 @@ def build_model(
 
     kind = str(model_dict.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise GrowthError(f"transformers has no model type {kind!r}", where="model_type")
+        raise GrowthError(f"transformers has no model type {kind!r}", where="model_type", fix=_KNOWN_TYPE)
     hf_config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in model_dict.items() if k != "auto_map"})
     if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise GrowthError(f"transformers has no causal language model {kind!r}", where="model_type")
+        raise GrowthError(f"transformers has no causal language model {kind!r}", where="model_type", fix=_KNOWN_TYPE)
     # Imports the model's module now: under zero.Init, which replaces torch.tensor, torch's own modules fail to import.
     MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
     _spare_imports()

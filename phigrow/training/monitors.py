@@ -35,10 +35,12 @@ def monitor_sections(config: RunConfig, out: Path) -> dict[str, dict[str, Any]]:
         GrowthError: an unknown name, or a monitor whose package is not installed.
     """
     asked = [name.strip() for name in (config.monitor or "").split(",") if name.strip()]
-    file, found = config.deepspeed_file(), {}
+    file, sections = config.deepspeed_file(), {}
     for name in asked:
         if name not in SECTIONS:
-            raise GrowthError(f"no monitor {name!r}", where="monitor", fix=f"some of {', '.join(SECTIONS)}")
+            raise GrowthError(
+                f"there is no monitor {name!r}", where="monitor", fix=f"choose some of {', '.join(SECTIONS)}"
+            )
     for name, section in SECTIONS.items():
         given = file.get(section, {})
         if name not in asked and given.get("enabled") is not True:
@@ -51,8 +53,8 @@ def monitor_sections(config: RunConfig, out: Path) -> dict[str, dict[str, Any]]:
                 fix=f"pip install {package}, or leave {name} out",
             )
         places = {"output_path": str(out), "job_name": name} if name in ("csv", "tensorboard") else {}
-        found[section] = places | ({"project": "phigrow"} if name == "wandb" else {}) | given | {"enabled": True}
-    return found
+        sections[section] = places | ({"project": "phigrow"} if name == "wandb" else {}) | given | {"enabled": True}
+    return sections
 
 
 class Monitors:

@@ -23,7 +23,7 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
         device, theirs = getattr(config, key), dict(out.get(key) or {})
         if device is not None and theirs.get("device", device) != device:
             raise GrowthError(
-                f"{key} is {device}, but the DeepSpeed file says {theirs['device']}",
+                f"{key} is {device}, but the DeepSpeed file has {theirs['device']}",
                 where=str(config.deepspeed),
                 fix="remove one of them",
             )
@@ -31,7 +31,7 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
         if device in (None, "none"):
             continue
         if device not in DEVICES:
-            raise GrowthError(f"{key} is {device!r}", where=key, fix=f"one of {', '.join(DEVICES)}")
+            raise GrowthError(f"{key} is {device!r}", where=key, fix=f"choose one of {', '.join(DEVICES)}")
         least = 3 if key == "offload_param" or device == "nvme" else 1
         if config.stage < least:
             raise GrowthError(
@@ -39,7 +39,7 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
                 where=key,
                 why="DeepSpeed moves " + ("whole parameters" if key == "offload_param" else "them") + " only where "
                 "every rank has its own part",
-                fix=f"zero {least}" if least == 3 else "zero 1, 2 or 3",
+                fix="set zero: 3" if least == 3 else "set zero: 1, 2 or 3",
             )
         path = config.offload_dir or theirs.get("nvme_path")
         if device == "nvme" and not path:

@@ -175,12 +175,14 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise GrowthError(
-            "no such recipe",
+            "there is no such recipe",
             where=str(path.absolute()),
             fix=f"give a YAML file, the name of a shipped recipe ({shipped_names('recipe')}), or --key value",
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GrowthError("the recipe cannot be read", where=str(path), why=str(error)) from error
+        raise GrowthError(
+            "the recipe cannot be read", where=str(path), why=str(error), fix="write valid YAML"
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -204,7 +206,7 @@ def _words(options: Sequence[str]) -> dict[str, Any]:
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise GrowthError(f"{word!r} belongs to no key", where="the command line", fix="--key value")
+            raise GrowthError(f"{word!r} does not belong to a key", where="the command line", fix="write --key value")
         name, equals, value = word[2:].partition("=")
         key = _known(name, "the command line")
         if equals:
@@ -214,7 +216,9 @@ def _words(options: Sequence[str]) -> dict[str, Any]:
         elif _TYPES[key] is bool:
             values[key] = True
         else:
-            raise GrowthError(f"--{name} has no value", where="the command line", fix=f"--{name} {_expected(key)}")
+            raise GrowthError(
+                f"--{name} has no value", where="the command line", fix=f"write --{name} {_expected(key)}"
+            )
     return values
 
 
@@ -282,5 +286,5 @@ def _mapping(key: str, text: str, where: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise GrowthError(
-            f"{key} is {text!r}", where=f"{key} in {where}", why=str(error), fix="{name: value}"
+            f"{key} is {text!r}", where=f"{key} in {where}", why=str(error), fix="write {name: value}"
         ) from error

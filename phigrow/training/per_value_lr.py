@@ -84,11 +84,11 @@ def copied_values(config: RunConfig) -> dict[str, Any]:
     made = None if config.init == SCRATCH else read_provenance(folder)
     if made is None:
         raise GrowthError(
-            "learning rates for copied and fresh values, of a checkpoint that was not grown",
+            "learning rates for copied and fresh values require a grown checkpoint",
             where="fresh_lr, fresh_warmup, copied_lr",
             why=f"there is no {PROVENANCE_FILE} in {config.init}"
             if config.init != SCRATCH
-            else "the run starts from noise",
+            else "the run starts from scratch",
             fix="leave these keys out, or start from a folder of 'phigrow expand'",
         )
     if made.copied is None:
@@ -101,7 +101,7 @@ def copied_values(config: RunConfig) -> dict[str, Any]:
     return made.copied
 
 
-def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
+def copied_mask(copies: dict[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
     """Return which values of a tensor are copies, bool of its shape, from what `copied_values` returned.
 
     >>> copied_mask({"spans": {"h.{layer}.w": [[[0, 1]], [[1, 3]]]}, "fresh": []}, "h.7.w", (2, 3)).int().tolist()
@@ -109,19 +109,23 @@ def copied_mask(found: dict[str, Any], name: str, shape: tuple[int, ...]) -> Ten
     """
     import torch
 
-    if name in found["fresh"]:
+    if name in copies["fresh"]:
         return torch.zeros(shape, dtype=torch.bool)
     line = re.sub(r"\.\d+\.", ".{layer}.", name, count=1)
-    spans = found["spans"].get(line, found["spans"].get(name))
+    spans = copies["spans"].get(line, copies["spans"].get(name))
     if spans is None or len(spans) != len(shape):
-        raise GrowthError("the growth records nothing of a parameter", where=f"{name} in {PROVENANCE_FILE}")
+        raise GrowthError(
+            "the growth does not record which values of a parameter are copies",
+            where=f"{name} in {PROVENANCE_FILE}",
+            fix="expand again: the same plan gives the same weights",
+        )
     out = torch.ones(shape, dtype=torch.bool)
     for axis, (size, ranges) in enumerate(zip(shape, spans, strict=True)):
         side = torch.zeros(size, dtype=torch.bool)
         for start, stop in ranges:
             side[start:stop] = True
         out &= side.view([-1 if k == axis else 1 for k in range(len(shape))])
-    if blocks := found.get("blocks", {}).get(line):
+    if blocks := copies.get("blocks", {}).get(line):
         row, column = (torch.arange(size) * blocks // size for size in shape)
         out &= row[:, None] == column
     return out
@@ -140,12 +144,12 @@ def make_per_value_lr(engine: Any, config: RunConfig) -> PerValueLR | None:
 
     if not has_per_value_lr(config):
         return None
-    found = copied_values(config)
+    copies = copied_values(config)
     with torch.no_grad():
-        return PerValueLR(engine.basic_optimizer, _masks(engine, found), config)
+        return PerValueLR(engine.basic_optimizer, _masks(engine, copies), config)
 
 
-def _masks(engine: Any, found: dict[str, Any]) -> dict[int, Tensor]:
+def _masks(engine: Any, copies: dict[str, Any]) -> dict[int, Tensor]:
     """The masks of the tensors that AdamW steps, by identity: parameters, their masters, or flat parts of a rank's.
 
     Into the flat ones the masks are written where the weights are, by DeepSpeed's own accounts of what lies where, and
@@ -161,7 +165,7 @@ def _masks(engine: Any, found: dict[str, Any]) -> dict[int, Tensor]:
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        mask = copied_mask(found, name, zero.full_shape(parameter))
+        mask = copied_mask(copies, name, zero.full_shape(parameter))
         if flats:
             zero.write_master_part(parameter, mask.flatten())
         else:

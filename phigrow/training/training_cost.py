@@ -66,6 +66,8 @@ def source_of(config: RunConfig) -> InitSource:
     elif (trained := read_training(folder)) is not None:
         cost = training_cost(trained)
     given = (config.source_tokens, config.source_flops, config.source_seconds)
-    cost = TrainingCost(*(own if own is not None else found for own, found in zip(given, cost.values(), strict=True)))
+    cost = TrainingCost(
+        *(own if own is not None else recorded for own, recorded in zip(given, cost.values(), strict=True))
+    )
     arm = config.arm or (growth or {}).get("method") or "continued"
     return InitSource(arm, cost, growth, took, learning.tokens or 0, learning.flops or 0.0)

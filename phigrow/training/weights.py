@@ -66,7 +66,7 @@ class ScratchTensor:
                 value[self.module.padding_idx] = 0.0
             return value
         raise GrowthError(
-            f"no rule to initialise a {type(self.module).__name__}",
+            f"there is no rule to initialise a {type(self.module).__name__}",
             where=self.name,
             fix="start from a checkpoint folder instead",
         )
@@ -145,7 +145,8 @@ def _matched(model: nn.Module, reader: CheckpointReader) -> Iterator[tuple[Any, 
         wanted = full_shape(parameter)
         if tensor.shape != wanted:
             raise GrowthError(
-                f"a tensor of shape {list(tensor.shape)} for a parameter of {list(wanted)}",
+                f"a tensor has shape {list(tensor.shape)}, but the model's parameter has {list(wanted)}",
                 where=f"{name} in {reader.folder}",
+                fix="give a checkpoint whose config.json describes its weights",
             )
         yield parameter, tensor

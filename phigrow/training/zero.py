@@ -97,16 +97,16 @@ def fill_master(parameter: Any, optimizer: Any, tensor: SourceTensor) -> None:
                     "a master differs from its weight",
                     where=tensor.name,
                     why="DeepSpeed makes masters from the weights, so this one is another parameter's",
-                    fix="leave out of the DeepSpeed file what reorders parameters, or choose another ZeRO stage",
+                    fix="remove settings that reorder parameters from the DeepSpeed file, or choose another ZeRO stage",
                 )
             master.copy_(tensor.values(part.start, part.start + part.numel))
     elif (unpartitioned := plain_masters(optimizer).get(id(parameter))) is not None:
         unpartitioned.copy_(tensor.rows(0, tensor.shape[0]))
     else:
         raise GrowthError(
-            "the fp32 master of a parameter cannot be found",
+            "a parameter has no fp32 master",
             where=f"{tensor.name} under {type(optimizer).__name__}",
-            why="it would start from weights rounded to " + str(parameter.dtype).removeprefix("torch."),
+            why="training would start from weights rounded to " + str(parameter.dtype).removeprefix("torch."),
             fix="choose another ZeRO stage, or store the checkpoint in the dtype of the run",
         )
 
@@ -147,7 +147,7 @@ def flat_masters(optimizer: Any) -> list[Tensor]:
         flats = flats or list(getattr(optimizer, name, []))
     if any(flat is None or not flat.numel() for flat in flats):
         raise GrowthError(
-            "learning rates of their own need masters in memory, and they are offloaded to NVMe",
+            "learning rates for copied and fresh values require masters in memory, but they are offloaded to NVMe",
             where="fresh_lr, fresh_warmup, copied_lr",
             fix="do not offload to NVMe, or leave these settings out",
         )

@@ -63,7 +63,7 @@ def arms(**more):
         ({"budgest": [3]}, r"no key 'budgest'\n  where: .*study.yaml\n  what to do: did you mean budgets"),
         ({"dst": None}, r"the study has no 'dst'"),
         ({"budgets": []}, r"budgets is \[\]"),
-        ({"budgets": [20, 20]}, r"budgets names a value twice"),
+        ({"budgets": [20, 20]}, r"budgets has a value twice"),
         ({"budgets": [1.5]}, r"budgets is \[1.5\]\n.*\n  what to do: give whole numbers, 2 or more"),
         ({"budgets": {"steps": [3]}}, r"no key 'steps'\n  where: budgets in"),
         ({"budgets": [4]}, r"warmup 4 and decay 2 do not fit into 4 steps\n  where: scratch/seed0/4 in .*: warmup"),
@@ -74,7 +74,7 @@ def arms(**more):
         ({"data": {"ref": "embedded", "seqlen": 5}}, r"no key 'seqlen'\n  where: data in .*\n.*did you mean seq_len"),
         ({"data": "nowhere"}, r"no such folder of packed blocks"),
         ({"source": {"model": "phi-1"}}, r"the source has no 'steps'"),
-        ({"train": {"batch": 16, "lr": 1e-3, "steps": 5}}, r"steps is no key of this place\n  where: train in"),
+        ({"train": {"batch": 16, "lr": 1e-3, "steps": 5}}, r"steps cannot be set here\n  where: train in"),
         ({"train": {"batch": 16, "lrr": 1e-3}}, r"no key 'lrr'\n  where: train in .*\n  what to do: did you mean lr"),
         ({"train": {"batch": "many"}}, r"batch is 'many'\n  where: batch in train in"),
         ({"sweep": {"lr": [1e-3], "steps": 9}}, r"lr and sweep are both set"),
@@ -82,7 +82,7 @@ def arms(**more):
         (arms(tilee={}), r"no method 'tilee'\n  where: arm tilee in .*\n  what to do: did you mean tile"),
         (arms(tile={"scal": "rms"}), r"no key 'scal'\n  where: arm tile in .*\n  what to do: did you mean scale"),
         (arms(tile={"scale": "half"}), r"scale 'half' is not allowed\n  where: arm tile in"),
-        (arms(tile={"train": {"lr": 1}}), r"lr is no key of this place\n.*\n  why: it is the same for every arm"),
+        (arms(tile={"train": {"lr": 1}}), r"lr cannot be set here\n.*\n  why: it is the same for every arm"),
         (arms(tile={"state": "half"}), r"state 'half' is unknown\n  where: arm tile in"),
         (arms(isometric={"state": "copy"}), r"state copy of a plan that mixes coordinates[\s\S]*arm isometric in"),
         (arms(ligo={"state": "scale"}), r"moments of a learned plan \(ligo\)[\s\S]*arm ligo in"),
@@ -91,9 +91,9 @@ def arms(**more):
         (arms(ligo={"steps": 0}), r"steps is \[?0"),
         (arms(tile={"maps": "m"}), r"no key 'maps'\n  where: arm tile in"),
         ({"arms": {"scratch": {"state": "scale"}}}, r"no key 'state'\n  where: arm scratch"),
-        ({"train": {"init_optimizer": "x"}}, r"init_optimizer is no key of this place"),
+        ({"train": {"init_optimizer": "x"}}, r"init_optimizer cannot be set here"),
         ({"arms": {"scratch": {"noise": 1}}}, r"no key 'noise'\n  where: arm scratch"),
-        ({"arms": {"../tile": {"method": "tile"}}}, r"'../tile' is no valid name of an arm"),
+        ({"arms": {"../tile": {"method": "tile"}}}, r"'../tile' is not a valid name of an arm"),
         ({"arms": ["tile"]}, r"\['tile'\] is not a mapping\n  where: arms in"),
     ],
 )
@@ -129,7 +129,9 @@ def test_the_dry_run_lists_arms_and_writes_nothing(tmp_path):
     assert max(map(len, lines)) <= 80
     assert [path.name for path in Path(tmp_path).iterdir()] == ["study.yaml"]
     unknown = CliRunner().invoke(app, ["compare", str(path), "--dry-run", "--only", "tle"])
-    assert str(unknown.exception) == "no arm 'tle'\n  where: study study\n  what to do: one of scratch, tile, lossless"
+    assert str(unknown.exception) == (
+        "there is no arm 'tle'\n  where: study study\n  what to do: choose one of scratch, tile, lossless"
+    )
 
 
 def test_a_learned_arm_says_how_it_is_learned(tmp_path):

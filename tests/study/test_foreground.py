@@ -39,7 +39,7 @@ def test_words_are_read_before_any_rank_starts(monkeypatch):
     monkeypatch.setattr(foreground, "main", None)
     with pytest.raises(GrowthError, match="did you mean steps"):
         foreground.pretrain(["phi-2", "--stepz", "3"], ranks=2)
-    with pytest.raises(GrowthError, match="no such recipe"):
+    with pytest.raises(GrowthError, match="there is no such recipe"):
         foreground.pretrain(["phi-9"], ranks=1)
 
 

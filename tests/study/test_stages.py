@@ -108,9 +108,9 @@ def grow(**keys: Any) -> dict[str, Any]:
         (changed(2, steps=0), r"steps is 0\n  where: steps in stage 2"),
         (
             changed(3, train={"batch": 7}),
-            r"stage 3 starts after 960 sequences, not a multiple of its batch size 7",
+            r"stage 3 starts after 960 sequences, which is not a multiple of its batch size 7",
         ),
-        (changed(3, train={"init_optimizer": "x"}), r"init_optimizer is no key [\s\S]*the stages decide it"),
+        (changed(3, train={"init_optimizer": "x"}), r"init_optimizer cannot be set [\s\S]*the stages decide it"),
         (changed(3, train={"save_every": 0}), r"save_every is 0"),
         (grow(method=None), r"the growth has no 'method'\n  where: grow of stage 2"),
         (grow(method="tiel"), r"unknown method 'tiel'|no method 'tiel'"),

@@ -98,8 +98,8 @@ def test_measuring_reads_branches_as_a_study_of_budgets(runs):
             "other",
             "the trunk has other settings than the branch\n.*\n  why: these keys differ: lr \\(0.01, now 0.02\\)",
         ),
-        ("nothing-there", "no checkpoint of step 2 to branch from\n.*\n  why: steps that are there: 4, 5, 6"),
-        ("late", "a branch at step 7, where the trunk's learning rate has decayed since step 6"),
+        ("nothing-there", "the trunk has no checkpoint of step 2\n.*\n  why: steps that are there: 4, 5, 6"),
+        ("late", "the branch starts at step 7, but the trunk's learning rate has decayed since step 6"),
         ("no-run", "there is no run to branch from"),
     ],
 )

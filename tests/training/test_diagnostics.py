@@ -149,16 +149,22 @@ def test_stacked_axes_are_told_apart():
 @pytest.mark.parametrize(
     ("plan", "why"),
     [
-        ({"family": "gpt", "axes": {}}, "ValueError: its axes are those of gpt"),
+        ({"family": "gpt", "axes": {}}, "ValueError: the plan has the axes of gpt, not those of the model"),
         ({"family": "phi"}, "KeyError: 'axes'"),
         ({"family": "phi", "axes": []}, "AttributeError"),
-        ({"family": "phi", "axes": {"hidden": {"dst_size": 4, "runs": [[10**12, 0, 1, 1]]}}}, "a run of 1000000000000"),
-        ({"family": "phi", "axes": {"hidden": {"dst_size": 4, "runs": [[2, 0, 1, 1]]}}}, "2 coordinates of 4"),
+        (
+            {"family": "phi", "axes": {"hidden": {"dst_size": 4, "runs": [[10**12, 0, 1, 1]]}}},
+            "the length of a range is 1000000000000",
+        ),
+        (
+            {"family": "phi", "axes": {"hidden": {"dst_size": 4, "runs": [[2, 0, 1, 1]]}}},
+            "the plan places 2 of 4 coordinates",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_named(tmp_path, plan, why):
     (tmp_path / "phigrow.json").write_text(json.dumps({"plan": plan}))
-    with pytest.raises(GrowthError, match="a plan in which copies cannot be found") as caught:
+    with pytest.raises(GrowthError, match="the plan does not show which values are copies") as caught:
         Diagnostics(RunConfig(init=str(tmp_path)), World)
     assert why in str(caught.value)
 

@@ -85,7 +85,7 @@ def test_micro_batches_divide_the_batch():
         micro_batch(RunConfig(batch=16), 3, 256)
     with pytest.raises(GrowthError, match="choose a multiple of 96, such as 2016 or 2112"):
         micro_batch(RunConfig(batch=2048), 96, 2048)
-    with pytest.raises(GrowthError, match="cannot be cut into pieces of 3"):
+    with pytest.raises(GrowthError, match="cannot be cut into micro-batches of 3"):
         micro_batch(RunConfig(batch=16, micro_batch=3), 1, 256)
 
 
@@ -95,9 +95,9 @@ def test_the_vocabulary_of_the_demo_is_the_datas_and_of_others_must_hold_it():
     assert model_config(RunConfig(model="phi-1", vocab_size=2000), data_vocab=1234, seq_len=64)["vocab_size"] == 2000
     assert model_config(RunConfig(), data_vocab=9, seq_len=64, eos_token_id=3)["eos_token_id"] == 3
     assert model_config(RunConfig(model="phi2"), data_vocab=9, seq_len=64, eos_token_id=3)["eos_token_id"] == 50256
-    with pytest.raises(GrowthError, match="100 rows of vocabulary, the data uses 101"):
+    with pytest.raises(GrowthError, match="100 rows of vocabulary, but the data uses 101 tokens"):
         model_config(RunConfig(model=TINY, vocab_size=100), data_vocab=101, seq_len=16)
-    with pytest.raises(GrowthError, match="blocks of 64 tokens, but positions for 32"):
+    with pytest.raises(GrowthError, match="blocks of 64 tokens, but the model has 32 positions"):
         model_config(RunConfig(model=TINY), data_vocab=50, seq_len=64)
 
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_decides_its_model(tmp_path):
     config = RunConfig(init=str(folder))
     assert model_config(config, data_vocab=96, seq_len=16)["hidden_size"] == 32
     assert model_config(RunConfig(init=str(folder), model=TINY), data_vocab=96, seq_len=16)["hidden_size"] == 32
-    with pytest.raises(GrowthError, match="the checkpoint's hidden_size is 32, the model's is 64"):
+    with pytest.raises(GrowthError, match="hidden_size is 32 in the checkpoint, but 64 in model"):
         model_config(RunConfig(init=str(folder), model=TINY | {"hidden_size": 64}), data_vocab=96, seq_len=16)
     with pytest.raises(GrowthError, match="vocab_size is 97, but the checkpoint has 96"):
         model_config(RunConfig(init=str(folder), vocab_size=97), data_vocab=96, seq_len=16)
@@ -166,7 +166,7 @@ def test_loading_is_exact_and_strict(tmp_path):
     assert all(torch.equal(built[name], tensors[name]) for name in tensors)
     name = "model.layers.1.mlp.fc2.bias"
     save_file({**tensors, name: tensors[name][:-1].clone()}, file_)
-    with pytest.raises(GrowthError, match=r"shape \[31\] for a parameter of \[32\]"):
+    with pytest.raises(GrowthError, match=r"shape \[31\], but the model's parameter has \[32\]"):
         build(config)
     save_file({k: v for k, v in tensors.items() if k != name}, file_)
     with pytest.raises(GrowthError, match="does not have") as error:

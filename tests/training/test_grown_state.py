@@ -209,14 +209,14 @@ def test_what_does_not_belong_together_is_refused(source, grown, optimizer, alon
         ({"init": str(source / "export")}, "the weights have no phigrow.json"),
         ({"init_optimizer": str(tmp_path)}, "the folder holds no optimizer state"),
         ({"seed": 5}, r"not known[\s\S]*another order: seed \(0, now 5\)[\s\S]*data_start"),
-        ({"batch": 5}, "48 blocks were read, which is no whole number of batches of 5"),
+        ({"batch": 5}, "read 48 blocks, which is not a multiple of the batch size 5"),
     ):
         with pytest.raises(GrowthError, match=message):
             run(tmp_path / "run", **base | changes)
     assert not (tmp_path / "run" / "records.jsonl").exists()
     with pytest.raises(GrowthError, match="init_optimizer is set, but the run starts from scratch"):
         RunConfig(init_optimizer=str(optimizer))
-    with pytest.raises(GrowthError, match="steps 7 to 16 of a schedule of 12"):
+    with pytest.raises(GrowthError, match="steps 7 to 16 do not fit into a schedule of 12 steps"):
         RunConfig(schedule_start=6, steps=10, schedule_steps=12)
     damaged = shutil.copytree(optimizer, tmp_path / "damaged")
     path = damaged / "zero" / "lm_head.bias" / "exp_avg.pt"

@@ -96,7 +96,7 @@ def test_a_missing_package_is_said_before_anything_is_loaded(monkeypatch, tmp_pa
         train(RunConfig(monitor="csv, wandb", out=str(tmp_path / "run")))
     assert "pip install wandb" in str(error.value)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(GrowthError, match="no monitor 'tensorbord'"):
+    with pytest.raises(GrowthError, match="there is no monitor 'tensorbord'"):
         train(RunConfig(monitor="tensorbord"))
 
 

@@ -34,7 +34,7 @@ def test_the_recipes_keys_reach_deepspeed(tmp_path):
     assert from_file["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     assert offloads_optimizer(from_file)
     assert not offloads_optimizer(engine_config(RunConfig(zero=1), 1, 16))
-    with pytest.raises(GrowthError, match="offload_optimizer is nvme, but the DeepSpeed file says cpu"):
+    with pytest.raises(GrowthError, match="offload_optimizer is nvme, but the DeepSpeed file has cpu"):
         zero(RunConfig(zero=3, deepspeed=str(path), offload_optimizer="nvme", offload_dir="/disk"))
 
 

@@ -115,13 +115,15 @@ def test_what_a_grown_folder_says_is_what_inspection_says(grown):
 
 
 def test_a_checkpoint_that_was_not_grown_has_no_fresh_values(grown, tmp_path):
-    with pytest.raises(GrowthError, match="of a checkpoint that was not grown") as error:
+    with pytest.raises(GrowthError, match="require a grown checkpoint") as error:
         train(RunConfig(fresh_warmup=10))
-    assert "the run starts from noise" in str(error.value)
+    assert "the run starts from scratch" in str(error.value)
     with pytest.raises(GrowthError, match=r"there is no phigrow\.json"):
         train(RunConfig(init=str(grown / "source"), copied_lr=0.5))
     (tmp_path / "phigrow.json").write_text('{"plan": {}}')
     with pytest.raises(GrowthError, match="does not record which values are copies"):
         copied_values(RunConfig(init=str(tmp_path), fresh_lr=2.0))
-    with pytest.raises(GrowthError, match=r"the growth records nothing of a parameter[\s\S]*other\.weight"):
+    with pytest.raises(
+        GrowthError, match=r"the growth does not record which values of a parameter are copies[\s\S]*other\.weight"
+    ):
         copied_mask({"spans": {}, "fresh": []}, "other.weight", (2, 2))

@@ -86,7 +86,7 @@ def test_wrong_types_and_shapes_in_a_file(tmp_path):
         message = refused(recipe=recipe)
         assert part in message
         assert str(recipe) in message
-    assert "no such recipe" in refused(recipe=tmp_path / "none.yaml")
+    assert "there is no such recipe" in refused(recipe=tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_every_optimizer_describes_its_states(name):
 
 
 def test_words_without_keys_and_keys_without_words():
-    assert "'steps' belongs to no key" in refused("steps")
+    assert "'steps' does not belong to a key" in refused("steps")
     assert "--steps has no value" in refused("--steps")
     assert "--lr has no value" in refused("--lr", "--steps", "3")
 
@@ -156,7 +156,7 @@ def test_the_stage_comes_from_one_place(tmp_path):
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     assert RunConfig().stage == 1
     assert RunConfig(deepspeed=str(file)).stage == 3
-    with pytest.raises(GrowthError, match="zero is 2, but the DeepSpeed file says stage 3"):
+    with pytest.raises(GrowthError, match="zero is 2, but the DeepSpeed file has stage 3"):
         RunConfig(deepspeed=str(file), zero=2).stage  # noqa: B018
     with pytest.raises(GrowthError, match="cannot be read"):
         RunConfig(deepspeed=str(tmp_path / "none.json")).stage  # noqa: B018

@@ -160,7 +160,7 @@ def test_a_trunk_older_than_a_setting_is_branched_from_at_its_default(tmp_path):
     config = RunConfig(schedule="wsd", steps=9, warmup=2, decay=3, branch_from=str(tmp_path))
     older = {key: value for key, value in config.reproducibility_keys().items() if key != "fresh_lr"}
     (tmp_path / "run.json").write_text(json.dumps(older | {"steps": None, "decay": 0}))
-    with pytest.raises(GrowthError, match="no checkpoint of step 6 to branch from"):  # all that is wrong with it
+    with pytest.raises(GrowthError, match="the trunk has no checkpoint of step 6"):  # all that is wrong with it
         branch(config, config.reproducibility_keys(), tmp_path / "out")
     with pytest.raises(GrowthError, match=r"these keys differ: fresh_lr \(1.0, now 2.0\)"):
         branch(config, config.reproducibility_keys() | {"fresh_lr": 2.0}, tmp_path / "out")

@@ -16,7 +16,7 @@ from launching import losses, records, run_scenarios
 from scenarios import TINY
 
 from phigrow.checkpoints.integrity import digests, read_marker, write_marker
-from phigrow.checkpoints.run_checkpoints import FOLDER, UNIVERSAL, Found, Progress, marked_checkpoints
+from phigrow.checkpoints.run_checkpoints import FOLDER, UNIVERSAL, Progress, RunCheckpoint, marked_checkpoints
 from phigrow.checkpoints.universal import convert, parameters
 from phigrow.errors import GrowthError
 from phigrow.training.checkpoints import check_fits
@@ -42,9 +42,9 @@ def reader(folder: Path, source: str, ranks: int, stage: int, **settings: Any) -
 
 def converted(folder: Path) -> Path:
     """The universal folder of a run's newest checkpoint."""
-    found = marked_checkpoints(folder)[0][0]
-    out = folder / UNIVERSAL / found.folder.name
-    convert(found.folder, out, found.marker)
+    checkpoint = marked_checkpoints(folder)[0][0]
+    out = folder / UNIVERSAL / checkpoint.folder.name
+    convert(checkpoint.folder, out, checkpoint.marker)
     return out
 
 
@@ -169,27 +169,27 @@ def test_what_cannot_be_converted_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3), (4, 0)])
 def test_without_the_flag_the_refusal_names_it(ranks, stage):
-    found = Found(Path("runs/x/checkpoints/step-3"), Progress(3), 2, 1, {})
+    checkpoint = RunCheckpoint(Path("runs/x/checkpoints/step-3"), Progress(3), 2, 1, {})
     world = World(0, ranks, 0, ranks, torch.device("cpu"))
     with pytest.raises(GrowthError) as error:
-        check_fits(found, world, stage, convert=False)
-    assert f"written by 2 ranks at ZeRO 1, this run has {ranks} rank" in str(error.value)
+        check_fits(checkpoint, world, stage, convert=False)
+    assert f"written by 2 ranks at ZeRO 1, but this run has {ranks} rank" in str(error.value)
     assert "add --universal" in str(error.value)
-    check_fits(found, world, stage, convert=True)
-    check_fits(found, World(0, 2, 0, 2, torch.device("cpu")), 1, convert=False)
+    check_fits(checkpoint, world, stage, convert=True)
+    check_fits(checkpoint, World(0, 2, 0, 2, torch.device("cpu")), 1, convert=False)
 
 
 def test_an_optimizer_that_lay_elsewhere_is_refused_without_the_flag():
     world = World(0, 2, 0, 2, torch.device("cpu"))
-    found = Found(Path("runs/x/checkpoints/step-3"), Progress(3), 2, 1, {"place": "device"})
+    checkpoint = RunCheckpoint(Path("runs/x/checkpoints/step-3"), Progress(3), 2, 1, {"place": "device"})
     with pytest.raises(GrowthError) as error:
-        check_fits(found, world, 1, convert=False, device="cpu")
-    assert "optimizer state was on the device, this run has it in the host's memory" in str(error.value)
+        check_fits(checkpoint, world, 1, convert=False, device="cpu")
+    assert "optimizer state was on the device, but this run has it in the host's memory" in str(error.value)
     assert "add --universal" in str(error.value)
-    check_fits(found, world, 1, convert=True, device="cpu")
-    check_fits(found, world, 1, convert=False)
-    unsaid = Found(found.folder, found.progress, 2, 1, {})  # of a version that did not note it
-    check_fits(unsaid, world, 1, convert=False, device="cpu")
+    check_fits(checkpoint, world, 1, convert=True, device="cpu")
+    check_fits(checkpoint, world, 1, convert=False)
+    without_place = RunCheckpoint(checkpoint.folder, checkpoint.progress, 2, 1, {})  # of a version that did not note it
+    check_fits(without_place, world, 1, convert=False, device="cpu")
 
 
 def test_the_loss_scale_of_fp16_survives():
@@ -220,7 +220,7 @@ def test_an_offloaded_optimizer_is_converted_and_filled(tmp_path, dtype):
     run_scenarios(2, tmp_path, [same, same | {"out": "refused", "universal": False}])
     for rank in range(2):
         assert (
-            "was on the device, this run has it in the host's memory"
+            "was on the device, but this run has it in the host's memory"
             in (tmp_path / "refused" / f"error-{rank}.txt").read_text()
         )
     run_scenarios(1, tmp_path, [{"out": "whole", "dtype": dtype, "zero": 2, **COMMON}, *readers])

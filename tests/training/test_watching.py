@@ -83,7 +83,7 @@ def test_the_blocks_of_the_step_are_recorded(runs):
 def test_the_limit_ends_every_rank_and_the_checkpoint_from_before_goes_on(runs):
     for rank in (0, 1):
         text = (runs / "limit" / f"error-{rank}.txt").read_text()
-        assert "2 steps of this launch were skipped, the last one step 4" in text
+        assert "2 steps of this launch were skipped, the last one at step 4" in text
         rows = rank_rows(step_rows(0, 3, 8, 64), 1, 2, 2)
         listed = ", ".join(str(row) for row in [*rows[0], *rows[1]])
         assert f"the loss is not finite in blocks {listed}\n" in text
@@ -115,7 +115,7 @@ def test_fp16_overflows_are_not_counted_and_others_are():
         watch.check(reading(step, 2.0, float("inf")), [1, 2])
     assert watch.count == 0
     watch.check(reading(10, float("nan"), float("inf"), 7), [7, 8])
-    with pytest.raises(GrowthError, match="2 steps of this launch were skipped, the last one step 11"):
+    with pytest.raises(GrowthError, match="2 steps of this launch were skipped, the last one at step 11"):
         watch.check(reading(11, float("nan"), float("inf"), 7), [7, 8])
     strict = NonFinite(1, "bf16")
     with pytest.raises(GrowthError, match=r"a gradient is not finite, over blocks 0, 1.* and 8 more"):
