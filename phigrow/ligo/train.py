@@ -6,7 +6,7 @@ import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.hub import display_name, locate
 from phigrow.checkpoints.pickles import open_checkpoint
@@ -21,6 +21,9 @@ from phigrow.growth.planner import plan as make_plan
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig
+
+if TYPE_CHECKING:
+    from phigrow.training.process import World
 
 HELDOUT_BLOCKS = 64
 
@@ -124,7 +127,7 @@ def _check(plan: Plan, zero: int, dtype: str | None) -> None:
         raise GrowthError(f"dtype {dtype!r} is unknown", where="dtype", fix="choose fp32 or bf16")
 
 
-def _best(world: Any) -> str:
+def _best(world: World) -> str:
     return "bf16" if world.device.type == "cuda" else "fp32"
 
 
@@ -137,7 +140,7 @@ class _Run:
     """One learning run on one rank."""
 
     def __init__(
-        self, plan: Plan, config: RunConfig, folder: Path, out: Path, world: Any, dtype: str, noise: float
+        self, plan: Plan, config: RunConfig, folder: Path, out: Path, world: World, dtype: str, noise: float
     ) -> None:
         from phigrow.ligo.model import GrownModel
         from phigrow.training.data import load_data, make_feed

@@ -85,7 +85,7 @@ def recomputed_loss(
     rows = max(1, CHUNK_LOGITS // len(weight))
     parts = [
         checkpoint(_chunk, part, weight, bias, wanted, by_token, use_reentrant=False)
-        for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
+        for part, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     ]
     return torch.cat(parts) if by_token else torch.stack(parts).sum() / len(targets)
 

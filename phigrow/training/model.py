@@ -102,7 +102,7 @@ def choose_attention(config: RunConfig, device: torch.device) -> tuple[str, str]
     usable = device.type == "cuda" and config.dtype != "fp32"
     if usable and importlib.util.find_spec("flash_attn") is not None:
         return "flash_attention_2", "attention: flash-attn 2"
-    backend = torch.backends.cuda
+    backend: Any = torch.backends.cuda  # its functions have no annotations
     kernels = [
         name
         for name, on in (
@@ -157,7 +157,8 @@ def build_model(
 
             stack.enter_context(deepspeed.zero.Init(config_dict_or_path=engine_config))
         stack.enter_context(_without_initialisation())
-        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention, dtype=torch.float32)
+        make: Any = AutoModelForCausalLM.from_config  # without annotations
+        model = make(hf_config, attn_implementation=attention, dtype=torch.float32)
     model.tie_weights()  # what transformers does with its initialisation, which was skipped
     if partitioned:
         _restore_buffers(model, hf_config, world)

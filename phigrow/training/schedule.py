@@ -32,7 +32,7 @@ def learning_rate_schedule(optimizer: Optimizer, config: RunConfig) -> LambdaLR:
     else:
         name = "constant_with_warmup"
     whole = config.whole_schedule
-    scheduler = get_scheduler(name, optimizer, config.warmup, whole, scheduler_specific_kwargs=options)
+    scheduler: LambdaLR = get_scheduler(name, optimizer, config.warmup, whole, scheduler_specific_kwargs=options)
     if config.schedule_start or config.rewarm:
         scheduler.lr_lambdas = [_part(rate, config) for rate in scheduler.lr_lambdas]
         rejoin(scheduler)

@@ -100,7 +100,7 @@ class Stepper:
         sums = self._sums[row].zero_()
         fetched = self.prefetcher.take(step)
         self.position = fetched.position
-        for index, part in enumerate(torch.from_numpy(fetched.blocks).split(self.micro_batch)):
+        for index, part in enumerate(torch.split(torch.from_numpy(fetched.blocks), self.micro_batch)):
             loss = engine(part.to(world.device))
             value = loss.detach().float()
             finite = value.isfinite()

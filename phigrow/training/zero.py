@@ -129,7 +129,7 @@ def full_value(parameter: nn.Parameter, optimizer: Any, *, master: bool) -> Tens
         if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer"):
             from deepspeed.utils import safe_get_full_fp32_param
 
-            full = safe_get_full_fp32_param(parameter)
+            full: Tensor | None = safe_get_full_fp32_param(parameter)
             if full is not None:
                 return full.detach().cpu().reshape(full_shape(parameter))
     with gathered(parameter):
