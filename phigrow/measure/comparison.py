@@ -9,13 +9,22 @@ from dataclasses import replace
 import numpy as np
 
 from phigrow.errors import GrowthError
+from phigrow.measure.arms import labelled
 from phigrow.measure.cost_to_target import CostToTarget, TargetCrossing
 from phigrow.measure.estimates import ACCOUNTINGS, STEPS, Arm, Basis, BudgetPoint, Comparison, Estimate
 from phigrow.measure.intervals import speedup_intervals
 from phigrow.measure.notebook import ShownComparison
-from phigrow.measure.pairing import chosen_budget, grouped, paired_runs, settings_that_differ
+from phigrow.measure.one_study import check_one_study
+from phigrow.measure.pairing import (
+    BaselineSeeds,
+    by_seed,
+    chosen_budget,
+    grouped,
+    paired_runs,
+    settings_that_differ,
+)
 from phigrow.measure.sizes import check_sizes, without_sources
-from phigrow.records.run import Run, Seeds
+from phigrow.records.run import Budgets, Key, Run, Seeds
 from phigrow.records.schema import UNITS, Unit
 
 MID_SCHEDULE_POINTS = 12
@@ -57,7 +66,8 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     4.17
     """
     runs, sources = without_sources(runs)
-    arms = grouped(runs)
+    check_one_study(runs)
+    arms = grouped(labelled(runs))
     left_out = [f"{folder} is left out: it is the source that {arm} was grown from" for folder, arm in sources.items()]
     if baseline not in arms:
         raise GrowthError(
@@ -67,7 +77,7 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
             fix="add the run folders of the grown model trained from scratch, or name another baseline",
         )
     check_sizes(arms, baseline)
-    seeds = arms.pop(baseline)
+    seeds = by_seed(arms.pop(baseline), baseline)
     at = chosen_budget(seeds, budget, baseline)
     base = {seed: CostToTarget.of(by_budget, by_budget[at]) for seed, by_budget in seeds.items() if at in by_budget}
     targets = {seed: _target(own, own.run) for seed, own in base.items()}
@@ -75,7 +85,7 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     notes = (
         *described.notes,
         *_swept(described.runs),
-        *_no_ends(seeds, at),
+        *_no_ends(seeds.values(), at),
         *(note for seed, own in base.items() for note in _pooled_end(own, targets[seed])),
     )
     compared = []
@@ -85,9 +95,10 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
             compared.append(_compared(chosen, found, seeds, base, targets, pairing_notes))
         else:
             left_out.append(f"{name} is left out: it has no run of {at} steps")
+    with_baseline: dict[str, Seeds] = {baseline: {(None, seed): runs_at for seed, runs_at in seeds.items()}, **arms}
     ends = {
         name: tuple(run for by_budget in found.values() for run in by_budget.values())
-        for name, found in {baseline: seeds, **arms}.items()
+        for name, found in with_baseline.items()
         if any(len(by_budget) > 1 for by_budget in found.values())
     }
     return ShownComparison(replace(described, notes=notes), tuple(compared), targets, ends, tuple(left_out))
@@ -133,9 +144,9 @@ def _pooled_end(own: CostToTarget, target: float) -> list[str]:
     ]
 
 
-def _no_ends(seeds: Seeds, at: int | None) -> list[str]:
+def _no_ends(runs: Iterable[Budgets], at: int | None) -> list[str]:
     """Note the runs at other budgets that are left out because they are unfinished."""
-    others = [run for by_budget in seeds.values() for budget, run in by_budget.items() if budget != at]
+    others = [run for by_budget in runs for budget, run in by_budget.items() if budget != at]
     return [
         f"{run.name}: the run of {run.budget} steps is left out: its last evaluation is at step {run.evals['step'][-1]}"
         for run in others
@@ -156,21 +167,21 @@ def _described(runs: list[Run]) -> Arm:
 
 
 def _compared(
-    runs: dict[int, Run],
+    runs: dict[Key, Run],
     found: Seeds,
-    seeds: Seeds,
+    seeds: BaselineSeeds,
     base: dict[int, CostToTarget],
     targets: dict[int, float],
     pairing_notes: list[str],
 ) -> Arm:
     arm = _described(list(runs.values()))
-    own = {seed: CostToTarget.of(found[seed], run) for seed, run in runs.items()}
-    pairs = [(own[seed], base[seed], targets[seed]) for seed in runs]
+    own = {key: CostToTarget.of(found[key], run) for key, run in runs.items()}
+    pairs = [(own[key], base[key[1]], targets[key[1]]) for key in runs]
     estimates, reached = _estimates(pairs)
     notes = [
         *arm.notes,
         *pairing_notes,
-        *(note for seed in runs for note in _no_ends({seed: found[seed]}, runs[seed].budget)),
+        *(note for key in runs for note in _no_ends([found[key]], runs[key].budget)),
     ]
     for run, each in zip(runs.values(), reached, strict=True):
         if not run.finished:
@@ -193,7 +204,7 @@ def _compared(
     return replace(
         arm,
         estimates=estimates,
-        censored_seeds=tuple(seed for seed, each in zip(runs, reached, strict=True) if each.censored),
+        censored_seeds=tuple(key[1] for key, each in zip(runs, reached, strict=True) if each.censored),
         notes=tuple(notes),
         basis=_basis(pairs),
         budgets=points,
@@ -219,9 +230,9 @@ def _estimates(pairs: Sequence[Pair], *, on_curve: bool = False) -> tuple[tuple[
         theirs = np.array([_baseline_cost(base, unit, target, on_curve) for _, base, target in pairs])
         costs += [mine, mine + [_source_cost(own.run, unit, grown=True) for own, _, _ in pairs]]
         against += [theirs, theirs + [_source_cost(base.run, unit, grown=False) for _, base, _ in pairs]]
-    intervals = (
-        [None] * len(costs) if censored or upper_bound else speedup_intervals(np.array(costs), np.array(against))
-    )
+    several = len({own.run.source_seed for own, _, _ in pairs}) > 1  # runs of several sources are no paired seeds
+    none = censored or upper_bound or several
+    intervals = [None] * len(costs) if none else speedup_intervals(np.array(costs), np.array(against))
     estimates = [
         Estimate(unit, accounting, float(mine.mean()), float(theirs.mean()), censored, interval, upper_bound)
         for (unit, accounting), mine, theirs, interval in zip(
@@ -231,12 +242,12 @@ def _estimates(pairs: Sequence[Pair], *, on_curve: bool = False) -> tuple[tuple[
     return tuple(estimates), reached["tokens"]
 
 
-def _at_budgets(own: dict[int, CostToTarget], seeds: Seeds) -> tuple[BudgetPoint, ...]:
+def _at_budgets(own: dict[Key, CostToTarget], seeds: BaselineSeeds) -> tuple[BudgetPoint, ...]:
     """The arm at every decayed end of the baseline."""
     points = []
     for budget in sorted({budget for by_budget in seeds.values() for budget in by_budget if budget is not None}):
         pairs: list[Pair] = []
-        for seed, mine in own.items():
+        for (_, seed), mine in own.items():
             run = seeds[seed].get(budget)
             if run is None or not run.finished or not math.isfinite(float(run.evals["loss"][-1])):
                 continue

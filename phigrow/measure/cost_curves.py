@@ -19,7 +19,7 @@ def readers(comparison: Comparison, arm: Arm) -> list[CostToTarget]:
     """Return the costs of an arm for every seed, read as `compare` read them."""
     ends: Sequence[Run] = comparison.ends.get(arm.name, ())
     return [
-        CostToTarget.of({other.budget: other for other in ends if other.seed == run.seed} or {run.budget: run}, run)
+        CostToTarget.of({other.budget: other for other in ends if other.key == run.key} or {run.budget: run}, run)
         for run in arm.runs
     ]
 

@@ -47,10 +47,10 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "arm": arm.name,
         "seeds": list(arm.seeds),
         "final_loss": _finite(arm.final_loss),
-        "final_loss_by_seed": {str(run.seed): _finite(float(run.evals["loss"][-1])) for run in arm.runs},
+        "final_loss_by_seed": {_key(run): _finite(float(run.evals["loss"][-1])) for run in arm.runs},
         "loss_at_step": {str(step): _finite(loss) for step, loss in arm.loss_at.items()},
         "censored_seeds": list(arm.censored_seeds),
-        "diverged_at_step": {str(run.seed): run.diverged_at for run in arm.runs if run.diverged_at is not None},
+        "diverged_at_step": {_key(run): run.diverged_at for run in arm.runs if run.diverged_at is not None},
         "basis": arm.basis,
         "estimates": [_estimate(estimate) for estimate in arm.estimates],
         "budgets": [_point(point) for point in arm.budgets],
@@ -97,6 +97,7 @@ def _curves(run: Run, *, own: bool) -> dict[str, Any]:
     columns = ("step", *UNITS)
     return {
         "seed": run.seed,
+        **({} if run.source_seed is None else {"source_seed": run.source_seed}),
         "source": {unit: _finite(cost) for unit, cost in before.items()},
         "expansion": {unit: run.expand_cost(unit) for unit in UNITS},
         "evals": {key: _list(_picked(run.evals[key])) for key in (*columns, "loss")},
@@ -127,6 +128,11 @@ def _thinned(columns: Columns, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]
 def _list(values: NDArray[Any]) -> list[float | None]:
     """Six figures: more than a screen shows, and half the bytes."""
     return [_finite(float(f"{value:.6g}")) for value in values]
+
+
+def _key(run: Run) -> str:
+    """Return the run's seed, after the seed of its source where that was recorded: ``0/2``."""
+    return str(run.seed) if run.source_seed is None else f"{run.source_seed}/{run.seed}"
 
 
 def _finite(value: float) -> float | None:

@@ -123,8 +123,13 @@ class Arm:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds, in order."""
-        return tuple(run.seed for run in self.runs)
+        """The seeds of the runs, in order; a seed with several sources is there once."""
+        return tuple(dict.fromkeys(run.seed for run in self.runs))
+
+    @property
+    def source_seeds(self) -> tuple[int, ...]:
+        """The recorded seeds of the sources, in order."""
+        return tuple(dict.fromkeys(run.source_seed for run in self.runs if run.source_seed is not None))
 
     @property
     def initial_loss(self) -> float | None:

@@ -10,10 +10,13 @@ import numpy as np
 
 from phigrow.errors import GrowthError
 from phigrow.measure.sizes import check_one_model
-from phigrow.records.run import Columns, Run, Seeds
+from phigrow.records.run import Budgets, Columns, Key, Run, Seeds
 
-SAME_META = ("data_fingerprint", "eval_fingerprint", "eval_blocks")
-"""Keys of the run record that must agree within a pair wherever both runs have them."""
+BaselineSeeds = dict[int, Budgets]
+"""Runs of the baseline: by seed, then by budget, both in order."""
+
+SAME_META = ("eval_blocks",)
+"""Keys of the run record that must agree within a pair wherever both runs have them. `check_one_study` checks texts."""
 
 FIRST_RELEASE: dict[str, Any] = {
     "equal": ["steps", "batch", "schedule", "lr", "seed", "eval_blocks", "documents", "mixture"],
@@ -48,11 +51,12 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
     Trunks themselves, which never decay, are left out.
 
     Raises:
-        GrowthError: two runs of one arm, seed and budget, a run without evaluations, or an arm of two models.
+        GrowthError: two runs of one arm, source seed, seed and budget, a run without evaluations, or an arm of two
+            models.
     """
     runs = list(runs)
     check_one_model(runs)
-    trunks = {(run.arm, run.seed, run.trunk): run for run in runs if run.is_trunk}
+    trunks = {(run.arm, run.key, run.trunk): run for run in runs if run.is_trunk}
     arms: dict[str, Seeds] = {}
     for run in runs:
         if not len(run.evals["step"]):
@@ -63,22 +67,21 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
             )
         if run.is_trunk:
             continue
-        by_budget = arms.setdefault(run.arm, {}).setdefault(run.seed, {})
+        by_budget = arms.setdefault(run.arm, {}).setdefault(run.key, {})
         if (twin := by_budget.get(run.budget)) is not None:
             if twin is run:
                 continue
             raise GrowthError(
-                f"there are two runs of {run.arm}, seed {run.seed}"
-                + ("" if run.budget is None else f", {run.budget} steps"),
+                f"there are two runs of {run.name}" + ("" if run.budget is None else f", {run.budget} steps"),
                 where=f"{twin.folder} and {run.folder}",
                 fix="leave one of them out",
             )
-        trunk = trunks.get((run.arm, run.seed, run.trunk))
+        trunk = trunks.get((run.arm, run.key, run.trunk))
         by_budget[run.budget] = run if trunk is None else _grafted(run, trunk)
     return {
         arm: {
-            seed: dict(sorted(runs_at.items(), key=lambda item: item[0] or 0))
-            for seed, runs_at in sorted(seeds.items())
+            key: dict(sorted(runs_at.items(), key=lambda item: item[0] or 0))
+            for key, runs_at in sorted(seeds.items(), key=lambda item: (item[0][0] is not None, item[0]))
         }
         for arm, seeds in arms.items()
     }
@@ -105,7 +108,26 @@ def _before(early: Columns, late: Columns, early_more: Columns, late_more: Colum
     return joined, more
 
 
-def chosen_budget(seeds: Seeds, wanted: int | None, baseline: str) -> int | None:
+def by_seed(seeds: Seeds, baseline: str) -> BaselineSeeds:
+    """Return the runs of the baseline by their own seed alone, since arms are paired by it.
+
+    Raises:
+        GrowthError: two sources for one seed.
+    """
+    found: BaselineSeeds = {}
+    for (source_seed, seed), by_budget in seeds.items():
+        if seed in found:
+            raise GrowthError(
+                f"{baseline} has runs of several sources with seed {seed}, source seed {source_seed} among them",
+                where=str(next(iter(by_budget.values())).folder),
+                why="a baseline has one run for each seed and budget",
+                fix="name a baseline that was not grown, or leave out all sources but one",
+            )
+        found[seed] = by_budget
+    return found
+
+
+def chosen_budget(seeds: BaselineSeeds, wanted: int | None, baseline: str) -> int | None:
     """The budget to compare at: the one asked for, else the largest that every seed of the baseline has.
 
     Raises:
@@ -124,24 +146,26 @@ def chosen_budget(seeds: Seeds, wanted: int | None, baseline: str) -> int | None
     return wanted
 
 
-def paired_runs(arm_runs: Seeds, seeds: Seeds, at: int | None, baseline: str) -> tuple[dict[int, Run], list[str]]:
-    """The runs of an arm at one budget, by seed, and notes on the seeds that have none.
+def paired_runs(
+    arm_runs: Seeds, seeds: BaselineSeeds, at: int | None, baseline: str
+) -> tuple[dict[Key, Run], list[str]]:
+    """The runs of an arm at one budget, by key, and notes on the keys that have none.
 
     Raises:
         GrowthError: as ``check_pair``, for a run at any budget that the baseline has too; in a study of one budget
             also for a run with another one.
     """
     chosen, notes = {}, []
-    for seed, by_budget in arm_runs.items():
-        theirs = seeds.get(seed, {})
+    for key, by_budget in arm_runs.items():
+        theirs = seeds.get(key[1], {})
         for budget, run in by_budget.items():
             if budget in theirs or not theirs:
                 check_pair(run, theirs.get(budget), baseline)
         if at in by_budget and at in theirs:
-            chosen[seed] = by_budget[at]
+            chosen[key] = by_budget[at]
         elif len(theirs) < 2 and len(by_budget) < 2:
-            chosen[seed] = next(iter(by_budget.values()))
-            check_pair(chosen[seed], theirs.get(at), baseline)
+            chosen[key] = next(iter(by_budget.values()))
+            check_pair(chosen[key], theirs.get(at), baseline)
         else:
             name = next(iter(by_budget.values())).name
             notes.append(f"{name}: left out, because it and {baseline} do not both have a run of {at} steps")
@@ -157,7 +181,7 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
     """
     if base is None:
         raise GrowthError(
-            f"{run.arm}, seed {run.seed}, has no run of {baseline} to compare with",
+            f"{run.name}, has no run of {baseline} to compare with",
             where=str(run.folder),
             fix=f"run {baseline} with seed {run.seed} too, or leave this run out",
         )
@@ -171,7 +195,7 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
                 raise _unpaired(run, base, label + key, one[key], other[key])
 
 
-def settings_that_differ(arm_runs: Seeds, seeds: Seeds) -> tuple[str, ...]:
+def settings_that_differ(arm_runs: Seeds, seeds: BaselineSeeds) -> tuple[str, ...]:
     """Name the settings in which an arm's training differs from the baseline's.
 
     A key that one of two runs did not record is unknown, and is not taken to differ. Settings that a later stage of a
@@ -187,7 +211,7 @@ def settings_that_differ(arm_runs: Seeds, seeds: Seeds) -> tuple[str, ...]:
     """
     texts: dict[str, dict[str, None]] = {}
     order: dict[str, None] = {}
-    for seed, by_budget in arm_runs.items():
+    for (_, seed), by_budget in arm_runs.items():
         theirs = seeds.get(seed, {})
         only = next(iter(theirs.values())) if len(theirs) == len(by_budget) == 1 else None
         for budget, run in by_budget.items():
@@ -236,7 +260,7 @@ def _value(value: Any) -> str:
 
 def _unpaired(run: Run, base: Run, key: str, one: Any, other: Any) -> GrowthError:
     return GrowthError(
-        f"{run.arm}, seed {run.seed}, cannot be compared with {base.arm}: {key} is {one!r} against {other!r}",
+        f"{run.name}, cannot be compared with {base.arm}: {key} is {one!r} against {other!r}",
         where=f"{run.folder} and {base.folder}",
         why="arms are compared only on the same data, schedule and held-out text",
         fix="run the arm again with the baseline's settings, or leave it out",

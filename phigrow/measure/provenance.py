@@ -8,7 +8,7 @@ from typing import Any
 from phigrow.measure.estimates import Comparison
 from phigrow.measure.tables import Rows
 from phigrow.measure.wording import amount
-from phigrow.records.run import Run
+from phigrow.records.run import Key, Run
 
 EXPECTED = ("config.arm", "config.seed", "config.out")
 """Settings that differ in every comparison."""
@@ -22,10 +22,10 @@ MOST_NAMES = 6
 
 def all_runs(comparison: Comparison) -> list[Run]:
     """The runs that are compared, and those at other budgets, each once, arm by arm."""
-    collected: dict[tuple[str, int, int | None], Run] = {}
+    collected: dict[tuple[str, Key, int | None], Run] = {}
     for arm in (comparison.baseline, *comparison.arms):
         for run in (*arm.runs, *comparison.ends.get(arm.name, ())):
-            collected.setdefault((run.arm, run.seed, run.budget), run)
+            collected.setdefault((run.arm, run.key, run.budget), run)
     return list(collected.values())
 
 
@@ -41,7 +41,7 @@ def version_lines(comparison: Comparison) -> list[str]:
         versions = run.meta.get("versions")
         if isinstance(versions, dict) and versions:
             text = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-            groups.setdefault(text, []).append(f"{run.arm} seed {run.seed}")
+            groups.setdefault(text, []).append(run.name.replace(",", ""))
     if len(groups) == 1:
         return [f"All runs: {text}." for text in groups]
     return [f"{', '.join(names)}: {text}." for text, names in groups.items()]
@@ -112,7 +112,8 @@ def _named(members: list[Run], runs: list[Run]) -> str:
 
 
 def _short(run: Run) -> str:
-    return f"seed {run.seed}" + (f" at {run.budget}" if run.budget is not None else "")
+    source = "" if run.source_seed is None else f"source seed {run.source_seed}, "
+    return f"{source}seed {run.seed}" + (f" at {run.budget}" if run.budget is not None else "")
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -121,7 +122,7 @@ def _facts(run: Run) -> dict[str, str]:
     count = meta.get("parameters")
     return {
         "arm": run.arm,
-        "seed": str(run.seed),
+        "seed": str(run.seed) if run.source_seed is None else f"{run.seed}, source {run.source_seed}",
         "parameters": f"{count:,}" if isinstance(count, int) else "unknown",
         "steps": str(evals["step"][-1]),
         "tokens": amount(float(evals["tokens"][-1]), "tokens"),

@@ -45,7 +45,14 @@ def without_sources(runs: Iterable[Run]) -> tuple[list[Run], dict[str, str]]:
 
 def _is_source(run: Run, grown: Run) -> bool:
     sizes = run.meta.get("parameters"), grown.meta.get("parameters")
-    if run is grown or run.is_trunk or not len(run.evals["step"]) or None in sizes or sizes[0] == sizes[1]:
+    if (
+        run is grown
+        or run.is_trunk
+        or run.is_flat
+        or not len(run.evals["step"])
+        or None in sizes
+        or sizes[0] == sizes[1]
+    ):
         return False
     return all(
         np.isclose(
@@ -64,22 +71,17 @@ def _before(run: Run, unit: str) -> float:
 
 
 def check_one_model(runs: Sequence[Run]) -> None:
-    """Refuse an arm of two models, or of two texts within a seed: its runs are not budgets or seeds of one thing.
+    """Refuse an arm of two models: its runs are not budgets or seeds of one training.
 
     Raises:
-        GrowthError: two runs of one arm differ in ``parameters`` or in ``SHAPE``, or two of one arm and seed in
-            ``data_fingerprint``, where both say it.
+        GrowthError: two runs of one arm differ in ``parameters`` or in ``SHAPE``, where both recorded it.
     """
     models: dict[str, Run] = {}
-    texts: dict[tuple[str, int], Run] = {}
     for run in runs:
         first = models.setdefault(run.arm, run)
         pairs = [(key.replace("_", " "), _model(first).get(key), _model(run).get(key)) for key in SHAPE]
         pairs.insert(0, ("parameters", first.meta.get("parameters"), run.meta.get("parameters")))
         _refuse(run, first, f"the runs of {run.arm} train two different models", pairs)
-        first = texts.setdefault((run.arm, run.seed), run)
-        prints = ("data_fingerprint", first.meta.get("data_fingerprint"), run.meta.get("data_fingerprint"))
-        _refuse(run, first, f"the runs of {run.name}, read two different texts", [prints])
 
 
 def _refuse(run: Run, first: Run, what: str, pairs: Iterable[tuple[str, Any, Any]]) -> None:

@@ -84,6 +84,8 @@ def _as_columns(folder: Path, checked: Validated, notes: Iterable[str]) -> Run:
         evals=_columns(checked.evals, POINT),
         sources={name: np.array([row.get(name, math.nan) for row in checked.sources]) for name in named},
         diagnostics=_columns(diagnostics, ("step", *measured)),
+        group_losses=np.array(checked.group_losses),
+        group_blocks=np.array(checked.group_blocks),
     )
     return replace(run, notes=(*notes, *checked.notes, *_unusual(run)))
 

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Key = tuple[int | None, int]
+"""Seed of the source (None where there is none or it was not recorded) and seed of the run."""
+
 Columns = Mapping[str, NDArray[Any]]
 """One array a key, all of one length; ``step`` is int64, everything else float64."""
 
@@ -30,6 +33,8 @@ class Run:
         notes: sentences about anything unusual in the records.
         sources: held-out loss of each named source, one value an evaluation, nan where it is missing.
         diagnostics: ``step`` and the recorded columns of ``DIAGNOSTICS``.
+        group_losses, group_blocks: of the last evaluation, the loss of each group of held-out blocks and the number of
+            its blocks; empty where they were not recorded.
     """
 
     folder: Path
@@ -41,11 +46,40 @@ class Run:
     notes: tuple[str, ...] = ()
     sources: Columns = field(default_factory=dict)
     diagnostics: Columns = field(default_factory=dict)
+    group_losses: NDArray[Any] = field(default_factory=lambda: np.empty(0))
+    group_blocks: NDArray[Any] = field(default_factory=lambda: np.empty(0))
 
     @property
     def name(self) -> str:
-        """Arm and seed in words, for messages."""
-        return f"{self.arm}, seed {self.seed}"
+        """Arm and seeds in words, for messages."""
+        source = "" if self.source_seed is None else f"source seed {self.source_seed}, "
+        return f"{self.arm}, {source}seed {self.seed}"
+
+    @property
+    def study(self) -> dict[str, Any]:
+        """Facts about the run that its study knows (``StudyInfo``); empty for a run of no study."""
+        info = self.meta.get("study")
+        return info if isinstance(info, dict) else {}
+
+    @property
+    def source_seed(self) -> int | None:
+        """The seed of the source's own training, if it was recorded."""
+        return self.study.get("source_seed")
+
+    @property
+    def key(self) -> Key:
+        """Seed of the source and seed of the run; two runs of one arm and budget differ in it."""
+        return (self.source_seed, self.seed)
+
+    @property
+    def is_flat(self) -> bool:
+        """True for a model of another size that was trained from scratch for the flat frontier."""
+        return self.study.get("flat") is True
+
+    @property
+    def shared_machine(self) -> bool:
+        """True if other runs shared the machine, so that its seconds say little."""
+        return self.study.get("side_by_side", 1) > 1
 
     @property
     def trunk(self) -> str | None:
@@ -108,5 +142,8 @@ class Run:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
-Seeds = dict[int, dict[int | None, Run]]
-"""Runs of one arm: by seed, then by budget (steps after which the schedule has decayed), both in order."""
+Budgets = dict[int | None, Run]
+"""Runs of one arm and key by budget (steps after which the schedule has decayed), in order."""
+
+Seeds = dict[Key, Budgets]
+"""Runs of one arm: by seed of the source and seed of the run, then by budget, both in order."""

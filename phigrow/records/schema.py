@@ -36,6 +36,7 @@ class RunRecord(TypedDict, total=False):
     flops_per_token: float
     seq_len: int
     growth: dict[str, Any] | None
+    study: dict[str, Any]
     source_tokens: float | None
     source_flops: float | None
     source_seconds: float | None
@@ -83,12 +84,15 @@ class EvalRecord(_Point, _Costs, total=False):
     """One evaluation. ``loss`` is the held-out loss in nats per token.
 
     ``sources`` has the held-out loss of each named source. ``tokens_by_source`` and ``epochs_by_source`` count what was
-    trained on so far.
+    trained on so far. The last evaluation of a run has ``group_losses``: the mean loss of each of up to 100 groups of
+    held-out blocks, of ``group_blocks`` blocks each.
     """
 
     sources: dict[str, float | None]
     tokens_by_source: dict[str, int]
     epochs_by_source: dict[str, float]
+    group_losses: list[float]
+    group_blocks: list[int]
 
 
 class DiagnosticsRecord(TypedDict, total=False):
@@ -124,6 +128,28 @@ class ResumeRecord(TypedDict):
     world_size: int
     zero: int
     was: dict[str, int]
+
+
+class StudyInfo(TypedDict, total=False):
+    """Facts about a run that its study knows: key ``study`` of the run record. Training uses none of them.
+
+    ``source`` names the source. ``source_seed`` is the seed of the source's own training. ``source_age`` is the number
+    of tokens that it had read at the moment of growth, divided by its number of parameters. ``source_constant``: its
+    learning rate had not decayed. ``source_loss`` is its held-out loss at that moment. ``flat``: the run is a model of
+    another size, trained from scratch for the flat frontier. ``same_text``: it reads the blocks that the source read.
+    ``side_by_side`` is the number of runs that shared the machine, itself included. ``teacher`` has the tokens of
+    distillation and the teacher's FLOPs for each.
+    """
+
+    source: str | None
+    source_seed: int | None
+    source_age: float | None
+    source_constant: bool
+    source_loss: float | None
+    flat: bool
+    same_text: bool
+    side_by_side: int
+    teacher: dict[str, float] | None
 
 
 FIELDS: dict[str, frozenset[str]] = {

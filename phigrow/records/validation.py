@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class Validated:
     sources: list[Row] = field(default_factory=list)
     diagnostics: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    group_losses: list[float] = field(default_factory=list)
+    group_blocks: list[float] = field(default_factory=list)
 
 
 REQUIRED = object()
@@ -70,6 +72,7 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
         elif kind == "eval":
             checked.evals.append(_point(record, kind, where, checked.evals))
             checked.sources.append(_sources(record, where))
+            checked.group_losses, checked.group_blocks = _groups(record, where)
         elif kind == "diagnostics":
             row = {"step": _number(record, "step", kind, where)}
             checked.diagnostics.append(
@@ -90,8 +93,37 @@ def _checked_meta(record: Record, where: str) -> Record:
         if not isinstance(record[key], kind) or isinstance(record[key], bool):
             named = "text" if kind is str else "a whole number"
             raise GrowthError(f"{key!r} of the run record is {record[key]!r}", where=where, fix=f"write {named}")
+    _check_study(record.get("study"), where)
     config = record.get("config")
     return record | {"config": with_current_names(config)} if isinstance(config, dict) else record
+
+
+STUDY_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "source": ("text", lambda value: isinstance(value, str)),
+    "source_seed": ("a whole number", lambda value: type(value) is int),
+    "source_age": ("a positive number", lambda value: _is_number(value) and value > 0),
+    "source_loss": ("a number", lambda value: _is_number(value)),
+    "side_by_side": ("a whole number from 1", lambda value: type(value) is int and value >= 1),
+    **{
+        key: ("true or false", lambda value: isinstance(value, bool))
+        for key in ("source_constant", "flat", "same_text")
+    },
+}
+"""Key of ``study`` -> its values in words, and the check of one. Null stands for a key that is missing."""
+
+
+def _check_study(study: Any, where: str) -> None:
+    if study is None:
+        return
+    if not isinstance(study, dict):
+        raise GrowthError(f"'study' of the run record is {study!r}", where=where, fix='write {"source_seed": 0, ...}')
+    for key, (words, right) in STUDY_KEYS.items():
+        if (value := study.get(key)) is not None and not right(value):
+            raise GrowthError(f"{key!r} of 'study' is {value!r}", where=where, fix=f"write {words}, or leave it out")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _point(values: Mapping[str, Any], kind: str, where: str, before: list[Row]) -> Row:
@@ -140,3 +172,17 @@ def _sources(values: Mapping[str, Any], where: str) -> Row:
     if not isinstance(losses, dict):
         raise GrowthError(f"'sources' is {losses!r}", where=where, fix='write {"name": loss, ...}')
     return {name: _number(losses, name, "eval", where) for name in losses}
+
+
+def _groups(values: Mapping[str, Any], where: str) -> tuple[list[float], list[float]]:
+    """Losses of groups of held-out blocks, and the number of blocks in each; empty where they were not recorded."""
+    losses, blocks = values.get("group_losses") or [], values.get("group_blocks") or []
+    if not isinstance(losses, list) or not isinstance(blocks, list) or len(losses) != len(blocks):
+        raise GrowthError(
+            "'group_losses' and 'group_blocks' do not match", where=where,
+            why="every group has a loss and a number of blocks", fix="write two lists of the same length",
+        )  # fmt: skip
+    if not all(_is_number(count) and count > 0 for count in blocks):
+        raise GrowthError(f"'group_blocks' is {blocks!r}", where=where, fix="write positive numbers")
+    numbers = [_number({"group_losses": loss}, "group_losses", "eval", where) for loss in losses]
+    return numbers, [float(count) for count in blocks]

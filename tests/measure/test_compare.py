@@ -206,7 +206,7 @@ def test_pairing_matters(write_run):
 @pytest.mark.parametrize(
     ("other", "text"),
     [
-        ({"data_fingerprint": "b"}, "data_fingerprint is 'b' against 'a'"),
+        ({"data_fingerprint": "b"}, "these folders hold runs of 2 studies: their text differs (data_fingerprint)"),
         ({"config": {"steps": 1}}, "config.steps is 1 against 2"),
         ({"config": {"lr": 2e-3}}, "config.lr is 0.002 against 0.001"),
         ({"config": {"schedule": "constant"}}, "config.schedule is 'constant' against 'cosine'"),
