@@ -131,7 +131,7 @@ def by_trainer(folder: Path, steps: int, *, tuned: bool) -> dict[str, Any]:
     from transformers import PhiForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     from phigrow import corpus
-    from phigrow.training.order import step_rows
+    from phigrow.corpus.order import step_rows
 
     blocks, clock = corpus.load_blocks(folder / "data"), Clock()
     order = [int(row) for number in range(steps) for row in step_rows(0, number, BATCH, len(blocks.train))]

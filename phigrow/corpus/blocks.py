@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from phigrow.corpus.feed import BlockFeed, Feed
 from phigrow.corpus.metadata import read_metadata
-
-Rows = range | npt.NDArray[np.int64]
-"""Numbers of blocks."""
+from phigrow.corpus.splits import MixedSource, Split, relative_weights
+from phigrow.errors import GrowthError
 
 
 class BlockArray:
@@ -69,33 +69,64 @@ class BlockArray:
         return BlockArray, (self.folder,)  # to another process goes the path, not the data
 
 
-class Split(Protocol):
-    """A split as training reads it: blocks by their number, and the source of each."""
+class DataSource(Protocol):
+    """The data of a run: packed blocks on disk, or a stream."""
 
-    sources: list[str]
+    @property
+    def heldout(self) -> Split:
+        """The held-out blocks."""
 
-    def __len__(self) -> int: ...
+    @property
+    def mixture(self) -> tuple[MixedSource, ...]:
+        """The sources, if they are read by weight."""
 
-    def batch(self, indices: Any) -> npt.NDArray[np.int64]: ...
+    @property
+    def seq_len(self) -> int:
+        """Tokens that a block predicts."""
 
-    def source_of(self, indices: Any) -> npt.NDArray[np.int64]: ...
+    @property
+    def vocab_size(self) -> int:
+        """Size of the tokenizer's vocabulary."""
 
+    @property
+    def eos_token_id(self) -> int:
+        """The end-of-text token."""
 
-@dataclass(frozen=True)
-class MixedSource:
-    """One source of a mixture: its weight, and its blocks among the train and the held-out ones."""
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything on which the blocks depend."""
 
-    name: str
-    weight: float
-    train: Rows = field(repr=False)
-    heldout: Rows = field(repr=False)
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """Folder of the tokenizer, which an export copies."""
+
+    def make_feed(self, seed: int, batch: int) -> Feed:
+        """Return the feed of a run with this seed and global batch size.
+
+        Raises:
+            GrowthError: there are no blocks to train on.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields of the ``run`` record that describe the data.
+
+        ``train_blocks`` is None if the number of blocks is unknown. ``packing`` counts train text: ``efficiency`` is
+        the share of its tokens that are in blocks; ``documents_cut`` counts documents that a border between blocks
+        cuts.
+        """
+
+    def tokenizer_json(self) -> tuple[str, str] | None:
+        """Return the content of ``tokenizer.json`` and its name for messages; None if there is no tokenizer."""
+
+    def save_tokenizer(self) -> None:
+        """Save the tokenizer in `tokenizer_dir`, unless it is there already."""
 
 
 @dataclass(frozen=True)
 class Blocks:
     """A folder made by `phigrow.corpus.prepare`: both splits, and the content of ``data.json`` in ``info``.
 
-    ``mixture`` has the sources where they are read by weight, see `phigrow.corpus.mix_folders`.
+    ``mixture`` has the sources if they are read by weight, see `phigrow.corpus.mix_folders`.
     """
 
     folder: Path
@@ -108,6 +139,49 @@ class Blocks:
     tokenizer_dir: Path
     info: dict[str, Any] = field(repr=False)
     mixture: tuple[MixedSource, ...] = field(default=(), repr=False)
+
+    def make_feed(self, seed: int, batch: int) -> Feed:
+        """See `DataSource`."""
+        if not len(self.train):
+            raise GrowthError(
+                "The data has no blocks to train on.", where=str(self.folder),
+                fix="Prepare more text with `phigrow data`.",
+            )  # fmt: skip
+        return BlockFeed(self.train, self.mixture, seed, batch)
+
+    def describe(self) -> dict[str, Any]:
+        """See `DataSource`."""
+        info: dict[str, Any] = {
+            "data_fingerprint": self.fingerprint,
+            "train_blocks": len(self.train),
+            "heldout_blocks": len(self.heldout),
+        }
+        train = self.info.get("train")
+        if train:
+            seen, dropped = train["tokens_seen"], train["dropped_tokens"]
+            info["packing"] = {
+                "efficiency": (seen - dropped) / seen if seen else None,
+                "dropped_tokens": dropped,
+                "documents": train["documents"],
+                "documents_cut": train.get("documents_cut"),
+            }
+        if self.mixture:
+            weights = relative_weights(self.mixture)
+            info["sources"] = {
+                source.name: {"weight": weights[source.name], "tokens": len(source.train) * self.seq_len}
+                for source in self.mixture
+            }
+        elif train and len(train.get("sources", {})) > 1:
+            info["sources"] = {name: {"tokens": counts["tokens"]} for name, counts in train["sources"].items()}
+        return info
+
+    def tokenizer_json(self) -> tuple[str, str] | None:
+        """See `DataSource`."""
+        path = self.tokenizer_dir / "tokenizer.json"
+        return (path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+
+    def save_tokenizer(self) -> None:
+        """See `DataSource`. `phigrow.corpus.prepare` has saved it."""
 
 
 def load_blocks(folder: str | Path) -> Blocks:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.corpus.blocks import BlockArray, Blocks, MixedSource, Rows, load_blocks
+from phigrow.corpus.blocks import BlockArray, Blocks, load_blocks
+from phigrow.corpus.splits import MixedSource, Rows
 from phigrow.corpus.tokenizer import same_tokens
 from phigrow.errors import GrowthError
 

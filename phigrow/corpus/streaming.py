@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.corpus.blocks import MixedSource
+from phigrow.corpus.feed import Feed, Position, StreamFeed
 from phigrow.corpus.mixture import checked_weights
 from phigrow.corpus.sources import local_files, stream_documents
+from phigrow.corpus.splits import MixedSource, relative_weights
 from phigrow.corpus.tokenizer import load_tokenizer
 from phigrow.errors import GrowthError
 
@@ -26,7 +27,6 @@ DOCUMENTS = 64
 """Number of documents that are tokenised at once."""
 
 Tokens = npt.NDArray[np.uint32]
-Position = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,10 @@ class ShuffledStream:
                 self._current, self._next = self._shuffled(np.concatenate(self._next)), []
         return np.concatenate(parts)
 
+    def close(self) -> None:
+        """Close the files."""
+        self.stream.close()
+
     def _shuffled(self, blocks: Tokens) -> Tokens:
         return blocks[np.random.default_rng([*self.seed, self._group]).permutation(len(blocks))]
 
@@ -245,9 +249,9 @@ class HeldBlocks:
 
 @dataclass(frozen=True)
 class StreamBlocks:
-    """A stream as training reads it: the held-out blocks, properties of the tokenizer, and the token streams.
+    """An open stream: the held-out blocks, properties of the tokenizer, and the token streams.
 
-    ``train`` is None: a stream has no numbered blocks. ``mixture`` has the sources where there are several.
+    ``mixture`` has the sources if there are several.
     """
 
     settings: StreamSettings
@@ -260,8 +264,33 @@ class StreamBlocks:
     tokenizer: Any = field(repr=False)
     tokenizer_dir: Path | None = None
     mixture: tuple[MixedSource, ...] = ()
-    train: None = None
-    info: dict[str, Any] = field(default_factory=dict)
+
+    def make_feed(self, seed: int, batch: int) -> Feed:
+        """See `phigrow.corpus.blocks.DataSource`."""
+        sources, size = self.settings.sources, self.settings.shuffle
+        streams = [ShuffledStream(stream, size, (seed, key)) for key, stream in enumerate(self.streams)]
+        return StreamFeed({source.name: source.weight for source in sources}, streams, seed, batch)
+
+    def describe(self) -> dict[str, Any]:
+        """See `phigrow.corpus.blocks.DataSource`."""
+        info: dict[str, Any] = {
+            "data_fingerprint": self.fingerprint,
+            "train_blocks": None,
+            "heldout_blocks": len(self.heldout),
+        }
+        if self.mixture:
+            weights = relative_weights(self.mixture)
+            info["sources"] = {name: {"weight": weight, "tokens": None} for name, weight in weights.items()}
+        return info
+
+    def tokenizer_json(self) -> tuple[str, str] | None:
+        """See `phigrow.corpus.blocks.DataSource`."""
+        return self.tokenizer.backend_tokenizer.to_str(), "the stream's tokenizer"
+
+    def save_tokenizer(self) -> None:
+        """See `phigrow.corpus.blocks.DataSource`."""
+        assert self.tokenizer_dir is not None, "a stream's tokenizer is saved in the folder of a run"
+        self.tokenizer.save_pretrained(self.tokenizer_dir)
 
 
 def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:

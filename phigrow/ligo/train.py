@@ -170,7 +170,7 @@ class _Run:
         Raises:
             GrowthError: a loss or gradient that is not finite, or a request to stop.
         """
-        from phigrow.training.feed import Prefetcher
+        from phigrow.training.prefetch import Prefetcher
         from phigrow.training.process import StopRequest
         from phigrow.training.progress import Reporter
         from phigrow.training.step import Stepper

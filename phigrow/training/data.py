@@ -6,13 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from phigrow.corpus.blocks import DataSource
+from phigrow.corpus.feed import Feed, LaterFeed
+from phigrow.corpus.splits import relative_weights
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
-from phigrow.training.feed import BlockFeed, Feed, LaterFeed, StreamFeed
 from phigrow.training.process import World, on_rank_zero
 
 
-def load_data(config: RunConfig, out: Path, world: World) -> Any:
+def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
     """Open the data of a run, on every rank; without ``data`` rank 0 prepares the embedded corpus first.
 
     Raises:
@@ -34,7 +36,7 @@ def load_data(config: RunConfig, out: Path, world: World) -> Any:
     return blocks if config.mixture is None else corpus.mix_sources(blocks, config.mixture)
 
 
-def check_tokenizer(checkpoint: Path, blocks: Any) -> None:
+def check_tokenizer(checkpoint: Path, blocks: DataSource) -> None:
     """Refuse data of another tokenizer than that of a checkpoint's folder, where both have one.
 
     Raises:
@@ -42,17 +44,12 @@ def check_tokenizer(checkpoint: Path, blocks: Any) -> None:
     """
     from phigrow.corpus.tokenizer import same_tokens
 
-    theirs = checkpoint / "tokenizer.json"
-    if not theirs.is_file():
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file() or (of_data := blocks.tokenizer_json()) is None:
         return
-    if blocks.train is None:
-        own, name = blocks.tokenizer.backend_tokenizer.to_str(), "the stream's tokenizer"
-    elif blocks.tokenizer_dir is not None and (path := Path(blocks.tokenizer_dir) / theirs.name).is_file():
-        own, name = path.read_text(encoding="utf-8"), str(path)
-    else:
-        return
-    where = f"{name}, and {theirs}"
-    if not same_tokens(theirs.read_text(encoding="utf-8"), own, where):
+    content, name = of_data
+    where = f"{name}, and {path}"
+    if not same_tokens(path.read_text(encoding="utf-8"), content, where):
         raise GrowthError(
             "the data was prepared with another tokenizer",
             where=where,
@@ -61,26 +58,17 @@ def check_tokenizer(checkpoint: Path, blocks: Any) -> None:
         )
 
 
-def make_feed(config: RunConfig, blocks: Any, first: int = 0) -> Feed:
-    """Return what the steps of a run are read from, which begins at a step ``first`` of the data's order.
+def make_feed(config: RunConfig, blocks: DataSource, first: int = 0) -> Feed:
+    """Return the feed of a run, which begins at a step ``first`` of the data's order.
 
     Raises:
         GrowthError: there is nothing to train on.
     """
-    if blocks.train is not None and len(blocks.train) == 0:
-        raise GrowthError("there are no blocks to train on", where=str(config.data), fix="prepare more text")
-    kind = StreamFeed if blocks.train is None else BlockFeed
-    feed = kind(blocks, config.seed, config.batch)
+    feed = blocks.make_feed(config.seed, config.batch)
     return LaterFeed(feed, first) if first else feed
 
 
-def keep_tokenizer(blocks: Any) -> None:
-    """Save the tokenizer of a stream in the folder of its run, for the export; packed folders have theirs."""
-    if blocks.train is None:
-        blocks.tokenizer.save_pretrained(blocks.tokenizer_dir)
-
-
-def data_keys(blocks: Any) -> dict[str, Any]:
+def data_keys(blocks: DataSource) -> dict[str, Any]:
     """Return the properties of the data on which the loss curve depends; a resumed run must have the same."""
     curve: dict[str, Any] = {"data_fingerprint": blocks.fingerprint}
     if blocks.mixture:
@@ -88,50 +76,16 @@ def data_keys(blocks: Any) -> dict[str, Any]:
     return curve
 
 
-def data_info(blocks: Any, feed: Feed) -> dict[str, Any]:
-    """Return what the ``run`` record says of the data.
-
-    ``packing`` counts train text: ``efficiency`` is the share of its tokens that are in blocks, all of which have a
-    loss; ``documents_cut`` the documents that a border between blocks cuts.
-    """
-    info: dict[str, Any] = {
-        "data_fingerprint": blocks.fingerprint,
-        "train_blocks": None if blocks.train is None else len(blocks.train),
-        "heldout_blocks": len(blocks.heldout),
-    }
-    train = blocks.info.get("train")
-    if train:
-        seen, dropped = train["tokens_seen"], train["dropped_tokens"]
-        info["packing"] = {
-            "efficiency": (seen - dropped) / seen if seen else None,
-            "dropped_tokens": dropped,
-            "documents": train["documents"],
-            "documents_cut": train.get("documents_cut"),
-        }
-    if blocks.mixture:
-        total = sum(source.weight for source in blocks.mixture)
-        info["sources"] = {
-            source.name: {
-                "weight": source.weight / total,
-                "tokens": None if blocks.train is None else len(source.train) * blocks.seq_len,
-            }
-            for source in blocks.mixture
-        }
-    elif train and len(train.get("sources", {})) > 1:
-        info["sources"] = {name: {"tokens": source["tokens"]} for name, source in train["sources"].items()}
-    return info
-
-
-def data_line(config: RunConfig, blocks: Any, feed: Feed) -> str:
+def data_line(config: RunConfig, blocks: DataSource, feed: Feed) -> str:
     """Return the words with which a run's opening describes its data."""
-    many = "a stream of blocks" if blocks.train is None else f"{len(blocks.train):,} blocks"
+    count = blocks.describe()["train_blocks"]
+    many = "a stream of blocks" if count is None else f"{count:,} blocks"
     text = f"data: {many} of {blocks.seq_len} tokens, {len(blocks.heldout):,} held out"
     if blocks.mixture:
-        total = sum(source.weight for source in blocks.mixture)
         epochs = feed.epochs(config.steps) or {}
         parts = [
-            f"{s.weight / total:.1%} {s.name}" + (f" ({epochs[s.name]:.2f} epochs)" if s.name in epochs else "")
-            for s in blocks.mixture
+            f"{weight:.1%} {name}" + (f" ({epochs[name]:.2f} epochs)" if name in epochs else "")
+            for name, weight in relative_weights(blocks.mixture).items()
         ]
         text += f"; mixed: {', '.join(parts)}"
         if empty := [source.name for source in blocks.mixture if not len(source.heldout)]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from phigrow.corpus.order import micro_batch_rows
 from phigrow.errors import GrowthError, nearest_multiples
 from phigrow.training.configuration import RunConfig
 from phigrow.training.offload import check_disk, offload_sections, offloads_optimizer
 from phigrow.training.optimizer_spec import find_optimizer
-from phigrow.training.order import micro_batch_rows
 
 
 def micro_batch(config: RunConfig, world_size: int, seq_len: int) -> int:

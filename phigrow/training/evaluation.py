@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from phigrow.training.order import Indices, apportion, heldout_rows, shares
+from phigrow.corpus.order import Indices, apportion, heldout_rows, shares
 from phigrow.training.process import World
 
 

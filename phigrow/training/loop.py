@@ -14,12 +14,12 @@ from phigrow.training import checkpoints, initial_state
 from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
-from phigrow.training.data import check_tokenizer, data_keys, keep_tokenizer, load_data, make_feed
-from phigrow.training.feed import repeated
+from phigrow.training.data import check_tokenizer, data_keys, load_data, make_feed
 from phigrow.training.initial_state import InitialState
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
 from phigrow.training.per_value_lr import copied_values, has_per_value_lr, make_per_value_lr
+from phigrow.training.prefetch import repeated
 from phigrow.training.process import forget_stop, lost_rank_named, on_rank_zero, start
 from phigrow.training.resolved import ResolvedRun, resolve_run
 from phigrow.training.run_info import opening, run_record
@@ -117,7 +117,7 @@ def build_run(
     if config.init != SCRATCH:
         check_tokenizer(Path(config.init), blocks)
     if world.first:
-        keep_tokenizer(blocks)
+        blocks.save_tokenizer()
         text = opening(run, source, model_dict, blocks, feed, initial)
         print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
     model = build_model(config, model_dict, world, run.attention, run.engine, blocks.eos_token_id)

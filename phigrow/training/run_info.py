@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from phigrow.corpus.feed import Feed
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig, comparison_keys
-from phigrow.training.data import data_info, data_line
-from phigrow.training.feed import Feed
+from phigrow.training.data import data_line
 from phigrow.training.initial_state import InitialState
 from phigrow.training.process import World
 from phigrow.training.resolved import ResolvedRun
@@ -46,7 +46,7 @@ def run_record(run: ResolvedRun, source: InitSource, model_dict: Config, blocks:
         **(
             {"expand_tokens": source.expand_tokens, "expand_flops": source.expand_flops} if source.expand_tokens else {}
         ),
-        **data_info(blocks, feed),
+        **blocks.describe(),
         "world_size": world.size,
         "device": device_name(world),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},

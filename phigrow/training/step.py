@@ -18,8 +18,9 @@ import torch.distributed as dist
 from phigrow.training.configuration import RunConfig
 
 if TYPE_CHECKING:
-    from phigrow.training.feed import Feed, Position, Prefetcher
+    from phigrow.corpus.feed import Feed, Position
     from phigrow.training.per_value_lr import PerValueLR
+    from phigrow.training.prefetch import Prefetcher
     from phigrow.training.process import StopRequest, World
 
 READ_SECONDS = 10.0

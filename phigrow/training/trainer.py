@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from phigrow.checkpoints.run_checkpoints import Progress
+from phigrow.corpus.feed import Feed, Position
 from phigrow.records.writer import RecordWriter
 from phigrow.training.anomalies import NonFinite, Spikes
-from phigrow.training.feed import Feed, Position, Prefetcher
 from phigrow.training.monitors import Monitors
+from phigrow.training.prefetch import Prefetcher
 from phigrow.training.process import StopRequest
 from phigrow.training.progress import Reporter
 from phigrow.training.resolved import ResolvedRun

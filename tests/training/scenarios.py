@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from phigrow.corpus.blocks import MixedSource
+from phigrow.corpus.blocks import Blocks
+from phigrow.corpus.splits import MixedSource
 
 VOCAB, SEQ_LEN = 96, 16
 
@@ -53,17 +54,18 @@ class FakeSplit:
         return np.zeros(len(indices), np.int64)
 
 
-@dataclass
-class FakeBlocks:
-    """What the training loop needs of `phigrow.corpus.Blocks`."""
+@dataclass(frozen=True)
+class FakeBlocks(Blocks):
+    """Packed blocks that are in no folder."""
 
+    folder: Path = Path("made up")
     train: FakeSplit = field(default_factory=lambda: FakeSplit(64, 1))
     heldout: FakeSplit = field(default_factory=lambda: FakeSplit(13, 2))
     seq_len: int = SEQ_LEN
     vocab_size: int = VOCAB
     eos_token_id: int = 0
     fingerprint: str = "fake"
-    tokenizer_dir: Path | None = None
+    tokenizer_dir: Path = Path("no tokenizer")
     info: dict[str, Any] = field(default_factory=dict)
     mixture: tuple[Any, ...] = ()
 
@@ -181,7 +183,7 @@ def counted_reads(found: Counter[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def stopping_stream(stop_at: int | None) -> Iterator[None]:
     """Send SIGTERM when the stream is read for a step."""
-    from phigrow.training.feed import StreamFeed
+    from phigrow.corpus.feed import StreamFeed
 
     real = StreamFeed.read
 

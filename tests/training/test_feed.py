@@ -13,8 +13,10 @@ import pytest
 from scenarios import MIXTURE, FakeBlocks, FakeSplit
 
 from phigrow.corpus import open_stream, stream_settings, train_tokenizer
+from phigrow.corpus.feed import Feed
+from phigrow.errors import GrowthError
 from phigrow.training.evaluation import held_out
-from phigrow.training.feed import AHEAD, BlockFeed, Prefetcher, StreamFeed, repeated
+from phigrow.training.prefetch import AHEAD, Prefetcher, repeated
 
 
 class TwoSources(FakeSplit):
@@ -28,11 +30,11 @@ class TwoSources(FakeSplit):
         return (np.asarray(indices) % 3 == 0).astype(np.int64)
 
 
-def feeds() -> dict[str, BlockFeed]:
+def feeds() -> dict[str, Feed]:
     return {
-        "one": BlockFeed(FakeBlocks(), 3, 12),
-        "labelled": BlockFeed(FakeBlocks(train=TwoSources(64, 1)), 3, 12),
-        "mixed": BlockFeed(FakeBlocks(mixture=MIXTURE), 3, 12),
+        "one": FakeBlocks().make_feed(3, 12),
+        "labelled": FakeBlocks(train=TwoSources(64, 1)).make_feed(3, 12),
+        "mixed": FakeBlocks(mixture=MIXTURE).make_feed(3, 12),
     }
 
 
@@ -85,6 +87,24 @@ def test_held_out_blocks_of_a_mixture_follow_its_weights():
     assert plain.labels.tolist() == [1, 0, 0] * 4 + [1]
 
 
+def test_blocks_describe_themselves_for_the_run_record():
+    counts = {"tokens_seen": 100, "dropped_tokens": 4, "documents": 7, "documents_cut": 2}
+    sources = {"a": {"tokens": 60}, "b": {"tokens": 40}}
+    assert FakeBlocks(info={"train": counts | {"sources": sources}}).describe() == {
+        "data_fingerprint": "fake",
+        "train_blocks": 64,
+        "heldout_blocks": 13,
+        "packing": {"efficiency": 0.96, "dropped_tokens": 4, "documents": 7, "documents_cut": 2},
+        "sources": sources,
+    }
+    assert FakeBlocks(mixture=MIXTURE).describe()["sources"] == {
+        "most": {"weight": 0.75, "tokens": 640},
+        "rest": {"weight": 0.25, "tokens": 384},
+    }
+    with pytest.raises(GrowthError, match="The data has no blocks to train on"):
+        FakeBlocks(train=FakeSplit(0, 1)).make_feed(0, 8)
+
+
 def test_a_prefetcher_reads_ahead_in_order_and_no_further():
     feed = feeds()["mixed"]
     reads: list[int] = []
@@ -135,7 +155,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_in_the_loop():
 
 
 @pytest.fixture(scope="module")
-def streamed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], StreamFeed]:
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Feed]:
     root = tmp_path_factory.mktemp("streamed")
     train_tokenizer(["text"], 257).save_pretrained(root / "bytes")
     rng = np.random.default_rng(0)
@@ -144,7 +164,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], StreamFee
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = {name: {"ref": str(root / f"{name}.jsonl"), "weight": weight} for name, weight in (("a", 3), ("b", 1))}
     values = {"tokenizer": str(root / "bytes"), "heldout": 5, "shuffle": 8, "sources": sources}
-    return lambda: StreamFeed(open_stream(stream_settings(values), 16), 3, 12)
+    return lambda: open_stream(stream_settings(values), 16).make_feed(3, 12)
 
 
 def test_ranks_share_the_batch_of_a_stream_and_continue_it_exactly(streamed):

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phigrow.corpus.order import apportion, mixed_rows, rank_rows, shares, step_rows
 from phigrow.training import RunConfig, load_run_config
-from phigrow.training.order import apportion, mixed_rows, rank_rows, shares, step_rows
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 TYPES = typing.get_type_hints(RunConfig)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from launching import records
 from scenarios import SEQ_LEN, SETTINGS, TINY, FakeBlocks
 
-from phigrow.corpus import train_tokenizer
+from phigrow.corpus import open_stream, stream_settings, train_tokenizer
 from phigrow.errors import GrowthError
 from phigrow.training import RunConfig, initial_state, train
 from phigrow.training.data import check_tokenizer
@@ -103,14 +102,20 @@ def test_data_of_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):
         r"  what to do: prepare it with --tokenizer .*init"
     )
     with pytest.raises(GrowthError, match=message):
-        check_tokenizer(init, SimpleNamespace(train=[], tokenizer_dir=tmp_path / "data" / "tokenizer"))
-    # A stream has its tokenizer in memory.
+        check_tokenizer(init, FakeBlocks(tokenizer_dir=tmp_path / "data" / "tokenizer"))
+
+    def stream_of(tokenizer: Path) -> Any:
+        """A stream, which has its tokenizer in memory."""
+        (tmp_path / "text.txt").write_text("to be or not to be " * 9)
+        values = {"ref": str(tmp_path / "text.txt"), "tokenizer": str(tokenizer), "heldout": 0}
+        return open_stream(stream_settings(values), SEQ_LEN)
+
     with pytest.raises(GrowthError, match=r"where: the stream's tokenizer, and .*init/tokenizer.json"):
-        check_tokenizer(init, SimpleNamespace(train=None, tokenizer=other))
-    check_tokenizer(init, SimpleNamespace(train=None, tokenizer=tokenizer))
-    check_tokenizer(init, SimpleNamespace(train=[], tokenizer_dir=init))
-    check_tokenizer(init, SimpleNamespace(train=[], tokenizer_dir=None))
-    check_tokenizer(tmp_path, SimpleNamespace(train=None, tokenizer=other))
+        check_tokenizer(init, stream_of(tmp_path / "data" / "tokenizer"))
+    check_tokenizer(init, stream_of(init))
+    check_tokenizer(init, FakeBlocks(tokenizer_dir=init))
+    check_tokenizer(init, FakeBlocks())
+    check_tokenizer(tmp_path, stream_of(tmp_path / "data" / "tokenizer"))
 
 
 def test_a_run_compares_the_tokenizers_before_it_trains(alone, tmp_path):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from launching import losses, records, run_scenarios
 
+from phigrow.corpus.order import rank_rows, step_rows
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
 from phigrow.training.anomalies import NonFinite, Spikes
-from phigrow.training.order import rank_rows, step_rows
 from phigrow.training.step import Reading
 
 STAGES = [("fp32", 0), ("fp32", 2), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]

@@ -1,23 +1,15 @@
-"""The data of every step, from any source, fetched ahead of the step in a thread."""
+"""Feeds: the data of every step, a function of seed and step, from packed blocks or from streams."""
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.training.order import Indices, apportion, epoch_rows, mixed_rows, rank_rows, shares, step_rows
-
-AHEAD = 2
-"""Steps that are fetched ahead: one in hand, one being read."""
-
-REPEATS = 4
-"""Epochs up to which repeated text is worth about as much as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
+from phigrow.corpus.order import Indices, apportion, epoch_rows, mixed_rows, rank_rows, shares, step_rows
+from phigrow.corpus.splits import MixedSource, Split
 
 Position = dict[str, Any]
 
@@ -28,36 +20,35 @@ class Feed(Protocol):
     sources: list[str]
 
     def rows(self, step: int) -> Indices:
-        """The numbers of the blocks of the global batch of a step, int64 ``[batch]``."""
+        """Return the numbers of the blocks of the global batch of a step, int64 ``[batch]``."""
         ...
 
     def seek(self, step: int, position: Position | None) -> None:
-        """Go to a step; ``position`` is what `read` gave with the step before, where there is one."""
+        """Go to a step, with the position that `read` gave with the step before, if it gave one."""
         ...
 
     def read(self, step: int, rank: int, world: int) -> tuple[npt.NDArray[np.int64], Position | None]:
-        """This rank's share of the global batch of a step, in order, and the position after it."""
+        """Return this rank's share of the global batch of a step, in order, and the position after it."""
         ...
 
     def blocks_read(self, step: int) -> list[int]:
-        """Blocks that the first ``step`` steps read of each source."""
+        """Return how many blocks of each source the first ``step`` steps read."""
         ...
 
     def epochs(self, step: int) -> dict[str, float] | None:
-        """Epochs of each source in the first ``step`` steps; None where its size is not known."""
+        """Return the epochs of each source in the first ``step`` steps; None if its size is not known."""
         ...
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close the files that are open."""
         ...
 
 
 class BlockFeed:
     """Steps from packed blocks on disk: one set, or a mixture by weight."""
 
-    def __init__(self, blocks: Any, seed: int, batch: int) -> None:
-        self.train, self.seed, self.batch = blocks.train, seed, batch
-        self.mixture = blocks.mixture
+    def __init__(self, train: Split, mixture: Sequence[MixedSource], seed: int, batch: int) -> None:
+        self.train, self.mixture, self.seed, self.batch = train, mixture, seed, batch
         self.weights = shares([source.weight for source in self.mixture]) if self.mixture else ()
         self.sources: list[str] = [source.name for source in self.mixture] or list(self.train.sources)
         self._known = (0, np.zeros(len(self.sources), np.int64))
@@ -106,32 +97,45 @@ class BlockFeed:
         return np.bincount(self.train.source_of(rows), minlength=len(self.sources)).astype(np.int64)
 
 
-class StreamFeed:
-    """Steps from streams: every rank reads all of them and keeps its share, so that any number of ranks reads the same.
+class BlockStream(Protocol):
+    """Blocks of one source in order, from a position that can be saved."""
 
-    Which streams a step reads is `apportion`'s, as for blocks on disk.
+    def seek(self, position: Position) -> None:
+        """Go to a position."""
+
+    def position(self) -> Position:
+        """Return the position of the next block."""
+
+    def take(self, blocks: int) -> npt.NDArray[np.uint32]:
+        """Return the next blocks, uint32 ``[blocks, seq_len + 1]``."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+class StreamFeed:
+    """Steps from streams: one stream for each name in ``weights``.
+
+    Every rank reads all streams and keeps its share, so any number of ranks reads the same text. As for blocks on
+    disk, `apportion` decides which streams a step reads.
     """
 
-    def __init__(self, blocks: Any, seed: int, batch: int) -> None:
-        from phigrow.corpus.streaming import ShuffledStream
-
-        sources, size = blocks.settings.sources, blocks.settings.shuffle
-        self.seed, self.batch = seed, batch
-        self.weights = shares([source.weight for source in sources])
-        self.sources = [source.name for source in sources]
-        self.streams = [ShuffledStream(stream, size, (seed, key)) for key, stream in enumerate(blocks.streams)]
+    def __init__(self, weights: Mapping[str, float], streams: Sequence[BlockStream], seed: int, batch: int) -> None:
+        self.streams, self.seed, self.batch = streams, seed, batch
+        self.weights = shares(list(weights.values()))
+        self.sources = list(weights)
         self._step = 0
 
     def rows(self, step: int) -> Indices:
-        """See `Feed`: a stream's blocks have no numbers but those of the rows of the run."""
+        """See `Feed`. Blocks of a stream are numbered by the rows of the run."""
         return np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
 
     def seek(self, step: int, position: Position | None) -> None:
-        """See `Feed`. Without a position the steps before are read and dropped, which takes as long as it took."""
+        """See `Feed`. Without a position, the steps before are read again and dropped."""
         self._step = 0
         if position is not None:
-            for stream, place in zip(self.streams, position["streams"], strict=True):
-                stream.seek(place)
+            for stream, start in zip(self.streams, position["streams"], strict=True):
+                stream.seek(start)
             self._step = step
         while self._step < step:
             self.read(self._step, 0, 1)
@@ -153,19 +157,20 @@ class StreamFeed:
         return apportion(self.weights, step * self.batch)
 
     def epochs(self, step: int) -> None:
-        """See `Feed`: how long a stream is, is not known."""
+        """See `Feed`. The length of a stream is not known."""
         return None
 
     def close(self) -> None:
         """See `Feed`."""
         for stream in self.streams:
-            stream.stream.close()
+            stream.close()
 
 
 class LaterFeed:
-    """A feed whose step 0 is a later step of another: that of a run which goes on where another stood.
+    """A feed whose step 0 is a later step of another feed, for a run that continues another run's data.
 
-    What was read counts from there; epochs count from the beginning, because text that was read is read again.
+    Blocks read are counted from that step. Epochs are counted from the beginning, because they tell how often text
+    repeats.
     """
 
     def __init__(self, feed: Feed, first: int) -> None:
@@ -185,7 +190,7 @@ class LaterFeed:
 
     def blocks_read(self, step: int) -> list[int]:
         """See `Feed`."""
-        before, after = (self.feed.blocks_read(place) for place in (self.first, self.first + step))
+        before, after = (self.feed.blocks_read(each) for each in (self.first, self.first + step))
         return [end - start for start, end in zip(before, after, strict=True)]
 
     def epochs(self, step: int) -> dict[str, float] | None:
@@ -195,81 +200,3 @@ class LaterFeed:
     def close(self) -> None:
         """See `Feed`."""
         self.feed.close()
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """One rank's share of one step, the position after it, and the seconds that the step waited for it."""
-
-    blocks: npt.NDArray[np.int64]
-    position: Position | None
-    waited: float
-
-
-class Prefetcher:
-    """Reads the steps of a feed ahead of their use, in a thread of this process.
-
-    numpy, the Rust tokenizer and the files let go of the interpreter while they work, so a thread is enough, and
-    unlike a process it needs no copy of the feed.
-    """
-
-    def __init__(
-        self, feed: Feed, first: int, last: int, rank: int, world: int, position: Position | None = None
-    ) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
-        self._closed = threading.Event()
-        self._feed = feed
-        self._thread = threading.Thread(
-            target=self._work, args=(feed, first, last, rank, world, position), name="phigrow-feed", daemon=True
-        )
-        self._thread.start()
-
-    def take(self, step: int) -> Fetched:
-        """Return the share of a step; steps are taken in order. What went wrong in the thread is raised here."""
-        began = time.perf_counter()
-        item = self._queue.get()
-        waited = time.perf_counter() - began
-        if isinstance(item, BaseException):
-            raise item
-        number, blocks, position = item
-        assert number == step, f"step {step} asked, {number} fetched"
-        return Fetched(blocks, position, waited)
-
-    def close(self) -> None:
-        """Stop reading; the thread ends."""
-        self._closed.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        self._feed.close()
-
-    def _work(self, feed: Feed, first: int, last: int, rank: int, world: int, position: Position | None) -> None:
-        for step in range(first, last):
-            if self._closed.is_set():
-                return
-            try:
-                if step == first:
-                    feed.seek(first, position)
-                item: Any = (step, *feed.read(step, rank, world))
-            except BaseException as error:  # raised again in the loop, which is where it can be reported
-                item = error
-            while not self._closed.is_set():
-                try:
-                    self._queue.put(item, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException):
-                return
-
-
-def repeated(epochs: dict[str, float] | None) -> list[str]:
-    """Sentences that warn of sources that a run repeats more often than helps."""
-    return [
-        f"warning: {'the text' if name == 'all' else name} is read {count:.1f} times; beyond {REPEATS} epochs repeated "
-        "text is worth ever less (Muennighoff et al. 2023, arXiv:2305.16264)"
-        for name, count in (epochs or {}).items()
-        if count > REPEATS
-    ]

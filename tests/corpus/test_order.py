@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from phigrow.training import order
-from phigrow.training.order import (
+from phigrow.corpus import order
+from phigrow.corpus.order import (
     apportion,
     heldout_rows,
     micro_batch_rows,

@@ -1,0 +1,98 @@
+"""Fetch the data of the next steps in a thread, ahead of their use."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phigrow.corpus.feed import Feed, Position
+
+AHEAD = 2
+"""Steps that are fetched ahead: one in hand, one being read."""
+
+REPEATS = 4
+"""Epochs up to which repeated text is worth about as much as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """One rank's share of one step, the position after it, and the seconds that the step waited for it."""
+
+    blocks: npt.NDArray[np.int64]
+    position: Position | None
+    waited: float
+
+
+class Prefetcher:
+    """Reads the steps of a feed ahead of their use, in a thread of this process.
+
+    numpy, the Rust tokenizer and the files let go of the interpreter while they work, so a thread is enough, and
+    unlike a process it needs no copy of the feed.
+    """
+
+    def __init__(
+        self, feed: Feed, first: int, last: int, rank: int, world: int, position: Position | None = None
+    ) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
+        self._closed = threading.Event()
+        self._feed = feed
+        self._thread = threading.Thread(
+            target=self._work, args=(feed, first, last, rank, world, position), name="phigrow-feed", daemon=True
+        )
+        self._thread.start()
+
+    def take(self, step: int) -> Fetched:
+        """Return the share of a step; steps are taken in order. What went wrong in the thread is raised here."""
+        began = time.perf_counter()
+        item = self._queue.get()
+        waited = time.perf_counter() - began
+        if isinstance(item, BaseException):
+            raise item
+        number, blocks, position = item
+        assert number == step, f"step {step} asked, {number} fetched"
+        return Fetched(blocks, position, waited)
+
+    def close(self) -> None:
+        """Stop reading; the thread ends."""
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._feed.close()
+
+    def _work(self, feed: Feed, first: int, last: int, rank: int, world: int, position: Position | None) -> None:
+        for step in range(first, last):
+            if self._closed.is_set():
+                return
+            try:
+                if step == first:
+                    feed.seek(first, position)
+                item: Any = (step, *feed.read(step, rank, world))
+            except BaseException as error:  # raised again in the loop, which is where it can be reported
+                item = error
+            while not self._closed.is_set():
+                try:
+                    self._queue.put(item, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, BaseException):
+                return
+
+
+def repeated(epochs: dict[str, float] | None) -> list[str]:
+    """Sentences that warn of sources that a run repeats more often than helps."""
+    return [
+        f"warning: {'the text' if name == 'all' else name} is read {count:.1f} times; beyond {REPEATS} epochs repeated "
+        "text is worth ever less (Muennighoff et al. 2023, arXiv:2305.16264)"
+        for name, count in (epochs or {}).items()
+        if count > REPEATS
+    ]
