@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from phigrow.corpus.feed import BlockFeed, Feed
 from phigrow.corpus.metadata import read_metadata
+from phigrow.corpus.order import WHOLE, Part
 from phigrow.corpus.splits import MixedSource, Split, relative_weights
 from phigrow.errors import GrowthError
 
@@ -81,6 +83,10 @@ class DataSource(Protocol):
         """The sources, if they are read by weight."""
 
     @property
+    def heldout_part(self) -> Part:
+        """The held-out blocks that evaluations may read."""
+
+    @property
     def seq_len(self) -> int:
         """Tokens that a block predicts."""
 
@@ -126,7 +132,8 @@ class DataSource(Protocol):
 class Blocks:
     """A folder made by `phigrow.corpus.prepare`: both splits, and the content of ``data.json`` in ``info``.
 
-    ``mixture`` has the sources if they are read by weight, see `phigrow.corpus.mix_folders`.
+    ``mixture`` has the sources if they are read by weight, see `phigrow.corpus.mix_folders`. ``train_part`` and
+    ``heldout_part`` restrict the blocks of each source that training and evaluations read.
     """
 
     folder: Path
@@ -139,6 +146,8 @@ class Blocks:
     tokenizer_dir: Path
     info: dict[str, Any] = field(repr=False)
     mixture: tuple[MixedSource, ...] = field(default=(), repr=False)
+    train_part: Part = WHOLE
+    heldout_part: Part = WHOLE
 
     def make_feed(self, seed: int, batch: int) -> Feed:
         """See `DataSource`."""
@@ -147,14 +156,25 @@ class Blocks:
                 "The data has no blocks to train on.", where=str(self.folder),
                 fix="Prepare more text with `phigrow data`.",
             )  # fmt: skip
-        return BlockFeed(self.train, self.mixture, seed, batch)
+        if empty := [name for name, size in self._train_sizes().items() if size == 0]:
+            raise GrowthError(
+                f"The part {self.train_part} of the train blocks is empty for {', '.join(empty)}.",
+                where=f"data_part, {self.folder}", fix="Choose a larger part, or prepare more text.",
+            )  # fmt: skip
+        return BlockFeed(self.train, self.mixture, seed, batch, self.train_part)
+
+    def _train_sizes(self) -> dict[str, int]:
+        """Return the number of train blocks of the part: of each source of a mixture, else of the data as a whole."""
+        if self.mixture:
+            return {source.name: self.train_part.size(len(source.train)) for source in self.mixture}
+        return {"the data": self.train_part.size(len(self.train))}
 
     def describe(self) -> dict[str, Any]:
         """See `DataSource`."""
         info: dict[str, Any] = {
             "data_fingerprint": self.fingerprint,
-            "train_blocks": len(self.train),
-            "heldout_blocks": len(self.heldout),
+            "train_blocks": len(self.train) if self.train_part == WHOLE else sum(self._train_sizes().values()),
+            **describe_heldout(self),
         }
         train = self.info.get("train")
         if train:
@@ -168,7 +188,7 @@ class Blocks:
         if self.mixture:
             weights = relative_weights(self.mixture)
             info["sources"] = {
-                source.name: {"weight": weights[source.name], "tokens": len(source.train) * self.seq_len}
+                source.name: {"weight": weights[source.name], "tokens": self._train_sizes()[source.name] * self.seq_len}
                 for source in self.mixture
             }
         elif train and len(train.get("sources", {})) > 1:
@@ -182,6 +202,19 @@ class Blocks:
 
     def save_tokenizer(self) -> None:
         """See `DataSource`. `phigrow.corpus.prepare` has saved it."""
+
+
+def describe_heldout(source: DataSource) -> dict[str, Any]:
+    """Return the fields of the ``run`` record that describe the held-out blocks; a part of them has a fingerprint."""
+    part = source.heldout_part
+    if part == WHOLE:
+        return {"heldout_blocks": len(source.heldout)}
+    rows = [mixed.heldout for mixed in source.mixture] or [range(len(source.heldout))]
+    text = f"{source.fingerprint} {part}"
+    return {
+        "heldout_blocks": sum(part.size(len(blocks)) for blocks in rows),
+        "eval_fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 def load_blocks(folder: str | Path) -> Blocks:

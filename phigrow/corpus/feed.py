@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.corpus.order import Indices, apportion, epoch_rows, mixed_rows, rank_rows, shares, step_rows
+from phigrow.corpus.order import WHOLE, Indices, Part, apportion, epoch_rows, mixed_rows, rank_rows, shares, step_rows
 from phigrow.corpus.splits import MixedSource, Split
 
 Position = dict[str, Any]
@@ -45,10 +45,10 @@ class Feed(Protocol):
 
 
 class BlockFeed:
-    """Steps from packed blocks on disk: one set, or a mixture by weight."""
+    """Steps from packed blocks on disk: one set, or a mixture by weight; of each source the blocks of ``part``."""
 
-    def __init__(self, train: Split, mixture: Sequence[MixedSource], seed: int, batch: int) -> None:
-        self.train, self.mixture, self.seed, self.batch = train, mixture, seed, batch
+    def __init__(self, train: Split, mixture: Sequence[MixedSource], seed: int, batch: int, part: Part = WHOLE) -> None:
+        self.train, self.mixture, self.seed, self.batch, self.part = train, mixture, seed, batch, part
         self.weights = shares([source.weight for source in self.mixture]) if self.mixture else ()
         self.sources: list[str] = [source.name for source in self.mixture] or list(self.train.sources)
         self._known = (0, np.zeros(len(self.sources), np.int64))
@@ -56,8 +56,9 @@ class BlockFeed:
     def rows(self, step: int) -> Indices:
         """See `Feed`."""
         if self.mixture:
-            return mixed_rows(self.seed, step, self.batch, self.weights, [source.train for source in self.mixture])
-        return step_rows(self.seed, step, self.batch, len(self.train))
+            sources = [source.train for source in self.mixture]
+            return mixed_rows(self.seed, step, self.batch, self.weights, sources, self.part)
+        return step_rows(self.seed, step, self.batch, len(self.train), self.part)
 
     def seek(self, step: int, position: Position | None) -> None:
         """See `Feed`; blocks on disk are read anywhere."""
@@ -73,7 +74,7 @@ class BlockFeed:
             return apportion(self.weights, step * self.batch)
         if len(self.sources) < 2:
             return [step * self.batch]
-        end, blocks = step * self.batch, len(self.train)
+        end, blocks = step * self.batch, self.part.size(len(self.train))
         done, counts = self._known
         epoch = end // blocks
         if not epoch * blocks <= done <= end:  # whole epochs need no look at their order
@@ -86,14 +87,16 @@ class BlockFeed:
     def epochs(self, step: int) -> dict[str, float]:
         """See `Feed`."""
         if not self.mixture:
-            return {"all": step * self.batch / len(self.train)}
+            return {"all": step * self.batch / self.part.size(len(self.train))}
         counts = self.blocks_read(step)
-        return {source.name: n / len(source.train) for source, n in zip(self.mixture, counts, strict=True)}
+        sizes = [self.part.size(len(source.train)) for source in self.mixture]
+        return {name: n / size for name, n, size in zip(self.sources, counts, sizes, strict=True)}
 
     def close(self) -> None:
         """See `Feed`."""
 
-    def _count(self, rows: Indices) -> Indices:
+    def _count(self, places: Indices) -> Indices:
+        rows = self.part.numbers(places)
         return np.bincount(self.train.source_of(rows), minlength=len(self.sources)).astype(np.int64)
 
 

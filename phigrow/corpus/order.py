@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -17,17 +18,52 @@ TABLE = 2**22
 """Blocks up to which an epoch's permutation is held as a table (32 MiB); of 2,048 tokens these are 8.6 billion."""
 
 
-def step_rows(seed: int, step: int, batch: int, blocks: int) -> Indices:
+@dataclass(frozen=True)
+class Part:
+    """The blocks whose number, divided by ``of``, leaves ``first`` to ``last - 1`` as the remainder.
+
+    ``str`` of a part is ``first,last,of``.
+
+    >>> part = Part(2, 4, 5)
+    >>> part.size(13), part.numbers(np.arange(part.size(13))).tolist()
+    (5, [2, 3, 7, 8, 12])
+    """
+
+    first: int = 0
+    last: int = 1
+    of: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.first},{self.last},{self.of}"
+
+    def size(self, blocks: int) -> int:
+        """Return how many of ``blocks`` blocks belong to the part."""
+        rounds, rest = divmod(blocks, self.of)
+        width = self.last - self.first
+        return rounds * width + min(max(rest - self.first, 0), width)
+
+    def numbers(self, places: Indices) -> Indices:
+        """Return the numbers of the blocks that stand at these places of the part, which counts from 0."""
+        rounds, rest = np.divmod(places, self.last - self.first)
+        numbers: Indices = rounds * self.of + self.first + rest
+        return numbers
+
+
+WHOLE = Part()
+"""All blocks."""
+
+
+def step_rows(seed: int, step: int, batch: int, blocks: int, part: Part = WHOLE) -> Indices:
     """Return the block of each row of the global batch of one step, int64 ``[batch]``.
 
-    Every epoch is a permutation seeded by (seed, epoch); a batch may straddle two. ``step`` counts from 0.
+    Every epoch is a permutation of the part, seeded by (seed, epoch); a batch may straddle two. ``step`` counts from 0.
 
     >>> step_rows(0, 0, 4, 4).tolist() == sorted(step_rows(0, 0, 4, 4).tolist())
     False
     >>> sorted(step_rows(0, 0, 4, 4).tolist())
     [0, 1, 2, 3]
     """
-    return epoch_rows((seed,), step * batch, (step + 1) * batch, blocks)
+    return part.numbers(epoch_rows((seed,), step * batch, (step + 1) * batch, part.size(blocks)))
 
 
 def rank_rows(rows: Indices, rank: int, world: int, micro: int) -> list[Indices]:
@@ -80,7 +116,9 @@ def apportion(weights: Shares, rows: int) -> list[int]:
     return counts
 
 
-def mixed_rows(seed: int, step: int, batch: int, weights: Shares, sources: Sequence[range | Indices]) -> Indices:
+def mixed_rows(
+    seed: int, step: int, batch: int, weights: Shares, sources: Sequence[range | Indices], part: Part = WHOLE
+) -> Indices:
     """Return the block of each row of the global batch of one step, int64 ``[batch]``, from several sources by weight.
 
     Which sources a step reads is `apportion`'s; of each source every epoch is a permutation of its own; the rows of a
@@ -90,17 +128,19 @@ def mixed_rows(seed: int, step: int, batch: int, weights: Shares, sources: Seque
         seed, step, batch: as in `step_rows`.
         weights: see `shares`.
         sources: the numbers of the blocks of each source.
+        part: which blocks of each source are read; they are numbered within their source.
     """
     before, after = (apportion(weights, rows) for rows in (step * batch, (step + 1) * batch))
     taken = [
-        _picked(blocks, epoch_rows((seed, key), start, end, len(blocks)))
+        picked(blocks, part.numbers(epoch_rows((seed, key), start, end, part.size(len(blocks)))))
         for key, (start, end, blocks) in enumerate(zip(before, after, sources, strict=True))
     ]
     rows = np.concatenate(taken)
     return rows[np.random.default_rng([seed, step, 2**32 - 1]).permutation(len(rows))]
 
 
-def _picked(blocks: range | Indices, places: Indices) -> Indices:
+def picked(blocks: range | Indices, places: Indices) -> Indices:
+    """Return the numbers that stand at these places of ``blocks``."""
     return blocks.start + places if isinstance(blocks, range) else blocks[places]
 
 

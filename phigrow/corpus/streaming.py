@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from phigrow.corpus.blocks import describe_heldout
 from phigrow.corpus.feed import Feed, Position, StreamFeed
 from phigrow.corpus.mixture import checked_weights
+from phigrow.corpus.order import WHOLE, Part
 from phigrow.corpus.sources import local_files, stream_documents
 from phigrow.corpus.splits import MixedSource, relative_weights
 from phigrow.corpus.tokenizer import load_tokenizer
@@ -264,6 +266,7 @@ class StreamBlocks:
     tokenizer: Any = field(repr=False)
     tokenizer_dir: Path | None = None
     mixture: tuple[MixedSource, ...] = ()
+    heldout_part: Part = WHOLE
 
     def make_feed(self, seed: int, batch: int) -> Feed:
         """See `phigrow.corpus.blocks.DataSource`."""
@@ -276,7 +279,7 @@ class StreamBlocks:
         info: dict[str, Any] = {
             "data_fingerprint": self.fingerprint,
             "train_blocks": None,
-            "heldout_blocks": len(self.heldout),
+            **describe_heldout(self),
         }
         if self.mixture:
             weights = relative_weights(self.mixture)

@@ -121,5 +121,5 @@ def position_in_data(source: Trained) -> dict[str, Any] | None:
         return None
     run, progress = read_json_strict(path, "the settings of a run"), source.marker["progress"]
     blocks = progress.get("blocks") or progress["step"] * run["batch"]
-    known = {key: run.get(key) for key in ("seed", "data_fingerprint", "mixture")}
+    known = {key: run.get(key) for key in ("seed", "data_part", "data_fingerprint", "mixture")}
     return {"blocks": blocks, "position": progress.get("data"), **known}

@@ -226,7 +226,7 @@ class _Run:
 
         if not len(self.heldout.rows):
             return None
-        return heldout_loss(self.engine, self.blocks.heldout, self.heldout, self.micro, self.world)[0]
+        return heldout_loss(self.engine, self.blocks.heldout, self.heldout, self.micro, self.world).mean
 
     def _flops(self, tokens: int) -> float:
         """Training the large model on so many tokens, and making its weights anew for every piece of a batch."""

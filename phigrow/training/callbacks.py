@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.provenance import TrainingCost
 from phigrow.training import checkpoints
 from phigrow.training.configuration import RunConfig
 from phigrow.training.trainer import Trainer
 from phigrow.training.training_cost import InitSource
+
+if TYPE_CHECKING:
+    from phigrow.training.evaluation import HeldOutLoss
 
 
 class Evaluate:
@@ -30,24 +33,28 @@ class Evaluate:
 
     def __call__(self, trainer: Trainer, step: int) -> None:
         """See `Callback`."""
-        loss, by_source = self.losses(trainer)
-        trainer.heldout_loss = loss
-        if loss is None:
+        losses = self.losses(trainer, by_group=step == self.steps)
+        if losses is None:
             return
+        trainer.heldout_loss = loss = losses.mean
         trainer.reporter.say(f"step {trainer.progress.step}/{self.steps}  held-out loss {loss:.4f}")
         if trainer.records:
-            columns = self._by_source(trainer, by_source)
+            columns = self._by_source(trainer, losses.by_source)
+            if losses.by_group is not None:
+                columns |= {"group_losses": [round(group, 6) for group in losses.by_group]}
+                columns |= {"group_blocks": losses.group_blocks}
             trainer.records.write("eval", **trainer.spent(), loss=loss, **columns)
             trainer.monitors.eval(trainer.progress.tokens, loss, columns.get("sources", {}))
 
-    def losses(self, trainer: Trainer) -> tuple[float | None, dict[str, float]]:
-        """Return the held-out loss, None where nothing is held out, and that of every source."""
+    def losses(self, trainer: Trainer, *, by_group: bool = False) -> HeldOutLoss | None:
+        """Return the held-out loss; None where nothing is held out."""
         from phigrow.training.evaluation import heldout_loss
 
         if not len(self.held_out.rows):
-            return None, {}
+            return None
         run = trainer.run
-        return heldout_loss(trainer.engine, self.blocks.heldout, self.held_out, run.micro_batch, run.world)
+        heldout, micro_batch = self.blocks.heldout, run.micro_batch
+        return heldout_loss(trainer.engine, heldout, self.held_out, micro_batch, run.world, by_group=by_group)
 
     def _by_source(self, trainer: Trainer, losses: dict[str, float]) -> dict[str, Any]:
         """Return the columns of several sources: the held-out loss of each, and the train tokens read of each."""

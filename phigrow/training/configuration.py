@@ -119,6 +119,22 @@ class RunConfig(
                 where="mixture",
                 fix="give data: <folder>, or give data weights for several folders",
             )
+        for name in ("data_part", "eval_part"):
+            part = getattr(self, name)
+            if part is not None and not (len(part) == 3 and part[0] < part[1] <= part[2]):
+                raise GrowthError(
+                    f"{name} is {part}",
+                    where=name,
+                    why="it is first, last and of, with first < last <= of",
+                    fix="give, for example, 0,1,2 for every second block",
+                )
+        if self.stream is not None and self.data_part is not None:
+            raise GrowthError(
+                "data_part is set, but the data is a stream",
+                where="data_part",
+                why="blocks of a stream have no numbers",
+                fix="prepare the text with 'phigrow data', or remove data_part",
+            )
         if self.init == SCRATCH and any((self.source_tokens, self.source_flops, self.source_seconds)):
             raise GrowthError(
                 "source costs are set, but the run starts from scratch",

@@ -8,6 +8,7 @@ from typing import Any
 
 from phigrow.corpus.blocks import DataSource
 from phigrow.corpus.feed import Feed, LaterFeed
+from phigrow.corpus.order import Part
 from phigrow.corpus.splits import relative_weights
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
@@ -34,6 +35,27 @@ def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
         on_rank_zero(world, lambda: bool(corpus.prepare("embedded", folder, seq_len=config.seq_len, progress=False)))
     blocks = corpus.load_blocks(folder)
     return blocks if config.mixture is None else corpus.mix_sources(blocks, config.mixture)
+
+
+def restricted(config: RunConfig, blocks: DataSource) -> DataSource:
+    """Return the data of a run with its ``data_part`` and ``eval_part``.
+
+    Raises:
+        GrowthError: the part of the held-out blocks is empty.
+    """
+    parts = {}
+    if config.data_part is not None:
+        parts["train_part"] = Part(*config.data_part)
+    if config.eval_part is not None:
+        parts["heldout_part"] = Part(*config.eval_part)
+    out = dataclasses.replace(blocks, **parts)  # type: ignore[type-var]
+    if config.eval_part is not None and not out.describe()["heldout_blocks"]:
+        raise GrowthError(
+            f"The part {out.heldout_part} of the {len(out.heldout):,} held-out blocks is empty.",
+            where=f"eval_part, {config.stream or config.data or 'the embedded corpus'}",
+            fix="Choose a larger part, or hold out more text.",
+        )
+    return out
 
 
 def check_tokenizer(checkpoint: Path, blocks: DataSource) -> None:
@@ -78,9 +100,12 @@ def data_keys(blocks: DataSource) -> dict[str, Any]:
 
 def data_line(config: RunConfig, blocks: DataSource, feed: Feed) -> str:
     """Return the words with which a run's opening describes its data."""
-    count = blocks.describe()["train_blocks"]
+    described = blocks.describe()
+    count = described["train_blocks"]
     many = "a stream of blocks" if count is None else f"{count:,} blocks"
-    text = f"data: {many} of {blocks.seq_len} tokens, {len(blocks.heldout):,} held out"
+    text = f"data: {many} of {blocks.seq_len} tokens, {described['heldout_blocks']:,} held out"
+    for name, setting in (("data_part", config.data_part), ("eval_part", config.eval_part)):
+        text += f", {name} {','.join(map(str, setting))}" if setting else ""
     if blocks.mixture:
         epochs = feed.epochs(config.steps) or {}
         parts = [

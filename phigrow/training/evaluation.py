@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from phigrow.corpus.order import Indices, apportion, heldout_rows, shares
+from phigrow.corpus.order import Indices, apportion, heldout_rows, picked, shares
 from phigrow.training.process import World
+
+GROUPS = 100
+"""Most groups of held-out blocks whose losses a run records at its end."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +36,64 @@ class HeldOut:
             return float(sum(sums) / sum(counts))
         return float(sum(w * s / n for w, s, n in zip(self.weights, sums, counts, strict=True) if n))
 
+    def groups(self) -> tuple[Indices, Indices]:
+        """Assign each block to one of at most `GROUPS` groups; returns the group of each, and the size of each group.
+
+        Groups are contiguous and of equal size, to within a block. Each has its share of every source of a mixture.
+        """
+        sizes = np.bincount(self.labels, minlength=len(self.names)) if self.weights else np.array([len(self.rows)])
+        count = min(GROUPS, int(sizes.max()))
+        group = np.concatenate([np.arange(size, dtype=np.int64) * count // max(size, 1) for size in sizes])
+        return group, np.bincount(group, minlength=count)
+
+    def block_weights(self) -> npt.NDArray[np.float64]:
+        """Return the weight of each block in `loss`, as a multiple of the mean weight."""
+        if self.weights is None:
+            return np.ones(len(self.rows))
+        counts = np.bincount(self.labels, minlength=len(self.names))
+        each = np.divide(self.weights, counts, out=np.zeros(len(counts)), where=counts > 0)
+        weights: npt.NDArray[np.float64] = each[self.labels] * len(self.rows)
+        return weights
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Held-out loss in nats per token: of all blocks, of each source, and, if asked for, of groups of blocks."""
+
+    mean: float
+    by_source: dict[str, float]
+    by_group: list[float] | None = None
+    group_blocks: list[int] | None = None
+
 
 def held_out(blocks: Any, wanted: int) -> HeldOut:
     """Choose the held-out blocks of a run's evaluations: a function of the data, its weights and ``wanted`` alone.
 
-    Of a mixture every source gives blocks by its weight, and at least one; 0 takes all blocks.
+    Of a mixture every source gives blocks by its weight, and at least one; 0 takes all blocks. Blocks outside of the
+    data's ``heldout_part`` are not read.
     """
+    part = blocks.heldout_part
     if not blocks.mixture:
-        rows = heldout_rows(wanted, len(blocks.heldout))
+        rows = part.numbers(heldout_rows(wanted, part.size(len(blocks.heldout))))
         return HeldOut(rows, blocks.heldout.source_of(rows), list(blocks.heldout.sources), None)
-    sources = [source for source in blocks.mixture if len(source.heldout)]
+    sources = [source for source in blocks.mixture if part.size(len(source.heldout))]
     if not sources:
         return HeldOut(np.empty(0, np.int64), np.empty(0, np.int64), [], None)
     weights = shares([source.weight for source in sources])
     numbers = [max(1, n) if wanted else 0 for n in apportion(weights, wanted)]
     parts = []
     for source, number in zip(sources, numbers, strict=True):
-        places = heldout_rows(number, len(source.heldout))
-        parts.append(np.asarray(source.heldout, np.int64)[places])
-    labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        places = heldout_rows(number, part.size(len(source.heldout)))
+        parts.append(picked(source.heldout, part.numbers(places)))
+    labels = np.repeat(np.arange(len(parts)), [len(rows) for rows in parts])
     names = [source.name for source in sources]
     return HeldOut(np.concatenate(parts), labels, names, tuple(map(float, weights)))
 
 
 def heldout_loss(
-    engine: Any, blocks: Any, held: HeldOut, micro_batch: int, world: World
-) -> tuple[float, dict[str, float]]:
-    """Return the loss over held-out blocks, in nats per token, in evaluation mode; and that of every source.
+    engine: Any, blocks: Any, held: HeldOut, micro_batch: int, world: World, *, by_group: bool = False
+) -> HeldOutLoss:
+    """Compute the loss over held-out blocks, in nats per token, in evaluation mode.
 
     Every rank makes the same number of forward passes, as ZeRO-3's gathers need; one without rows of its own reads
     the first block and counts it as nothing.
@@ -68,12 +103,16 @@ def heldout_loss(
         blocks: the held-out split: ``batch(indices)`` gives int64 ``[n, seq_len + 1]``.
         held: what to read, see `held_out`.
         micro_batch: blocks at once.
+        by_group: compute the losses of groups of blocks too. Their mean, weighted by their sizes, is the loss.
     """
     import torch.distributed as dist
 
     mine = np.arange(len(held.rows))[world.rank :: world.size]
     passes = math.ceil(math.ceil(len(held.rows) / world.size) / micro_batch)
     total = torch.zeros(2, len(held.names), dtype=torch.float64)
+    group, sizes = held.groups()
+    weights = torch.from_numpy(held.block_weights())
+    group_sums = torch.zeros(len(sizes), dtype=torch.float64)
     engine.eval()
     with torch.no_grad():
         for index in range(passes):
@@ -82,10 +121,19 @@ def heldout_loss(
             losses = engine(batch, by_row=True)
             if len(part):
                 labels = torch.from_numpy(held.labels[part])
-                total[0].index_add_(0, labels, losses.double().cpu())
+                values = losses.double().cpu()
+                total[0].index_add_(0, labels, values)
                 total[1].index_add_(0, labels, torch.ones(len(part), dtype=torch.float64))
+                if by_group:
+                    group_sums.index_add_(0, torch.from_numpy(group[part]), values * weights[part])
     engine.train()
     total = total.to(world.device)
     dist.all_reduce(total)
     sums, counts = total.tolist()
-    return held.loss(sums, counts), {name: s / n for name, s, n in zip(held.names, sums, counts, strict=True) if n}
+    by_source = {name: s / n for name, s, n in zip(held.names, sums, counts, strict=True) if n}
+    if not by_group:
+        return HeldOutLoss(held.loss(sums, counts), by_source)
+    group_sums = group_sums.to(world.device)
+    dist.all_reduce(group_sums)
+    means = (group_sums.cpu() / torch.from_numpy(sizes)).tolist()
+    return HeldOutLoss(held.loss(sums, counts), by_source, means, sizes.tolist())

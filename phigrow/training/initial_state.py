@@ -61,7 +61,7 @@ def initial_state_of(config: RunConfig, blocks: Any) -> InitialState:
         )
     if data is None:
         raise _unknown(folder, "it does not record how many blocks the run before it read")
-    ours = {"seed": config.seed, "data_fingerprint": blocks.fingerprint}
+    ours = {"seed": config.seed, "data_part": config.data_part, "data_fingerprint": blocks.fingerprint}
     if different := [key for key, value in ours.items() if data.get(key) != value]:
         changes = ", ".join(f"{key} ({data.get(key)!r}, now {ours[key]!r})" for key in different)
         raise _unknown(folder, f"the run before it read in another order: {changes}")

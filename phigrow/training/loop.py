@@ -14,7 +14,7 @@ from phigrow.training import checkpoints, initial_state
 from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
-from phigrow.training.data import check_tokenizer, data_keys, load_data, make_feed
+from phigrow.training.data import check_tokenizer, data_keys, load_data, make_feed, restricted
 from phigrow.training.initial_state import InitialState
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
@@ -66,6 +66,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     world = start(config.threads)
     if blocks is None:
         blocks = load_data(config, out, world)
+    blocks = restricted(config, blocks)
     initial = initial_state.initial_state_of(config, blocks)
     source = initial_state.with_state(source, initial)
     keys = config.reproducibility_keys() | data_keys(blocks)
@@ -173,6 +174,7 @@ def _train(trainer: Trainer, source: InitSource, blocks: Any) -> Summary:
         trainer.reporter.say(f"stopped at step {step}, as asked; the same command resumes from {kept}")
         return Summary(run.out, step, False, trainer.loss, trainer.heldout_loss)
     if trainer.heldout_loss is None:  # the run resumed from its last step, to write the export
-        trainer.heldout_loss, _ = evaluate.losses(trainer)
+        losses = evaluate.losses(trainer)
+        trainer.heldout_loss = losses.mean if losses else None
     folder = export(trainer, source, blocks)
     return Summary(run.out, trainer.progress.step, True, trainer.loss, trainer.heldout_loss, folder)

@@ -46,6 +46,7 @@ def run_record(run: ResolvedRun, source: InitSource, model_dict: Config, blocks:
         **(
             {"expand_tokens": source.expand_tokens, "expand_flops": source.expand_flops} if source.expand_tokens else {}
         ),
+        **({"study": config.study} if config.study is not None else {}),
         **blocks.describe(),
         "world_size": world.size,
         "device": device_name(world),

@@ -84,6 +84,13 @@ class DataSettings:
         ge=0,
         unset=0,
     )
+    data_part: list[int] | None = key(
+        None,
+        "Part of the train blocks to read, as first,last,of: blocks whose number modulo of is first to last - 1. Blocks"
+        " are numbered within each source of a mixture (default: all blocks).",
+        role=RESUME,
+        ge=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +234,13 @@ class EvaluationSettings:
     eval_blocks: int = key(
         64, "Held-out blocks that an evaluation reads, the same in every run. 0 reads all of them.", role=ARMS, ge=0
     )
+    eval_part: list[int] | None = key(
+        None,
+        "Part of the held-out blocks to evaluate on, as first,last,of (see data_part). eval_blocks chooses from this"
+        " part (default: all blocks).",
+        role=RESUME | ARMS,
+        ge=0,
+    )
     diagnostics_every: int = key(
         0,
         "Steps between diagnostics of a grown model: how far copies have moved apart, the rank of the residual, and"
@@ -293,6 +307,11 @@ class RecordSettings:
     )
     lr_chosen_by: dict[str, Any] | None = key(
         None, "Sweep that chose lr, for the records. Arms that share a sweep may have different rates.", role=DECIDED
+    )
+    study: dict[str, Any] | None = key(
+        None,
+        "Properties of the run that a study writes and its report reads, for the records. Training does not use them.",
+        role=DECIDED,
     )
     log_every: int = key(
         10,
