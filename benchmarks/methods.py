@@ -27,7 +27,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 import phigrow
 from phigrow.corpus import prepare
 from phigrow.errors import GrowthError
-from phigrow.expansion.verify import widen_norms
+from phigrow.expansion.logits import widen_norms
 from phigrow.growth.methods import all_methods
 from phigrow.growth.methods.depth import DEPTHS
 from phigrow.ligo.train import learn_growth

@@ -67,7 +67,7 @@ def model_of(config: Config, dtype: torch.dtype = torch.float64, seed: int = 0) 
     """A model of any family, every parameter random, its RMSNorms computing in its own dtype."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from phigrow.expansion.verify import widen_norms
+    from phigrow.expansion.logits import widen_norms
 
     settings = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "architectures")}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), attn_implementation="sdpa").to(dtype)

@@ -22,6 +22,7 @@ from phigrow.cli.printing import (
     print_tensors,
 )
 from phigrow.cli.terminal import is_quiet, say, shows_progress
+from phigrow.expansion.logits import BACKENDS
 from phigrow.expansion.verify import ARITHMETIC
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.moments import STATES
@@ -272,6 +273,14 @@ def verify(
     tokens: Annotated[int, typer.Option(help="Tokens to run on.", min=2)] = 256,
     seed: Annotated[int, typer.Option(help="Seed of random tokens.")] = 0,
     revision: Revision = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="Run the models in numpy (fast to start) or in transformers (the reference). auto is numpy up to 100M "
+            "parameters.",
+            **choice(BACKENDS),
+        ),
+    ] = BACKENDS[0],
     save: Annotated[
         Path | None,
         typer.Option(help="Save the certificate to this file, with a hash of every tensor of both models."),
@@ -299,7 +308,9 @@ def verify(
         print_check(problems, as_json)
         raise typer.Exit(1 if problems else 0)
     probe = text.read_text(encoding="utf-8") if text else None
-    measured = phigrow.verify(src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision)
+    measured = phigrow.verify(
+        src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision, backend=backend
+    )
     if as_json:
         print_json(measured.to_json())
     else:

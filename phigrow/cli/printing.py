@@ -132,6 +132,7 @@ def print_certificate(certificate: Certificate) -> None:
         ("plan", plan),
         ("tokens", f"{c.tokens} ({c.probe})"),
         ("dtype", f"computed in {c.compute_dtype}; stored as {c.source_dtype}, grown {c.destination_dtype}"),
+        ("backend", c.backend),
         ("largest difference of logits", f"{c.max_abs_dlogit:.3g}{bound}"),
         ("mean difference of logits", f"{c.mean_abs_dlogit:.3g}"),
         ("largest logit of the source", f"{c.max_abs_logit:.4g}"),

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from phigrow.checkpoints.hub import locate
-from phigrow.checkpoints.pickles import PickleReader, open_checkpoint
 from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.errors import GrowthError
+from phigrow.expansion.logits import BACKENDS, choose_backend, compute_logits
 from phigrow.growth.plan import Plan
 from phigrow.inspection.plan_file import read_plan_file
 from phigrow.models.config import load_config
 from phigrow.models.families import family_of
-
-if TYPE_CHECKING:
-    import torch
+from phigrow.models.forward import Ids, Values
 
 PROBE_TEXT = """\
 A function is a rule that gives every element of one set exactly one element of another. To define one in Python we
@@ -52,6 +49,7 @@ class Certificate:
     Attributes:
         method, plan_hash: of the plan in the destination's ``phigrow.json``; None where there is none.
         claims_exact: the plan claims to preserve the function.
+        backend: ran the models: ``numpy`` (the forward pass of the family in phigrow) or ``transformers``.
         compute_dtype: of the arithmetic.
         source_dtype, destination_dtype: in which the weights are stored.
         tokens: probe positions; ``probe`` says of what text.
@@ -66,6 +64,7 @@ class Certificate:
     method: str | None
     plan_hash: str | None
     claims_exact: bool
+    backend: str
     compute_dtype: str
     source_dtype: str
     destination_dtype: str
@@ -93,6 +92,7 @@ def verify(
     tokens: int = 256,
     seed: int = 0,
     revision: str | None = None,
+    backend: str = BACKENDS[0],
 ) -> Certificate:
     """Run source and destination on the same probe tokens, one model at a time, and compare.
 
@@ -103,6 +103,8 @@ def verify(
         probe: text to run on; by default a paragraph, if the source has a tokenizer, else random tokens from ``seed``.
         tokens: probe positions, in rows of at most 128.
         revision: hub revision of the source.
+        backend: ``numpy`` (fast to start), ``transformers`` (the reference), or ``auto``: numpy where it can run both
+            models and neither has more than 100M parameters.
 
     Returns:
         The certificate; ``passed`` is False when a plan claims exactness and the logits differ by more than rounding.
@@ -125,9 +127,10 @@ def verify(
             where=str(destination),
             fix="give the source first and the grown checkpoint second",
         )
-    ids, described = _probe_tokens(source, probe, tokens, src_vocab, seed)
-    old, source_dtype = _logits(source, ids, dtype)
-    new, destination_dtype = _logits(destination, ids, dtype)
+    chosen = choose_backend(backend, source, destination)
+    ids, described = probe_tokens(source, probe, tokens, src_vocab, seed)
+    old, source_dtype = compute_logits(source, ids, dtype, chosen)
+    new, destination_dtype = compute_logits(destination, ids, dtype, chosen)
     differences = _compare(old, new, ids)
     stored = destination_dtype if dtype == "float64" or destination_dtype != "float64" else dtype
     tolerance = TOLERANCE[stored] * max(1.0, differences["max_abs_logit"] / 10)
@@ -136,10 +139,11 @@ def verify(
         method=plan.method if plan else None,
         plan_hash=plan.hash if plan else None,
         claims_exact=exact,
+        backend=chosen,
         compute_dtype=dtype,
         source_dtype=source_dtype,
         destination_dtype=destination_dtype,
-        tokens=ids.numel(),
+        tokens=ids.size,
         probe=described,
         tolerance=tolerance,
         # A NaN compares false, so it fails.
@@ -157,108 +161,78 @@ def read_plan(folder: Path) -> Plan | None:
     return read_plan_file(folder).plan if (folder / PROVENANCE_FILE).is_file() else None
 
 
-def _probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed: int) -> tuple[torch.Tensor, str]:
-    import torch
-
+def probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed: int) -> tuple[Ids, str]:
     length = min(128, tokens, load_config(folder).get("max_position_embeddings", 2048))
     rows = max(1, tokens // length)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
     if text is not None and not has_tokenizer:
-        raise GrowthError("a probe text for a source without tokenizer", where=str(folder), fix="leave the text out")
+        raise GrowthError(
+            "verify cannot run on a text, because the source has no tokenizer",
+            where=str(folder),
+            fix="leave the text out, then verify runs on random tokens",
+        )
     if has_tokenizer:
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            ids = encode(folder, text or PROBE_TEXT)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-            raise GrowthError("a tokenizer that cannot be read", where=str(folder), why=str(error)) from error
-        ids = tokenizer(text or PROBE_TEXT)["input_ids"]
+            raise GrowthError("the tokenizer cannot be read", where=str(folder), why=str(error)) from error
         if len(ids) < 2 or max(ids) >= vocab:
             raise GrowthError(
-                "a probe text of no use", where=str(folder), why=f"{len(ids)} tokens, vocabulary of {vocab}"
+                "the tokens of the probe text cannot be used",
+                where=str(folder),
+                why=f"there are {len(ids)}, the largest id is {max(ids, default=None)}, the vocabulary has {vocab}",
+                fix="give a text of at least two tokens, and check that the tokenizer belongs to this model",
             )
         repeated = (ids * (rows * length // len(ids) + 1))[: rows * length]
-        return torch.tensor(repeated).view(rows, length), "text"
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocab, (rows, length), generator=generator), "random tokens"
+        return np.array(repeated, dtype=np.int64).reshape(rows, length), "text"
+    # The numbers that torch.randint draws from this seed.
+    drawn = np.random.RandomState(seed % (1 << 32)).randint(1 << 32, size=(rows, length), dtype=np.uint32)
+    return (drawn % vocab).astype(np.int64), "random tokens"
 
 
-def _logits(folder: Path, ids: torch.Tensor, dtype: str) -> tuple[torch.Tensor, str]:
-    """Logits [rows, length, vocab] of a checkpoint in the given arithmetic, and its stored dtype; frees the model."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def encode(folder: Path, text: str) -> list[int]:
+    """Return the token ids of a text; transformers is imported only where there is no ``tokenizer.json``."""
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
 
-    with open_checkpoint(folder) as reader:  # reads headers only: a damaged file is named before it is loaded
-        stored = max(reader.tensors.values(), key=lambda tensor: tensor.shape).dtype_name
-        pickled = isinstance(reader, PickleReader)
-    with _no_loading_bar():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=not pickled,  # transformers, too, reads pickles with weights_only=True
-        ).eval()
-    if dtype == "float64":
-        widen_norms(model)
-    with torch.inference_mode():
-        logits = torch.cat([model(row[None], use_cache=False).logits for row in ids])
-    del model
-    gc.collect()
-    return logits, stored
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return list(tokenizer.encode(text).ids)
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return list(loaded(text)["input_ids"])
 
 
-@contextmanager
-def _no_loading_bar() -> Iterator[None]:
-    """Hide transformers' bar "Loading weights", which would stand between two tables."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def widen_norms(model: torch.nn.Module) -> None:
-    """Let every RMSNorm compute in its weights' dtype; transformers' compute in float32, whatever the model's."""
-    import torch
-
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child).__name__.endswith("RMSNorm") and isinstance(child.weight, torch.nn.Parameter):
-                wide = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)  # type: ignore[arg-type]
-                wide.weight = child.weight
-                setattr(module, name, wide)
-
-
-def _compare(old: torch.Tensor, new: torch.Tensor, ids: torch.Tensor) -> dict[str, float]:
+def _compare(old: Values, new: Values, ids: Ids) -> dict[str, float]:
     """Differences of logits [rows, length, vocab]; the new vocabulary may be larger."""
-    import torch
-
     largest, total, kl, losses = 0.0, 0.0, 0.0, [0.0, 0.0]
     targets = 0
     for before, after, row in zip(old, new, ids, strict=True):
-        difference = (before - after[:, : before.shape[1]]).abs()
-        largest = max(largest, float(difference.max())) if torch.isfinite(difference).all() else float("nan")
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.abs(before - after[:, : before.shape[1]])
+        largest = max(largest, float(difference.max())) if np.isfinite(difference).all() else float("nan")
         if largest != largest:
             return dict.fromkeys(
                 ("max_abs_dlogit", "mean_abs_dlogit", "kl", "source_loss", "destination_loss"), float("nan")
-            ) | {"max_abs_logit": float(old.abs().max())}
-        total += float(difference.mean(dtype=torch.float64)) * len(row)
-        log_p, log_q = before.double().log_softmax(-1), after.double().log_softmax(-1)
-        kl += float((log_p.exp() * (log_p - log_q[:, : log_p.shape[1]])).sum())
+            ) | {"max_abs_logit": float(np.abs(old).max())}
+        total += float(difference.mean(dtype=np.float64)) * len(row)
+        log_p, log_q = _log_softmax(before), _log_softmax(after)
+        kl += float((np.exp(log_p) * (log_p - log_q[:, : log_p.shape[1]])).sum())
         targets += len(row) - 1
         for k, log in enumerate((log_p, log_q)):
-            losses[k] -= float(log[:-1].gather(1, row[1:, None]).sum())
+            losses[k] -= float(np.take_along_axis(log[:-1], row[1:, None], axis=1).sum())
     return {
         "max_abs_dlogit": largest,
-        "mean_abs_dlogit": total / ids.numel(),
-        "max_abs_logit": float(old.abs().max()),
-        "kl": max(0.0, kl / ids.numel()),
+        "mean_abs_dlogit": total / ids.size,
+        "max_abs_logit": float(np.abs(old).max()),
+        "kl": max(0.0, kl / ids.size),
         "source_loss": losses[0] / targets,
         "destination_loss": losses[1] / targets,
     }
+
+
+def _log_softmax(logits: Values) -> Values:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]

@@ -23,10 +23,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config
+
+if TYPE_CHECKING:
+    from phigrow.models.forward import Ids, Values, Weights
 
 Sizes = dict[str, int]
 Axis = tuple[str, ...]
@@ -155,6 +158,8 @@ class Family:
         ignored_tensors: ends of the names of tensors that some checkpoints hold and no model learns.
         former_model_types, former_tensors, former_advice: how earlier uploads of the family, which only remote code
             could load, are recognised (``model_type``, ends of tensor names), and what to do with them.
+        forward: computes logits [rows, length, vocab] in numpy from a configuration (one spelling, every function key
+            set), sizes, weights and ids [rows, length]; None where only transformers can.
     """
 
     name: str
@@ -179,6 +184,7 @@ class Family:
     former_model_types: tuple[str, ...] = ()
     former_tensors: tuple[str, ...] = ()
     former_advice: str | None = None
+    forward: Callable[[Config, Sizes, Weights, Ids], Values] | None = None
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

@@ -28,7 +28,7 @@ def measured(src, dst, method, dtype=torch.float64, **options):
 
 
 def widen(model):
-    from phigrow.expansion.verify import widen_norms
+    from phigrow.expansion.logits import widen_norms
 
     widen_norms(model)
 

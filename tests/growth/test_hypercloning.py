@@ -20,7 +20,7 @@ import torch
 from tiny_models import logits, model_of, probe, random_pair
 
 import phigrow
-from phigrow.expansion.verify import widen_norms
+from phigrow.expansion.logits import widen_norms
 from phigrow.models.families import all_families
 
 FAMILIES = all_families()

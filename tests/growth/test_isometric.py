@@ -11,7 +11,7 @@ from tiny_models import logits, model_of, phi_config, phi_model, probe, random_p
 import phigrow
 from phigrow.checkpoints.bits import bits_of
 from phigrow.errors import GrowthError
-from phigrow.expansion.verify import widen_norms
+from phigrow.expansion.logits import widen_norms
 from phigrow.growth.dense_map import Isometry
 from phigrow.growth.lift import InMemory, Lift
 from phigrow.growth.norm_fusion import norm_fusions

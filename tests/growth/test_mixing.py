@@ -11,7 +11,7 @@ from tiny_models import logits, model_of, phi_config, probe, random_pair
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.expansion.verify import widen_norms
+from phigrow.expansion.logits import widen_norms
 from phigrow.growth.axis_groups import AXIS_GROUPS
 from phigrow.growth.method_spec import MethodEntry, parse_method, resolve_method, spell_method
 from phigrow.models.families import all_families

@@ -13,7 +13,7 @@ from tiny_models import logits, model_of, phi_config, probe, random_pair
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.expansion.verify import widen_norms
+from phigrow.expansion.logits import widen_norms
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.moments import POWER, STATES, moment_recipe, moment_source
 from phigrow.models.families import all_families

@@ -9,8 +9,8 @@ from tiny_models import logits, model_of, probe, random_pair
 
 import phigrow
 from phigrow.errors import GrowthError
+from phigrow.expansion.logits import widen_norms
 from phigrow.expansion.provenance import copied_values
-from phigrow.expansion.verify import widen_norms
 from phigrow.growth.origins import Kind, anatomy, span_lines
 from phigrow.growth.plan import Plan
 from phigrow.inspection.difference import ABSENT, differences

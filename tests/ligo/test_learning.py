@@ -15,7 +15,7 @@ from tiny_models import model_of, phi_config, phi_model, random_pair
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.expansion.verify import widen_norms
+from phigrow.expansion.logits import widen_norms
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.matrices import read_maps
 from phigrow.ligo.model import GrownModel, map_flops

@@ -7,9 +7,12 @@ Checkpoints call the head ``embed_out``; live models of transformers 5.20 and la
 
 from __future__ import annotations
 
+import numpy as np
+
 from phigrow.models.bounds import check_division, check_total, check_values, rotary_factor
 from phigrow.models.config import Config, normalised
 from phigrow.models.family import Family, Sizes
+from phigrow.models.forward import ACTIVATIONS, Ids, Values, Weights, attention, layer_norm, linear, rotate, split_heads
 
 _TABLE = """
 gpt_neox.embed_in.weight                                          vocab -> hidden
@@ -70,6 +73,23 @@ def _config(sizes: Sizes) -> Config:
     }
 
 
+def _forward(config: Config, sizes: Sizes, weights: Weights, ids: Ids) -> Values:
+    act, eps, head = ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"], sizes["q"]
+    x = weights["gpt_neox.embed_in.weight"][ids]
+    for layer in range(sizes["layer"]):
+        at = f"gpt_neox.layers.{layer}"
+        normed = layer_norm(x, weights, f"{at}.input_layernorm", eps)
+        fused = split_heads(linear(normed, weights, f"{at}.attention.query_key_value"), 3 * head)
+        q, k = (rotate(each, sizes["rotary"], config["rope_theta"]) for each in np.split(fused, 3, axis=-1)[:2])
+        mixed = linear(attention(q, k, fused[..., 2 * head :]), weights, f"{at}.attention.dense")
+        read = x if config["use_parallel_residual"] else x + mixed
+        normed = layer_norm(read, weights, f"{at}.post_attention_layernorm", eps)
+        wide = act(linear(normed, weights, f"{at}.mlp.dense_h_to_4h"))
+        x = x + mixed + linear(wide, weights, f"{at}.mlp.dense_4h_to_h")
+    x = layer_norm(x, weights, "gpt_neox.final_layer_norm", eps)
+    return linear(x, weights, "gpt_neox.embed_in" if config["tie_word_embeddings"] else "embed_out")
+
+
 FAMILY = Family(
     name="gpt_neox",
     model_type="gpt_neox",
@@ -88,6 +108,7 @@ FAMILY = Family(
         "attention_bias": True,
         "tie_word_embeddings": False,
     },
+    forward=_forward,
     dropout_keys=("hidden_dropout", "attention_dropout"),
     live_names={"embed_out.weight": "lm_head.weight"},
     # Pythia's checkpoints carry the causal mask and the rotary table; neither is learned.

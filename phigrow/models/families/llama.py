@@ -10,6 +10,7 @@ from __future__ import annotations
 from phigrow.models.bounds import check_division, check_total, check_values
 from phigrow.models.config import Config, normalised
 from phigrow.models.family import Family, Sizes
+from phigrow.models.forward import Ids, Values, Weights, gated_forward
 
 _TABLE = """
 model.embed_tokens.weight                                  vocab -> hidden
@@ -79,6 +80,10 @@ def _config(sizes: Sizes) -> Config:
     }
 
 
+def _forward(config: Config, sizes: Sizes, weights: Weights, ids: Ids) -> Values:
+    return gated_forward(config, sizes["q"], weights, ids)
+
+
 FAMILY = Family(
     name="llama",
     model_type="llama",
@@ -96,6 +101,7 @@ FAMILY = Family(
         "mlp_bias": False,
         "tie_word_embeddings": False,
     },
+    forward=_forward,
     dropout_keys=("attention_dropout",),
     ignored_tensors=(".rotary_emb.inv_freq",),
 )

@@ -9,6 +9,7 @@ from phigrow.errors import GrowthError
 from phigrow.models.bounds import check_division, check_total, check_values, rotary_factor
 from phigrow.models.config import Config, normalised
 from phigrow.models.family import Family, Sizes
+from phigrow.models.forward import ACTIVATIONS, Ids, Values, Weights, attention, layer_norm, linear, rotate, split_heads
 
 _TABLE = """
 model.embed_tokens.weight                            vocab -> hidden
@@ -78,6 +79,25 @@ def _config(sizes: Sizes) -> Config:
     }
 
 
+def _forward(config: Config, sizes: Sizes, weights: Weights, ids: Ids) -> Values:
+    act, eps = ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"]
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in range(sizes["layer"]):
+        at = f"model.layers.{layer}"
+        normed = layer_norm(x, weights, f"{at}.input_layernorm", eps)
+        q, k, v = (split_heads(linear(normed, weights, f"{at}.self_attn.{name}_proj"), sizes["q"]) for name in "qkv")
+        if config["qk_layernorm"]:
+            q = layer_norm(q, weights, f"{at}.self_attn.q_layernorm", eps)
+            k = layer_norm(k, weights, f"{at}.self_attn.k_layernorm", eps)
+        q, k = (rotate(each, sizes["rotary"], config["rope_theta"]) for each in (q, k))
+        mixed = linear(attention(q, k, v), weights, f"{at}.self_attn.dense")
+        x = x + mixed + linear(act(linear(normed, weights, f"{at}.mlp.fc1")), weights, f"{at}.mlp.fc2")
+    x = layer_norm(x, weights, "model.final_layernorm", eps)
+    if config["tie_word_embeddings"]:
+        return linear(x, weights, "model.embed_tokens") + weights["lm_head.bias"]
+    return linear(x, weights, "lm_head")
+
+
 FAMILY = Family(
     name="phi",
     model_type="phi",
@@ -94,6 +114,7 @@ FAMILY = Family(
         "qk_layernorm": False,
         "tie_word_embeddings": False,
     },
+    forward=_forward,
     dropout_keys=("resid_pdrop", "embd_pdrop", "attention_dropout"),
     # Checkpoints written before transformers 4.40 carry the rotary table; it is computed, not learned.
     ignored_tensors=(".rotary_emb.inv_freq",),

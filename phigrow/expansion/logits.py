@@ -1,0 +1,185 @@
+"""Compute the logits of a checkpoint, with the family's forward pass in numpy or with transformers' model."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phigrow.checkpoints.bits import widen
+from phigrow.checkpoints.pickles import PickleReader, open_checkpoint
+from phigrow.checkpoints.reader import CheckpointReader
+from phigrow.errors import GrowthError
+from phigrow.models.config import Config, is_number, load_config, normalised
+from phigrow.models.families import family_of
+from phigrow.models.forward import ACTIVATIONS, Ids, Values
+
+if TYPE_CHECKING:
+    import torch
+
+BACKENDS = ("auto", "numpy", "transformers")
+"""How logits can be computed; the first is the default."""
+
+LARGEST_IN_NUMPY = 100_000_000
+"""Most parameters of a model that ``auto`` runs in numpy. Beyond, the imports of torch and transformers are a small
+part of the time, and transformers' own model is the stronger evidence."""
+
+
+def choose_backend(backend: str, *folders: Path) -> str:
+    """Return ``numpy`` or ``transformers``, one for all checkpoints, so that they are compared in the same arithmetic.
+
+    Raises:
+        GrowthError: there is no such backend, a checkpoint cannot be read, or numpy cannot run one and was asked to.
+    """
+    if backend not in BACKENDS:
+        raise GrowthError(f"verify has no backend {backend!r}", fix=f"choose one of {', '.join(BACKENDS)}")
+    if backend == "transformers":
+        return backend
+    for folder in folders:
+        with open_checkpoint(folder) as reader:
+            obstacle = _obstacle(reader, load_config(folder))
+            large = sum(math.prod(shape) for shape in reader.shapes.values()) > LARGEST_IN_NUMPY
+        if obstacle is not None and backend == "numpy":
+            raise GrowthError(
+                "the numpy backend cannot run this checkpoint",
+                where=str(folder),
+                why=obstacle,
+                fix="choose the backend transformers",
+            )
+        if obstacle is not None or (large and backend == "auto"):
+            return "transformers"
+    return "numpy"
+
+
+def _obstacle(reader: CheckpointReader, config: Config) -> str | None:
+    """Return why a checkpoint needs transformers, or None."""
+    family = family_of(config, str(reader.folder))
+    settings = _settings(config)
+    if family.forward is None:
+        return f"the family {family.name} has no forward pass in numpy"
+    if isinstance(reader, PickleReader):
+        return "its weights are pickled, and torch reads pickles"
+    if settings["hidden_act"] not in ACTIVATIONS:
+        return f"numpy has no activation {settings['hidden_act']!r}"
+    if settings["rope_type"] != "default" or settings["rope_settings"]:
+        return f"its rotary positions are scaled ({settings['rope_type']})"
+    if family.sizes_of(config)["rotary"] % 2:
+        return "an odd number of coordinates turns"
+    if any(kind != "full_attention" for kind in settings.get("layer_types") or ()):
+        return "some of its layers do not attend to all positions"
+    if not all(is_number(settings[key]) for key in family.function_keys if key.endswith("_eps")):
+        return "the epsilon of its normalisations is not a number"
+    if stored := family.tied_tensors(config) & set(reader.tensors):
+        return f"it stores {min(stored)}, which its configuration ties"
+    return None
+
+
+def _settings(config: Config) -> Config:
+    """Return a configuration in one spelling, with a value for every key that changes the function."""
+    return {**family_of(config, "a configuration").function_keys, **normalised(config)}
+
+
+def compute_logits(folder: Path, ids: Ids, dtype: str, backend: str) -> tuple[Values, str]:
+    """Run a checkpoint on token ids.
+
+    Args:
+        folder: the checkpoint.
+        ids: [rows, length].
+        dtype: of the arithmetic, ``float32`` or ``float64``.
+        backend: ``numpy`` or ``transformers``.
+
+    Returns:
+        Logits [rows, length, vocab], and the dtype in which the weights are stored.
+
+    Raises:
+        GrowthError: the checkpoint cannot be read, or its tensors are not those of its configuration.
+    """
+    config = load_config(folder)
+    family = family_of(config, str(folder))
+    with open_checkpoint(folder) as reader:
+        tied = family.tied_tensors(config)
+        family.check_tensors(config, {k: v for k, v in reader.shapes.items() if k not in tied}, str(folder))
+        stored = max(reader.tensors.values(), key=lambda tensor: tensor.shape).dtype_name
+        if backend == "numpy" and family.forward is not None:
+            weights = _Weights(reader, dtype)
+            with np.errstate(all="ignore"):  # NaN and infinities show in the comparison
+                return family.forward(_settings(config), family.sizes_of(config), weights, ids), stored
+        pickled = isinstance(reader, PickleReader)
+    return _logits_of_transformers(folder, ids, dtype, pickled), stored
+
+
+class _Weights(Mapping[str, Values]):
+    """The tensors of a checkpoint by name, each read when it is used."""
+
+    def __init__(self, reader: CheckpointReader, dtype: str) -> None:
+        self._tensors = reader.tensors
+        self._compute: type[np.floating[Any]] = np.float64 if dtype == "float64" else np.float32
+
+    def __getitem__(self, name: str) -> Values:
+        tensor = self._tensors[name]
+        return widen(tensor.bits(0, tensor.shape[0]), tensor.dtype_name, self._compute)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _logits_of_transformers(folder: Path, ids: Ids, dtype: str, pickled: bool) -> Values:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _no_loading_bar():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=not pickled,  # transformers, too, reads pickles with weights_only=True
+        )
+    model.eval()
+    if dtype == "float64":
+        widen_norms(model)
+    with torch.inference_mode():
+        rows = [model(torch.from_numpy(row)[None], use_cache=False).logits.numpy() for row in ids]
+    del model
+    gc.collect()
+    return np.concatenate(rows)
+
+
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Hide transformers' bar "Loading weights", which would stand between two tables."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def widen_norms(model: torch.nn.Module) -> None:
+    """Let every RMSNorm compute in its weights' dtype; transformers' compute in float32, whatever the model's."""
+    import torch
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__.endswith("RMSNorm") and isinstance(child.weight, torch.nn.Parameter):
+                eps: Any = child.variance_epsilon
+                wide = torch.nn.RMSNorm(child.weight.shape, eps=eps)
+                wide.weight = child.weight
+                setattr(module, name, wide)
