@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.files.shipped import find_shipped
-from phigrow.models.config import load_config
+from phigrow.models.config import Config, load_config
+from phigrow.models.cost import count_cost
 from phigrow.study.reading import (
     GROWTH,
     beside,
@@ -24,16 +26,20 @@ from phigrow.study.reading import (
     single,
     whole,
 )
-from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Source, Study, Sweep
+from phigrow.study.settings import CONTINUED, FLAT, SCRATCH, Arm, Source, Study, Sweep, Text
 from phigrow.training.declaration import Role
 
 KEYS = (
-    "data", "source", "dst", "arms", "baseline", "seeds", "budgets", "decay", "train", "sweep", "workers", "ranks",
-    "out", "flops_per_second",
+    "data", "text", "source", "sources", "dst", "arms", "flat", "baseline", "seeds", "budgets", "decay", "train",
+    "sweep", "workers", "ranks", "out", "flops_per_second",
 )  # fmt: skip
-NEEDED = ("data", "source", "dst", "arms", "budgets", "train")
+NEEDED = ("data", "dst", "arms", "budgets", "train")
+PER_PARAMETER = "tokens_per_parameter"
 LEARN: dict[str, type] = {"steps": int, "map_batch": int, "map_lr": float, "map_noise": float}
 """Of an arm whose method is learned: how; or else ``maps``, what was learned before."""
+
+MOST_WIDENINGS = 6
+"""Rates that an arm tries beyond the grid, by default."""
 
 DEFAULTS: dict[str, Any] = {"batch": 16, "eval_at": [1, 10, 100], "keep": 1, "export": None}
 
@@ -65,21 +71,30 @@ def load_study(
     train = run_keys(given["train"], Role.STUDY, f"train in {path}")
     train = DEFAULTS | train
     seeds = whole(given.get("seeds", [0]), "seeds", path, least=0)
-    source = _source(given["source"], path)
+    dst = config_of(given["dst"], path, "dst")
+    batch_tokens = train["batch"] * seq_len
+    sources = _sources(given, batch_tokens, path)
+    budgets = _rising(given["budgets"], "budgets", dst, batch_tokens, path)
+    arms = [
+        arm
+        for name, content in mapping(given["arms"], f"arms in {path}").items()
+        for arm in _arms(name, content, sources, dst, batch_tokens, path)
+    ]
     study = Study(
         name=path.stem,
         out=Path(out or given.get("out") or Path("runs") / path.stem),
         data=data,
         seq_len=seq_len,
-        source=source,
-        dst=config_of(given["dst"], path, "dst"),
-        arms=tuple(_arm(name, content, path) for name, content in mapping(given["arms"], f"arms in {path}").items()),
+        sources=sources,
+        dst=dst,
+        arms=(*_in_order(arms, sources), *_flat(given.get("flat"), dst, budgets, batch_tokens, seq_len, path)),
         baseline=str(given.get("baseline", SCRATCH)),
         seeds=seeds,
-        budgets=_budgets(given["budgets"], train["batch"] * seq_len, path),
+        budgets=budgets,
         decay=number(given.get("decay", 0.2), "decay", path),
         train=train,
-        sweep=_sweep(given["sweep"], seeds, path) if given.get("sweep") else None,
+        sweep=_sweep(given["sweep"], seeds, dst, batch_tokens, path) if given.get("sweep") else None,
+        text=_text(given["text"], path) if given.get("text") else None,
         workers=workers or optional(given, "workers", path),
         ranks=ranks or optional(given, "ranks", path),
         flops_per_second=number(given["flops_per_second"], "flops_per_second", path)
@@ -109,19 +124,24 @@ def _check(study: Study, path: Path) -> None:
     for arm in study.arms:
         if arm.grows:
             try:
-                made = make_plan(study.source.config, study.dst, arm.spec(seed=0))
+                made = make_plan(study.source(arm.source).config, study.dst, arm.spec(seed=0))
                 if arm.state is not None:
                     check_state(made, arm.state)
             except GrowthError as error:
                 raise error.at(f"arm {arm.name} in {path}") from error
-    kept = [arm.name for arm in study.arms if arm.state is not None]
-    if kept and study.source.path is not None and not marked_checkpoints(study.source.path.parent)[0]:
-        raise GrowthError(
-            f"arm {kept[0]} grows the optimizer's state, and the source has none",
-            where=f"source in {path}",
-            why=f"there is no checkpoint in {study.source.path.parent}",
-            fix="give as path the export inside the folder of a run that keeps its checkpoints",
-        )
+    for arm in study.arms:
+        folder = study.source(arm.source).path if arm.has_source else None
+        if arm.state is not None and folder is not None and not marked_checkpoints(folder.parent)[0]:
+            raise GrowthError(
+                f"arm {arm.name} grows the optimizer's state, and the source has none",
+                where=f"source in {path}",
+                why=f"there is no checkpoint in {folder.parent}",
+                fix="give as path the export inside the folder of a run that keeps its checkpoints",
+            )
+    names = [arm.label for arm in study.arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise GrowthError(f"two arms are called {name!r}", where=f"arms in {path}", fix="give each its own name")
     for job in jobs_of(study):
         if not job.trains:
             continue
@@ -131,21 +151,41 @@ def _check(study: Study, path: Path) -> None:
             raise error.at(f"{job.name} in {path}") from error
 
 
-def _budgets(value: Any, batch_tokens: int, path: Path) -> tuple[int, ...]:
-    """Steps as they are, or ``{tokens: [...]}``, rounded up to whole steps."""
+def _steps(value: Any, key: str, model: Config, batch_tokens: int, path: Path) -> tuple[int, ...]:
+    """Numbers of steps: as they are, or from tokens or tokens per parameter of a model, rounded up."""
     if isinstance(value, dict):
-        where = f"budgets in {path}"
-        only(value, ("tokens",), where)
-        items = value.get("tokens")
-        tokens = [number(item, "budgets", path) for item in (items if isinstance(items, list) else [items])]
-        value = [math.ceil(number / batch_tokens) for number in tokens]
-    return tuple(sorted(whole(value, "budgets", path, least=2)))
+        where = f"{key} in {path}"
+        only(value, ("tokens", PER_PARAMETER), where)
+        if len(value) != 1:
+            raise GrowthError(f"{key} is {value!r}", where=where, fix=f"give tokens: [...] or {PER_PARAMETER}: [...]")
+        ((unit, items),) = value.items()
+        scale = count_cost(model).parameters if unit == PER_PARAMETER else 1
+        amounts = [number(item, key, path) for item in (items if isinstance(items, list) else [items])]
+        value = [math.ceil(amount * scale / batch_tokens) for amount in amounts]
+    return whole(value, key, path, least=2)
 
 
-def _source(value: Any, path: Path) -> Source:
+def _rising(value: Any, key: str, model: Config, batch_tokens: int, path: Path) -> tuple[int, ...]:
+    return tuple(sorted(_steps(value, key, model, batch_tokens, path)))
+
+
+def _sources(given: dict[str, Any], batch_tokens: int, path: Path) -> tuple[Source, ...]:
+    if ("source" in given) == ("sources" in given):
+        raise GrowthError(
+            "the study has no 'source'" if "source" not in given else "source and sources are both set",
+            where=str(path),
+            fix="give source: {...}, or sources: {name: {...}, ...} where there are several",
+        )
+    if "source" in given:
+        return (_source(given["source"], "", batch_tokens, path),)
+    named = mapping(given["sources"], f"sources in {path}")
+    return tuple(_source(content, _folder_name(name, path), batch_tokens, path) for name, content in named.items())
+
+
+def _source(value: Any, name: str, batch_tokens: int, path: Path) -> Source:
     from phigrow.checkpoints.hub import locate
 
-    where = f"source in {path}"
+    where = f"source {name} in {path}" if name else f"source in {path}"
     if isinstance(value, str):
         value = {"path": value}
     given = mapping(value, where)
@@ -153,45 +193,168 @@ def _source(value: Any, path: Path) -> Source:
         only(given, ("path", "tokens", "flops", "seconds"), where)
         folder = locate(beside(str(given["path"]), path))
         cost = {key: number(value, key, path) for key, value in given.items() if key != "path"}
-        return Source(config=load_config(folder), path=folder, cost=cost)
-    only(given, ("model", "steps", "seed", "train"), where)
+        return Source(config=load_config(folder), path=folder, cost=cost, name=name)
+    only(given, ("model", "steps", "seed", "seeds", "train"), where)
     for key in ("model", "steps"):
         if key not in given:
             raise GrowthError(f"the source has no {key!r}", where=where, fix="give a path, or a model and its steps")
+    if "seed" in given and "seeds" in given:
+        raise GrowthError("seed and seeds are both set", where=where, fix="remove one of them")
+    config = config_of(given["model"], path, "model")
     return Source(
-        config=config_of(given["model"], path, "model"),
-        steps=single(given["steps"], "steps", path, least=2),
-        seed=single(given.get("seed", 0), "seed", path, least=0),
-        train=run_keys(given.get("train"), Role.STUDY, f"train of source in {path}"),
+        config=config,
+        steps=_steps(given["steps"], "steps", config, batch_tokens, path),
+        seeds=whole(given.get("seeds", given.get("seed", 0)), "seeds", path, least=0),
+        train=run_keys(given.get("train"), Role.STUDY, f"train of {where}"),
+        name=name,
     )
 
 
-def _sweep(value: Any, seeds: tuple[int, ...], path: Path) -> Sweep:
+def _flat(value: Any, dst: Config, budgets: tuple[int, ...], batch_tokens: int, seq_len: int, path: Path) -> list[Arm]:
+    """Arms of the flat frontier: by default each spends, at its ends, the FLOPs of the destination at its own."""
+    arms = []
+    for name, content in mapping(value or {}, f"flat in {path}").items():
+        where = f"flat {name} in {path}"
+        given = mapping(content, where)
+        if "model" not in given:
+            given = {"model": given}
+        only(given, ("model", "budgets", "longer", "train"), where)
+        model = config_of(given["model"], path, "model")
+        share = count_cost(dst, seq_len).training_flops / count_cost(model, seq_len).training_flops
+        own = _rising(given["budgets"], "budgets", model, batch_tokens, path) if "budgets" in given else None
+        longer = _rising(given["longer"], "longer", model, batch_tokens, path) if "longer" in given else ()
+        arms.append(
+            Arm(
+                _folder_name(name, path), FLAT, model=model, longer=longer,
+                budgets=own or tuple(max(2, round(steps * share)) for steps in budgets),
+                train=run_keys(given.get("train"), Role.STUDY | Role.ARMS | Role.START, f"train of {where}"),
+            )
+        )  # fmt: skip
+    return arms
+
+
+def _text(value: Any, path: Path) -> Text:
+    """Parts of the text, each ``[first, last, of]``."""
+    names = ("source", "arms", "choose", "report")
+    where = f"text in {path}"
+    given = mapping(value, where)
+    only(given, names, where)
+    parts = {name: _part(given.get(name, [0, 1, 1]), f"{name} of {where}") for name in names}
+    return Text(**parts)
+
+
+def _part(value: Any, where: str) -> tuple[int, int, int]:
+    items = value if isinstance(value, list) else []
+    if len(items) != 3 or any(isinstance(item, bool) or not isinstance(item, int) for item in items):
+        raise GrowthError(f"{value!r} is no part of the text", where=where, fix="give three whole numbers, [0, 4, 10]")
+    first, last, of = items
+    if not 0 <= first < last <= of:
+        raise GrowthError(f"{value!r} is no part of the text", where=where, fix="give [first, last, of], rising")
+    return first, last, of
+
+
+def _sweep(value: Any, seeds: tuple[int, ...], dst: Config, batch_tokens: int, path: Path) -> Sweep:
     where = f"sweep in {path}"
     given = mapping(value, where)
-    only(given, ("lr", "steps", "seeds"), where)
+    only(given, ("lr", "steps", "seeds", "widen"), where)
     for key in ("lr", "steps"):
         if key not in given:
             raise GrowthError(f"the sweep has no {key!r}", where=where, fix="give lr: [...] and steps")
     rates = given["lr"] if isinstance(given["lr"], list) else [given["lr"]]
+    steps = _rising(given["steps"], "steps", dst, batch_tokens, path)
     return Sweep(
         lr=tuple(sorted({number(rate, "lr", path) for rate in rates})),
-        steps=single(given["steps"], "steps", path, least=2),
+        steps=steps,
         seeds=whole(given.get("seeds", [seeds[0]]), "seeds", path, least=0),
+        widen=single(given.get("widen", MOST_WIDENINGS if len(steps) > 1 else 0), "widen", path, least=0),
     )
+
+
+def _folder_name(name: str, path: Path) -> str:
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise GrowthError(
+            f"{name!r} is not a valid name",
+            where=f"{name} in {path}",
+            why="it names a folder",
+            fix="use letters, digits, -",
+        )
+    return name
+
+
+def _arms(
+    name: str, content: Any, sources: tuple[Source, ...], dst: Config, batch_tokens: int, path: Path
+) -> list[Arm]:
+    """Read one arm, once for each age of its source."""
+    where = f"arm {name} in {path}"
+    given = mapping(content or {}, where)
+    named = given.pop("source", None)
+    ages, constant, same_text = given.pop("ages", None), given.pop("constant", False), given.pop("same_text", False)
+    longer, at_ages = given.pop("longer", None), None
+    if isinstance(longer, dict) and "ages" in longer:
+        at_ages, longer = longer["ages"], {key: value for key, value in longer.items() if key != "ages"}
+    budgets = _rising(longer, "longer", dst, batch_tokens, path) if longer else ()
+    arm = replace(_arm(name, given, path), longer=budgets)
+    if not arm.has_source:
+        extra = {"source": named, "ages": ages or at_ages, "constant": constant, "same_text": same_text}
+        for key, value in extra.items():
+            if value:
+                raise GrowthError(f"{key} is set, and the arm starts from scratch", where=where, fix=f"remove {key}")
+        return [arm]
+    known = [source.name for source in sources]
+    if named is None and len(sources) > 1:
+        raise GrowthError("the arm names no source", where=where, fix=f"give source: one of {', '.join(known)}")
+    if named is not None and named not in known:
+        raise near(f"no source {named!r}", where, str(named), [name for name in known if name])
+    source = next(source for source in sources if named in (None, source.name))
+    arm = replace(arm, source=source.name, same_text=bool(same_text), constant=bool(constant))
+    if source.path is not None:
+        if ages or at_ages or constant or same_text:
+            raise GrowthError(
+                "ages, constant and same_text need a source that the study trains", where=where, fix="remove them"
+            )
+        return [arm]
+    parameters = count_cost(source.config).parameters
+    per_step = batch_tokens / parameters
+    steps = _ages(ages, source, batch_tokens, path) if ages else source.steps
+    longer_at = _ages(at_ages, source, batch_tokens, path) if at_ages else steps
+    for length in (*steps, *longer_at):
+        if length not in source.steps and not constant:
+            have = ", ".join(f"{own * per_step:.3g}" for own in source.steps)
+            raise GrowthError(
+                f"the source has no age of {length * per_step:.3g} tokens per parameter",
+                where=where, fix=f"give ages out of {have}, or add it to the source's steps",
+            )  # fmt: skip
+    return [
+        replace(
+            arm, source_steps=own, age=float(f"{own * per_step:.3g}"), several_ages=len(source.steps) > 1,
+            longer=arm.longer if own in longer_at else (),
+        )
+        for own in steps
+    ]  # fmt: skip
+
+
+def _ages(value: Any, source: Source, batch_tokens: int, path: Path) -> tuple[int, ...]:
+    """Steps of a source at ages given as tokens per parameter of its own."""
+    return _steps({PER_PARAMETER: value}, "ages", source.config, batch_tokens, path)
+
+
+def _in_order(arms: list[Arm], sources: tuple[Source, ...]) -> list[Arm]:
+    """Arms without a source first, then those of the first age of every source, and so on."""
+
+    def rank(arm: Arm) -> int:
+        if not arm.has_source:
+            return -1
+        steps = next(source.steps for source in sources if source.name == arm.source)
+        return steps.index(arm.source_steps) if arm.source_steps in steps else 0
+
+    return sorted(arms, key=rank)
 
 
 def _arm(name: str, content: Any, path: Path) -> Arm:
     from phigrow.growth.methods import all_methods, find_method
 
     where = f"arm {name} in {path}"
-    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise GrowthError(
-            f"{name!r} is not a valid name of an arm",
-            where=where,
-            why="an arm names a folder",
-            fix="use letters, digits, -",
-        )
+    _folder_name(name, path)
     given = mapping(content or {}, where)
     method = str(given.pop("method", name))
     mixture = bool(set(method) & set(",=:"))  # one method an axis: what it is made of is checked by its plan

@@ -6,86 +6,38 @@ of the folder's name: a changed study reuses every result that is still valid, a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
-from phigrow.study.settings import CONTINUED, SCRATCH, Arm, Study, Sweep
+from phigrow.study import progress
+from phigrow.study.job import Job, Kind
+from phigrow.study.rates import Rates, choose
+from phigrow.study.settings import CONTINUED, FLAT, Arm, Source, Study
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
 
-Kind = Literal["data", "source", "expand", "state", "sweep", "trunk", "end"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One piece of work with one result.
-
-    Attributes:
-        name: in words, unique in its study.
-        kind: ``expand`` makes the weights that an arm starts from, ``state`` the optimizer's state for them. ``trunk``
-            is the part of training that decayed ends share, ``end`` the rest of one budget.
-        key: hash of everything that the result depends on.
-        folder: of the result.
-        needs: names of the jobs before it.
-        keys: of the training run, without those that are known only when it starts.
-        arm, seed, budget: identify the run; ``budget`` is the steps of an end.
-        first, steps: the run trains from after step ``first`` up to ``steps``.
-        tokens, flops: cost of that training.
-        keeps: keep its last checkpoint, because states are grown from it.
-    """
-
-    name: str
-    kind: Kind
-    key: str
-    folder: Path
-    needs: tuple[str, ...] = ()
-    keys: dict[str, Any] = field(default_factory=dict)
-    arm: Arm | None = None
-    seed: int = 0
-    budget: int | None = None
-    first: int = 0
-    steps: int = 0
-    tokens: int = 0
-    flops: float = 0.0
-    keeps: bool = False
-
-    @property
-    def trains(self) -> bool:
-        """True for a training run."""
-        return self.kind not in ("data", "expand", "state")
-
 
 def jobs_of(study: Study) -> list[Job]:
-    """Return all jobs of a study in the order in which they run: each after those it needs, seed by seed.
+    """Return all jobs of a study in the order in which they run: each after those it needs.
+
+    See `StudyJobs.all`.
 
     >>> [job.name for job in jobs_of(study)][:2]  # doctest: +SKIP
     ['data', 'source']
     """
-    jobs = _Jobs(study)
-    arms, sweep = study.arms, study.sweep
-    all_jobs = [jobs.data()] if jobs.needs_data else []
-    if study.source.path is None and any(arm.method != SCRATCH for arm in arms):
-        all_jobs.append(jobs.source())
-    if sweep:
-        for arm in arms:
-            all_jobs += [job for seed in sweep.seeds for job in jobs.start(arm, seed)]
-            all_jobs += [jobs.sweep(arm, rate, seed, sweep) for rate in sweep.lr for seed in sweep.seeds]
-    for seed in study.seeds:
-        for arm in arms:
-            all_jobs += jobs.start(arm, seed)
-            if len(study.budgets) > 1:
-                all_jobs.append(jobs.trunk(arm, seed))
-            all_jobs += [jobs.end(arm, seed, budget) for budget in study.budgets]
-    return list({job.name: job for job in all_jobs}.values())  # a start of a sweep's seed is made once
+    return StudyJobs(study).all()
 
 
-class _Jobs:
-    """One method for each kind of job, and the keys and folders that they share."""
+class StudyJobs:
+    """Jobs of a study, one method for each kind, and the keys and folders that they share.
+
+    Where rates are chosen by halving, the jobs depend on results: `all` reads them anew.
+    """
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -93,73 +45,372 @@ class _Jobs:
         self.data_key = _hash(str(data) if isinstance(data, Path) else data)
         self.data_folder = data if isinstance(data, Path) else study.out / f"data-{self.data_key}"
         self.needs_data = () if isinstance(data, Path) else ("data",)
-        self.source_key, self.source_run = self._source_key()
-        self.source_folder = study.source.path or self.source_run / "export"
+        self._source_keys: dict[tuple[Any, ...], str] = {}
+        self._start_keys: dict[tuple[str, int | None, int], str] = {}
+        self._flops: dict[str, float] = {}
+        self._sources: dict[tuple[str, int], list[Job]] = {}
+        self._rates: dict[str, Rates] = {}
+        self._choices: dict[str, list[Job]] = {}
+
+    def all(self) -> list[Job]:
+        """Return all jobs in the order in which they run.
+
+        First the first seed of all arms, from the first source; then the others; then longer budgets. The learning rate
+        of an arm is chosen right before its first run.
+        """
+        study = self.study
+        self._rates, self._choices = {}, {}
+        jobs = [self.data()] if self.needs_data else []
+        if all(len(source.steps) == 1 and len(source.seeds) == 1 for source in study.sources):
+            jobs += [
+                job for arm in study.arms for seed in self._source_seeds(arm) for job in self._source_of(arm, seed)
+            ]
+        if study.sweep and not study.sweep.halves:  # all of them first, as short runs
+            for arm in study.arms:
+                jobs += self._choice(arm)
+        replicates = [
+            (arm, source_seed, seed)
+            for seed in study.seeds
+            for arm in study.arms
+            for source_seed in self._source_seeds(arm)
+        ]
+        firsts = [(arm, self._source_seeds(arm)[0], study.seeds[0]) for arm in study.arms]
+        for arm, source_seed, seed in [*firsts, *(each for each in replicates if each not in firsts)]:
+            if study.sweep and study.sweep.halves:
+                jobs += self._choice(arm)
+            jobs += self._runs(arm, source_seed, seed, study.budgets_of(arm))
+        for arm, source_seed, seed in replicates:
+            if arm.longer:
+                jobs += self._runs(arm, source_seed, seed, arm.longer, after=study.budgets_of(arm))
+        return list({job.name: job for job in jobs}.values())  # a start is made once for a sweep and a run of one seed
 
     def data(self) -> Job:
         """Pack the text into blocks."""
         return Job("data", "data", self.data_key, self.data_folder)
 
-    def source(self) -> Job:
-        """Train the small model."""
-        source = self.study.source
-        keys = self._source_train() | self._schedule(source.steps) | {"model": source.config, "arm": "source"}
-        return self._training(
-            "source", "source", self.source_key, self.source_run, self.needs_data, keys | {"seed": source.seed},
-            steps=source.steps, keeps=any(arm.state is not None for arm in self.study.arms),
-        )  # fmt: skip
+    def rates(self, arm: Arm) -> Rates:
+        """Return what is known of an arm's learning rate."""
+        if arm.label not in self._rates:
+            sweep = self.study.sweep
+            assert sweep is not None
 
-    def start(self, arm: Arm, seed: int) -> list[Job]:
-        """Make what an arm starts from: the expansion, and the grown state of the optimizer where it has one."""
-        if not arm.grows:
+            def loss_of(rate: float, length: int) -> float | None:
+                losses = []
+                for seed in sweep.seeds:
+                    job = self._sweep_end(arm, seed, rate, length)
+                    if (ended := progress.done(job)) is None:
+                        return None
+                    losses.append(float("inf") if ended["heldout_loss"] is None else ended["heldout_loss"])
+                return sum(losses) / len(losses)
+
+            self._rates[arm.label] = choose(sweep, loss_of)
+        return self._rates[arm.label]
+
+    # Sources
+
+    def _source_seeds(self, arm: Arm) -> tuple[int | None, ...]:
+        return self.study.source(arm.source).seeds if arm.has_source else (None,)
+
+    def _source_of(self, arm: Arm, seed: int | None) -> list[Job]:
+        """Train the source of an arm up to its age; none where it is a checkpoint."""
+        if not arm.has_source or seed is None or (source := self.study.source(arm.source)).path is not None:
             return []
-        return [self.expand(arm, seed), *([self.state(arm, seed)] if arm.state is not None else [])]
+        if (source.name, seed) not in self._sources:
+            self._sources[source.name, seed] = self._source_jobs(source, seed)
+        needed, chain = {self._source_name(source, seed, arm.source_steps, arm.constant)}, []
+        for job in reversed(self._sources[source.name, seed]):
+            if job.name in needed:
+                needed |= set(job.needs)
+                chain.append(job)
+        return chain[::-1]
 
-    def expand(self, arm: Arm, seed: int) -> Job:
-        """Expand the source."""
-        name = f"{arm.name}/seed{seed}/start"
-        return Job(
-            name, "expand", self._start_key(arm, seed), self._start(arm, seed), self._needs_of_expansion(arm),
-            arm=arm, seed=seed,
+    def _source_jobs(self, source: Source, seed: int) -> list[Job]:
+        name = self._source_title(source, seed)
+        keys = self._source_train(source) | {"model": source.config, "arm": "source", "seed": seed}
+        grown = [arm for arm in self.study.arms if arm.has_source and arm.source == source.name]
+        keeps = {arm.source_steps for arm in grown if arm.state is not None}
+        arm = Arm(f"source of {source.name}", CONTINUED, source=source.name)
+        jobs = [
+            self._training(
+                f"{name}/constant-{steps}", "source", self._source_key(source, seed, steps, constant=True),
+                self._source_folder(source, seed, steps, constant=True), self.needs_data,
+                keys | {"steps": steps, "schedule": "wsd", "decay": 0},
+                arm=arm, source_seed=seed, steps=steps, keeps=steps in keeps,
+            )
+            for steps in sorted({arm.source_steps for arm in grown if arm.constant})
+        ]  # fmt: skip
+        if len(source.steps) == 1:
+            (steps,) = source.steps
+            return jobs + [
+                self._training(
+                    name, "source", self._source_key(source, seed, steps), self._source_folder(source, seed, steps),
+                    self.needs_data, keys | self._schedule(steps),
+                    arm=arm, source_seed=seed, steps=steps, keeps=steps in keeps,
+                )
+            ]  # fmt: skip
+        folder = self._source_folder(source, seed, source.steps[0]).parent
+        last = 0
+        points: list[int] = []
+        for steps in sorted(source.steps):
+            point = self._branch_step(steps)
+            points = [*points, point]
+            trunk = f"{name}/trunk-{point}"
+            jobs.append(
+                self._training(
+                    trunk, "trunk", self._source_key(source, seed, None), folder / "trunk",
+                    (f"{name}/trunk-{last}",) if last else self.needs_data, keys | self._constant(name, points),
+                    arm=arm, source_seed=seed, first=last, steps=point,
+                )
+            )  # fmt: skip
+            jobs.append(
+                self._training(
+                    f"{name}/{steps}", "source", self._source_key(source, seed, steps),
+                    self._source_folder(source, seed, steps), (trunk,),
+                    keys | self._schedule(steps) | self._branch(name, folder / "trunk"),
+                    arm=arm, source_seed=seed, first=point, steps=steps, keeps=steps in keeps,
+                )
+            )  # fmt: skip
+            last = point
+        return jobs
+
+    def _source_title(self, source: Source, seed: int) -> str:
+        name = f"source-{source.name}" if source.name else "source"
+        return f"{name}/seed{seed}" if len(source.seeds) > 1 or len(source.steps) > 1 else name
+
+    def _source_name(self, source: Source, seed: int, steps: int, constant: bool) -> str:
+        name = self._source_title(source, seed)
+        if constant:
+            return f"{name}/constant-{steps}"
+        return name if len(source.steps) == 1 else f"{name}/{steps}"
+
+    def _source_folder(self, source: Source, seed: int | None, steps: int, constant: bool = False) -> Path:
+        """The folder of the run that trained a source; of a checkpoint, its own."""
+        if source.path is not None:
+            return source.path
+        assert seed is not None
+        out, key = self.study.out, self._source_key(source, seed, steps, constant)
+        if constant:
+            return out / "sources" / f"{source.name or 'source'}-seed{seed}-constant-{steps}-{key}"
+        if len(source.steps) == 1:
+            return out / (f"source-{source.name}-{key}" if source.name else f"source-{key}")
+        trunk = self._source_key(source, seed, None)
+        ends = out / "sources" / f"{source.name or 'source'}-seed{seed}-{trunk}"
+        return ends / f"{steps}-decay{self.study.decay_steps(steps)}"
+
+    def _source_key(self, source: Source, seed: int | None, steps: int | None, constant: bool = False) -> str:
+        if source.path is not None:
+            return _hash(str(source.path.resolve()))
+        which = (source.name, seed, steps, constant)
+        if which not in self._source_keys:
+            identity = [source.config, steps, seed, result_keys(self._source_train(source))]
+            decay = self.study.decay_steps(steps) if steps and not constant else 0
+            text = [self.study.text.source] if self.study.text else []
+            self._source_keys[which] = _hash([*identity, self.data_key, decay, *text])
+        return self._source_keys[which]
+
+    def _source_train(self, source: Source) -> dict[str, Any]:
+        study = self.study
+        given = study.train | source.train
+        if "lr" not in given and study.sweep:
+            given["lr"] = study.sweep.lr[len(study.sweep.lr) // 2]
+        return given | {"export": "export", "export_dtype": "fp32"}  # growth starts from the masters
+
+    def _source_parts(self) -> dict[str, Any]:
+        text = self.study.text
+        return {"data_part": list(text.source), "eval_part": list(text.report)} if text else {}
+
+    # What an arm starts from
+
+    def _starts(self, arm: Arm, source_seed: int | None, seed: int) -> list[Job]:
+        """Make what an arm starts from: the source, its expansion, and the grown state of the optimizer."""
+        jobs = self._source_of(arm, source_seed)
+        if not arm.grows:
+            return jobs
+        start, needs = self._source_folder_of(arm, source_seed), tuple(job.name for job in jobs if job.kind == "source")
+        prefix, key = self._prefix(arm, source_seed, seed), self._start_key(arm, source_seed, seed)
+        folder = self._start(arm, source_seed, seed)
+        shared = {"arm": arm, "source_seed": source_seed, "seed": seed, "start": start}
+        text = self.needs_data if arm.learn is not None else ()
+        jobs.append(Job(f"{prefix}/start", "expand", key, folder, (*text, *needs), **shared))  # type: ignore[arg-type]
+        if arm.state is not None:
+            state = self._state(arm, source_seed, seed)
+            made = (f"{prefix}/start", *text, *needs)
+            jobs.append(Job(f"{prefix}/state", "state", key, state, made, **shared))  # type: ignore[arg-type]
+        return jobs
+
+    def _source_folder_of(self, arm: Arm, source_seed: int | None) -> Path:
+        """The weights of the source of an arm."""
+        source = self.study.source(arm.source)
+        run = self._source_folder(source, source_seed, arm.source_steps, arm.constant)
+        return run if source.path is not None else run / "export"
+
+    def _start_key(self, arm: Arm, source_seed: int | None, seed: int) -> str:
+        """A hash of everything that the first weights depend on; of a growth the resolved plan, so that a changed
+        method is noticed."""
+        from phigrow.growth.planner import make_plan
+
+        study = self.study
+        if not arm.has_source:
+            return _hash(study.model_of(arm))
+        source = study.source(arm.source)
+        source_key = self._source_key(source, source_seed, arm.source_steps, arm.constant)
+        if arm.method == CONTINUED:
+            return source_key
+        identity = (arm.label, source_seed, seed)
+        if identity not in self._start_keys:
+            plan = make_plan(source.config, study.dst, arm.spec(seed))
+            learning = [arm.learn, self.data_key] if arm.learn is not None else []
+            self._start_keys[identity] = _hash([source_key, plan.hash, *learning])
+        return self._start_keys[identity]
+
+    def _start(self, arm: Arm, source_seed: int | None, seed: int) -> Path:
+        if not arm.grows:
+            return self._source_folder_of(arm, source_seed)
+        key = self._start_key(arm, source_seed, seed)
+        return self.study.out / "starts" / arm.label / f"{self._replicate(arm, source_seed, seed)}-{key}"
+
+    def _state(self, arm: Arm, source_seed: int | None, seed: int) -> Path:
+        start = self._start(arm, source_seed, seed)
+        return start.with_name(f"{start.name}-{arm.state}")
+
+    # Learning rates
+
+    def _choice(self, arm: Arm) -> list[Job]:
+        """Try learning rates: the runs that are known, and for each that is not one that stands for it."""
+        if arm.label not in self._choices:
+            self._choices[arm.label] = self._choice_jobs(arm)
+        return self._choices[arm.label]
+
+    def _choice_jobs(self, arm: Arm) -> list[Job]:
+        sweep = self.study.sweep
+        assert sweep is not None
+        jobs: list[Job] = []
+        rates = self.rates(arm)
+        source_seed = self._source_seeds(arm)[0]
+        for seed in sweep.seeds:
+            jobs += self._starts(arm, source_seed, seed)
+        for rate in sorted(rates.tried):
+            for seed in sweep.seeds:
+                for length in range(rates.tried[rate]):
+                    if sweep.halves:
+                        jobs.append(self._sweep_trunk(arm, seed, rate, length))
+                    jobs.append(self._sweep_end(arm, seed, rate, length))
+        known = tuple(job.name for job in jobs if job.kind == "sweep")
+        for length, count in enumerate(rates.undecided):
+            first = self._branch_step(self._lengths(arm)[length - 1]) if length else 0
+            for number in range(count * len(sweep.seeds)):
+                job = self._sweep_end(arm, sweep.seeds[0], sweep.lr[0], length)
+                flops = job.flops / job.tokens * self.study.batch_tokens if job.tokens else 0.0
+                steps = job.steps - first
+                jobs.append(
+                    replace(
+                        job, name=f"{arm.label}/sweep/{job.steps}/{number}", key="", needs=known, undecided=True,
+                        folder=self.study.out / "undecided", first=first, tokens=steps * self.study.batch_tokens,
+                        flops=steps * flops,
+                    )
+                )  # fmt: skip
+        return jobs
+
+    def _lengths(self, arm: Arm) -> tuple[int, ...]:
+        """Steps of the sweep's runs; a flat arm's are those that spend as many FLOPs."""
+        study = self.study
+        assert study.sweep is not None
+        if arm.method != FLAT:
+            return study.sweep.steps
+        share = study.budgets_of(arm)[-1] / study.budgets[-1]
+        return tuple(max(2, round(steps * share)) for steps in study.sweep.steps)
+
+    def _sweep_trunk(self, arm: Arm, seed: int, rate: float, length: int) -> Job:
+        sweep = self.study.sweep
+        assert sweep is not None
+        folder, name = self._sweep_folder(arm, seed, rate), f"{arm.label}/sweep/lr{rate:g}/seed{seed}"
+        points = [self._branch_step(steps) for steps in self._lengths(arm)[: length + 1]]
+        first, point = points[-2] if length else 0, points[-1]
+        source_seed = self._source_seeds(arm)[0]
+        return self._training(
+            f"{name}/trunk-{point}", "trunk", self._run_key(arm, source_seed, seed, rate), folder / "trunk",
+            (f"{name}/trunk-{first}",) if first else self._needs(arm, source_seed, seed),
+            self._sweep_keys(arm, seed, rate) | self._constant(name, points),
+            arm=arm, source_seed=source_seed, seed=seed, first=first, steps=point,
         )  # fmt: skip
 
-    def state(self, arm: Arm, seed: int) -> Job:
-        """Grow the state of the optimizer for an expansion."""
-        needs = (f"{arm.name}/seed{seed}/start", *self._needs_of_expansion(arm))
-        name = f"{arm.name}/seed{seed}/state"
-        return Job(name, "state", self._start_key(arm, seed), self._state(arm, seed), needs, arm=arm, seed=seed)
+    def _sweep_end(self, arm: Arm, seed: int, rate: float, length: int) -> Job:
+        """The decayed end of one rate at one of the sweep's lengths."""
+        sweep = self.study.sweep
+        assert sweep is not None
+        steps, source_seed = self._lengths(arm)[length], self._source_seeds(arm)[0]
+        name, keys = f"{arm.label}/sweep/lr{rate:g}/seed{seed}", self._sweep_keys(arm, seed, rate)
+        folder, needs, first = self._sweep_folder(arm, seed, rate, steps), self._needs(arm, source_seed, seed), 0
+        if sweep.halves:
+            trunk, first = folder / "trunk", self._branch_step(steps)
+            needs, folder = (f"{name}/trunk-{first}",), folder / f"{steps}-decay{steps - first}"
+            keys |= self._branch(name, trunk)
+            name = f"{name}/{steps}"
+        return self._training(
+            name, "sweep", self._run_key(arm, source_seed, seed, rate, steps), folder, needs,
+            keys | self._schedule(steps), arm=arm, source_seed=source_seed, seed=seed, first=first, steps=steps,
+        )  # fmt: skip
 
-    def sweep(self, arm: Arm, rate: float, seed: int, sweep: Sweep) -> Job:
-        """Try one learning rate."""
-        keys = self._keys(arm, seed) | self._schedule(sweep.steps)
-        keys |= {"lr": rate, "export": None, "nonfinite_limit": 0}  # a rate that diverges has lost; it does not fail
-        key = self._run_key(arm, seed, rate, sweep.steps)
-        folder = self.study.out / "sweep" / arm.name / f"lr{rate:g}-seed{seed}-{key}"
-        name = f"{arm.name}/sweep/lr{rate:g}/seed{seed}"
-        needs = self._needs(arm, seed)
-        return self._training(name, "sweep", key, folder, needs, keys, steps=sweep.steps, arm=arm, seed=seed)
+    def _sweep_folder(self, arm: Arm, seed: int, rate: float, steps: int | None = None) -> Path:
+        sweep = self.study.sweep
+        assert sweep is not None
+        key = self._run_key(arm, self._source_seeds(arm)[0], seed, rate, None if sweep.halves else steps)
+        return self.study.out / "sweep" / arm.label / f"lr{rate:g}-seed{seed}-{key}"
 
-    def trunk(self, arm: Arm, seed: int) -> Job:
+    def _sweep_keys(self, arm: Arm, seed: int, rate: float) -> dict[str, Any]:
+        keys = self._keys(arm, self._source_seeds(arm)[0], seed, choosing=True)
+        return keys | {"lr": rate, "export": None, "nonfinite_limit": 0}  # a rate that diverges has lost
+
+    # Runs
+
+    def _runs(
+        self, arm: Arm, source_seed: int | None, seed: int, budgets: tuple[int, ...], after: tuple[int, ...] = ()
+    ) -> list[Job]:
+        """All runs of one arm and seed: a trunk, and a decayed end for each budget; of a single budget one run.
+
+        Args:
+            arm, source_seed, seed: which.
+            budgets: whose ends to train.
+            after: shorter budgets that are trained before, off the same trunk.
+        """
+        jobs = self._starts(arm, source_seed, seed)
+        branches = len(self.study.budgets_of(arm)) + len(arm.longer) > 1
+        if branches:
+            jobs.append(self._trunk(arm, source_seed, seed, budgets, after))
+        return jobs + [self._end(arm, source_seed, seed, budget, branches, bool(after)) for budget in budgets]
+
+    def _trunk(
+        self, arm: Arm, source_seed: int | None, seed: int, budgets: tuple[int, ...], after: tuple[int, ...]
+    ) -> Job:
         """Train at a constant rate up to where the last budget begins to decay."""
-        points = [self._branch_step(budget) for budget in self.study.budgets]
-        constant = {"steps": points[-1], "schedule": "wsd", "decay": 0, "save_at": points, "export": None}
+        points = [self._branch_step(budget) for budget in (*after, *budgets)]
+        first = self._branch_step(after[-1]) if after else 0
+        name = self._prefix(arm, source_seed, seed)
         return self._training(
-            self._trunk_name(arm, seed), "trunk", self._run_key(arm, seed, self._rate()),
-            self._runs(arm, seed) / "trunk", self._needs_of_runs(arm, seed),
-            self._keys(arm, seed) | self._shared(arm, seed) | constant, steps=points[-1], arm=arm, seed=seed,
+            f"{name}/trunk-longer" if after else f"{name}/trunk", "trunk",
+            self._run_key(arm, source_seed, seed, self._rate(arm)), self._run_folder(arm, source_seed, seed) / "trunk",
+            (f"{name}/trunk",) if after else self._needs_of_runs(arm, source_seed, seed),
+            self._keys(arm, source_seed, seed) | self._shared(arm, source_seed, seed)
+            | {"steps": points[-1], "schedule": "wsd", "decay": 0, "save_at": points, "export": None},
+            arm=arm, source_seed=source_seed, seed=seed, first=first, steps=points[-1],
         )  # fmt: skip
 
-    def end(self, arm: Arm, seed: int, budget: int) -> Job:
+    def _end(
+        self, arm: Arm, source_seed: int | None, seed: int, budget: int, branches: bool, longer: bool = False
+    ) -> Job:
         """Train to the end of one budget, off the trunk where there are several budgets."""
-        runs, schedule = self._runs(arm, seed), self._schedule(budget)
-        branches = len(self.study.budgets) > 1
+        runs, schedule = self._run_folder(arm, source_seed, seed), self._schedule(budget)
         branch = {"branch_from": str(runs / "trunk")} if branches else {}
+        name = self._prefix(arm, source_seed, seed)
         return self._training(
-            f"{arm.name}/seed{seed}/{budget}", "end", self._run_key(arm, seed, self._rate(), budget),
+            f"{name}/{budget}", "end", self._run_key(arm, source_seed, seed, self._rate(arm), budget),
             runs / f"{budget}-decay{schedule['decay']}",
-            (self._trunk_name(arm, seed),) if branches else self._needs_of_runs(arm, seed),
-            self._keys(arm, seed) | self._shared(arm, seed) | schedule | branch,
-            first=self._branch_step(budget) if branches else 0, steps=budget, arm=arm, seed=seed, budget=budget,
+            (f"{name}/trunk-longer" if longer else f"{name}/trunk",)
+            if branches
+            else self._needs_of_runs(arm, source_seed, seed),
+            self._keys(arm, source_seed, seed) | self._shared(arm, source_seed, seed) | schedule | branch,
+            arm=arm, source_seed=source_seed, seed=seed, budget=budget,
+            first=self._branch_step(budget) if branches else 0, steps=budget,
         )  # fmt: skip
 
     def _training(
@@ -171,109 +422,120 @@ class _Jobs:
         needs: tuple[str, ...],
         keys: dict[str, Any],
         *,
+        arm: Arm,
         first: int = 0,
         steps: int,
         **which: Any,
     ) -> Job:
         """A job that trains, with its tokens and FLOPs."""
         study = self.study
-        arm: Arm | None = which.get("arm")
-        model: Config = study.source.config if arm is None or arm.method == CONTINUED else study.dst
         tokens = (steps - first) * study.batch_tokens
-        flops = tokens * count_cost(model, study.seq_len).training_flops
-        keys = keys | {"data": str(self.data_folder), "out": str(folder)}
-        return Job(name, kind, key, folder, needs, keys, first=first, steps=steps, tokens=tokens, flops=flops, **which)
+        if arm.label not in self._flops:
+            self._flops[arm.label] = count_cost(study.model_of(arm), study.seq_len).training_flops
+        flops = tokens * self._flops[arm.label]
+        is_source = arm not in study.arms
+        start = self._source_folder_of(arm, which.get("source_seed")) if arm.has_source and not is_source else None
+        keys = keys | (self._source_parts() if is_source else {}) | {"data": str(self.data_folder), "out": str(folder)}
+        return Job(
+            name, kind, key, folder, needs, keys,
+            arm=None if is_source else arm, first=first, steps=steps, tokens=tokens, flops=flops, start=start, **which,
+        )  # fmt: skip
 
-    def _source_key(self) -> tuple[str, Path]:
-        source = self.study.source
-        if source.path is not None:
-            return _hash(str(source.path.resolve())), source.path
-        identity = [source.config, source.steps, source.seed, result_keys(self._source_train())]
-        key = _hash([*identity, self.data_key, self.study.decay_steps(source.steps)])
-        return key, self.study.out / f"source-{key}"
-
-    def _source_train(self) -> dict[str, Any]:
-        study = self.study
-        given = study.train | study.source.train
-        if "lr" not in given and study.sweep:
-            given["lr"] = study.sweep.lr[len(study.sweep.lr) // 2]
-        return given | {"export": "export", "export_dtype": "fp32"}  # growth starts from the masters
-
-    def _start_key(self, arm: Arm, seed: int) -> str:
-        """A hash of everything that the first weights depend on; of a growth the resolved plan, so that a changed
-        method is noticed."""
-        from phigrow.growth.planner import make_plan
-
-        study = self.study
-        if arm.method == SCRATCH:
-            return _hash(study.dst)
-        if arm.method == CONTINUED:
-            return self.source_key
-        plan_hash = make_plan(study.source.config, study.dst, arm.spec(seed)).hash
-        learning = [arm.learn, self.data_key] if arm.learn is not None else []
-        return _hash([self.source_key, plan_hash, *learning])
-
-    def _run_key(self, arm: Arm, seed: int, rate: Any, steps: int | None = None) -> str:
+    def _run_key(self, arm: Arm, source_seed: int | None, seed: int, rate: Any, steps: int | None = None) -> str:
         decay = steps and self.study.decay_steps(steps)
         train = result_keys(self.study.train | arm.train)
         state = [arm.state] if arm.state is not None else []
-        return _hash([self.data_key, self._start_key(arm, seed), train, seed, rate, steps, decay, *state])
+        text = self._parts(arm)
+        start = self._start_key(arm, source_seed, seed)
+        return _hash([self.data_key, start, train, seed, rate, steps, decay, *state, *([text] if text else [])])
 
-    def _start(self, arm: Arm, seed: int) -> Path:
-        if not arm.grows:
-            return self.source_folder
-        return self.study.out / "starts" / arm.name / f"seed{seed}-{self._start_key(arm, seed)}"
+    def _run_folder(self, arm: Arm, source_seed: int | None, seed: int) -> Path:
+        key = self._run_key(arm, source_seed, seed, self._rate(arm))
+        return self.study.out / "runs" / arm.label / f"{self._replicate(arm, source_seed, seed)}-{key}"
 
-    def _state(self, arm: Arm, seed: int) -> Path:
-        return self._start(arm, seed).with_name(f"{self._start(arm, seed).name}-{arm.state}")
+    def _replicate(self, arm: Arm, source_seed: int | None, seed: int) -> str:
+        several = arm.has_source and len(self.study.source(arm.source).seeds) > 1
+        return f"source{source_seed}-seed{seed}" if several else f"seed{seed}"
 
-    def _runs(self, arm: Arm, seed: int) -> Path:
-        return self.study.out / "runs" / arm.name / f"seed{seed}-{self._run_key(arm, seed, self._rate())}"
-
-    def _trunk_name(self, arm: Arm, seed: int) -> str:
-        return f"{arm.name}/seed{seed}/trunk"
+    def _prefix(self, arm: Arm, source_seed: int | None, seed: int) -> str:
+        return f"{arm.label}/{self._replicate(arm, source_seed, seed)}"
 
     def _branch_step(self, budget: int) -> int:
         return budget - self.study.decay_steps(budget)
 
-    def _rate(self) -> Any:
-        """The learning rate of the runs, or the sweep that chooses it."""
-        return self.study.sweep.record() if self.study.sweep else self.study.train.get("lr")
+    def _rate(self, arm: Arm) -> Any:
+        """What identifies the learning rate of the runs: the rate, or the sweep of fixed length that chooses it."""
+        if self.study.sweep is None:
+            return self.study.train.get("lr")
+        return self.rates(arm).best if self.study.sweep.halves else self.study.sweep.record()
 
     def _schedule(self, steps: int) -> dict[str, Any]:
         return {"steps": steps, "schedule": "wsd", "decay": self.study.decay_steps(steps)}
 
-    def _keys(self, arm: Arm, seed: int) -> dict[str, Any]:
+    def _constant(self, trunk: str, points: list[int]) -> dict[str, Any]:
+        """Keys of a trunk that is trained piece by piece, up to the last of the points where ends branch off."""
+        keys = {"steps": points[-1], "schedule": "wsd", "decay": 0, "save_at": points, "export": None}
+        return keys | {"trunk": trunk.replace("/", "-")}
+
+    def _branch(self, trunk: str, folder: Path) -> dict[str, Any]:
+        """Keys of an end that branches off such a trunk."""
+        return {"trunk": trunk.replace("/", "-"), "branch_from": str(folder)}
+
+    def _parts(self, arm: Arm, *, choosing: bool = False) -> dict[str, Any]:
+        """Which blocks an arm reads and is evaluated on."""
+        if (text := self.study.text) is None:
+            return {}
+        return {
+            "data_part": list(text.source if arm.same_text else text.arms),
+            "eval_part": list(text.choose if choosing else text.report),
+        }
+
+    def _keys(self, arm: Arm, source_seed: int | None, seed: int, *, choosing: bool = False) -> dict[str, Any]:
         study = self.study
-        keys = study.train | arm.train | {"arm": arm.name, "seed": seed}
-        if arm.method == SCRATCH:
-            return keys | {"model": study.dst}
-        cost = {f"source_{unit}": spent for unit, spent in study.source.cost.items()}
+        keys = study.train | arm.train | {"arm": arm.name, "seed": seed} | self._parts(arm, choosing=choosing)
+        if facts := self._facts(arm, source_seed):
+            keys["study"] = facts
+        if not arm.has_source:
+            return keys | {"model": study.model_of(arm)}
+        cost = {f"source_{unit}": spent for unit, spent in study.source(arm.source).cost.items()}
         # Every arm reads the same text at the same step, whatever state it starts with.
-        state = {"init_optimizer": str(self._state(arm, seed)), "data_start": 0} if arm.state is not None else {}
-        return keys | {"init": str(self._start(arm, seed))} | cost | state
+        state = (
+            {"init_optimizer": str(self._state(arm, source_seed, seed)), "data_start": 0}
+            if arm.state is not None
+            else {}
+        )
+        return keys | {"init": str(self._start(arm, source_seed, seed))} | cost | state
 
-    def _shared(self, arm: Arm, seed: int) -> dict[str, Any]:
+    def _facts(self, arm: Arm, source_seed: int | None) -> dict[str, Any]:
+        """What the records of a run say about its place in the study."""
+        facts: dict[str, Any] = {}
+        if arm.method == FLAT:
+            facts["flat"] = True
+        if arm.has_source and self.study.source(arm.source).path is None:
+            facts |= {"source_seed": source_seed, "source_age": arm.age}
+            facts |= {"source": arm.source} if arm.source else {}
+            facts |= {"source_constant": True} if arm.constant else {}
+            facts |= {"same_text": True} if arm.same_text else {}
+        return facts
+
+    def _shared(self, arm: Arm, source_seed: int | None, seed: int) -> dict[str, Any]:
         """Keys that a trunk and its branches share."""
-        sweep = self.study.sweep
-        return {"trunk": f"{arm.name}-seed{seed}"} | ({"lr_chosen_by": sweep.record()} if sweep else {})
+        shared: dict[str, Any] = {"trunk": self._prefix(arm, source_seed, seed).replace("/", "-")}
+        if self.study.sweep:
+            rates = self.rates(arm)
+            shared["lr_chosen_by"] = rates.record(self.study.sweep)
+            if rates.best is not None:
+                shared["lr"] = rates.best
+        return shared
 
-    def _needs_of_expansion(self, arm: Arm) -> tuple[str, ...]:
-        needs = ("source",) if self.study.source.path is None else ()
-        return (*self.needs_data, *needs) if arm.learn is not None else needs
+    def _needs(self, arm: Arm, source_seed: int | None, seed: int) -> tuple[str, ...]:
+        starts = self._starts(arm, source_seed, seed)
+        wanted = ("expand", "state") if arm.grows else ("source",)
+        return (*self.needs_data, *(job.name for job in starts if job.kind in wanted))
 
-    def _needs(self, arm: Arm, seed: int) -> tuple[str, ...]:
-        if arm.grows:
-            state = (f"{arm.name}/seed{seed}/state",) if arm.state is not None else ()
-            return (*self.needs_data, f"{arm.name}/seed{seed}/start", *state)
-        if arm.method == CONTINUED and self.study.source.path is None:
-            return (*self.needs_data, "source")
-        return self.needs_data
-
-    def _needs_of_runs(self, arm: Arm, seed: int) -> tuple[str, ...]:
-        sweep = self.study.sweep
-        tried = [f"{arm.name}/sweep/lr{lr:g}/seed{s}" for lr in sweep.lr for s in sweep.seeds] if sweep else []
-        return (*self._needs(arm, seed), *tried)
+    def _needs_of_runs(self, arm: Arm, source_seed: int | None, seed: int) -> tuple[str, ...]:
+        tried = [job.name for job in self._choice(arm) if job.kind == "sweep"] if self.study.sweep else []
+        return (*self._needs(arm, source_seed, seed), *tried)
 
 
 def result_keys(train: dict[str, Any]) -> dict[str, Any]:
@@ -282,8 +544,12 @@ def result_keys(train: dict[str, Any]) -> dict[str, Any]:
     >>> result_keys({"warmup": 20, "threads": 2, "decay": None})
     {'warmup': 20}
     """
-    operational = RunConfig.keys_with(Role.OPERATIONAL)
-    return {key: value for key, value in train.items() if key not in operational and value is not None}
+    return {key: value for key, value in train.items() if key not in _operational() and value is not None}
+
+
+@functools.cache  # asked for once for each job
+def _operational() -> frozenset[str]:
+    return frozenset(RunConfig.keys_with(Role.OPERATIONAL))
 
 
 def _hash(content: Any) -> str:

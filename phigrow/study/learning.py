@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from phigrow.errors import GrowthError
-from phigrow.study.jobs import Job
+from phigrow.study.job import Job
 from phigrow.study.launch import end_with_parent, environment, last_words
 from phigrow.study.settings import Study
 

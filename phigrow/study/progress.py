@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from typing import Any
 
 from phigrow.files.atomic import atomic_json
 from phigrow.records.readers.phigrow import last_record, written_so_far
-from phigrow.study.jobs import Job
-from phigrow.study.settings import Arm, Study
+from phigrow.study.job import Job
+from phigrow.study.settings import Study
 
 DONE = "done.json"
 """In the folder of a training run that has ended: its key, cost and last losses."""
@@ -24,16 +24,24 @@ START = 6.0
 
 def done(job: Job) -> dict[str, Any] | None:
     """Return the content that a finished job left, or None while it is not finished."""
+    if job.undecided:
+        return None
     if not job.trains:
         return {} if job.folder.is_dir() else None
     if job.keeps and not saved_steps(job.folder):
         return None
+    path = job.folder / DONE
     try:
-        ended = json.loads((job.folder / DONE).read_text(encoding="utf-8"))
+        ended = _content(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return None
     longer = ended["step"] < job.steps  # a trunk, for a budget that the study did not have
     return None if longer or ended["key"] != job.key else dict(ended)
+
+
+@functools.lru_cache(maxsize=1 << 14)  # a study asks for each of its jobs several times a second
+def _content(path: Path, modified: int) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -81,18 +89,6 @@ def saved_steps(folder: Path) -> list[int]:
     from phigrow.checkpoints.run_checkpoints import marked_checkpoints
 
     return [ended.progress.step for ended in marked_checkpoints(folder)[0]]
-
-
-def chosen_rates(study: Study, jobs: list[Job], arm: Arm) -> dict[float, float] | None:
-    """Held-out loss of every rate that an arm tried, the mean over the sweep's seeds; None while one is missing."""
-    losses: dict[float, list[float]] = {}
-    for job in jobs:
-        if job.kind == "sweep" and job.arm == arm:
-            if (ended := done(job)) is None:
-                return None
-            loss = ended["heldout_loss"]
-            losses.setdefault(job.keys["lr"], []).append(math.inf if loss is None or math.isnan(loss) else loss)
-    return {rate: sum(ended) / len(ended) for rate, ended in losses.items()} or None
 
 
 def throughput(jobs: list[Job], flops_per_second: float | None) -> Throughput | None:

@@ -9,7 +9,8 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.study import progress
-from phigrow.study.jobs import Job
+from phigrow.study.job import Job
+from phigrow.study.jobs import StudyJobs
 from phigrow.study.settings import Study
 
 
@@ -52,18 +53,20 @@ def sweep_results(study: Study, jobs: list[Job]) -> dict[str, Any] | None:
     if study.sweep is None:
         return None
     arms: dict[str, Any] = {}
+    all_jobs = StudyJobs(study)
     for arm in study.arms:
-        if (rates := progress.chosen_rates(study, jobs, arm)) is None:
+        rates = all_jobs.rates(arm)
+        if rates.best is None:
             continue
-        best = min(rates, key=lambda rate: rates[rate])
-        spent = [job for job in jobs if job.kind == "sweep" and job.arm == arm]
-        arms[arm.name] = {
-            "lr": best,
-            "heldout_loss": {f"{rate:g}": loss for rate, loss in rates.items()},
-            "at_edge": len(rates) > 1 and best in (min(rates), max(rates)),
+        spent = [job for job in jobs if job.arm == arm and "/sweep/" in job.name and not job.undecided]
+        record = rates.record(study.sweep)
+        arms[arm.label] = {
+            "lr": rates.best,
+            "heldout_loss": {f"{rate:g}": losses[-1] for rate, losses in sorted(rates.losses.items())},
+            "at_edge": rates.edge is not None,
             "tokens": sum(job.tokens for job in spent),
             "flops": sum(job.flops for job in spent),
-        }
+        } | ({"lengths": record["losses"]} if study.sweep.halves else {})
     return {**study.sweep.record(), "arms": arms}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -17,7 +16,8 @@ from phigrow.files.lock import locked
 from phigrow.files.output import make_folder, writing
 from phigrow.records.readers.phigrow import last_record
 from phigrow.study import progress
-from phigrow.study.jobs import Job, jobs_of
+from phigrow.study.job import Job
+from phigrow.study.jobs import StudyJobs
 from phigrow.study.launch import Ranks, still_running
 from phigrow.study.learning import learned_maps
 from phigrow.study.results import write_results
@@ -60,28 +60,45 @@ def run_study(
     Raises:
         GrowthError: an unknown arm or seed; another command runs this study.
     """
-    everything = jobs_of(study)
-    jobs = chosen(study, everything, only, seeds)
+    work = _Work(study, only, seeds)
     with alone(study.out):
         outcome = Outcome()
-        with Display(study, everything, jobs, say) as display, Crew(study, jobs, display.tell) as crew:
-            _run_all(jobs, crew, display, outcome)
+        with (
+            Display(study, work.everything, work.jobs, say) as display,
+            Crew(study, work.jobs, display.tell) as crew,
+        ):
+            _run_all(work, crew, display, outcome)
         try:
-            outcome.report = write_results(study, everything, say)
+            outcome.report = write_results(study, work.everything, say)
         except GrowthError as error:
             outcome.why_no_report = str(error)
     return outcome
 
 
-def _run_all(jobs: list[Job], crew: Crew, display: Display, outcome: Outcome) -> None:
-    waiting = [job for job in jobs if wanted(job, jobs)]
+class _Work:
+    """Jobs of a study, all of them and those that were asked for; both follow from the rates that were tried so far."""
+
+    def __init__(self, study: Study, only: Collection[str], seeds: Collection[int]) -> None:
+        self.study, self.only, self.seeds = study, only, seeds
+        self._source = StudyJobs(study)
+        self.update()
+
+    def update(self) -> None:
+        """Read anew which rates were tried."""
+        self.everything = self._source.all()
+        self.jobs = chosen(self.study, self.everything, self.only, self.seeds)
+
+
+def _run_all(work: _Work, crew: Crew, display: Display, outcome: Outcome) -> None:
+    waiting = wanted(work.jobs)
     running: dict[str, Job] = {}
     while waiting or running:
+        ahead = {*running, *(job.name for job in waiting)}
         for job in list(waiting):
             if any(name in outcome.failed or name in outcome.blocked for name in job.needs):
                 outcome.blocked.append(job.name)
                 waiting.remove(job)
-            elif crew.has_place(job) and not {*running, *(other.name for other in waiting)} & {*job.needs}:
+            elif not job.undecided and crew.has_place(job) and not ahead.intersection(job.needs):
                 display.start(job)
                 waiting.remove(job)
                 running[job.name] = job
@@ -93,9 +110,15 @@ def _run_all(jobs: list[Job], crew: Crew, display: Display, outcome: Outcome) ->
             if error is not None:
                 outcome.failed[job.name] = error
                 display.fail(job, error)
-            else:
-                display.finish(job)
-                prune_trunk(jobs, job)
+                continue
+            display.finish(job)
+            prune_trunk(work.jobs, job)
+            if job.kind == "sweep":
+                work.update()
+                display.update(work.everything, work.jobs)
+                crew.jobs = work.jobs
+                known = {*running, *outcome.failed, *outcome.blocked}
+                waiting = [job for job in wanted(work.jobs) if job.name not in known]
 
 
 @dataclass
@@ -208,11 +231,15 @@ def chosen(study: Study, jobs: list[Job], only: Collection[str], seeds: Collecti
     return [job for job in jobs if job.name in ends]
 
 
-def wanted(job: Job, jobs: list[Job]) -> bool:
-    """Return True for a missing job that is an end, or that another missing job needs."""
-    if progress.done(job) is not None:
-        return False
-    return job.kind == "end" or any(job.name in other.needs and wanted(other, jobs) for other in jobs)
+def wanted(jobs: list[Job]) -> list[Job]:
+    """Return the missing jobs that are an end, or that another missing job needs, in their order."""
+    needed: set[str] = set()
+    missing = []
+    for job in reversed(jobs):  # each comes after those it needs
+        if (job.kind == "end" or job.name in needed) and progress.done(job) is None:
+            needed.update(job.needs)
+            missing.append(job)
+    return missing[::-1]
 
 
 def _make(study: Study, jobs: list[Job], job: Job) -> None:
@@ -227,7 +254,8 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
     from phigrow.growth.growth_spec import GrowthSpec
 
     assert job.arm is not None
-    source = study.source.path or next(other for other in jobs if other.kind == "source").folder / "export"
+    assert job.start is not None
+    source = job.start
     if job.kind == "state":
         from phigrow.expansion.grow_optimizer import grow_optimizer
 
@@ -255,10 +283,18 @@ def _finish(job: Job, place: _Place) -> None:
 def final_keys(study: Study, jobs: list[Job], job: Job) -> dict[str, Any]:
     """Return the keys of a training run, with those that are known only when it starts."""
     keys = dict(job.keys, universal=True)
-    if study.sweep and job.kind in ("trunk", "end") and job.arm is not None:
-        rates = progress.chosen_rates(study, jobs, job.arm)
-        assert rates is not None, "its sweep comes before it"
-        keys["lr"] = best_rate(rates, job.arm.name)
+    if study.sweep and job.kind in ("trunk", "end") and job.arm is not None and "lr" not in keys:
+        raise GrowthError(
+            f"every learning rate of the sweep diverged for {job.arm.label}",
+            where=f"sweep of study {study.name}",
+            fix="add smaller rates to lr",
+        )
+    facts = dict(keys.get("study", {}), side_by_side=study.layout().workers)
+    for other in jobs:
+        if other.kind == "source" and job.start == other.folder / "export" and (ended := progress.done(other)):
+            facts["source_loss"] = ended["heldout_loss"]
+    keys["study"] = facts
+    keys["study"] = facts
     if "branch_from" in keys and job.first not in progress.saved_steps(Path(keys["branch_from"])):
         # A trunk that was longer before this budget was asked for. Alone the run has the same losses, at more cost.
         del keys["branch_from"]
@@ -270,17 +306,6 @@ def _former_seconds(job: Job, keys: dict[str, Any]) -> float:
     if (last := last_record(job.folder, "step")) is None and "branch_from" in keys:
         last = last_record(Path(keys["branch_from"]), "step", at_most=job.first)
     return float(last["seconds"]) if last else 0.0
-
-
-def best_rate(rates: dict[float, float], arm: str) -> float:
-    """The learning rate with the lowest held-out loss.
-
-    Raises:
-        GrowthError: all of them diverged.
-    """
-    if not any(map(math.isfinite, rates.values())):
-        raise GrowthError(f"every learning rate of the sweep diverged for {arm}", fix="add smaller rates to the sweep")
-    return min(rates, key=lambda rate: rates[rate])
 
 
 def prune_trunk(jobs: list[Job], job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Settings of a study: data, a source, a destination, arms, seeds, budgets, and keys of every training run."""
+"""Settings of a study: data, sources, a destination, arms, seeds, budgets, and keys of every training run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,32 @@ from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.models.config import Config
 from phigrow.study.launch import Layout, layout
 
-SCRATCH, CONTINUED = "scratch", "continued"
+SCRATCH, CONTINUED, FLAT = "scratch", "continued", "flat"
+
+Part = tuple[int, int, int]
+"""``(first, last, of)``: blocks whose number modulo ``of`` is from ``first`` to ``last - 1``."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to start.
+    """One way to start, from one source at one age.
 
     Attributes:
         name: in records, tables and folders.
-        method: a width method, ``scratch``, or ``continued``: the source itself, trained on without growing.
+        method: a width method, ``scratch``, ``flat``, or ``continued``: the source itself, trained on without growing.
         growth: options of `phigrow.expand`, such as depth, noise, scale.
         train: keys of the training run that this arm has for itself.
         learn: keys of `phigrow.ligo.train.learn_growth`, such as steps, where the maps of its method are learned first.
         state: how the source's optimizer state is grown, of `phigrow.growth.moments.STATES`; None: AdamW starts afresh.
+        source: name of the source that it starts from.
+        source_steps: steps that the source has trained for; 0 where the source is a checkpoint, or there is none.
+        age: tokens that the source has read, divided by the number of its parameters; None where it is not known.
+        several_ages: the study has this arm at more than one age.
+        constant: the source's learning rate has not decayed.
+        same_text: the arm reads the blocks that its source read.
+        model: configuration of a flat arm.
+        budgets: of a flat arm, which may differ from the study's.
+        longer: further budgets, trained after everything else.
     """
 
     name: str
@@ -32,11 +44,30 @@ class Arm:
     train: dict[str, Any] = field(default_factory=dict)
     state: str | None = None
     learn: dict[str, Any] | None = None
+    source: str = ""
+    source_steps: int = 0
+    age: float | None = None
+    several_ages: bool = False
+    constant: bool = False
+    same_text: bool = False
+    model: Config | None = None
+    budgets: tuple[int, ...] = ()
+    longer: tuple[int, ...] = ()
 
     @property
     def grows(self) -> bool:
         """True if the arm starts from an expansion of the source."""
-        return self.method not in (SCRATCH, CONTINUED)
+        return self.method not in (SCRATCH, CONTINUED, FLAT)
+
+    @property
+    def has_source(self) -> bool:
+        """True if the arm starts from the source's weights, grown or as they are."""
+        return self.method not in (SCRATCH, FLAT)
+
+    @property
+    def label(self) -> str:
+        """The name, with the age of its source where the study has several: ``wr@20``."""
+        return f"{self.name}@{float(f'{self.age:.2g}'):g}" if self.several_ages and self.age is not None else self.name
 
     def spec(self, seed: int) -> GrowthSpec:
         """Everything that the arm chooses about its growth."""
@@ -45,31 +76,62 @@ class Arm:
 
 @dataclass(frozen=True)
 class Source:
-    """The small model: a checkpoint that there is (``path``), or a model to train for ``steps`` first.
+    """A small model: a checkpoint that there is (``path``), or a model to train first.
 
-    ``cost`` has tokens, flops and seconds of its training where the checkpoint does not say them itself; ``train`` the
-    keys in which its training differs from that of the arms.
+    Attributes:
+        config: of the model.
+        path: of the checkpoint.
+        steps: lengths of its training: arms grow from it at each of these ages, in this order.
+        seeds: of its training; every arm grows from the source of each seed.
+        train: keys in which its training differs from that of the arms.
+        cost: tokens, flops and seconds of its training, where a checkpoint does not record them.
+        name: of one of several sources.
     """
 
     config: Config
     path: Path | None = None
-    steps: int = 0
-    seed: int = 0
+    steps: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0,)
     train: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Parts of the text: training blocks of sources and of arms, held-out blocks for choosing rates and for figures."""
+
+    source: Part
+    arms: Part
+    choose: Part
+    report: Part
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Learning rates that every arm tries, for how many steps, with which seeds."""
+    """Learning rates that every arm tries.
+
+    Attributes:
+        lr: the grid, rising.
+        steps: one length, or several: at each but the last the better half of the rates goes on ("successive halving").
+        seeds: of the runs.
+        widen: how often an arm whose best rate is the smallest or largest tries one more beyond it.
+    """
 
     lr: tuple[float, ...]
-    steps: int
+    steps: tuple[int, ...]
     seeds: tuple[int, ...]
+    widen: int = 0
+
+    @property
+    def halves(self) -> bool:
+        """True where rates are dropped on the way or added: which runs there are then depends on results."""
+        return len(self.steps) > 1 or self.widen > 0
 
     def record(self) -> dict[str, Any]:
         """Return the entry for the records of runs whose learning rate the sweep chose."""
-        return {"lr": list(self.lr), "steps": self.steps, "seeds": list(self.seeds)}
+        steps = list(self.steps) if self.halves else self.steps[0]
+        return {"lr": list(self.lr), "steps": steps, "seeds": list(self.seeds)}
 
 
 @dataclass(frozen=True)
@@ -82,7 +144,7 @@ class Study:
         data: a folder of packed blocks, or the arguments of `phigrow.corpus.prepare`.
         seq_len: tokens a block.
         vocab_size: of the data, where it is known before it is made.
-        source: the small model.
+        sources: the small models; arms name theirs where there are several.
         dst: configuration of the large one.
         arms: in the order in which they run.
         baseline: the arm that sets the target.
@@ -91,6 +153,7 @@ class Study:
         decay: the last part of every budget, as a fraction, over which the learning rate falls.
         train: keys of every training run.
         sweep: how each arm's learning rate is chosen; None: ``train`` has it.
+        text: which blocks sources and arms read, and are evaluated on; None: all of them.
         workers: runs trained side by side; None: chosen for the machine.
         ranks: DeepSpeed ranks of each; None: chosen for the machine.
         flops_per_second: of one run on the machine that it was written for, for estimates of time before any run.
@@ -100,7 +163,7 @@ class Study:
     out: Path
     data: Path | dict[str, Any]
     seq_len: int
-    source: Source
+    sources: tuple[Source, ...]
     dst: Config
     arms: tuple[Arm, ...]
     baseline: str
@@ -109,9 +172,24 @@ class Study:
     decay: float
     train: dict[str, Any]
     sweep: Sweep | None = None
+    text: Text | None = None
     workers: int | None = None
     ranks: int | None = None
     flops_per_second: float | None = None
+
+    def source(self, name: str = "") -> Source:
+        """The source of that name."""
+        return next(source for source in self.sources if source.name == name)
+
+    def budgets_of(self, arm: Arm) -> tuple[int, ...]:
+        """Budgets of an arm, without the longer ones."""
+        return arm.budgets or self.budgets
+
+    def model_of(self, arm: Arm | None) -> Config:
+        """Configuration of the model that an arm trains."""
+        if arm is None or arm.method == CONTINUED:
+            return self.source(arm.source if arm else self.sources[0].name).config
+        return arm.model or self.dst
 
     @property
     def batch_tokens(self) -> int:

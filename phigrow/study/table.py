@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from phigrow.errors import GrowthError
 from phigrow.records.readers.phigrow import last_record
 from phigrow.study import progress
-from phigrow.study.jobs import Job
+from phigrow.study.job import Job
+from phigrow.study.jobs import StudyJobs
 from phigrow.study.settings import Arm, Study
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 60.0
 """Between plain lines about one run."""
+
+MOST_COLUMNS = 12
+"""Columns of losses up to which each seed has its own."""
 
 DRAW_SECONDS = 0.5
 """Between two drawings of the table."""
@@ -30,6 +34,7 @@ class Display:
     def __init__(self, study: Study, everything: list[Job], jobs: list[Job], say: Callable[[str], None]) -> None:
         self.study, self.everything, self.jobs, self.say = study, everything, jobs, say
         self.failed: set[str] = set()
+        self._rates: dict[str, float | None] = {}
         self.running: dict[str, Job] = {}
         self._began: dict[str, float] = {}
         self._said: dict[str, float] = {}
@@ -103,38 +108,55 @@ class Display:
         return "time left unknown before the first run" if seconds is None else f"about {clock(seconds)} left"
 
     def table(self) -> Table:
-        """One row an arm: its learning rate, and the held-out loss at every budget, seed by seed."""
+        """One row an arm: its rate and the held-out loss at every budget, seed by seed unless there are many."""
         from rich.table import Table
 
         table = Table(title=f"study {self.study.name}", caption=self._caption())
         table.add_column("arm")
         if self.study.sweep:
             table.add_column("lr", justify="right")
-        for seed in self.study.seeds:
+        seeds: list[int | None] = [*self.study.seeds]
+        if len(seeds) * len(self.study.budgets) > MOST_COLUMNS:
+            seeds = [None]
+        for seed in seeds:
             for budget in self.study.budgets:
-                table.add_column(f"seed {seed}\n{budget}", justify="right")
+                table.add_column(f"{budget}" if seed is None else f"seed {seed}\n{budget}", justify="right")
         for arm in self.study.arms:
             rate = [self._rate(arm)] if self.study.sweep else []
             ends = [job for job in self.everything if job.kind == "end" and job.arm == arm]
-            table.add_row(arm.name, *rate, *map(self._cell, ends))
+            cells = [
+                self._cell([job for job in ends if job.budget == budget and seed in (None, job.seed)])
+                for seed in seeds
+                for budget in self.study.budgets_of(arm)
+            ]
+            table.add_row(arm.label, *rate, *cells[: len(seeds) * len(self.study.budgets)])
         return table
 
+    def update(self, everything: list[Job], jobs: list[Job]) -> None:
+        """Take up the jobs that follow from rates that were tried."""
+        self.everything, self.jobs, self._rates = everything, jobs, {}
+
     def _rate(self, arm: Arm) -> str:
-        if rates := progress.chosen_rates(self.study, self.everything, arm):
-            return f"{min(rates, key=lambda rate: rates[rate]):g}"
+        if arm.label not in self._rates:
+            self._rates[arm.label] = StudyJobs(self.study).rates(arm).best
+        if (best := self._rates[arm.label]) is not None:
+            return f"{best:g}"
         tried = [job for job in self.everything if job.kind == "sweep" and job.arm == arm]
         return f"{sum(progress.done(job) is not None for job in tried)}/{len(tried)}"
 
-    def _cell(self, job: Job) -> str:
-        if (ended := progress.done(job)) is not None:
-            return f"{ended['heldout_loss']:.3f}"
-        if job.name in self.failed or any(name in self.failed for name in job.needs):
+    def _cell(self, jobs: list[Job]) -> str:
+        """The mean loss of the runs of one arm and budget, and how many of them are done."""
+        losses = [ended["heldout_loss"] for job in jobs if (ended := progress.done(job)) is not None]
+        if losses:
+            mean = sum(math.nan if loss is None else loss for loss in losses) / len(losses)
+            return f"{mean:.3f}" + (f" ({len(losses)}/{len(jobs)})" if len(losses) < len(jobs) else "")
+        if any(name in self.failed for job in jobs for name in (job.name, *job.needs)):
             return "[red]failed[/]"
         for running in self.running.values():
-            if running.name in (job.name, *job.needs):
+            if any(running.name in (job.name, *job.needs) for job in jobs):
                 last = last_record(running.folder, "step") or {"step": 0}
                 return f"[bold]step {last['step']}[/]"
-        return "" if job in self.jobs else "-"
+        return "" if any(job in self.jobs for job in jobs) else "-"
 
     def _caption(self) -> str:
         done = sum(progress.done(job) is not None for job in self.jobs)
@@ -169,7 +191,8 @@ def listing(study: Study, jobs: list[Job]) -> list[str]:
     speed, seconds = progress.throughput(jobs, study.flops_per_second), progress.time_left(study, jobs, jobs)
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(job.arm.name if job.arm is not None else job.name, []).append(job)
+        title = job.arm.label if job.arm is not None else job.name.partition("/")[0]
+        groups.setdefault(title, []).append(job)
     rows = [("", "jobs", "done", "tokens", "FLOPs", "time"), *(_row(name, own, speed) for name, own in groups.items())]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = [
@@ -184,7 +207,7 @@ def listing(study: Study, jobs: list[Job]) -> list[str]:
     tokens, total = sum(job.tokens for job in training), sum(job.flops for job in training)
     lines.append(f"{len(jobs)} jobs, {_millions(tokens)} tokens, {total:.2e} FLOPs in all, {left:.2e} to do")
     if study.sweep:
-        swept = sum(job.tokens for job in training if job.kind == "sweep")
+        swept = sum(job.tokens for job in training if "/sweep/" in job.name)
         lines.append(f"sweeps of the learning rate take {_millions(swept)} of these tokens")
     if speed is None or seconds is None:
         lines.append("time: unknown, because no run was timed here yet and flops_per_second is not set")

@@ -13,9 +13,10 @@ from phigrow.measure import compare
 from phigrow.measure.pairing import check_pair
 from phigrow.records import load_run
 from phigrow.study import Study, jobs_of, load_study, progress
-from phigrow.study.jobs import Job
+from phigrow.study.job import Job
+from phigrow.study.jobs import StudyJobs
 from phigrow.study.results import sweep_results
-from phigrow.study.runner import best_rate, final_keys, prune_trunk, wanted
+from phigrow.study.runner import final_keys, prune_trunk, wanted
 from phigrow.study.table import described
 from phigrow.training import RunConfig
 from phigrow.training.declaration import Role
@@ -122,29 +123,29 @@ def test_a_larger_budget_leaves_what_is_done_and_makes_the_trunk_longer(tmp_path
     assert all(after[name].folder == job.folder and after[name].key == job.key for name, job in before.items())
     for job in before.values():
         finish(job)
-    missing = [job.name for job in after.values() if wanted(job, list(after.values()))]
+    missing = [job.name for job in wanted(list(after.values()))]
     assert missing == [f"{arm}/seed0/{what}" for arm in ("scratch", "tile", "lossless") for what in ("trunk", "80")]
 
 
 def test_only_what_is_missing_and_asked_for_is_wanted(tmp_path):
     jobs = jobs_of(loaded(tmp_path))
-    assert all(wanted(job, jobs) for job in jobs)
+    assert wanted(jobs) == jobs
     for job in jobs:
         if job.kind == "end":
             finish(job)
-    assert not any(wanted(job, jobs) for job in jobs)  # trunks and starts serve nothing now
+    assert not wanted(jobs)  # trunks and starts serve nothing now
 
 
 def test_the_sweep_chooses_by_held_out_loss_and_costs_every_arm_the_same(tmp_path):
     study = loaded(tmp_path, **SWEPT)
     jobs = jobs_of(study)
     tile = next(arm for arm in study.arms if arm.name == "tile")
-    assert progress.chosen_rates(study, jobs, tile) is None
+    assert StudyJobs(study).rates(tile).best is None
     for job in jobs:
         if job.kind == "sweep" and job.arm:
             loss = {"scratch": [4.0, 3.5], "tile": [3.0, float("nan")], "lossless": [3.1, 3.0]}[job.arm.name]
             finish(job, loss[job.keys["lr"] == 4e-3])
-    trunk = next(job for job in jobs if job.name == "tile/seed1/trunk")
+    trunk = by_name(study)["tile/seed1/trunk"]
     assert final_keys(study, jobs, trunk)["lr"] == 1e-3
     found = sweep_results(study, jobs)
     assert found is not None
@@ -152,8 +153,12 @@ def test_the_sweep_chooses_by_held_out_loss_and_costs_every_arm_the_same(tmp_pat
     assert {(arm["tokens"], arm["flops"]) for arm in found["arms"].values()} == {
         (2 * 10 * 16 * 64, found["arms"]["tile"]["flops"])
     }
+    for job in jobs:
+        if job.kind == "sweep" and job.arm and job.arm.name == "tile":
+            finish(job, float("nan"))
+    trunk = by_name(study)["tile/seed1/trunk"]
     with pytest.raises(ValueError, match="every learning rate of the sweep diverged for tile"):
-        best_rate({1e-3: float("inf")}, "tile")
+        final_keys(study, jobs, trunk)
 
 
 def test_rates_may_differ_within_a_pair_only_where_one_sweep_chose_both(tmp_path):

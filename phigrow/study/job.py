@@ -1,0 +1,56 @@
+"""`Job`: one piece of work of a study, with one result in one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from phigrow.study.settings import Arm
+
+Kind = Literal["data", "source", "expand", "state", "sweep", "trunk", "end"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work with one result.
+
+    Attributes:
+        name: in words, unique in its study.
+        kind: ``expand`` makes the weights that an arm starts from, ``state`` the optimizer's state for them. ``trunk``
+            is the part of training that decayed ends share, ``end`` the rest of one budget, ``sweep`` the same of a
+            learning rate that is tried, and ``source`` of a source.
+        key: hash of everything that the result depends on.
+        folder: of the result.
+        needs: names of the jobs before it.
+        keys: of the training run, without those that are known only when it starts.
+        arm, source_seed, seed, budget: identify the run; ``budget`` is the steps of an end.
+        first, steps: the run trains from after step ``first`` up to ``steps``.
+        tokens, flops: cost of that training.
+        keeps: keep its last checkpoint, because states are grown from it.
+        start: folder of the weights of the source that the arm starts from.
+        undecided: stands for a run whose learning rate depends on others, so that costs are counted; it never runs.
+    """
+
+    name: str
+    kind: Kind
+    key: str
+    folder: Path
+    needs: tuple[str, ...] = ()
+    keys: dict[str, Any] = field(default_factory=dict)
+    arm: Arm | None = None
+    source_seed: int | None = None
+    seed: int = 0
+    budget: int | None = None
+    first: int = 0
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    keeps: bool = False
+    start: Path | None = None
+    undecided: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """True for a training run."""
+        return self.kind not in ("data", "expand", "state")
