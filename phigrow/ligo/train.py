@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from phigrow.training.configuration import RunConfig
 
 if TYPE_CHECKING:
     from phigrow.training.process import World
+    from phigrow.training.trainer import Trainer
 
 HELDOUT_BLOCKS = 64
 
@@ -89,8 +89,8 @@ def learn_growth(
     out = Path(out)
     config = RunConfig(
         data=data, seq_len=seq_len, steps=steps, batch=batch, micro_batch=micro_batch, lr=lr, seed=seed, zero=zero,
-        warmup=min(steps // 10, steps - 1), weight_decay=0.0, dtype="fp32", log_every=1, threads=threads,
-        attention="sdpa",
+        warmup=min(steps // 10, steps - 1), weight_decay=0.0, dtype="fp32", threads=threads,
+        log_every=max(1, steps // 10), attention="sdpa", eval_blocks=HELDOUT_BLOCKS, nonfinite_limit=0,
     )  # fmt: skip
     from phigrow.training.process import lost_rank_named, on_rank_zero, start
 
@@ -136,6 +136,36 @@ def _write(out: Path, matrices: dict[str, Any], record: dict[str, Any]) -> None:
         write_maps(folder, matrices, record)
 
 
+class KeepLosses:
+    """A callback that keeps the training loss of every step, and ends the run at one that is not finite."""
+
+    needs_progress, before_first_step, when_stopped = True, False, False
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def is_due(self, step: int) -> bool:
+        """See `Callback`."""
+        return True
+
+    def __call__(self, trainer: Trainer, step: int) -> None:
+        """See `Callback`.
+
+        Raises:
+            GrowthError: the loss or a gradient is not finite; on every rank at once.
+        """
+        reading = trainer.reading
+        assert reading is not None, "the step was read"
+        if reading.skipped or not math.isfinite(reading.loss):
+            raise GrowthError(
+                f"the loss or its gradient is not finite at step {step}",
+                where="the learning run",
+                why=f"loss {reading.loss}",
+                fix="lower --lr",
+            )
+        self.values.append(reading.loss)
+
+
 class _Run:
     """One learning run on one rank."""
 
@@ -143,26 +173,27 @@ class _Run:
         self, plan: Plan, config: RunConfig, folder: Path, out: Path, world: World, dtype: str, noise: float
     ) -> None:
         from phigrow.ligo.model import GrownModel
+        from phigrow.training.callbacks import Evaluate
         from phigrow.training.data import load_data, make_feed
-        from phigrow.training.engine import engine_config, make_engine, micro_batch
-        from phigrow.training.evaluation import held_out
-        from phigrow.training.model import DTYPES, choose_attention
+        from phigrow.training.engine import make_engine
+        from phigrow.training.model import DTYPES
+        from phigrow.training.resolved import resolve_run
+        from phigrow.training.trainer import Trainer
 
-        self.plan, self.config, self.out, self.world, self.dtype = plan, config, out, world, dtype
+        self.plan, self.config, self.out, self.dtype = plan, config, out, dtype
         self.blocks = blocks = load_data(config, out, world)
         check_data(plan, blocks, folder)
-        self.feed = make_feed(config, blocks)
-        self.micro = micro_batch(config, world.size, blocks.seq_len)
+        run = resolve_run(config, world, out, blocks.seq_len)
         with open_checkpoint(folder) as reader:
             check_source(plan, reader)
             source = {name: tensor.rows(0, tensor.shape[0]).float() for name, tensor in reader.tensors.items()}
-        attention, _ = choose_attention(config, world.device)
         self.model = GrownModel(
-            plan, source, noise=noise, seed=config.seed, dtype=DTYPES[dtype], attention=attention
+            plan, source, noise=noise, seed=config.seed, dtype=DTYPES[dtype], attention=run.attention
         )  # fmt: skip
-        self.engine = make_engine(self.model, config, engine_config(config, world.size, self.micro))
-        self.heldout = held_out(blocks, HELDOUT_BLOCKS)
-        self.losses: list[float] = []
+        engine, feed = make_engine(self.model, config, run.engine), make_feed(config, blocks)
+        cost = count_cost(plan.dst_config, blocks.seq_len)
+        self.trainer = Trainer(run, engine, feed, flops_per_token=cost.training_flops, has_dropout=False)
+        self.evaluate, self.losses = Evaluate(config, blocks), KeepLosses()
 
     def train(self) -> Learning:
         """Take all steps.
@@ -170,72 +201,36 @@ class _Run:
         Raises:
             GrowthError: a loss or gradient that is not finite, or a request to stop.
         """
-        from phigrow.training.prefetch import Prefetcher
-        from phigrow.training.process import StopRequest
-        from phigrow.training.progress import Reporter
-        from phigrow.training.step import Stepper
-
-        config, world = self.config, self.world
-        reporter = Reporter(speaks=world.first, steps=config.steps, done=0, every=max(1, config.steps // 10))
-        before, spent = self._heldout_loss(), 0.0
-        reporter.say(self._opening(before))
+        trainer = self.trainer
         try:
-            with (
-                StopRequest() as stop,
-                contextlib.closing(Prefetcher(self.feed, 0, config.steps, world.rank, world.size)) as ahead,
-            ):
-                stepper = Stepper(
-                    self.engine, config, world, self.feed, ahead, self.micro, dropout=False, stop=stop
-                )  # fmt: skip
-                for step in range(config.steps):
-                    stepper(step)
-                    for reading in stepper.read():
-                        spent += reading.seconds
-                        self._account(reading, reporter, spent)
+            before = self._heldout_loss()
+            trainer.reporter.say(self._opening(before))
+            if not trainer.take_steps([self.losses], None):
+                raise GrowthError(
+                    f"the run was asked to stop at step {trainer.progress.step}",
+                    where="the learning run",
+                    why="an unfinished learning run keeps nothing, because it is short",
+                    fix="run the same command again",
+                )
+            after = self._heldout_loss()
+            if before is not None and after is not None:
+                trainer.reporter.say(f"held-out loss {before:.4f} -> {after:.4f}")
         finally:
-            reporter.close()
-        after = self._heldout_loss()
-        if before is not None and after is not None:
-            reporter.say(f"held-out loss {before:.4f} -> {after:.4f}")
-        tokens = config.steps * config.batch * self.blocks.seq_len
-        return Learning(self.out, before, after, tokens, self._flops(tokens), spent)
-
-    def _account(self, reading: Any, reporter: Any, spent: float) -> None:
-        if reading.skipped or not math.isfinite(reading.loss):
-            raise GrowthError(
-                f"the loss or its gradient is not finite at step {reading.step}",
-                where="the learning run",
-                why=f"loss {reading.loss}",
-                fix="lower --lr",
-            )
-        if reading.asked_to_stop:
-            raise GrowthError(
-                f"the run was asked to stop at step {reading.step}",
-                where="the learning run",
-                why="an unfinished learning run keeps nothing, because it is short",
-                fix="run the same command again",
-            )
-        self.losses.append(reading.loss)
-        config = self.config
-        speed = config.batch * self.blocks.seq_len / reading.seconds
-        left = (config.steps - reading.step) * spent / reading.step
-        reporter.step(reading.step, reading.loss, reading.lr, speed, left)
+            trainer.close()
+        progress = trainer.progress
+        return Learning(self.out, before, after, progress.tokens, self._flops(progress.tokens), progress.seconds)
 
     def _heldout_loss(self) -> float | None:
-        from phigrow.training.evaluation import heldout_loss
-
-        if not len(self.heldout.rows):
-            return None
-        return heldout_loss(self.engine, self.blocks.heldout, self.heldout, self.micro, self.world).mean
+        losses = self.evaluate.losses(self.trainer)
+        return losses.mean if losses else None
 
     def _flops(self, tokens: int) -> float:
         """Training the large model on so many tokens, and making its weights anew for every piece of a batch."""
         from phigrow.ligo.model import map_flops
 
         assert self.plan.learned is not None, "a plan of a learned method"
-        passes = self.config.steps * self.config.batch // self.micro
-        large = count_cost(self.plan.dst_config, self.blocks.seq_len).training_flops
-        return tokens * large + passes * map_flops(self.plan.learned, self.plan)
+        passes = self.config.steps * self.config.batch // self.trainer.run.micro_batch
+        return tokens * self.trainer.flops_per_token + passes * map_flops(self.plan.learned, self.plan)
 
     def _opening(self, before: float | None) -> str:
         learned = self.plan.learned
@@ -266,11 +261,11 @@ class _Run:
             "seq_len": self.blocks.seq_len,
             "lr": config.lr,
             **how,
-            "ranks": self.world.size,
+            "ranks": self.trainer.run.world.size,
             "heldout_before": learned.before,
             "heldout_after": learned.after,
             "cost": {"tokens": learned.tokens, "flops": learned.flops, "seconds": round(learned.seconds, 3)},
-            "losses": self.losses,
+            "losses": self.losses.values,
             "versions": {name: installed_version(name) for name in ("phigrow", "torch", "deepspeed")},
         }
 

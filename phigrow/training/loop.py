@@ -149,7 +149,7 @@ def build_run(
         run,
         engine,
         feed,
-        progress,
+        progress=progress,
         first_step_of_data=initial.first,
         flops_per_token=count_cost(model_dict, blocks.seq_len).training_flops,
         has_dropout=has_dropout(model_dict),

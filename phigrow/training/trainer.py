@@ -49,7 +49,7 @@ class Trainer:
         engine: DeepSpeed's engine, filled.
         feed: the data of every step.
         progress: steps, tokens and seconds, as far as they were read from the device.
-        loss: of the last step that was read.
+        reading: measurements of the last step that was read from the device.
         heldout_loss: of the last evaluation.
         records, monitors: where values go; on rank 0 only.
     """
@@ -59,27 +59,33 @@ class Trainer:
         run: ResolvedRun,
         engine: Any,
         feed: Feed,
-        progress: Progress,
         *,
-        first_step_of_data: int,
         flops_per_token: float,
         has_dropout: bool,
-        per_value_lr: PerValueLR | None,
-        records: RecordWriter | None,
-        monitors: Monitors,
+        progress: Progress | None = None,
+        first_step_of_data: int = 0,
+        per_value_lr: PerValueLR | None = None,
+        records: RecordWriter | None = None,
+        monitors: Monitors | None = None,
         losses: Sequence[float] = (),
     ) -> None:
         config = run.config
-        self.run, self.engine, self.feed, self.progress = run, engine, feed, progress
+        self.run, self.engine, self.feed = run, engine, feed
+        self.progress = progress = progress or Progress()
         self.flops_per_token = flops_per_token
-        self.loss: float | None = None
+        self.reading: Reading | None = None
         self.heldout_loss: float | None = None
-        self.records, self.monitors = records, monitors
+        self.records, self.monitors = records, monitors or Monitors({}, run.out, tokens=0)
         first = run.world.first
         self.reporter = Reporter(speaks=first, steps=config.steps, done=progress.step, every=config.log_every)
         self._first_step_of_data, self._has_dropout, self._per_value_lr = first_step_of_data, has_dropout, per_value_lr
         self._nonfinite, self._spikes = NonFinite(config.nonfinite_limit, config.dtype), Spikes(losses)
         self._stepper: Stepper | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """Training loss of the last step that was read."""
+        return self.reading.loss if self.reading else None
 
     @property
     def position(self) -> Position | None:
@@ -158,7 +164,7 @@ class Trainer:
             seconds = self.progress.seconds + reading.seconds
             blocks = (self._first_step_of_data + reading.step) * config.batch
             self.progress = Progress(reading.step, self.progress.tokens + step_tokens, seconds, blocks=blocks)
-            self.loss = reading.loss
+            self.reading = reading
             speed = step_tokens / reading.seconds
             flags = self._flags(reading)
             if self.records:
@@ -179,7 +185,8 @@ class Trainer:
         if reading.skipped:
             blocks = list(reading.broken) or self.feed.rows(reading.step - 1).tolist()
             name = "loss" if reading.broken else "gradient"
-            self.reporter.say(f"step {reading.step}: a {name} is not finite; no update (blocks in the records)")
+            place = " (blocks in the records)" if self.records else ""
+            self.reporter.say(f"step {reading.step}: a {name} is not finite; no update{place}")
             return {"skipped": True, "blocks": blocks}
         if self._spikes.is_spike(reading.loss):
             self.reporter.say(f"step {reading.step}: the loss jumped to {reading.loss:.4f}")
