@@ -27,6 +27,7 @@ class RunRecord(TypedDict, total=False):
     seed: int
     config: dict[str, Any]
     stage_settings: list[dict[str, Any]]
+    auto_choices: dict[str, Any]
     compare: dict[str, Any]
     trunk: str
     budget: int | None

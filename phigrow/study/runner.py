@@ -16,6 +16,7 @@ from phigrow.files.lock import locked
 from phigrow.files.output import make_folder, writing
 from phigrow.records.readers.phigrow import last_record
 from phigrow.study import progress
+from phigrow.study.automatic import study_choices, with_choices
 from phigrow.study.job import Job
 from phigrow.study.jobs import StudyJobs
 from phigrow.study.launch import Ranks, still_running
@@ -23,6 +24,7 @@ from phigrow.study.learning import learned_maps
 from phigrow.study.results import write_results
 from phigrow.study.settings import Study
 from phigrow.study.table import Display
+from phigrow.training.automatic import Choices
 
 LOCK = ".lock"
 POLL_SECONDS = 0.2
@@ -63,9 +65,11 @@ def run_study(
     work = _Work(study, only, seeds)
     with alone(study.out):
         outcome = Outcome()
+        trains = any(job.trains for job in wanted(work.jobs))
+        choices = study_choices(study, work.everything, say) if trains else {}
         with (
             Display(study, work.everything, work.jobs, say) as display,
-            Crew(study, work.jobs, display.tell) as crew,
+            Crew(study, work.jobs, display.tell, choices) as crew,
         ):
             _run_all(work, crew, display, outcome)
         try:
@@ -135,8 +139,10 @@ class _Place:
 class Crew:
     """Workers: one place for each run that is trained side by side, and one thread for other jobs; a context."""
 
-    def __init__(self, study: Study, jobs: list[Job], say: Callable[[str], None]) -> None:
-        self.study, self.jobs = study, jobs
+    def __init__(
+        self, study: Study, jobs: list[Job], say: Callable[[str], None], choices: Choices | None = None
+    ) -> None:
+        self.study, self.jobs, self.choices = study, jobs, choices or {}
         chosen = study.layout()
         # The places start together: one of them says so.
         self.places = [
@@ -169,7 +175,7 @@ class Crew:
         place = next(place for place in self.places if place.job is None)
         try:
             wait_for_former(job.folder)
-            keys = final_keys(self.study, self.jobs, job)
+            keys = with_choices(final_keys(self.study, self.jobs, job), self.choices)
             place.flops, place.former = progress.remaining(job), _former_seconds(job, keys)
             place.began = time.monotonic()
             place.ranks.begin(keys)

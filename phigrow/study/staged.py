@@ -9,10 +9,13 @@ from pathlib import Path
 from phigrow.errors import GrowthError
 from phigrow.records.concatenation import write_concatenated
 from phigrow.records.readers.phigrow import last_record
+from phigrow.study.automatic import device, engine_settings, kept_choices, threads_of_a_run, with_choices
 from phigrow.study.launch import Ranks, default_ranks
 from phigrow.study.runner import alone, wait_for_former
 from phigrow.study.stages import Stage, Staged
 from phigrow.study.table import clock
+from phigrow.training.automatic import Choices, choices_of
+from phigrow.training.settings import AUTO
 
 LINE_SECONDS = 30.0
 """Between lines about a stage that is being trained."""
@@ -42,20 +45,22 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
 
             say(f"data: packed blocks in {staged.data_folder}")
             prepare(**{"ref": "embedded", **staged.data, "out": staged.data_folder, "progress": False})
-        with Ranks(staged.ranks or default_ranks(staged.batch), say=say) as ranks:
+        ranks_wanted = staged.ranks or default_ranks(staged.batch)
+        choices = _choices(staged, ranks_wanted, say)
+        with Ranks(ranks_wanted, say=say) as ranks:
             for stage in staged.stages:
                 say(described(staged, stage))
                 if not stage.done:
                     _grow(staged, stage, say)
                     try:
-                        _train(ranks, stage, say)
+                        _train(ranks, stage, choices, say)
                     finally:
                         _concatenate(staged)
             _concatenate(staged)
             if staged.scratch is not None:
                 say(described(staged, staged.scratch))
                 if not staged.scratch.done:
-                    _train(ranks, staged.scratch, say)
+                    _train(ranks, staged.scratch, choices, say)
     if staged.scratch is not None:
         _report(staged, staged.scratch, say)
     return staged.stages[-1].folder / "export"
@@ -88,10 +93,26 @@ def _grow(staged: Staged, stage: Stage, say: Callable[[str], None]) -> None:
         say(f"    optimizer's state in {stage.state}")
 
 
-def _train(ranks: Ranks, stage: Stage, say: Callable[[str], None]) -> None:
+def _choices(staged: Staged, ranks: int, say: Callable[[str], None]) -> Choices:
+    """Return the data type of all stages that leave it open; it is chosen for the last model."""
+    every = [*staged.stages, *([staged.scratch] if staged.scratch else [])]
+    undecided = [stage for stage in every if stage.keys.get("dtype", AUTO) == AUTO]
+    if not undecided or all(stage.done for stage in every):
+        return {}
+    last = staged.stages[-1]
+
+    def make(names: list[str]) -> Choices:
+        with threads_of_a_run(ranks):
+            seq_len = last.tokens // (last.steps * int(last.keys["batch"]))
+            return choices_of(names, engine_settings(last.keys), last.config, seq_len, device(), last.flops)
+
+    return kept_choices(staged.out, ["dtype"], {"dtype": [stage.folder for stage in undecided]}, make, say)
+
+
+def _train(ranks: Ranks, stage: Stage, choices: Choices, say: Callable[[str], None]) -> None:
     wait_for_former(stage.folder)
     began = told_at = time.monotonic()
-    ranks.begin(stage.keys)
+    ranks.begin(with_choices(stage.keys, choices))
     while not ranks.ended():
         time.sleep(POLL_SECONDS)
         if time.monotonic() - told_at > LINE_SECONDS and (last := last_record(stage.folder, "step")):

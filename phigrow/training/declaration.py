@@ -46,7 +46,7 @@ def key(
     role: Role = Role.NONE,
     ge: float | None = None,
     le: float | None = None,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str | bool, ...] = (),
     unset: Any = None,
 ) -> Any:
     """Declare one setting, as a field of a dataclass.
@@ -56,7 +56,7 @@ def key(
         help: one or two sentences, with the unit.
         role: what else depends on the setting.
         ge, le: smallest and largest allowed value; of a list, of each of its items.
-        choices: allowed words.
+        choices: allowed words, and allowed ones of true and false.
         unset: value that None stands for, where there is one that does not depend on other settings.
     """
     if OPERATIONAL in role and role & (RESUME | ARMS | START):
@@ -74,7 +74,8 @@ def check_ranges(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         value, choices = getattr(settings, field.name), field.metadata["choices"]
         if choices and value is not None and value not in choices:
-            raise GrowthError(f"{field.name} is {value!r}", where=field.name, fix=f"choose one of {', '.join(choices)}")
+            fix = f"choose one of {', '.join(words(choices))}"
+            raise GrowthError(f"{field.name} is {value!r}", where=field.name, fix=fix)
         ge, le = field.metadata["ge"], field.metadata["le"]
         if value is None or (ge is None and le is None):
             continue
@@ -84,6 +85,15 @@ def check_ranges(settings: Any) -> None:
             if wrong or not (ge is None or item >= ge) or not (le is None or item <= le):
                 text = f"{field.name} has {item!r}" if isinstance(value, list) else f"{field.name} is {value!r}"
                 raise GrowthError(text, where=field.name, fix=f"give {allowed(field)}")
+
+
+def words(choices: tuple[str | bool, ...]) -> list[str]:
+    """Return choices as they are written in a recipe.
+
+    >>> words((True, "auto"))
+    ['true', 'auto']
+    """
+    return [str(choice).lower() if isinstance(choice, bool) else choice for choice in choices]
 
 
 def allowed(field: dataclasses.Field[Any]) -> str:

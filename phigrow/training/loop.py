@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.checkpoints.run_checkpoints import Progress, RunCheckpoint
+from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.records.readers.phigrow import step_losses
 from phigrow.records.writer import RecordWriter
 from phigrow.training import checkpoints, initial_state
+from phigrow.training.automatic import choose
 from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
@@ -67,6 +69,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
     if blocks is None:
         blocks = load_data(config, out, world)
     blocks = restricted(config, blocks)
+    config = choose(config, world, out, lambda: _model_of(config, blocks), blocks.seq_len)
     initial = initial_state.initial_state_of(config, blocks)
     source = initial_state.with_state(source, initial)
     keys = config.reproducibility_keys() | data_keys(blocks)
@@ -107,14 +110,12 @@ def build_run(
         monitors: DeepSpeed's sections of its monitors.
     """
     from phigrow.training.engine import make_engine
-    from phigrow.training.model import build_model, has_dropout, initializer_range, model_config
+    from phigrow.training.model import build_model, has_dropout, initializer_range
     from phigrow.training.weights import masters_from_checkpoint, masters_from_scratch
 
     config, world, out = run.config, run.world, run.out
     feed = make_feed(config, blocks, initial.first)
-    model_dict = model_config(
-        config, data_vocab=blocks.vocab_size, seq_len=blocks.seq_len, eos_token_id=blocks.eos_token_id
-    )
+    model_dict = _model_of(config, blocks)
     if config.init != SCRATCH:
         check_tokenizer(Path(config.init), blocks)
     if world.first:
@@ -158,6 +159,13 @@ def build_run(
         monitors=Monitors(monitors if world.first else {}, out, tokens=progress.tokens),
         losses=losses,
     )
+
+
+def _model_of(config: RunConfig, blocks: Any) -> Config:
+    """Return the configuration of the model that a run trains."""
+    from phigrow.training.model import model_config
+
+    return model_config(config, data_vocab=blocks.vocab_size, seq_len=blocks.seq_len, eos_token_id=blocks.eos_token_id)
 
 
 def _train(trainer: Trainer, source: InitSource, blocks: Any) -> Summary:

@@ -15,7 +15,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.files.shipped import find_shipped, shipped_names
 from phigrow.training.configuration import RunConfig
-from phigrow.training.declaration import Role, allowed
+from phigrow.training.declaration import Role, allowed, words
 from phigrow.training.settings import SECTIONS
 
 USAGE = """usage: phigrow pretrain [RECIPE] [--key value ...]
@@ -158,7 +158,7 @@ def settings_page() -> str:
 
 def _kind_words(field: dataclasses.Field[Any]) -> str:
     if field.metadata["choices"]:
-        return "|".join(field.metadata["choices"])
+        return "|".join(words(field.metadata["choices"]))
     return " or ".join(_SHORT[kind] for kind in _kinds(field.name) if kind is not type(None))
 
 
@@ -213,7 +213,7 @@ def _words(options: Sequence[str]) -> dict[str, Any]:
             values[key] = value
         elif words and not words[0].startswith("--"):
             values[key] = words.pop(0)
-        elif _TYPES[key] is bool:
+        elif bool in _kinds(key):
             values[key] = True
         else:
             raise GrowthError(
@@ -241,8 +241,10 @@ def _kinds(key: str) -> tuple[type, ...]:
 
 
 def _expected(key: str) -> str:
-    words = [_WORDS[kind] for kind in _kinds(key) if kind is not type(None)]
-    return " or ".join(words) + (" or none" if type(None) in _kinds(key) else "")
+    if choices := _FIELDS[key].metadata["choices"]:
+        return f"one of {', '.join(words(choices))}"
+    kinds = [_WORDS[kind] for kind in _kinds(key) if kind is not type(None)]
+    return " or ".join(kinds) + (" or none" if type(None) in _kinds(key) else "")
 
 
 def _coerced(key: str, value: Any, where: str) -> Any:
@@ -272,7 +274,8 @@ def _coerced(key: str, value: Any, where: str) -> Any:
         value = _mapping(key, text, where)
     if key == "monitor" and isinstance(value, list) and all(isinstance(name, str) for name in value):
         return ",".join(value)
-    if str in kinds and isinstance(value, str):
+    # A word beside true and false is checked here, where the place of the mistake is known.
+    if str in kinds and isinstance(value, str) and (bool not in kinds or value in _FIELDS[key].metadata["choices"]):
         return value
     if dict in kinds and isinstance(value, dict):
         return value

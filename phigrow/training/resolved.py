@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from phigrow.training.configuration import RunConfig
 from phigrow.training.offload import optimizer_device
 from phigrow.training.optimizer_spec import OptimizerSpec, find_optimizer
+from phigrow.training.settings import AUTO
 
 if TYPE_CHECKING:
     from phigrow.training.process import World
@@ -63,6 +64,7 @@ def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int) -> Res
     from phigrow.training.engine import engine_config, micro_batch
     from phigrow.training.model import choose_attention
 
+    assert AUTO not in (config.dtype, config.compile), "`automatic.choose` comes first"
     micro = micro_batch(config, world.size, seq_len)
     engine = engine_config(config, world.size, micro)
     attention, reason = choose_attention(config, world.device)

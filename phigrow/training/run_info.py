@@ -11,6 +11,7 @@ from typing import Any
 from phigrow.corpus.feed import Feed
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
+from phigrow.training.automatic import choice_lines
 from phigrow.training.configuration import RunConfig, comparison_keys
 from phigrow.training.data import data_line
 from phigrow.training.initial_state import InitialState
@@ -30,7 +31,8 @@ def run_record(run: ResolvedRun, source: InitSource, model_dict: Config, blocks:
     return {
         "arm": source.arm,
         "seed": config.seed,
-        "config": config.as_dict() | {"zero": run.stage, "seq_len": blocks.seq_len},
+        "config": _settings(config) | {"zero": run.stage, "seq_len": blocks.seq_len},
+        **({"auto_choices": config.auto_choices} if config.auto_choices else {}),
         "compare": comparison_keys(),
         **({"trunk": config.trunk, "budget": None if config.is_trunk else config.steps} if config.trunk else {}),
         "model": model_dict,
@@ -53,6 +55,13 @@ def run_record(run: ResolvedRun, source: InitSource, model_dict: Config, blocks:
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "commit": _commit(),
     }
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings as the ``run`` record has them: with the values that ``auto`` stands for."""
+    settings = config.as_dict()
+    del settings["auto_choices"]  # a field of its own
+    return settings
 
 
 def opening(
@@ -81,6 +90,7 @@ def opening(
         f"ranks: {world.size} on {device_name(world)}; micro-batch {run.micro_batch}, accumulation {run.accumulation}",
         f"engine: DeepSpeed ZeRO {run.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
         f"{run.attention_reason}{kept}; loss: {loss}",
+        *choice_lines(config.auto_choices),
     ]
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from phigrow.training.declaration import ARMS, BRANCH, DECIDED, OPERATIONAL, RES
 from phigrow.training.optimizers import optimizer_names
 
 SCRATCH = "scratch"
+AUTO = "auto"
 DEMO = "demo"
 
 
@@ -177,10 +178,12 @@ class EngineSettings:
     """Precision, memory and speed"""
 
     dtype: str = key(
-        "bf16",
-        "Data type of weights and activations. The optimizer's master weights are fp32.",
+        AUTO,
+        "Data type of weights and activations. The optimizer's master weights are fp32. auto takes bf16 on a GPU that"
+        " has it, fp16 on an older one, and on a CPU the faster of bf16 and fp32 in a timing of half a second. A run"
+        " keeps its choice when it resumes.",
         role=RESUME,
-        choices=("bf16", "fp16", "fp32"),
+        choices=(AUTO, "bf16", "fp16", "fp32"),
     )
     micro_batch: int | None = key(
         None,
@@ -217,7 +220,15 @@ class EngineSettings:
         " takes chunked above 2^26 logits.",
         choices=("auto", "chunked", "full"),
     )
-    compile: bool = key(False, "Compile the model with torch.compile (ZeRO 0 to 2).")
+    compile: bool | str = key(
+        False,
+        "Compile the training pass with torch.compile (ZeRO 0 to 2). auto compiles on a CPU where the training is long"
+        " enough to pay for it. A run keeps its choice when it resumes.",
+        choices=(True, False, AUTO),
+    )
+    auto_choices: dict[str, Any] | None = key(
+        None, "Values for settings that are auto, which a study chose for all of its runs.", role=DECIDED
+    )
     threads: int | None = key(
         None, "CPU threads per rank (default: the machine's cores divided by its ranks).", role=OPERATIONAL, ge=1
     )

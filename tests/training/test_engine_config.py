@@ -36,7 +36,7 @@ def file(tmp_path: Path, content: Any) -> str:
 
 def test_the_runs_keys_fill_the_file(tmp_path):
     content = {"train_batch_size": "auto", "zero_optimization": {"stage": 2, "overlap_comm": True}, "bf16": {}}
-    out = engine_config(RunConfig(batch=32, deepspeed=file(tmp_path, content)), 4, 2)
+    out = engine_config(RunConfig(batch=32, dtype="bf16", deepspeed=file(tmp_path, content)), 4, 2)
     assert (out["train_batch_size"], out["train_micro_batch_size_per_gpu"]) == (32, 2)
     assert out["gradient_accumulation_steps"] == 4
     assert out["zero_optimization"] == {"stage": 2, "overlap_comm": True}
@@ -46,7 +46,7 @@ def test_the_runs_keys_fill_the_file(tmp_path):
 
 
 def test_stage_0_and_fp32_have_no_gradient_dtype_of_their_own():
-    assert "data_types" not in engine_config(RunConfig(zero=0), 1, 16)
+    assert "data_types" not in engine_config(RunConfig(zero=0, dtype="bf16"), 1, 16)
     assert "bf16" not in engine_config(RunConfig(zero=0, dtype="fp32"), 1, 16)
 
 
@@ -64,7 +64,7 @@ def test_stage_0_and_fp32_have_no_gradient_dtype_of_their_own():
 )
 def test_a_file_that_contradicts_the_run_is_refused(tmp_path, content, part):
     with pytest.raises(GrowthError, match=part):
-        engine_config(RunConfig(deepspeed=file(tmp_path, content)), 1, 16)
+        engine_config(RunConfig(dtype="bf16", deepspeed=file(tmp_path, content)), 1, 16)
 
 
 def test_fp16_needs_zero():
@@ -214,7 +214,7 @@ def test_attention_is_chosen_by_what_is_there(monkeypatch):
     assert choose_attention(RunConfig(), torch.device("cpu"))[0] == "sdpa"
     assert "flash" in choose_attention(RunConfig(), torch.device("cpu"))[1]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert choose_attention(RunConfig(), torch.device("cuda"))[0] == "flash_attention_2"
+    assert choose_attention(RunConfig(dtype="bf16"), torch.device("cuda"))[0] == "flash_attention_2"
     assert choose_attention(RunConfig(dtype="fp32"), torch.device("cuda"))[0] == "sdpa"
     assert choose_attention(RunConfig(attention="eager"), torch.device("cpu"))[0] == "eager"
 

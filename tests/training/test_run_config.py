@@ -40,6 +40,7 @@ def test_options_override_the_recipe_and_the_recipe_overrides_defaults(tmp_path)
 def test_words_of_every_type():
     config = load_run_config(None, ["--export", "none", "--compile", "no", "--threads", "2", "--out", "runs/1"])
     assert (config.export, config.compile, config.threads, config.out) == (None, False, 2, "runs/1")
+    assert load_run_config(None, ["--compile", "auto"]).compile == "auto"
     assert load_run_config(None, ["--steps", "30", "--seed", "7"]).seed == 7
 
 
@@ -61,7 +62,7 @@ def test_an_unknown_key_names_its_neighbours(tmp_path):
         (("--steps", "many"), "a whole number"),
         (("--steps", "1.5"), "a whole number"),
         (("--lr", "fast"), "a number"),
-        (("--compile", "perhaps"), "true or false"),
+        (("--compile", "perhaps"), "one of true, false, auto"),
         (("--micro-batch", "x"), "a whole number or none"),
         (("--steps", "none"), "a whole number"),
     ],
@@ -95,7 +96,7 @@ def test_wrong_types_and_shapes_in_a_file(tmp_path):
         ({"steps": 0}, "steps is 0"),
         ({"min_lr": 1.5}, "min_lr is 1.5"),
         ({"lr": -1.0}, "lr is -1.0"),
-        ({"dtype": "int8"}, "one of bf16, fp16, fp32"),
+        ({"dtype": "int8"}, "one of auto, bf16, fp16, fp32"),
         ({"schedule": "linear"}, "one of cosine, wsd, constant"),
         ({"zero": 4}, r"zero is 4\n.*\n.*give a value from 0 to 3"),
         ({"eval_at": [0]}, r"eval_at has 0\n.*\n.*give 1 or more"),

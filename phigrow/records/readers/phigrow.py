@@ -69,6 +69,16 @@ def written_so_far(folder: Path) -> list[Record]:
     return records if records and records[0].get("type") == "run" else []
 
 
+def first_record(folder: Path) -> Record | None:
+    """Return the ``run`` record of a run that may still be going, or None."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            record = _parsed(file.readline())
+    except OSError:
+        return None
+    return record if record is not None and record.get("type") == "run" else None
+
+
 def last_record(folder: Path, kind: str, *, at_most: int | None = None) -> Record | None:
     """Return the last ``step`` or ``eval`` record of a run that may still be going, or None.
 

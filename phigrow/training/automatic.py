@@ -1,0 +1,285 @@
+"""Choose the settings that a run leaves to the hardware (``auto``): the data type, and whether the model is compiled.
+
+A choice is made once. The ``run`` record holds it, and a run that resumes or branches keeps it, on any machine. A study
+and a recipe of stages choose once for all of their runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phigrow.models.config import Config
+from phigrow.models.cost import count_cost
+from phigrow.records.readers.phigrow import first_record
+from phigrow.training.configuration import RunConfig
+from phigrow.training.settings import AUTO
+
+if TYPE_CHECKING:
+    import torch
+
+    from phigrow.training.process import World
+
+PASS_FLOPS = 1e8
+"""FLOPs that one timed pass takes at most: 50 ms on a core that emulates bf16."""
+
+ROUNDS, SECONDS = 9, 0.4
+"""Timed passes of each data type at most, and seconds after which no further one begins."""
+
+LARGEST_SIDE = 1024
+"""Rows and columns of a timed matrix at most. Beyond it the ratio of two data types no longer depends on the size."""
+
+COMPILE_SECONDS = 60.0
+"""Seconds that one compilation is taken to cost."""
+
+COMPILE_SAVES = 0.3
+"""Part of the training time that compilation is taken to save."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was ``auto``.
+
+    Attributes:
+        chosen: the value in force.
+        reason: one clause for people.
+        seconds: of one timed pass, for each data type that was timed.
+    """
+
+    chosen: str | bool
+    reason: str
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Return the choice as it is recorded."""
+        return {"asked": AUTO, **dataclasses.asdict(self)}
+
+
+Choices = dict[str, dict[str, Any]]
+"""The recorded choices of a run or a study, by the name of the setting."""
+
+
+def choose(config: RunConfig, world: World, out: Path, model: Callable[[], Config], seq_len: int) -> RunConfig:
+    """Return the settings with a value for each that is ``auto``, and with the reasons in ``auto_choices``.
+
+    Rank 0 chooses for all ranks. In this order a value comes from the run's own record or its trunk's, from a choice
+    that was made for the whole study, and from the hardware.
+
+    Args:
+        config: the settings as asked.
+        world: the ranks.
+        out: folder of the run.
+        model: makes the configuration of the model.
+        seq_len: tokens per block.
+
+    Raises:
+        GrowthError: the recorded values cannot be read, or the DeepSpeed file cannot be.
+    """
+    from phigrow.training.process import on_rank_zero
+
+    asked = [name for name in ("dtype", "compile") if getattr(config, name) == AUTO]
+    if not asked:
+        return dataclasses.replace(config, auto_choices=None)
+
+    def decide() -> Choices:
+        kept = recorded_choices(out, Path(config.branch_from) if config.branch_from else None)
+        chosen: Choices = {name: choice for name, choice in kept.items() if name in asked}
+        chosen = {name: c for name, c in (config.auto_choices or {}).items() if name in asked} | chosen
+        if missing := [name for name in asked if name not in chosen]:
+            flops = config.steps * config.batch * seq_len * count_cost(model(), seq_len).training_flops / world.size
+            chosen |= choices_of(missing, config, model(), seq_len, world.device, flops)
+        return {name: chosen[name] for name in asked}
+
+    chosen = on_rank_zero(world, decide)
+    values = {name: choice["chosen"] for name, choice in chosen.items()}
+    return dataclasses.replace(config, **values, auto_choices=chosen)
+
+
+def choices_of(
+    names: list[str],
+    config: RunConfig,
+    model: Config,
+    seq_len: int,
+    device: torch.device,
+    flops: float,
+    models: int = 1,
+) -> Choices:
+    """Choose values for settings by the hardware.
+
+    Args:
+        names: of ``dtype`` and ``compile``.
+        config: the settings as asked.
+        model: the model's configuration.
+        seq_len: tokens per block.
+        device: that the run trains on.
+        flops: of the training that one compilation serves, on one rank.
+        models: number of compilations.
+    """
+    out: Choices = {}
+    dtype: str = config.dtype
+    seconds: dict[str, float] = {}
+    if "dtype" in names:
+        choice = choose_dtype(config, model, seq_len, device)
+        out["dtype"], dtype, seconds = choice.record(), str(choice.chosen), choice.seconds
+    if "compile" in names:
+        if device.type == "cpu" and dtype not in seconds:
+            seconds = time_passes(model, seq_len, (dtype,))
+        rate = pass_flops(model, seq_len) / seconds[dtype] if dtype in seconds else math.inf
+        out["compile"] = choose_compile(config, device, flops / rate, models).record()
+    return out
+
+
+def choose_dtype(config: RunConfig, model: Config, seq_len: int, device: torch.device) -> Choice:
+    """Choose the data type of a run: the DeepSpeed file's, else the GPU's best, else the faster one on this CPU.
+
+    fp16 needs a loss scale, which DeepSpeed applies at ZeRO 1 to 3; a run at ZeRO 0 gets fp32 instead.
+    """
+    file = config.deepspeed_file()
+    for name in ("bf16", "fp16"):
+        if file.get(name, {}).get("enabled") is True:
+            return Choice(name, "as in the DeepSpeed file")
+    off = [name for name in ("bf16", "fp16") if file.get(name, {}).get("enabled") is False]
+    if device.type == "cpu":
+        if "bf16" in off:
+            return Choice("fp32", "bf16 is off in the DeepSpeed file")
+        seconds = time_passes(model, seq_len, ("bf16", "fp32"))
+        times = " and ".join(f"{name} {1000 * value:.3g} ms" for name, value in seconds.items())
+        return Choice(min(seconds, key=lambda name: seconds[name]), f"the faster in a timing: {times} a pass", seconds)
+    if "bf16" not in off and has_bf16():
+        return Choice("bf16", "the device computes in bf16")
+    if "fp16" not in off and config.stage > 0:
+        return Choice("fp16", "the device has no bf16")
+    return Choice("fp32", "the device has no bf16, and fp16 requires ZeRO stage 1, 2 or 3")
+
+
+def choose_compile(config: RunConfig, device: torch.device, seconds: float, models: int = 1) -> Choice:
+    """Choose whether to compile: on a CPU, where training without it takes long enough to pay for the compilations.
+
+    Args:
+        config: the settings as asked.
+        device: that the run trains on.
+        seconds: estimated training time without compilation.
+        models: number of compilations.
+    """
+    if device.type != "cpu":
+        return Choice(False, "auto compiles on CPUs only")
+    if config.stage == 3:
+        return Choice(False, "compile requires ZeRO stage 0, 1 or 2")
+    if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
+        return Choice(False, "there is no C++ compiler")
+    saved, cost = COMPILE_SAVES * seconds, COMPILE_SECONDS * models
+    reason = f"about {saved:.0f} s saved and {cost:.0f} s of compilation expected"
+    return Choice(saved > cost, reason)
+
+
+def recorded_choices(out: Path, trunk: Path | None = None) -> Choices:
+    """Return the values that a run's record has for ``dtype`` and ``compile``; of a run without records its trunk's."""
+    for folder in (out, trunk):
+        record = first_record(folder) if folder is not None else None
+        if record is None or not isinstance(record.get("config"), dict):
+            continue
+        known = record.get("auto_choices") or {}
+        return {
+            name: known.get(name) or Choice(value, "as in the records of this run").record()
+            for name in ("dtype", "compile")
+            if (value := record["config"].get(name)) not in (None, AUTO)
+        }
+    return {}
+
+
+def choice_lines(choices: Choices | None) -> list[str]:
+    """Return one line for people about each choice."""
+    return [
+        f"{name}: {json.dumps(c['chosen']).strip(chr(34))} chosen ({c['reason']})"
+        for name, c in (choices or {}).items()
+    ]
+
+
+def time_passes(model: Config, seq_len: int, dtypes: tuple[str, ...]) -> dict[str, float]:
+    """Return the seconds of a forward and backward pass of one layer and the output layer, on this CPU.
+
+    The shortest of several passes counts, and the data types take turns, so that other work on the machine matters
+    little. It takes about half a second.
+    """
+    passes = {name: _layer_pass(model, seq_len, name) for name in dtypes}
+    for run in passes.values():
+        run()  # PyTorch chooses and prepares its kernels
+    best = dict.fromkeys(dtypes, math.inf)
+    began = time.perf_counter()
+    for _ in range(ROUNDS):
+        for name, run in passes.items():
+            start = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start)
+        if time.perf_counter() - began > SECONDS:
+            break
+    return best
+
+
+def pass_flops(model: Config, seq_len: int) -> float:
+    """FLOPs of the matrix products of a timed pass."""
+    matrices, tokens = timed_shapes(model, seq_len)
+    return 6.0 * tokens * sum(rows * columns for rows, columns in matrices)
+
+
+def timed_shapes(model: Config, seq_len: int) -> tuple[list[tuple[int, int]], int]:
+    """Return the matrices of one layer and the output layer, no side above `LARGEST_SIDE`, and the tokens of a pass."""
+    from phigrow.models.families import family_of
+
+    family = family_of(model, "the model's configuration")
+    sizes = family.sizes_of(model)
+    shapes = [p.shape(sizes) for p in family.parameters if p.in_layer]
+    shapes.append((sizes["vocab"], sizes[family.final] if family.final in sizes else shapes[0][-1]))
+    cut = [(min(s[0], LARGEST_SIDE), min(s[1], LARGEST_SIDE)) for s in shapes if len(s) == 2]
+    tokens = int(PASS_FLOPS / (6 * sum(rows * columns for rows, columns in cut)))
+    tokens = max(16, min(tokens, 4096))
+    return cut, tokens - tokens % seq_len if tokens > seq_len else tokens
+
+
+def _layer_pass(model: Config, seq_len: int, dtype: str) -> Callable[[], None]:
+    """Return a function that makes one pass: normalisations, matrix products, GELU, attention and a loss."""
+    import torch
+    from torch.nn import functional as F
+
+    from phigrow.training.attention import attention_by_products, by_products_is_faster
+    from phigrow.training.model import DTYPES
+
+    matrices, tokens = timed_shapes(model, seq_len)
+    kind = DTYPES[dtype]
+    random = torch.Generator().manual_seed(0)
+    weights = [(torch.randn(s, generator=random) / s[1] ** 0.5).to(kind).requires_grad_() for s in matrices]
+    inputs = [torch.randn(tokens, s[1], generator=random).to(kind).requires_grad_() for s in matrices]
+    length = min(seq_len, tokens)
+    heads = torch.randn(3, tokens // length, 4, length, 16, generator=random).to(kind).requires_grad_()
+
+    def run() -> None:
+        losses = [
+            F.gelu(F.linear(F.layer_norm(x, x.shape[1:]), w), approximate="tanh").float().square().mean()
+            for x, w in zip(inputs, weights, strict=True)
+        ]
+        query, key, value = heads
+        if by_products_is_faster(query, key, 0.0):
+            attended = attention_by_products(query, key, value, 0.25)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        losses.append(attended.float().square().mean())
+        torch.autograd.grad(torch.stack(losses).sum(), [*weights, *inputs, heads])
+
+    return run
+
+
+def has_bf16() -> bool:
+    """Return true where the accelerator computes in bf16, rather than emulating it."""
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    if torch.cuda.is_available():  # PyTorch says yes where it emulates bf16, too
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(get_accelerator().is_bf16_supported())
