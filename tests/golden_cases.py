@@ -53,6 +53,8 @@ CASES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "solar": (UNEVEN, {"method": "wr", "depth": "solar"}),
     "llama-pro": (UNEVEN, {"method": "wr", "depth": "llama-pro"}),
     "midas": (UNEVEN, {"method": "wr", "depth": "midas"}),
+    "random": (UNEVEN, {"method": "wr", "depth": "random"}),
+    "random-lossless": (EVERYTHING, {"method": "lossless", "depth": "random", "seed": 4}),
     "mixture": (UNEVEN, {"method": "lossless,mlp=tile:scale=preserve"}),
     "mixture-aki": (UNEVEN, {"method": "lemon,mlp=aki"}),
     "mixture-isometric": (UNEVEN, {"method": "isometric,mlp=tile:scale=preserve"}),

@@ -160,6 +160,7 @@ def _cost(rows: list[dict[str, Any]], names: list[str], growths: tuple[str, ...]
     for name in names:
         for growth in growths:
             cells = [_cell(row) for row in rows if (row["depth"] or row["method"], row["sizes"]) == (name, growth)]
+            cells = cells or ["not measured"] * len(families)
             lines.append(f"| `{name}` | {growth} | {' | '.join(cells)} |")
     about = (
         "Held-out loss of the grown model above its source's, before any training, in nats a byte, for small trained "
@@ -179,6 +180,8 @@ def _span(rows: list[dict[str, Any]], name: str, growth: str) -> str:
     found = [row for row in rows if (row["depth"] or row["method"], row["sizes"]) == (name, growth)]
     if any(REFUSED in row for row in found):
         return REFUSED
+    if not found:
+        return "not measured"
     losses = [row["loss_above_source"] for row in found if not row["exact"]]
     if not losses:
         return "exact"

@@ -214,6 +214,8 @@ def print_tensors(tensors: Sequence[Anatomy]) -> None:
         typer.echo(f"{recipe.name} [{shapes[0]}] <- {recipe.source} [{shapes[1]}], {recipe.kind}")
         if recipe.is_zero:
             typer.echo("  zero: it writes the residual stream of an identity layer")
+        elif recipe.is_new:
+            typer.echo("  new: nothing comes from the source in this layer")
         else:
             for line in span_lines(each):
                 typer.echo(f"  {line}")

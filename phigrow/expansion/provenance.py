@@ -79,14 +79,14 @@ def copied_values(plan: Plan) -> dict[str, Any]:
 
     Returns:
         ``spans`` has, for every line of the family table, the half-open ranges of copied coordinates of each stored
-        axis. ``fresh`` names the tensors without copies (the writers of identity layers). ``blocks`` has the number
-        of diagonal blocks of matrices that are zero outside them.
+        axis. ``fresh`` names the tensors without copies (the writers of identity layers, and new layers). ``blocks``
+        has the number of diagonal blocks of matrices that are zero outside them.
     """
     spans: dict[str, list[list[list[int]]]] = {}
     blocks: dict[str, int] = {}
     fresh = []
     for recipe in plan.recipes():
-        if recipe.is_zero:
+        if recipe.is_zero or recipe.is_new:
             fresh.append(recipe.name)
         elif recipe.line not in spans:
             spans[recipe.line] = [_copied_ranges(side.whole) for side in anatomy(recipe).sides]

@@ -108,7 +108,7 @@ def moment_recipe(
 def _keeps(recipe: TensorRecipe, plan: Plan, state: str) -> bool:
     """Some of a tensor's moments come from the source."""
     dense = [leg.dense for leg in recipe.legs if leg.dense is not None]
-    if recipe.is_zero or recipe.layer_sum or any(each.dual(1) is None for each in dense):
+    if recipe.is_zero or recipe.is_new or recipe.layer_sum or any(each.dual(1) is None for each in dense):
         return False
     fusion = recipe.norm_fusion
     if (dense or fusion) and state != "scale":

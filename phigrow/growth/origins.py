@@ -246,7 +246,7 @@ def _side(recipe: TensorRecipe, leg: Leg) -> Side:
 def _part(recipe: TensorRecipe, leg: Leg, first: Bools) -> Part:
     """Kinds and gains of one axis, or of a part of a composite one, as the lift computes them."""
     name, size = spelled(leg.axis), leg.dst_size
-    if not recipe.terms:
+    if not recipe.terms and not (recipe.is_new and leg.random.any()):
         return _constant(recipe, name, leg.src_size, size)
     no_source = ~(leg.is_copy | leg.is_mean)
     present = ~no_source & ~leg.random & (leg.gain != 0)

@@ -14,6 +14,7 @@ from phigrow.errors import GrowthError
 from phigrow.growth.axes import AxisMap, kronecker, part_map
 from phigrow.growth.learned import Learned
 from phigrow.growth.matrices import FILE, Maps
+from phigrow.growth.methods.depth import NEW
 from phigrow.growth.recipe import Noise, NoiseOn, Resolver, TensorRecipe
 from phigrow.models.config import Config, normalised
 from phigrow.models.cost import ModelCost, count_cost
@@ -32,7 +33,7 @@ class Plan:
         method, options: the width method and its options, resolved.
         depth, depth_options: the depth method and its options, resolved.
         axes: axis name -> map.
-        layers: source layer of each destination layer.
+        layers: source layer of each destination layer, -1 where it holds new values.
         identity_layers: destination layers that write nothing to the residual stream.
         seed: of all new random values.
         noise: symmetry-breaking noise, as a fraction of each source tensor's root mean square; 0 for none.
@@ -202,7 +203,7 @@ class Plan:
         if self.noise_on not in get_args(NoiseOn):
             raise GrowthError(f"the plan has noise on {self.noise_on!r}", fix="make it again with phigrow plan --json")
         if len(self.layers) != self.dst_sizes["layer"] or not all(
-            0 <= k < self.src_sizes["layer"] for k in self.layers
+            NEW <= k < self.src_sizes["layer"] for k in self.layers
         ):
             raise GrowthError("the layer map of the plan does not fit its configurations", where=str(list(self.layers)))
 

@@ -135,6 +135,13 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
             why="noise that copies cancel is an option of tile alone, on every axis",
             fix="leave --noise out, or use --method tile",
         )
+    if method.learns and growth.depth == "random":
+        raise GrowthError(
+            f"depth random with method {growth.method}",
+            where="--depth",
+            why=f"every layer of {method.name} is a learned sum of source layers, and a new layer has none",
+            fix="use --depth interpose, stack or identity, or --method wr",
+        )
     if task.src_config.get("tie_word_embeddings", False) != task.dst_config.get("tie_word_embeddings", False):
         raise GrowthError(
             "source and destination differ in tie_word_embeddings",
@@ -236,6 +243,8 @@ def _depth_approximations(task: GrowthTask, depth: str, identity_layers: frozens
     src, dst = task.sizes("layer")
     if dst - src == len(identity_layers):
         return []
+    if depth == "random":
+        return [f"random adds {dst - src} layers of new values, which change the function"]
     return [f"{depth} repeats {dst - src} of {src} layers, which then act twice"]
 
 

@@ -89,6 +89,20 @@ class Leg:
             random=self.random & chosen,
         )
 
+    def without_source(self, random: bool) -> Leg:
+        """The leg of a new layer: no coordinate takes anything, and all are drawn where ``random`` is set."""
+        nothing = np.zeros(self.dst_size)
+        return replace(
+            self,
+            source=np.full(self.dst_size, -1),
+            is_mean=np.zeros(self.dst_size, dtype=np.bool_),
+            gain=nothing,
+            gradient_gain=nothing,
+            random=np.full(self.dst_size, random),
+            dense=None,
+            parts=tuple(part.without_source(random) for part in self.parts),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
@@ -153,6 +167,7 @@ class TensorRecipe:
         diagonal_blocks: blocks on the diagonal of a matrix that is zero elsewhere; 1 for any other tensor.
         noise: noise on its values; None for none.
         norm_fusion: the normalisation that it takes in, or of which it is a part; None where nothing is fused.
+        is_new: it lies in a layer of new values, so nothing comes from the source.
         seed: of random values.
         std: standard deviation of random values.
     """
@@ -169,6 +184,7 @@ class TensorRecipe:
     diagonal_blocks: int = 1
     noise: Noise | None = None
     norm_fusion: NormFusion | None = None
+    is_new: bool = False
     seed: int = 0
     std: float = 0.0
 
@@ -188,7 +204,7 @@ class TensorRecipe:
     @property
     def is_zero(self) -> bool:
         """Every value is 0: it writes the residual stream in an identity layer."""
-        return not self.terms and self.norm_fusion is None
+        return not self.terms and self.norm_fusion is None and not self.is_new
 
     @property
     def is_dense(self) -> bool:
@@ -229,7 +245,8 @@ class Resolver:
         src_config, dst_config: configurations of source and destination.
         axes: axis name -> map.
         composites: axis of a parameter -> map, composite axes among them.
-        layers, identity_layers: source layer of each destination layer, and those that write nothing.
+        layers: source layer of each destination layer, -1 where it holds new values.
+        identity_layers: destination layers that write nothing.
         learned: what is learned, of a plan of a learned method.
         seed, std: of random values.
         noise: of matrices that carry it; None for none.
@@ -280,6 +297,8 @@ class Resolver:
 
     def recipe(self, parameter: Parameter, layer: int | None) -> TensorRecipe:
         """The recipe of one line of the family table, in one destination layer."""
+        if layer is not None and self.layers[layer] < 0:
+            return self._new_recipe(parameter, layer)
         legs = self.legs(parameter)
         source_layer, summed = self._layers(parameter, layer)
         source = parameter.name.format(layer=source_layer)
@@ -313,6 +332,22 @@ class Resolver:
             diagonal_blocks=self._blocks(parameter),
             noise=self._noise(legs, layer) if terms else None,
             norm_fusion=fusion,
+            seed=self.seed,
+            std=self.std,
+        )
+
+    def _new_recipe(self, parameter: Parameter, layer: int) -> TensorRecipe:
+        """The recipe of a tensor in a layer of new values: a matrix is drawn, a vector is as at initialisation."""
+        return TensorRecipe(
+            name=parameter.name.format(layer=layer),
+            source=parameter.name.format(layer=max(self.layers[:layer], default=0)),
+            line=parameter.name,
+            kind=parameter.kind,
+            layer=layer,
+            legs=tuple(leg.without_source(random=len(parameter.axes) == 2) for leg in self.legs(parameter)),
+            terms=(),
+            fill=1.0 if parameter.kind == "scale" else 0.0,
+            is_new=True,
             seed=self.seed,
             std=self.std,
         )

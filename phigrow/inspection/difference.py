@@ -83,7 +83,7 @@ def _values(part: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> I
 def _layers(first: Plan, second: Plan) -> Iterator[Difference]:
     sides = [
         [
-            f"{source}, identity layer" if k in plan.identity_layers else str(source)
+            f"{source}, identity layer" if k in plan.identity_layers else str(source) if source >= 0 else "new"
             for k, source in enumerate(plan.layers)
         ]
         for plan in (first, second)

@@ -56,15 +56,18 @@ def _gains(gains: np.ndarray, axis: AxisMap) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def layer_rows(plan: Plan) -> list[tuple[int, int, str]]:
-    """(destination layer, source layer, kind) of every destination layer."""
+def layer_rows(plan: Plan) -> list[tuple[int, int | str, str]]:
+    """(destination layer, source layer, kind) of every destination layer; the source of a new layer is ``-``."""
     if plan.learned is not None and plan.maps is not None and plan.maps.sha256 and plan.learned.lines():
         return [
             (layer, source, "learned sum of all, started from this one") for layer, source in enumerate(plan.layers)
         ]
     seen: set[int] = set()
-    rows = []
+    rows: list[tuple[int, int | str, str]] = []
     for layer, source in enumerate(plan.layers):
+        if source < 0:
+            rows.append((layer, "-", "new random values"))
+            continue
         kind = "identity layer" if layer in plan.identity_layers else "repeated" if source in seen else "kept"
         seen.add(source)
         rows.append((layer, source, kind))

@@ -106,8 +106,10 @@ def _figure(value: Any) -> str:
 
 def _layers(plan: Plan) -> str:
     identity = len(plan.identity_layers)
-    repeated = len(plan.layers) - len(set(plan.layers)) - identity
-    added = "".join(f", {count} {word}" for count, word in ((repeated, "repeated"), (identity, "identity")) if count)
+    new = sum(source < 0 for source in plan.layers)
+    repeated = len(plan.layers) - len(set(plan.layers) - {-1}) - identity - new
+    counts = ((repeated, "repeated"), (identity, "identity"), (new, "new"))
+    added = "".join(f", {count} {word}" for count, word in counts if count)
     return f"{plan.src_sizes['layer']} -> {len(plan.layers)} by {plan.depth}{added}"
 
 

@@ -11,10 +11,10 @@ from phigrow.growth.plan import Plan
 def by_line(plan: Plan) -> dict[str, dict[Kind, int]]:
     """Line of the family table -> how many values of each kind its tensors hold, over all layers."""
     lines: dict[str, dict[Kind, int]] = {}
-    # Layers differ in nothing but whether they are identity layers, or sums of several.
-    known: dict[tuple[str, bool, bool], dict[Kind, int]] = {}
+    # Layers differ in nothing but whether they are identity layers, new, or sums of several.
+    known: dict[tuple[str, bool, bool, bool], dict[Kind, int]] = {}
     for recipe in plan.recipes():
-        key = recipe.line, recipe.is_zero, bool(recipe.layer_sum)
+        key = recipe.line, recipe.is_zero, recipe.is_new, bool(recipe.layer_sum)
         if key not in known:
             known[key] = anatomy(recipe).counts
         total = lines.setdefault(recipe.line, dict.fromkeys(Kind, 0))

@@ -246,6 +246,18 @@ def test_published_depth_maps():
                 layer_map(method, src, 2 * src + 1)
 
 
+def test_random_depth_keeps_source_layers_in_order_where_identity_has_them():
+    assert layer_map("random", 1, 6) == ((0, -1, -1, -1, -1, -1), frozenset())
+    assert layer_map("random", 2, 6) == ((0, -1, -1, 1, -1, -1), frozenset())
+    for src in range(1, 9):
+        for dst in range(src, 20):
+            layers, identity_layers = layer_map("random", src, dst)
+            assert not identity_layers
+            assert [k for k in layers if k >= 0] == list(range(src))
+            where, inserted = layer_map("identity", src, dst)
+            assert layers == tuple(-1 if k in inserted else layer for k, layer in enumerate(where))
+
+
 def test_published_depth_map_of_phi_2():
     layers, _ = layer_map("interpose", 24, 32)
     assert layers[:8] == (0, 1, 2, 2, 3, 4, 4, 5)

@@ -8,11 +8,19 @@
 | solar | one half from the bottom of the source, one from its top; SOLAR (2312.15166) | no |
 | llama-pro | groups of layers, each followed by an identity copy of its last; LLaMA-Pro (2401.02415) | yes |
 | midas | the middle block once more; MIDAS (2409.19044) | no |
+| random | copies spread evenly, every inserted layer of new random values; 2511.04981 | no |
 
 In an identity layer every parameter that writes the residual stream is zero, weights and biases. The LayerNorm is
 not: a zero there stops all gradients of the layer. LLaMA-Pro zeroes output projections alone, the identity only
 without biases; here biases that write the stream are zero too. SOLAR leaves m layers off each of two copies, so it at
 most doubles; MIDAS grows by one block at a time, so it at most doubles too, and was meant to be repeated in training.
+
+`random` is for sources of one or a few layers that are grown late in the budget (zero/one-layer progressive training,
+2511.04981). Its copies lie where `identity` has them, each before the new layers that follow it; the place of copies of
+more than one layer is a choice made here. A new layer is as a model from scratch has it: matrices are
+N(0, initializer_range), biases 0, LayerNorm weights 1. It is fresh in `phigrow.json` (so `--fresh-lr` reaches it), and
+its Adam moments start at zero. Learned growth (`ligo`) refuses it, because every layer of `ligo` is a sum of source
+layers.
 """
 
 from __future__ import annotations
@@ -24,6 +32,10 @@ from fractions import Fraction
 from phigrow.errors import GrowthError
 
 LayerMap = tuple[tuple[int, ...], frozenset[int]]
+"""The source layer of each destination layer, `NEW` where it has none, and the set of identity layers."""
+
+NEW = -1
+"""In place of a source layer: the layer holds new random values."""
 
 ROUNDINGS: dict[str, Callable[[Fraction], int]] = {
     "half-even": round,
@@ -71,6 +83,11 @@ def _midas(src: int, dst: int, rounding: str) -> LayerMap:
     return (*range(stop), *range(start, src)), frozenset()
 
 
+def _random(src: int, dst: int, rounding: str) -> LayerMap:
+    layers, inserted = _identity(src, dst, rounding)
+    return tuple(NEW if k in inserted else layer for k, layer in enumerate(layers)), frozenset()
+
+
 def _at_most_twice(method: str, src: int, dst: int) -> None:
     if dst > 2 * src:
         raise GrowthError(
@@ -87,17 +104,20 @@ DEPTHS: dict[str, Callable[[int, int, str], LayerMap]] = {
     "solar": _solar,
     "llama-pro": _llama_pro,
     "midas": _midas,
+    "random": _random,
 }
 
 
 def layer_map(method: str, src: int, dst: int, rounding: str = "half-even") -> LayerMap:
-    """Source layer of each of ``dst`` layers, and the set of identity layers.
+    """Source layer of each of ``dst`` layers (`NEW` for a layer of new values), and the set of identity layers.
 
     Raises:
         GrowthError: an unknown method or rounding, or fewer layers than the source has.
 
     >>> layer_map("identity", 3, 5)
     ((0, 0, 1, 1, 2), frozenset({1, 3}))
+    >>> layer_map("random", 1, 3)
+    ((0, -1, -1), frozenset())
     """
     for what, value, known in (("depth method", method, DEPTHS), ("rounding", rounding, ROUNDINGS)):
         if value not in known:
