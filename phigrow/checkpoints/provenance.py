@@ -49,6 +49,7 @@ class Provenance:
 
     Attributes:
         plan: the resolved plan as JSON data, with its ``hash``.
+        method_summary: the growth in a few words, for reports.
         source_name, source_revision: the source as the user named it.
         source_files: name -> ``bytes`` and ``sha256`` of the source's files of weights.
         source_training: the source's ``training.json``.
@@ -62,6 +63,7 @@ class Provenance:
     """
 
     plan: dict[str, Any]
+    method_summary: str | None = None
     source_name: str | None = None
     source_revision: str | None = None
     source_files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class Provenance:
         return {
             "format": FORMAT,
             "plan": self.plan,
+            **({"method_summary": self.method_summary} if self.method_summary is not None else {}),
             "source": source,
             **({"copied": self.copied} if self.copied is not None else {}),
             **({"learning": self.learning} if self.learning else {}),
@@ -138,6 +141,7 @@ class Provenance:
             _check_cost(cost, file)
         return cls(
             plan=plan,
+            method_summary=file.get("method_summary", str),
             source_name=source.get("name", str),
             source_revision=source.get("revision", str),
             source_files=files.data,

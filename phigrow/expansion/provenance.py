@@ -10,6 +10,7 @@ from typing import Any
 
 from phigrow.checkpoints.companions import model_card
 from phigrow.checkpoints.provenance import Provenance, read_provenance, read_training
+from phigrow.growth.method_spec import resolve_method
 from phigrow.growth.origins import Part, anatomy
 from phigrow.growth.plan import Plan
 from phigrow.models.config import Config
@@ -59,6 +60,7 @@ def provenance(
     """
     return Provenance(
         plan={"hash": plan.hash, **plan.to_json()},
+        method_summary=resolve_method(plan.method, plan.options)[0].summary,
         source_name=source_name,
         source_revision=revision,
         source_files={name: {"bytes": (source / name).stat().st_size, "sha256": h} for name, h in hashes.items()},

@@ -146,7 +146,7 @@ class Method:
 
     Attributes:
         name: as in ``--method``.
-        summary: one line for ``--help`` and tables.
+        summary: what the grown model is made of, in one line for tables, ``phigrow.json`` and reports.
         depth: its default depth method.
         axis_maps: task and options -> one map an axis of the family; raises GrowthError for what it cannot do.
         approximations: task and options -> why the function is not preserved; empty when it is.

@@ -147,9 +147,10 @@ def _mixture(chosen: Chosen) -> Method:
         MethodEntry(group, method.name, tuple(method.spell_options(options).items()))
         for group, (method, options) in chosen.items()
     )
+    name = spell_method(tuple(spelled))
     return Method(
-        name=spell_method(tuple(spelled)),
-        summary="one method for each group of axes",
+        name=name,
+        summary=f"one method for each group of axes ({name})",
         depth=chosen.get("hidden", chosen.get(REST, _first(chosen)))[0].depth,
         axis_maps=axis_maps,
         approximations=approximations,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phigrow.measure.estimates import ACCOUNTINGS, Arm, Basis, Comparison, Estimate
-from phigrow.measure.methods_in_words import start_in_words
 from phigrow.measure.wording import NAMES, amount, best_first, cost_text, recorded_units, saving_text, speedup_text
 from phigrow.records.schema import UNITS, Unit
 
@@ -135,6 +134,20 @@ def headline_rows(comparison: Comparison, arms: Sequence[Arm] | None = None) -> 
         }
         for arm in (comparison.arms if arms is None else arms)
     ]
+
+
+def start_in_words(arm: Arm) -> str:
+    """Describe how the runs of an arm began, from their records; older ones have no summary of their growth."""
+    run = arm.runs[0]
+    growth = run.meta.get("growth")
+    if isinstance(growth, dict) and growth.get("method"):
+        method = str(growth["method"])
+        if growth.get("stages"):
+            return f"trained in stages, grown by {method.replace('+', ', ')}"
+        return str(growth.get("summary") or f"grown by {method}")
+    config = run.meta.get("config")
+    init = config.get("init", "scratch") if isinstance(config, dict) else "scratch"
+    return "random weights" if init == "scratch" else "the weights of a trained model"
 
 
 def arm_rows(comparison: Comparison) -> Rows:

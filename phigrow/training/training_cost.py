@@ -61,6 +61,8 @@ def source_of(config: RunConfig) -> InitSource:
             "plan_hash": grown.plan_hash,
             "source": grown.source_name,
         }
+        if grown.method_summary is not None:
+            growth["summary"] = grown.method_summary
         cost, learning, took = grown.source_cost, grown.learning_cost, grown.seconds
         took = None if took is None else took + (learning.seconds or 0.0)
     elif (trained := read_training(folder)) is not None:

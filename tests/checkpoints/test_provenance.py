@@ -69,6 +69,9 @@ def test_the_same_plan_is_made_today(tmp_path, save_model):
     assert today is not None
     assert first is not None
     assert (today.plan, today.copied, today.source_training) == (first.plan, first.copied, first.source_training)
+    assert today.method_summary == "the source's weights in one block, new random weights around it (weight reuse)"
+    assert first.method_summary is None  # the first release did not write it
+    assert source_of(RunConfig(init=str(out))).growth["summary"] == today.method_summary
     shutil.copy(FIRST / "wr" / "phigrow.json", out / "phigrow.json")  # its weights, described by the first release
     certificate = phigrow.verify(folder, out, tokens=16)
     assert (certificate.method, certificate.plan_hash) == ("wr", first.plan_hash)

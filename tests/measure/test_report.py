@@ -18,9 +18,8 @@ from phigrow.measure import compare, curves, findings, frame, load_runs, markdow
 from phigrow.measure.cost_curves import cost_curve
 from phigrow.measure.estimates import Estimate
 from phigrow.measure.figures import colour_of, line_of, loss_range, marker_of
-from phigrow.measure.methods_in_words import STARTS
 from phigrow.measure.report_files import definitions
-from phigrow.measure.tables import caption
+from phigrow.measure.tables import arm_rows, caption
 from phigrow.measure.wording import (
     amount,
     best_first,
@@ -202,10 +201,23 @@ def test_every_cost_lies_on_the_curve_that_is_drawn(experiment, unit):
     assert costs[met] == pytest.approx(arm.estimate(unit, "sunk").cost, rel=1e-12)
 
 
-def test_every_method_is_described_in_words():
-    from phigrow.growth.methods import all_methods
-
-    assert set(STARTS) == set(all_methods())
+def test_an_arm_starts_from_what_its_records_say(write_run):
+    words = "copies of <units>"
+    growths = {
+        "new": {"method": "tile", "summary": words},
+        "older": {"method": "tile"},
+        "staged": {"method": "tile+wr", "stages": [{}, {}]},
+    }
+    scratch = write_run("scratch", LINE, COSTS)
+    for arm, growth in growths.items():
+        write_run(arm, LINE, COSTS, growth=growth)
+    starts = {row["arm"]: row["starts from"] for row in arm_rows(compare(load_runs(scratch.parent)))}
+    assert starts == {
+        "scratch": "random weights",
+        "new": words,
+        "older": "grown by tile",
+        "staged": "trained in stages, grown by tile, wr",
+    }
 
 
 def test_an_arm_that_loses_is_called_slower(write_run):

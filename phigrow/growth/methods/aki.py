@@ -48,7 +48,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="aki",
-    summary="AKI (bert2BERT): as fpi, but new neurons come from the layer above",
+    summary="copies of neurons; new ones come from the next layer (bert2BERT's AKI)",
     depth="interpose",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -26,7 +26,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="fpi",
-    summary="FPI (bert2BERT): even random copies, fan-in over their count",
+    summary="random copies of neurons, each read with a share of the weight (bert2BERT's FPI)",
     depth="interpose",
     axis_maps=_axis_maps,
     approximations=_approximations,

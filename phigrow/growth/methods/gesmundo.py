@@ -28,7 +28,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="gesmundo",
-    summary="composable expansions: new units are read with zeros; exact under RMSNorm",
+    summary="the source, plus new units whose outputs have zero weight",
     depth="identity",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -47,7 +47,7 @@ def _noise(options: Options) -> float:
 
 METHOD = Method(
     name="hypercloning",
-    summary="HyperCloning: whole repeats, read over n, with cancelling noise",
+    summary="whole repeats of the source side by side (HyperCloning)",
     depth="identity",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -51,7 +51,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="isometric",
-    summary="function-preserving at any sizes: the stream turned by a random isometry",
+    summary="the source's function, with its residual stream mapped by a random isometry",
     depth="identity",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -50,7 +50,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="lemon",
-    summary="LEMON: mean-filled stream, copies read in uneven shares",
+    summary="the source's function, with copies read in uneven shares (LEMON)",
     depth="identity",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -43,7 +43,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="ligo",
-    summary="LiGO: linear maps of width and depth, learned by phigrow learn-growth",
+    summary="linear maps of the source's weights, learned before growing (LiGO)",
     depth="stack",
     axis_maps=_axis_maps,
     approximations=_approximations,

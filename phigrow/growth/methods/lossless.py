@@ -38,7 +38,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="lossless",
-    summary="function-preserving at any sizes: mean-filled stream, unread new units",
+    summary="the source's function at any size, plus new units whose outputs have zero weight at first",
     depth="identity",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -34,7 +34,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="net2net",
-    summary="Net2Net: random copies, each reader split among them",
+    summary="random copies of units, their weights shared among the copies (Net2Net)",
     depth="identity",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -31,7 +31,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="shrink_perturb",
-    summary="shrink and perturb: lambda times the source, padded, plus an initialisation",
+    summary="the source's weights scaled down, plus new random weights",
     depth="interpose",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -29,7 +29,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="sparkling",
-    summary="SPARKLING: wrapped copies, read so that root mean squares stay",
+    summary="copies of the source that keep the size of activations (SPARKLING)",
     depth="interpose",
     axis_maps=_axis_maps,
     approximations=_approximations,

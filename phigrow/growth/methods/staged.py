@@ -50,7 +50,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="staged",
-    summary="Staged Training: two copies side by side, block-diagonal; exactly twice the width",
+    summary="two copies of the source side by side, for exactly twice the width (Staged Training)",
     depth="identity",
     axis_maps=_axis_maps,
     approximations=_approximations,

@@ -47,7 +47,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="tile",
-    summary="tiling (Phi): wrapped copies of the source on every axis",
+    summary="the source's weights repeated until every matrix is full (tiling)",
     depth="interpose",
     axis_maps=_axis_maps,
     approximations=_approximations,

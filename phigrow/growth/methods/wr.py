@@ -31,7 +31,7 @@ def _approximations(task: GrowthTask, options: Options) -> list[str]:
 
 METHOD = Method(
     name="wr",
-    summary="weight reuse (Phi): the source in one block, the rest new",
+    summary="the source's weights in one block, new random weights around it (weight reuse)",
     depth="interpose",
     axis_maps=_axis_maps,
     approximations=_approximations,
