@@ -252,7 +252,7 @@ def _part(recipe: TensorRecipe, leg: Leg, first: Bools) -> Part:
     present = ~no_source & ~leg.random & (leg.gain != 0)
     copies = present & leg.is_copy
     kinds = np.full(size, int(Kind.ZERO if leg.dense is None else Kind.MIXED))
-    if recipe.fill != 0:
+    if recipe.fill != 0 and leg.dense is None:
         kinds[no_source] = Kind.CONSTANT
     kinds[leg.random] = Kind.FRESH
     kinds[present & leg.is_mean] = Kind.MEAN

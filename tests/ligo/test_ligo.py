@@ -12,10 +12,11 @@ from tiny_models import model_of, phi_config, phi_model, random_pair
 import phigrow
 from phigrow.checkpoints.bits import bits_of
 from phigrow.errors import GrowthError
+from phigrow.expansion.provenance import copied_values
 from phigrow.growth.learned import Learned, selection
 from phigrow.growth.lift import InMemory, Lift, lift
 from phigrow.growth.matrices import FILE, Maps, read_maps, write_maps
-from phigrow.growth.origins import Kind, matching
+from phigrow.growth.origins import Kind, anatomy, matching
 from phigrow.growth.plan import Plan
 from phigrow.inspection.difference import differences
 from phigrow.inspection.explain import axis_rows, layer_rows
@@ -248,3 +249,25 @@ def test_a_learned_plan_is_its_maps(tmp_path):
     assert isinstance(plans[0].learned, Learned)
     with pytest.raises(GrowthError, match=r"the maps of the plan have no hash"):
         Plan.from_json({**plan.to_json(), "maps": {"sha256": 3}})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mixed_norm_weights_are_no_new_values(family, tmp_path):
+    rng = random.Random(4)
+    pairs = (random_pair(FAMILIES[family], rng) for _ in itertools.count())
+    src, dst = next((src, dst) for src, dst in pairs if src["hidden_size"] < dst["hidden_size"])
+    plan = phigrow.plan(src, dst, "ligo", maps=drawn_maps(phigrow.plan(src, dst, "ligo"), tmp_path).path.parent)
+    recipes = [recipe for recipe in plan.recipes() if recipe.kind in ("scale", "shift") and recipe.is_dense]
+    assert recipes
+    copied = copied_values(plan)
+    for recipe in recipes:
+        counts = anatomy(recipe).counts
+        assert counts[Kind.MIXED] == recipe.shape[0], recipe.name
+        # A learning rate for new values leaves them alone.
+        assert copied["spans"][recipe.line] == [[[0, recipe.shape[0]]]]
+        # They are mixtures indeed: twice the source's weight is twice the value.
+        ones = np.ones(recipe.source_shape)
+        sources = {term.source: InMemory(torch.from_numpy(ones)) for term in recipe.terms}
+        twice = {name: InMemory(torch.from_numpy(2 * ones)) for name in sources}
+        once, doubled = (lift(recipe, weights, torch.float64) for weights in (sources, twice))
+        assert torch.allclose(2 * once, doubled), recipe.name
