@@ -1,4 +1,4 @@
-"""Checkpoints in the folder of a run: which of them are complete, and what their markers say."""
+"""List the checkpoints in the folder of a run, with the content of their markers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: steps done, tokens seen, seconds of training; and where a stream of data is.
+    """Progress of a run: steps, tokens and seconds of training; and the position of its data, if that is a stream.
 
-    ``blocks`` counts in the order of the data, those that runs before this one had read included.
+    ``blocks`` counts all blocks in the order of the data, including those that earlier runs read.
     """
 
     step: int = 0
@@ -38,18 +38,19 @@ class RunCheckpoint:
     marker: dict[str, Any]
 
     @property
-    def place(self) -> str | None:
-        """The device of the optimizer's state, as in `optimizer_device`; None if the marker does not record it."""
+    def optimizer_device(self) -> str | None:
+        """The device of the optimizer's state: device, cpu or nvme; None if the marker does not record it."""
         return self.marker.get("place")
 
-    def fits(self, ranks: int, stage: int, place: str) -> bool:
+    def fits(self, ranks: int, stage: int, optimizer_device: str) -> bool:
         """Return True if DeepSpeed can load the checkpoint without conversion."""
-        return (self.world_size, self.stage) == (ranks, stage) and self.place in (None, place)
+        same_device = self.optimizer_device in (None, optimizer_device)
+        return same_device and (self.world_size, self.stage) == (ranks, stage)
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A checkpoint that was complete once and is not what was written: which, and why."""
+    """A checkpoint that was complete and whose files have changed since, with the reason."""
 
     folder: Path
     why: str
@@ -61,14 +62,14 @@ class Damaged:
 def marked_checkpoints(out: Path) -> tuple[list[RunCheckpoint], list[Damaged]]:
     """Return the checkpoints of a run that have a marker, oldest first, and those whose marker is damaged.
 
-    A checkpoint without a marker was never complete, and is passed over. The files are not read: see `newest_complete`.
+    A checkpoint without a marker was never complete and is left out. This function reads markers only.
     """
-    found, damaged = [], []
+    complete, damaged = [], []
     for path in (out / FOLDER).glob(f"step-*/{MARKER}"):
         try:
             content = read_marker(path.parent)
             progress = Progress(**content["progress"])
-            found.append(RunCheckpoint(path.parent, progress, content["world_size"], content["stage"], content))
+            complete.append(RunCheckpoint(path.parent, progress, content["world_size"], content["stage"], content))
         except (ValueError, KeyError, TypeError) as error:
             damaged.append(Damaged(path.parent, str(error)))
-    return sorted(found, key=lambda item: item.progress.step), damaged
+    return sorted(complete, key=lambda checkpoint: checkpoint.progress.step), damaged

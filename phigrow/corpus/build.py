@@ -121,7 +121,7 @@ def _encoding(tokenizer: PreTrainedTokenizerBase) -> _Encoding:
     copy.no_padding()
     copy.no_truncation()
     dtype = "uint16" if vocab_size <= np.iinfo(np.uint16).max + 1 else "uint32"
-    return _Encoding(copy, vocab_size, int(tokenizer.eos_token_id), dtype)  # type: ignore[arg-type]
+    return _Encoding(copy, vocab_size, int(tokenizer.eos_token_id), dtype)
 
 
 def _write(

@@ -128,7 +128,8 @@ class TokenStream:
         while self._offset >= len(self._pieces[0][1]):
             self._offset -= len(self._pieces.pop(0)[1])
         starts = np.arange(blocks)[:, None] * self.seq_len
-        return tokens[starts + np.arange(self.seq_len + 1)]
+        packed: Tokens = tokens[starts + np.arange(self.seq_len + 1)]
+        return packed
 
     def close(self) -> None:
         """Close the files."""
@@ -305,7 +306,7 @@ def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
     from tokenizers import Tokenizer
 
     tokenizer = load_tokenizer(settings.tokenizer)
-    eos = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    eos = int(tokenizer.eos_token_id)
     rust = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     rust.no_padding()
     rust.no_truncation()

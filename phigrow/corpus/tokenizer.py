@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.hub import ALIASES
 from phigrow.corpus.sources import HUB_NAME
@@ -46,7 +46,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: str = END_OF_TEX
             fix=f"choose vocab_size >= {SMALLEST}",
         )
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -58,10 +57,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: str = END_OF_TEX
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _fast_tokenizer(tokenizer_object=tokenizer, bos_token=eos, eos_token=eos)
+
+
+def _fast_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    constructor: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # transformers does not annotate it
     # Cleaning up spaces would break decode(encode(x)) == x.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=eos, eos_token=eos, clean_up_tokenization_spaces=False
-    )
+    return constructor(clean_up_tokenization_spaces=False, **arguments)
 
 
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
@@ -76,16 +80,14 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     >>> load_tokenizer("data/tokenizer").eos_token  # doctest: +SKIP
     '<|endoftext|>'
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     path = Path(ref).expanduser()
     if not path.exists() and (str(ref).endswith(".json") or not HUB_NAME.fullmatch(str(ref))):
         raise GrowthError("no such tokenizer", where=str(path.absolute()), fix=_FIX)
     if path.is_file():
         try:
-            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
-                tokenizer_file=str(path), clean_up_tokenization_spaces=False
-            )
+            tokenizer: PreTrainedTokenizerBase = _fast_tokenizer(tokenizer_file=str(path))
         except Exception as error:  # the Rust parser raises plain Exception
             raise GrowthError("a file that is no tokenizer", where=str(path), why=str(error), fix=_FIX) from error
         if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():

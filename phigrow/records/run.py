@@ -79,7 +79,7 @@ class Run:
     @property
     def shared_machine(self) -> bool:
         """True if other runs shared the machine, so that its seconds say little."""
-        return self.study.get("side_by_side", 1) > 1
+        return bool(self.study.get("side_by_side", 1) > 1)
 
     @property
     def trunk(self) -> str | None:

@@ -237,7 +237,7 @@ def check_fits(checkpoint: RunCheckpoint, world: World, stage: int, *, convert: 
         return
     if (checkpoint.world_size, checkpoint.stage) == (world.size, stage):
         raise GrowthError(
-            f"the checkpoint's optimizer state was {_DEVICES.get(str(checkpoint.place), 'elsewhere')}, "
+            f"the checkpoint's optimizer state was {_DEVICES.get(str(checkpoint.optimizer_device), 'elsewhere')}, "
             f"but this run has it {_DEVICES[device]}",
             where=str(checkpoint.folder),
             why="DeepSpeed's Adam for the host keeps its state in another form",

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from phigrow.models.bounds import check_division, check_total, check_values, rotary_factor
-from phigrow.models.config import Config, normalised
+from phigrow.models.axis_sizes import SizeRules, axis_sizes
+from phigrow.models.bounds import rotary_factor
+from phigrow.models.config import Config
 from phigrow.models.family import Family, Sizes
 from phigrow.models.forward import ACTIVATIONS, Ids, Values, Weights, attention, layer_norm, linear, rotate, split_heads
 
@@ -28,35 +29,18 @@ gpt_neox.final_layer_norm.weight|bias                             norm hidden ->
 embed_out.weight                                                  vocab <- final       unless tie_word_embeddings
 """
 
-_SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "max_position_embeddings",
-)  # fmt: skip
-_WHERE = "a GPT-NeoX configuration"
+_RULES = SizeRules(
+    where="a GPT-NeoX configuration",
+    architecture="GPTNeoXForCausalLM",
+    flags=("tie_word_embeddings", "attention_bias", "use_parallel_residual"),
+    mlp_matrices=2,
+    grouped=False,
+    rotary=0.25,
+)
 
 
 def _sizes(config: Config) -> Sizes:
-    config = normalised(config)
-    flags = ("tie_word_embeddings", "attention_bias", "use_parallel_residual")
-    check_values(config, _WHERE, sizes=_SIZES, flags=flags)
-    heads, _ = check_division({**config, "num_key_value_heads": None}, _WHERE, "GPTNeoXForCausalLM")
-    hidden = config["hidden_size"]
-    head = hidden // heads
-    sizes = {
-        "vocab": config["vocab_size"],
-        "hidden": hidden,
-        "normed": hidden,
-        "final": hidden,
-        "kv": heads,
-        "q": head,
-        "k": head,
-        "v": head,
-        "rotary": int(head * config.get("partial_rotary_factor", 0.25)),
-        "mlp": config["intermediate_size"],
-        "layer": config["num_hidden_layers"],
-    }
-    check_total(sizes, _WHERE, matrices=2)
-    return sizes
+    return axis_sizes(config, _RULES)
 
 
 def _config(sizes: Sizes) -> Config:

@@ -7,8 +7,8 @@ num_attention_heads.
 
 from __future__ import annotations
 
-from phigrow.models.bounds import check_division, check_total, check_values
-from phigrow.models.config import Config, normalised
+from phigrow.models.axis_sizes import SizeRules, axis_sizes
+from phigrow.models.config import Config
 from phigrow.models.family import Family, Sizes
 from phigrow.models.forward import Ids, Values, Weights, gated_forward
 
@@ -34,35 +34,17 @@ model.norm.weight                                          rmsnorm hidden -> fin
 lm_head.weight                                             vocab <- final            unless tie_word_embeddings
 """
 
-_SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "max_position_embeddings",
-)  # fmt: skip
-_WHERE = "a Llama configuration"
+_RULES = SizeRules(
+    where="a Llama configuration",
+    architecture="LlamaForCausalLM",
+    flags=("tie_word_embeddings", "attention_bias", "mlp_bias"),
+    mlp_matrices=3,
+    own_head_dim=True,
+)
 
 
 def _sizes(config: Config) -> Sizes:
-    config = normalised(config)
-    check_values(config, _WHERE, sizes=_SIZES, flags=("tie_word_embeddings", "attention_bias", "mlp_bias"))
-    heads, kv = check_division(config, _WHERE, "LlamaForCausalLM")
-    hidden = config["hidden_size"]
-    head = config.get("head_dim") or hidden // heads
-    sizes = {
-        "vocab": config["vocab_size"],
-        "hidden": hidden,
-        "normed": hidden,
-        "final": hidden,
-        "kv": kv,
-        "group": heads // kv,
-        "q": head,
-        "k": head,
-        "v": head,
-        "rotary": head,
-        "mlp": config["intermediate_size"],
-        "layer": config["num_hidden_layers"],
-    }
-    check_total(sizes, _WHERE, matrices=3)
-    return sizes
+    return axis_sizes(config, _RULES)
 
 
 def _config(sizes: Sizes) -> Config:

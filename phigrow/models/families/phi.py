@@ -5,9 +5,9 @@ Source: ``transformers.PhiForCausalLM``. phi-1, phi-1.5 and phi-2 have one key/v
 
 from __future__ import annotations
 
-from phigrow.errors import GrowthError
-from phigrow.models.bounds import check_division, check_total, check_values, rotary_factor
-from phigrow.models.config import Config, normalised
+from phigrow.models.axis_sizes import SizeRules, axis_sizes
+from phigrow.models.bounds import rotary_factor
+from phigrow.models.config import Config
 from phigrow.models.family import Family, Sizes
 from phigrow.models.forward import ACTIVATIONS, Ids, Values, Weights, attention, layer_norm, linear, rotate, split_heads
 
@@ -27,41 +27,17 @@ lm_head.weight                                       vocab <- final    unless ti
 lm_head.bias                                         vocab
 """
 
-_SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "max_position_embeddings",
-)  # fmt: skip
-_WHERE = "a Phi configuration"
+_RULES = SizeRules(
+    where="a Phi configuration",
+    architecture="PhiForCausalLM",
+    flags=("tie_word_embeddings", "qk_layernorm"),
+    mlp_matrices=2,
+    rotary=0.5,
+)
 
 
 def _sizes(config: Config) -> Sizes:
-    config = normalised(config)
-    check_values(config, _WHERE, sizes=_SIZES, flags=("tie_word_embeddings", "qk_layernorm"))
-    heads, kv = check_division(config, _WHERE, "PhiForCausalLM")
-    hidden = config["hidden_size"]
-    head = hidden // heads
-    if "head_dim" in config and (type(config["head_dim"]) is not int or config["head_dim"] != head):
-        raise GrowthError(
-            f"head_dim is {config['head_dim']!r}, not hidden_size / num_attention_heads = {head}",
-            where=_WHERE,
-            fix="leave head_dim out",
-        )
-    sizes = {
-        "vocab": config["vocab_size"],
-        "hidden": hidden,
-        "normed": hidden,
-        "final": hidden,
-        "kv": kv,
-        "group": heads // kv,
-        "q": head,
-        "k": head,
-        "v": head,
-        "rotary": int(head * config.get("partial_rotary_factor", 0.5)),
-        "mlp": config["intermediate_size"],
-        "layer": config["num_hidden_layers"],
-    }
-    check_total(sizes, _WHERE, matrices=2)
-    return sizes
+    return axis_sizes(config, _RULES)
 
 
 def _config(sizes: Sizes) -> Config:

@@ -7,8 +7,8 @@ on the depth of a layer, which growth changes.
 from __future__ import annotations
 
 from phigrow.errors import GrowthError
-from phigrow.models.bounds import check_division, check_total, check_values
-from phigrow.models.config import Config, normalised
+from phigrow.models.axis_sizes import SizeRules, axis_sizes
+from phigrow.models.config import Config
 from phigrow.models.family import Family, Sizes
 from phigrow.models.forward import Ids, Values, Weights, gated_forward
 
@@ -27,41 +27,24 @@ model.norm.weight                                          rmsnorm hidden -> fin
 lm_head.weight                                             vocab <- final            unless tie_word_embeddings
 """
 
-_SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "max_position_embeddings",
-)  # fmt: skip
-_WHERE = "a Qwen2 configuration"
+_RULES = SizeRules(
+    where="a Qwen2 configuration",
+    architecture="Qwen2ForCausalLM",
+    flags=("tie_word_embeddings", "use_sliding_window"),
+    mlp_matrices=3,
+    own_head_dim=True,
+)
 
 
 def _sizes(config: Config) -> Sizes:
-    config = normalised(config)
-    check_values(config, _WHERE, sizes=_SIZES, flags=("tie_word_embeddings", "use_sliding_window"))
+    sizes = axis_sizes(config, _RULES)
     if config.get("use_sliding_window"):
         raise GrowthError(
-            "sliding windows (use_sliding_window)",
-            where=_WHERE,
-            why="which layers have them depends on their depth, and growth moves layers",
-            fix="set use_sliding_window to false, as the published models have it",
+            "use_sliding_window is true, which phigrow does not support",
+            where=_RULES.where,
+            why="the depth of a layer decides whether it has a sliding window, and growth moves layers",
+            fix="set use_sliding_window to false, as in the published models",
         )
-    heads, kv = check_division(config, _WHERE, "Qwen2ForCausalLM")
-    hidden = config["hidden_size"]
-    head = config.get("head_dim") or hidden // heads
-    sizes = {
-        "vocab": config["vocab_size"],
-        "hidden": hidden,
-        "normed": hidden,
-        "final": hidden,
-        "kv": kv,
-        "group": heads // kv,
-        "q": head,
-        "k": head,
-        "v": head,
-        "rotary": head,
-        "mlp": config["intermediate_size"],
-        "layer": config["num_hidden_layers"],
-    }
-    check_total(sizes, _WHERE, matrices=3)
     return sizes
 
 

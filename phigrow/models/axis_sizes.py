@@ -1,0 +1,86 @@
+"""Read the sizes of all axes from a configuration, with the checks that every family shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phigrow.errors import GrowthError
+from phigrow.models.bounds import check_division, check_total, check_values
+from phigrow.models.config import Config, normalised
+from phigrow.models.family import Sizes
+
+_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SizeRules:
+    """How the configurations of a family give the sizes of its axes.
+
+    Attributes:
+        where: the kind of configuration, for messages, such as ``a Phi configuration``.
+        architecture: the transformers class, for messages.
+        flags: keys that are true or false.
+        mlp_matrices: matrices of one MLP: 2, or 3 for a gated MLP.
+        grouped: query heads may share key/value heads (``num_key_value_heads``).
+        own_head_dim: ``head_dim`` may differ from hidden_size / num_attention_heads.
+        rotary: default of ``partial_rotary_factor``; None if the rotary embedding always covers whole heads.
+    """
+
+    where: str
+    architecture: str
+    flags: tuple[str, ...]
+    mlp_matrices: int
+    grouped: bool = True
+    own_head_dim: bool = False
+    rotary: float | None = None
+
+
+def axis_sizes(config: Config, rules: SizeRules) -> Sizes:
+    """Return the size of every axis.
+
+    Raises:
+        GrowthError: a value is missing, of the wrong type or out of range; or values do not fit together.
+    """
+    config = normalised(config)
+    keys = (*_KEYS, *(["num_key_value_heads"] if rules.grouped else []), *(["head_dim"] if rules.own_head_dim else []))
+    check_values(config, rules.where, sizes=keys, flags=rules.flags)
+    if not rules.grouped:
+        config = {**config, "num_key_value_heads": None}
+    heads, kv = check_division(config, rules.where, rules.architecture)
+    hidden = config["hidden_size"]
+    head = (config.get("head_dim") if rules.own_head_dim else None) or hidden // heads
+    if not rules.own_head_dim:
+        _check_head_dim(config, head, rules.where)
+    factor = None if rules.rotary is None else config.get("partial_rotary_factor", rules.rotary)
+    sizes = {
+        "vocab": config["vocab_size"],
+        "hidden": hidden,
+        "normed": hidden,
+        "final": hidden,
+        "kv": kv,
+        **({"group": heads // kv} if rules.grouped else {}),
+        "q": head,
+        "k": head,
+        "v": head,
+        "rotary": head if factor is None else int(head * factor),
+        "mlp": config["intermediate_size"],
+        "layer": config["num_hidden_layers"],
+    }
+    check_total(sizes, rules.where, matrices=rules.mlp_matrices)
+    return sizes
+
+
+def _check_head_dim(config: Config, head: int, where: str) -> None:
+    """Refuse a ``head_dim`` of another size. transformers would use it for the rotary embedding only."""
+    value = config.get("head_dim")
+    if value is None:
+        return
+    if type(value) is not int or value != head:
+        raise GrowthError(
+            f"head_dim is {value!r}, but hidden_size / num_attention_heads is {head}",
+            where=where,
+            fix="leave head_dim out",
+        )
