@@ -39,7 +39,12 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     path = Path(name)
     if path.is_dir():
         if revision is not None:
-            raise GrowthError(f"--revision {revision} with a local folder", where=str(path), fix="leave it out")
+            raise GrowthError(
+                f"--revision {revision} was given with a local folder",
+                where=str(path),
+                why="only repositories on the hub have revisions",
+                fix="leave --revision out",
+            )
         for file in (*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES):
             contained(path, file)
         return path
@@ -74,24 +79,24 @@ def _download(name: str | Path, revision: str | None, patterns: list[str]) -> Pa
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository = ALIASES.get(str(name), str(name))
-    local = "download the repository elsewhere and give its folder"
+    local = "download the repository on another machine and give its folder"
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
         raise GrowthError(
-            f"no checkpoint {str(name)!r}",
+            f"there is no checkpoint {str(name)!r}",
             where=str(Path(name).absolute()),
-            why="it is no folder here and cannot be a hub id",
+            why="no folder has this path, and it is not a valid hub id",
             fix="give a folder with config.json and safetensors files, phi-1, phi-1_5, phi-2, or a hub id",
         ) from error
     except LocalEntryNotFoundError as error:
         raise GrowthError(
-            f"cannot reach the hub for {repository!r}",
+            f"the hub cannot be reached for {repository!r}",
             where=str(name),
-            why="it is no folder here, is not in the local cache, and there is no network (or HF_HUB_OFFLINE is set)",
+            why="it is neither a folder nor in the local cache, and there is no network (or HF_HUB_OFFLINE is set)",
             fix=local,
         ) from error
     except HfHubHTTPError as error:
         raise GrowthError(
-            f"the hub does not give {repository!r}", where=str(name), why=str(error).splitlines()[0], fix=local
+            f"the hub refuses {repository!r}", where=str(name), why=str(error).splitlines()[0], fix=local
         ) from error

@@ -31,16 +31,16 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's marker.
 
     Raises:
-        ValueError: the marker cannot be read, or is not the one that was written; the text says how.
+        ValueError: the marker cannot be read, or was changed; the text says how.
     """
     try:
-        content = read_json_strict(folder / MARKER, "a marker")
+        content = read_json_strict(folder / MARKER, "the marker")
     except GrowthError as error:
         raise ValueError(f"{MARKER} cannot be read") from error
     if not isinstance(content.get("files"), dict):
         raise ValueError(f"{MARKER} has no hashes of the files")
     if content.pop("xxh3_128", None) != _hash_of(content):
-        raise ValueError(f"{MARKER} is not what was written")
+        raise ValueError(f"{MARKER} was changed after it was written")
     return content
 
 
@@ -73,7 +73,7 @@ def damage(folder: Path, files: dict[str, Any], rank: int = 0, size: int = 1) ->
         elif (bytes_ := path.stat().st_size) != expected["bytes"]:
             wrong.append(f"{name} has {bytes_:,} bytes instead of {expected['bytes']:,}")
         elif digest(path) != expected:
-            wrong.append(f"{name} is not what was written (its xxh3 differs)")
+            wrong.append(f"{name} was changed after it was written (its xxh3 differs)")
     return wrong
 
 

@@ -17,6 +17,7 @@ from phigrow.checkpoints.bits import Bits, bits_of
 from phigrow.checkpoints.reader import (
     DTYPES,
     INDEX,
+    NO_FLOATS,
     SINGLE,
     CheckpointReader,
     StoredTensor,
@@ -79,12 +80,17 @@ class PickleReader(CheckpointReader):
         for path in self.files:
             for name, value in _load(path).items():
                 if name in self.tensors:
-                    raise GrowthError("a tensor that is stored twice", where=f"{name} in {path}")
+                    raise GrowthError(
+                        "two files hold the same tensor",
+                        where=f"{name} in {path}",
+                        why=f"{self.tensors[name].path.name} holds it too",
+                        fix=_SAFER,
+                    )
                 self.tensors[name] = _pickled(name, value, path)
         if weight_map is not None:
             check_index(index, weight_map, {name: tensor.path.name for name, tensor in self.tensors.items()})
         if not self.tensors:
-            raise GrowthError("a checkpoint without tensors", where=str(folder))
+            raise GrowthError("the checkpoint has no tensors", where=str(folder), fix=_SAFER)
         warnings.warn(
             f"{', '.join(path.name for path in self.files)} in {folder}: pickled weights, read without running their "
             f"code and written as safetensors; {_SAFER}",
@@ -97,7 +103,11 @@ def _load(path: Path) -> dict[Any, Any]:
     import torch
 
     if not path.is_file():
-        raise GrowthError(f"no {path.name}", where=str(path.parent))
+        raise GrowthError(
+            f"the file {path.name} is missing",
+            where=str(path.parent),
+            fix="download the checkpoint again, with all files",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what it does inside
@@ -105,13 +115,18 @@ def _load(path: Path) -> dict[Any, Any]:
             content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle fails in every way that an unpickler has
         raise GrowthError(
-            "pickled weights that cannot be read safely",
+            "the pickled weights cannot be read safely",
             where=str(path),
             why=_first_lines(str(error)) or type(error).__name__,
-            fix=f"do not load it any other way unless you trust who made it; then {_SAFER}",
+            fix=f"load it in another way only if you trust its author; then {_SAFER}",
         ) from error
     if not isinstance(content, dict):
-        raise GrowthError("pickled weights that are no state dict", where=str(path), why=f"it is a {type(content)}")
+        raise GrowthError(
+            "the pickled weights are not a state dict",
+            where=str(path),
+            why=f"the file holds a {type(content).__name__}",
+            fix=_SAFER,
+        )
     return content
 
 
@@ -126,7 +141,7 @@ def _pickled(name: Any, value: Any, path: Path) -> PickledTensor:
     where = f"{name} in {path}"
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise GrowthError(
-            "pickled weights that are no state dict",
+            "the pickled weights are not a state dict",
             where=where,
             why=f"{name!r} is a {type(value).__name__}",
             fix=_SAFER,
@@ -134,13 +149,25 @@ def _pickled(name: Any, value: Any, path: Path) -> PickledTensor:
     value = value.detach()
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in DTYPES.values() or value.is_quantized:
-        raise GrowthError(f"weights of dtype {dtype}", where=where, why=f"phigrow grows {', '.join(DTYPES.values())}")
+        raise GrowthError(
+            f"the weights have dtype {dtype}",
+            where=where,
+            why=f"phigrow grows {', '.join(DTYPES.values())}",
+            fix=NO_FLOATS,
+        )
     if value.layout != torch.strided or value.device.type != "cpu":
-        raise GrowthError("a pickled tensor without plain values", where=where, why=f"{value.layout}, {value.device}")
+        raise GrowthError(
+            "the pickled tensor is not dense on the CPU",
+            where=where,
+            why=f"it has {value.layout} on {value.device}",
+            fix=_SAFER,
+        )
     shape = tuple(value.shape)
     if math.prod(shape) * value.element_size() > value.untyped_storage().nbytes():
         # A tensor of strides 0 is a few bytes that claim to be terabytes.
         raise GrowthError(
-            "a pickled tensor larger than its values", where=where, why=f"shape {list(shape)}", fix=_SAFER
+            f"the pickled tensor of shape {list(shape)} has fewer stored values than its shape needs",
+            where=where,
+            fix=_SAFER,
         )
     return PickledTensor(name, path, -1, 0, shape, dtype, value)

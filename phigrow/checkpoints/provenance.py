@@ -123,7 +123,10 @@ class Provenance:
         file = _Fields(data, path)
         if (format := data.get("format", FORMAT)) != FORMAT:
             raise GrowthError(
-                f"a {PROVENANCE_FILE} of format {format!r}", where=str(path), why=f"this phigrow reads format {FORMAT}"
+                f"{PROVENANCE_FILE} has format {format!r}",
+                where=str(path),
+                why=f"this phigrow reads format {FORMAT}",
+                fix="install the phigrow that wrote it, or make the folder again",
             )
         plan = file.get("plan", dict)
         if plan is None:
@@ -165,7 +168,7 @@ def read_provenance(folder: Path) -> Provenance | None:
     if not path.is_file():
         return None
     # A run that diverged may have left NaN as its loss.
-    return Provenance.from_json(read_json_strict(path, f"a {PROVENANCE_FILE}", nan=True), path)
+    return Provenance.from_json(read_json_strict(path, PROVENANCE_FILE, nan=True), path)
 
 
 def read_training(folder: Path) -> dict[str, Any] | None:
@@ -177,7 +180,7 @@ def read_training(folder: Path) -> dict[str, Any] | None:
     path = folder / TRAINING_FILE
     if not path.is_file():
         return None
-    content = read_json_strict(path, f"a {TRAINING_FILE}", nan=True)
+    content = read_json_strict(path, TRAINING_FILE, nan=True)
     _check_cost(content, _Fields(content, path))
     return content
 
@@ -202,10 +205,10 @@ class _Fields:
 
     def refuse(self, why: str) -> GrowthError:
         return GrowthError(
-            f"a {self.path.name} that cannot be read",
+            f"{self.path.name} cannot be read",
             where=str(self.path),
             why=why,
-            fix="make the folder again, or restore the file that phigrow wrote",
+            fix="make the folder again, or restore the file as phigrow wrote it",
         )
 
 
@@ -234,12 +237,12 @@ def _check_copied(copied: dict[str, Any] | None, file: _Fields) -> dict[str, Any
     if spans is None or fresh is None:
         raise file.refuse("copied has no spans and fresh")
     if not all(isinstance(name, str) for name in fresh):
-        raise file.refuse("copied.fresh is no list of names")
+        raise file.refuse("copied.fresh is not a list of names")
     if not _counts((blocks or {}).values()):
-        raise file.refuse("copied.blocks has no numbers")
+        raise file.refuse("copied.blocks does not hold whole numbers")
     for line, sides in spans.items():
         if not _lists(sides) or not all(_lists(side) and all(_range(each) for each in side) for side in sides):
-            raise file.refuse(f"copied.spans.{line} is no list of ranges")
+            raise file.refuse(f"copied.spans.{line} is not a list of ranges")
     return copied
 
 

@@ -29,6 +29,10 @@ SINGLE = "model.safetensors"
 MOST_AXES, MOST_SIZE = 8, 1 << 62
 """Limits of a tensor: numpy and torch can index no more. They keep products of sizes cheap for any header."""
 
+FETCH = "download the checkpoint again: the file is damaged, or was made to mislead"
+NO_FLOATS = "give the checkpoint from which these quantised or integer weights were made"
+"""Advice of several errors."""
+
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -52,15 +56,15 @@ class StoredTensor:
         return dtype
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start .. stop``, [stop - start, ...], in the stored dtype; errors as `bits`."""
+        """Return rows ``start .. stop``, [stop - start, ...], in the stored dtype; errors as `bits`."""
         return tensor_of(self.bits(start, stop), self.dtype_name)
 
     def values(self, start: int, stop: int) -> torch.Tensor:
-        """Values ``start .. stop`` of the flattened tensor, [stop - start], in the stored dtype; errors as `bits`."""
+        """Return values ``start .. stop`` of the flattened tensor in the stored dtype; errors as `bits`."""
         return tensor_of(self._read(start, stop), self.dtype_name)
 
     def bits(self, start: int, stop: int) -> Bits:
-        """Rows ``start .. stop`` as stored, [stop - start, ...], unsigned integers of the dtype's width.
+        """Return rows ``start .. stop`` as stored, [stop - start, ...], unsigned integers of the dtype's width.
 
         Raises:
             GrowthError: the file ended early.
@@ -76,7 +80,11 @@ class StoredTensor:
         while done < len(view):
             got = os.preadv(self.file, [view[done:]], position + done)
             if got == 0:
-                raise GrowthError("a safetensors file ended early", where=f"{self.name} in {self.path}")
+                raise GrowthError(
+                    "the safetensors file became shorter while it was read",
+                    where=f"{self.name} in {self.path}",
+                    fix=FETCH,
+                )
             done += got
         return out
 
@@ -104,10 +112,10 @@ class CheckpointReader:
         names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
         if SINGLE not in names and single.is_file():
             raise GrowthError(
-                "a folder with two sets of weights",
+                "the folder holds two sets of weights",
                 where=str(folder),
-                why=f"{INDEX} lists other files than {SINGLE}, and transformers would load {SINGLE}",
-                fix="remove the one that is not meant",
+                why=f"{INDEX} does not list {SINGLE}, which transformers would load",
+                fix="remove the set that you do not want",
             )
         self.files = [contained(folder, name) for name in names]
         try:
@@ -116,10 +124,10 @@ class CheckpointReader:
             if weight_map is not None:
                 check_index(index, weight_map, {name: tensor.path.name for name, tensor in self.tensors.items()})
             if not self.tensors:
-                raise GrowthError("a checkpoint without tensors", where=str(folder))
+                raise GrowthError("the checkpoint has no tensors", where=str(folder), fix=FETCH)
         except OSError as error:
             self.close()
-            raise GrowthError("a safetensors file that cannot be read", where=str(folder), why=str(error)) from error
+            raise GrowthError("a safetensors file cannot be read", where=str(folder), why=str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -144,10 +152,10 @@ class CheckpointReader:
         if not path.is_file():
             pickles = sorted(p.name for p in self.folder.glob("*.bin"))
             raise GrowthError(
-                f"no {path.name}",
+                f"the file {path.name} is missing",
                 where=str(self.folder),
-                why=f"there are only pickled weights ({', '.join(pickles)})" if pickles else None,
-                fix="give a folder with safetensors files (transformers writes them with save_pretrained)",
+                why=f"the folder holds only pickled weights ({', '.join(pickles)})" if pickles else None,
+                fix="give a folder with safetensors files, which save_pretrained of transformers writes",
             )
         descriptor = os.open(path, os.O_RDONLY)
         self._descriptors.append(descriptor)
@@ -158,7 +166,9 @@ class CheckpointReader:
             tensor = _stored(name, entry, path, descriptor, data_start, size)
             if name in self.tensors:
                 other = self.tensors[name].path.name
-                raise GrowthError("a tensor that is stored twice", where=f"{name} in {path}", why=f"{other} has it too")
+                raise GrowthError(
+                    "two files hold the same tensor", where=f"{name} in {path}", why=f"{other} holds it too", fix=FETCH
+                )
             self.tensors[name] = tensor
             spans.append((*entry["data_offsets"], name))
         _check_cover(sorted(spans), size, path)
@@ -169,21 +179,21 @@ def _check_cover(spans: list[tuple[int, int, str]], size: int, path: Path) -> No
     reached, former = 0, "the header"
     for begin, end, name in spans:
         if begin < reached:
-            raise GrowthError("tensors that overlap", where=f"{former} and {name} in {path}")
+            raise GrowthError("two tensors overlap in the file", where=f"{former} and {name} in {path}", fix=FETCH)
         if begin > reached:
             raise GrowthError(
-                "a hole in a safetensors file",
+                "the safetensors file has a gap between its tensors",
                 where=f"between {former} and {name} in {path}",
                 why=f"bytes {reached}..{begin} belong to no tensor",
-                fix="the file is damaged, or hides something: fetch it again",
+                fix=FETCH,
             )
         reached, former = end, name
     if reached < size:
         raise GrowthError(
-            "a safetensors file that is too long",
+            "the safetensors file is longer than its tensors",
             where=f"after {former} in {path}",
             why=f"bytes {reached}..{size} belong to no tensor",
-            fix="the file is damaged, or hides something: fetch it again",
+            fix=FETCH,
         )
 
 
@@ -193,16 +203,17 @@ def read_weight_map(path: Path, suffix: str) -> dict[str, str]:
     Raises:
         GrowthError: there is no index, or it names anything but files of that suffix beside it.
     """
-    weight_map = read_json_strict(path, "an index of shards").get("weight_map")
+    weight_map = read_json_strict(path, "the index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        why = "weight_map is not an object that gives every tensor a file"
-        raise GrowthError("an index of shards that cannot be read", where=str(path), why=why)
+        why = "its weight_map is not an object of tensor names and file names"
+        raise GrowthError("the index of shards cannot be read", where=str(path), why=why, fix=FETCH)
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(suffix) or any(mark in file for mark in "/\\\0"):
             raise GrowthError(
-                "an index that points outside its folder",
+                "the index of shards names a file outside its folder",
                 where=f"{name} in {path}",
-                why=f"it names {file!r}, not a {suffix} file beside it",
+                why=f"it names {file!r}, but must name a {suffix} file beside it",
+                fix=FETCH,
             )
     return weight_map
 
@@ -217,15 +228,17 @@ def check_index(index: Path, weight_map: dict[str, str], file_of: dict[str, str]
         if weight_map.get(name) != file:
             listed = weight_map.get(name, "in no file")
             raise GrowthError(
-                "an index that does not fit its files",
+                "the index of shards does not match its files",
                 where=f"{name} in {index}",
-                why=f"it is in {file}, the index says {listed}",
+                why=f"the tensor is in {file}, but the index says {listed}",
+                fix=FETCH,
             )
     if missing := [name for name in weight_map if name not in file_of]:
         raise GrowthError(
-            "an index that does not fit its files",
+            "the index of shards does not match its files",
             where=f"{missing[0]} in {index}",
-            why=f"{weight_map[missing[0]]} does not hold it",
+            why=f"{weight_map[missing[0]]} does not hold this tensor",
+            fix=FETCH,
         )
 
 
@@ -235,16 +248,16 @@ def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
     if not 0 < length <= min(size - 8, MOST_JSON_BYTES):
         raise GrowthError(
-            "not a whole safetensors file",
+            "the file is not a complete safetensors file",
             where=str(path),
-            why=f"{size} bytes, header of {length}",
-            fix="it is truncated, or a placeholder (git lfs) for the real file: fetch it again",
+            why=f"it has {size} bytes, and its header has {length}" if length >= 0 else f"it has {size} bytes",
+            fix="download it again: it is truncated, or a placeholder (git lfs) for the real file",
         )
-    header = parse_json_strict(os.pread(descriptor, length, 8), "a safetensors header", str(path))
+    header = parse_json_strict(os.pread(descriptor, length, 8), "the safetensors header", str(path))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        why = "__metadata__ is not an object of texts"
-        raise GrowthError("a safetensors header that cannot be read", where=str(path), why=why)
+        why = "__metadata__ is not an object of strings"
+        raise GrowthError("the safetensors header cannot be read", where=str(path), why=why, fix=FETCH)
     return 8 + length, header
 
 
@@ -254,22 +267,23 @@ def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int,
         dtype, shape = str(entry["dtype"]), entry["shape"]
         begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
-        raise GrowthError("a safetensors header that cannot be read", where=where, why=repr(error)) from error
+        why = f"its entry is wrong: {error!r}"
+        raise GrowthError("the safetensors header cannot be read", where=where, why=why, fix=FETCH) from error
     if dtype not in DTYPES:
         raise GrowthError(
-            f"weights of dtype {dtype}",
+            f"the weights have dtype {dtype}",
             where=where,
             why=f"phigrow grows {', '.join(DTYPES.values())}",
-            fix="quantised or integer weights cannot be grown: give the checkpoint that they were made from",
+            fix=NO_FLOATS,
         )
     sound = isinstance(shape, list) and len(shape) <= MOST_AXES
     # A bool is an int in Python, and a size of 4300 digits is one in JSON.
     sound = sound and all(type(n) is int and 0 <= n < MOST_SIZE for n in (*shape, begin, end))
     if not sound or end > size or end - begin != math.prod(shape) * ITEM_BYTES[DTYPES[dtype]]:
         raise GrowthError(
-            "a safetensors header that lies about its tensors",
+            "the safetensors header gives a tensor a wrong shape or position",
             where=where,
-            why=f"shape {shape} of {dtype} at bytes {begin}..{end} of {size}",
-            fix="the file is truncated or damaged: fetch it again",
+            why=f"it says shape {shape} of {dtype} at bytes {begin}..{end}, and the file has {size} bytes of values",
+            fix=FETCH,
         )
     return StoredTensor(name, path, descriptor, data_start + begin, tuple(shape), DTYPES[dtype])

@@ -39,11 +39,12 @@ STATE = "state.json"
 ADAM_STATES = {"exp_avg": 1, "exp_avg_sq": 2}
 """Adam's state tensors and the power of the gradient that each averages; of a checkpoint that names none."""
 
+_AGAIN = "convert or grow the optimizer's state again"
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
-    """Turn a checkpoint of DeepSpeed into a universal folder, in one process; what is there and whole is kept.
+    """Turn a checkpoint of DeepSpeed into a universal folder, in one process. A complete folder is kept.
 
     The source's files must have been checked. Needs as much disk as the optimizer's state, twice while it runs.
 
@@ -59,10 +60,10 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
         return
     if (source / "offloaded_tensors").exists():
         raise GrowthError(
-            "a checkpoint whose optimizer state was offloaded to NVMe",
+            "the checkpoint's optimizer state was offloaded to NVMe",
             where=str(source),
-            why="DeepSpeed cannot convert it",
-            fix="resume as it was written, with the same ranks and stage",
+            why="DeepSpeed cannot convert such a state",
+            fix="resume with the ranks and the ZeRO stage that wrote it",
         )
     from torch.utils.serialization import config
 
@@ -76,8 +77,8 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
             else:
                 _convert_plain(source, partial, states)
             atomic_json(partial / STATE, {"states": dict(states)} | _state(source, partial))
-        said = {key: value for key, value in marker.items() if key != "files"}
-        write_marker(partial, said | {"universal": True}, digests(partial))
+        content = {key: value for key, value in marker.items() if key != "files"}
+        write_marker(partial, content | {"universal": True}, digests(partial))
 
 
 def is_complete(folder: Path) -> bool:
@@ -124,7 +125,7 @@ def _convert_plain(source: Path, folder: Path, states: Iterable[str]) -> None:
     content = torch.load(_model_states(source), map_location="cpu", weights_only=True)
     optimizer, names = content.get("optimizer"), [n for group in content["phigrow"]["groups"] for n in group]
     if not optimizer:
-        raise GrowthError("a checkpoint without an optimizer's state", where=str(source), fix="delete this folder")
+        raise GrowthError("the checkpoint has no optimizer state", where=str(source), fix="delete this folder")
     masters = [t for group in optimizer["fp32_groups"] for t in group] if "fp32_groups" in optimizer else None
     moments = optimizer.get("optimizer_state_dict", optimizer)["state"]
     for index, name in enumerate(names):
@@ -139,15 +140,15 @@ def _convert_plain(source: Path, folder: Path, states: Iterable[str]) -> None:
 
 
 def _model_states(source: Path) -> Path:
-    """The file with what is not cut by rank; ZeRO 3 writes one a rank, all alike in that."""
-    found = sorted(source.glob("*mp_rank_00_model_states.pt"))
-    if not found:
-        raise GrowthError("a checkpoint without model states", where=str(source), fix="delete this folder")
-    return found[0]
+    """Return the file with the state that ranks share. ZeRO 3 writes it once a rank; all agree in this part."""
+    files = sorted(source.glob("*mp_rank_00_model_states.pt"))
+    if not files:
+        raise GrowthError("the checkpoint has no model states", where=str(source), fix="delete this folder")
+    return files[0]
 
 
 def _state(source: Path, folder: Path) -> dict[str, Any]:
-    """What is neither weight nor moment, as plain data."""
+    """Return everything but weights and moments, as plain data."""
     import torch
 
     content = torch.load(_model_states(source), map_location="cpu", weights_only=True)
@@ -170,33 +171,37 @@ def _state(source: Path, folder: Path) -> dict[str, Any]:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Return the content of ``state.json``, with the optimizer's states; folders of the first release are AdamW's."""
-    state: dict[str, Any] = {"states": ADAM_STATES} | read_json_strict(folder / STATE, "the state of an optimizer")
+    state: dict[str, Any] = {"states": ADAM_STATES} | read_json_strict(folder / STATE, "the optimizer's state")
     return state
 
 
 def parameters(folder: Path) -> list[str]:
-    """The names of the parameters that a universal folder holds."""
+    """Return the names of the parameters in a universal folder."""
     return sorted(path.parent.name for path in (folder / "zero").glob("*/fp32.pt"))
 
 
 def stored(folder: Path, name: str, key: str) -> Tensor:
-    """A tensor of a universal folder, mapped from its file, flat or in its shape.
+    """Return a tensor of a universal folder, mapped from its file, flat or in its shape.
 
     Raises:
-        GrowthError: it is not there, or it is no tensor.
+        GrowthError: the file is missing, or holds no tensor.
     """
     import torch
 
     path = folder / "zero" / name / f"{key}.pt"
     if not path.is_file():
-        raise GrowthError("a parameter that the universal checkpoint does not have", where=f"{name}, {path}")
+        raise GrowthError(
+            f"the universal checkpoint has no {key} of this parameter", where=f"{name}, {path}", fix=_AGAIN
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # what a damaged or hostile file raises is the loader's secret
-        raise GrowthError("a file of optimizer state that cannot be read", where=str(path), why=str(error)) from error
+    except Exception as error:  # a damaged file may raise any exception
+        raise GrowthError(
+            "a file of the optimizer's state cannot be read", where=str(path), why=str(error), fix=_AGAIN
+        ) from error
     value = content.get("param") if isinstance(content, dict) else content
     if not isinstance(value, torch.Tensor):
-        raise GrowthError("a file of optimizer state that holds no tensor", where=str(path))
+        raise GrowthError("a file of the optimizer's state holds no tensor", where=str(path), fix=_AGAIN)
     return value.detach()
 
 
@@ -212,6 +217,8 @@ def stored_in_shape(folder: Path, name: str, key: str, shape: tuple[int, ...]) -
         count *= length
     if value.numel() != count or (value.ndim > 1 and tuple(value.shape) != shape):
         raise GrowthError(
-            f"{key} of shape {list(value.shape)} for a parameter of {list(shape)}", where=f"{name}, {path}"
+            f"{key} has shape {list(value.shape)}, but its parameter has {list(shape)}",
+            where=f"{name}, {path}",
+            fix=_AGAIN,
         )
     return value.reshape(shape)

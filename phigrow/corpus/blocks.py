@@ -153,8 +153,8 @@ class Blocks:
         """See `DataSource`."""
         if not len(self.train):
             raise GrowthError(
-                "The data has no blocks to train on.", where=str(self.folder),
-                fix="Prepare more text with `phigrow data`.",
+                "the data has no blocks to train on", where=str(self.folder),
+                fix="prepare more text with `phigrow data`",
             )  # fmt: skip
         if empty := [name for name, size in self._train_sizes().items() if size == 0]:
             raise GrowthError(

@@ -76,8 +76,8 @@ def prepare(
     0
     """
     _check(seq_len, heldout)
-    place = Path(out).expanduser().absolute()
-    _check_place(place, overwrite)
+    folder = Path(out).expanduser().absolute()
+    _check_output(folder, overwrite)
     arguments = {
         "ref": str(ref),
         "seq_len": seq_len,
@@ -92,13 +92,13 @@ def prepare(
         "revision": revision,
     }
     given = None if tokenizer is None else load_tokenizer(tokenizer)  # before minutes of reading
-    with staged_folder(place) as root, _library_state(progress, num_proc):
+    with staged_folder(folder) as root, _library_state(progress, num_proc):
         scratch = root.parent / "scratch"
         scratch.mkdir()
         documents = load_documents(
             ref, text_column=text_column, split=split, config=config, revision=revision, cache_dir=scratch / "text"
         )
-        info = _write(documents, given, root, scratch, place, arguments, num_proc)
+        info = _write(documents, given, root, scratch, folder, arguments, num_proc)
     return info
 
 
@@ -129,11 +129,11 @@ def _write(
     given: PreTrainedTokenizerBase | None,
     root: Path,
     scratch: Path,
-    place: Path,
+    folder: Path,
     arguments: dict[str, Any],
     num_proc: int,
 ) -> DataInfo:
-    """Make the whole folder under ``root``, with temporary files in ``scratch``; ``place`` is its final name."""
+    """Make the whole folder under ``root``, with temporary files in ``scratch``; ``folder`` is its final name."""
     chosen = select(documents, arguments["heldout"], arguments["seed"])
     tokenizer = given
     if tokenizer is None:
@@ -149,7 +149,7 @@ def _write(
     }
     for split, tokens in files.items():
         _pack(split, tokens, root / split, scratch / split, names, arguments, num_proc)
-    info = _describe(root, place, files, names, chosen, encoding, arguments)
+    info = _describe(root, folder, files, names, chosen, encoding, arguments)
     atomic_json(root / METADATA_FILE, {key: value for key, value in asdict(info).items() if key != "folder"}, indent=2)
     return info
 
@@ -182,9 +182,9 @@ def _pack(
     seq_len = arguments["seq_len"]
     if not tokens.blocks(seq_len) and (split == "train" or arguments["heldout"]):
         raise GrowthError(
-            f"too little {split} text for one block",
+            f"the {split} text is too short for one block",
             where=arguments["ref"],
-            why=f"{tokens.tokens} tokens in {len(tokens.ends)} documents; a block takes {seq_len + 1}",
+            why=f"it has {tokens.tokens} tokens in {len(tokens.ends)} documents, and a block takes {seq_len + 1}",
             fix="choose a smaller seq_len, give more text, or change the held-out fraction (0 holds out none)",
         )
     blocks = pack(tokens, seq_len, names, scratch, num_proc)
@@ -195,7 +195,7 @@ def _pack(
 
 def _describe(
     root: Path,
-    place: Path,
+    folder: Path,
     files: dict[str, TokenFile],
     names: list[str],
     chosen: Selection,
@@ -208,7 +208,7 @@ def _describe(
     seen = sum(part.tokens_seen for part in splits.values())
     dropped = sum(part.dropped_tokens for part in splits.values())
     return DataInfo(
-        folder=place,
+        folder=folder,
         format_version=FORMAT,
         seq_len=seq_len,
         vocab_size=encoding.vocab_size,
@@ -276,20 +276,27 @@ def _versions() -> dict[str, str]:
 
 def _check(seq_len: int, heldout: float) -> None:
     if seq_len < 1:
-        raise GrowthError(f"seq_len {seq_len}", fix="a block predicts at least one token")
+        raise GrowthError(f"seq_len is {seq_len}", why="a block predicts at least one token", fix="choose seq_len >= 1")
     if not 0 <= heldout < 1:
-        raise GrowthError(f"heldout {heldout}", fix="choose a fraction of the documents, 0 <= heldout < 1")
+        raise GrowthError(f"heldout is {heldout}", fix="choose a fraction of the documents, 0 <= heldout < 1")
 
 
-def _check_place(place: Path, overwrite: bool) -> None:
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+def _check_output(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (place / METADATA_FILE).is_file():
-        # Never replaced, even with overwrite: it is something else of the user's.
-        raise GrowthError("the output is taken", where=str(place), why="it is not packed blocks", fix="another --out")
+    if not (out / METADATA_FILE).is_file():
+        # Never replaced, even with overwrite: the files are the user's.
+        raise GrowthError(
+            "the output folder holds other files than packed blocks",
+            where=str(out),
+            why="phigrow does not replace them",
+            fix="choose another --out",
+        )
     if not overwrite:
         raise GrowthError(
-            "packed blocks are there already", where=str(place), fix="choose another --out, or replace it: --overwrite"
+            "the output folder holds packed blocks already",
+            where=str(out),
+            fix="choose another --out, or add --overwrite",
         )
 
 

@@ -94,7 +94,7 @@ def embedded_documents() -> Iterator[Document]:
     documents = without_repeats([*reference_documents(), *library_documents()])
     if not documents:
         raise GrowthError(
-            "no embedded corpus in this Python",
+            "this Python installation has no text for the embedded corpus",
             where=sysconfig.get_path("stdlib"),
             why="it has neither pydoc_data topics nor the sources of its standard library",
             fix="use a full Python installation, or give text files: phigrow data FOLDER --out DIR",

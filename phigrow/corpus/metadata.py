@@ -59,7 +59,7 @@ class DataInfo:
     arguments: dict[str, Any]
 
     def __str__(self) -> str:
-        """Summarise the blocks and their place in two sentences."""
+        """Summarise the blocks and their folder in two sentences."""
         train, held, sources = self.train, self.heldout, len(self.sources)
         documents, tokens = train.documents + held.documents, train.tokens_seen + held.tokens_seen
         return (
@@ -80,17 +80,17 @@ def read_metadata(root: Path) -> dict[str, Any]:
     missing = [str(path.relative_to(root)) for path in needed if not path.exists()]
     if missing:
         raise GrowthError(
-            "no packed blocks" if root.is_dir() else "no such folder of packed blocks",
+            "the folder holds no packed blocks" if root.is_dir() else "the folder of packed blocks does not exist",
             where=str(root.absolute()),
             why=f"it lacks {', '.join(missing)}" if root.is_dir() else None,
-            fix=f"make one: phigrow data --out {root}",
+            fix=f"make one with `phigrow data --out {root}`",
         )
-    info = read_json_strict(root / METADATA_FILE, "a description of packed blocks")
+    info = read_json_strict(root / METADATA_FILE, "the description of packed blocks")
     if info.get("format_version") != FORMAT:
         raise GrowthError(
-            f"packed blocks of format version {info.get('format_version')!r}",
+            f"the packed blocks have format version {info.get('format_version')!r}",
             where=str(root / METADATA_FILE),
             why=f"this phigrow reads version {FORMAT}",
-            fix=f"make them again: phigrow data --out {root} --overwrite",
+            fix=f"make them again with `phigrow data --out {root} --overwrite`",
         )
     return info

@@ -82,7 +82,11 @@ def mix_folders(folders: Mapping[str, float]) -> Blocks:
         _check_agreement(first, part)
     for part in parts:
         if not len(part.train):
-            raise GrowthError("no blocks to train on", where=str(part.folder), fix="prepare more text")
+            raise GrowthError(
+                "the folder has no blocks to train on",
+                where=str(part.folder),
+                fix="prepare more text with `phigrow data`",
+            )
     train, heldout = (
         ConcatenatedBlocks([getattr(part, side) for part in parts], names) for side in ("train", "heldout")
     )
@@ -121,9 +125,9 @@ def mix_sources(blocks: Blocks, mixture: Mapping[str, float]) -> Blocks:
         if name not in known or not len(train[known.index(name)]):
             there = [source for source, rows in zip(known, train, strict=True) if len(rows)]
             raise GrowthError(
-                f"no blocks of the source {name!r}",
+                f"the folder has no blocks of the source {name!r}",
                 where=f"mixture, {blocks.folder}",
-                fix=f"its sources are {', '.join(map(repr, there))}",
+                fix=f"choose among its sources: {', '.join(map(repr, there))}",
             )
     sources = tuple(
         MixedSource(name, weights[name], train[known.index(name)], heldout[known.index(name)])
@@ -149,9 +153,11 @@ def checked_weights(weights: Mapping[str, Any], where: str = "the mixture") -> d
         except (TypeError, ValueError):
             out[str(name)] = math.nan
         if not (math.isfinite(out[str(name)]) and out[str(name)] > 0):
-            raise GrowthError(f"a weight of {value!r}", where=f"{name} in {where}", fix="give a positive number")
+            raise GrowthError(f"the weight is {value!r}", where=f"{name} in {where}", fix="give a positive number")
     if not out:
-        raise GrowthError("a mixture of nothing", where=where, fix="write 'folder: weight' or 'source: weight'")
+        raise GrowthError(
+            "the mixture names no source", where=where, fix="write 'folder: weight' or 'source: weight' for each"
+        )
     return out
 
 
@@ -170,16 +176,16 @@ def _check_agreement(first: Blocks, other: Blocks) -> None:
     where = f"{first.folder} and {other.folder}"
     if first.seq_len != other.seq_len:
         raise GrowthError(
-            f"blocks of {first.seq_len} and of {other.seq_len} tokens",
+            f"the folders hold blocks of {first.seq_len} and of {other.seq_len} tokens",
             where=where,
-            fix="prepare both with one --seq-len",
+            fix="prepare both with the same --seq-len",
         )
     one, two = ((part.tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8") for part in (first, other))
     if not same_tokens(one, two, where) or first.eos_token_id != other.eos_token_id:
         raise GrowthError(
-            f"blocks of two tokenizers, of {first.vocab_size} and {other.vocab_size} tokens",
+            f"the folders were packed with two tokenizers, of {first.vocab_size} and {other.vocab_size} tokens",
             where=where,
-            why="one id means two things",
+            why="the same id stands for different text in each",
             fix=f"prepare the second with --tokenizer {first.tokenizer_dir}",
         )
 

@@ -79,14 +79,18 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
     index, position = index[~repeated], hash_[~repeated, 1]
     if not len(index):
         left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise GrowthError("no documents", why=f"of {start} rows, {left_out}", fix="give text files that are not empty")
+        raise GrowthError(
+            "the text holds no documents",
+            why=f"all {start} rows were left out: {left_out}",
+            fix="give text files that are not empty",
+        )
     is_heldout = position < np.uint64(min(int(heldout * 2**64), 2**64 - 1))
     if heldout:
         if len(index) == 1:
             raise GrowthError(
-                "one document alone",
-                why="held-out text is split off by document, so that none is on both sides",
-                fix="give at least two documents (files, rows, or <|endoftext|> between them), or hold out 0",
+                "the text is a single document",
+                why="held-out text consists of whole documents, so one document is not enough for both splits",
+                fix="give at least two documents (files, rows, or parts between <|endoftext|>), or hold out 0",
             )
         is_heldout[position.argmin()] = True
         is_heldout[position.argmax()] = False

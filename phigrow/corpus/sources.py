@@ -74,7 +74,7 @@ def local_files(ref: str | Path) -> list[Path] | None:
     path = Path(ref).expanduser()
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise GrowthError(f"a file of an unknown kind: {path.name}", where=str(path), fix=_KINDS)
+            raise GrowthError(f"phigrow cannot read text from {path.name}", where=str(path), fix=_KINDS)
         return [path]
     if path.is_dir():
         entries = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
@@ -83,14 +83,21 @@ def local_files(ref: str | Path) -> list[Path] | None:
     elif HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
         return None
     else:
-        raise GrowthError("no such file or folder", where=str(path.absolute()), fix=f"check the path; {_KINDS}")
+        raise GrowthError(
+            "the file or folder does not exist", where=str(path.absolute()), fix=f"check the path, and {_KINDS}"
+        )
     files = sorted(file for file in entries if file.is_file() and file.name.endswith(SUFFIXES))
     if not files:
-        raise GrowthError("no text files", where=str(path.absolute()), why=f"{len(entries)} other entries", fix=_KINDS)
+        raise GrowthError(
+            "there are no text files",
+            where=str(path.absolute()),
+            why=f"all {len(entries)} entries are of other kinds",
+            fix=_KINDS,
+        )
     return files
 
 
-_KINDS = f"text is read from {', '.join(SUFFIXES)}"
+_KINDS = f"give files of these kinds: {', '.join(SUFFIXES)}"
 
 
 def embedded_rows() -> Iterator[dict[str, str | None]]:
@@ -139,7 +146,9 @@ def _from_table(file: Path, text_column: str, cache_dir: str | Path | None) -> D
         data = load_dataset(builder, data_files=escaped, split="train", cache_dir=str(cache_dir) if cache_dir else None)
     except (DatasetGenerationError, ValueError, OSError) as error:
         why = str(error.__cause__ or error)
-        raise GrowthError(f"{builder} that cannot be read", where=str(file), why=why) from error
+        raise GrowthError(
+            f"the {builder} file cannot be read", where=str(file), why=why, fix="repair the file, or leave it out"
+        ) from error
     return _three_columns(data, str(file), file.name, text_column)
 
 
@@ -172,7 +181,7 @@ def stream_documents(
         kinds = {_builder(file) for file in files}
         if len(kinds) > 1:
             raise GrowthError(
-                f"files of {len(kinds)} kinds in one stream",
+                f"the stream reads files of {len(kinds)} kinds",
                 where=str(ref),
                 why=f"there are {', '.join(sorted(kinds))} files",
                 fix="name one kind (a glob pattern), or give each kind as a source of its own",
@@ -204,7 +213,7 @@ def _from_hub(name: str, text_column: str, split: str, config: str | None, revis
 
     data = _on_hub(name, split, config, revision, streaming=False)
     if not isinstance(data, Dataset):  # a split expression that names several
-        raise GrowthError(f"{split!r} is not one split of {name!r}", fix="give one split, such as train")
+        raise GrowthError(f"{split!r} names several splits of {name!r}", fix="give one split, such as train")
     return _three_columns(data, name, name, text_column)
 
 
@@ -216,21 +225,21 @@ def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, 
         return load_dataset(name, name=config, split=split, revision=revision, streaming=streaming)
     except ConnectionError as error:
         raise GrowthError(
-            f"no network to load the dataset {name!r}",
+            f"the dataset {name!r} cannot be downloaded",
             where=str(Path(name).absolute()),
-            why=f"it is no file or folder here, and the hub cannot be reached ({error})",
+            why=f"no file or folder has this path, and the hub cannot be reached ({error})",
             fix="give local text: a file, folder or glob of .txt, .jsonl or .parquet, or the word embedded",
         ) from error
     except DatasetNotFoundError as error:
         raise GrowthError(
-            f"no dataset {name!r}",
+            f"there is no dataset {name!r}",
             where=str(Path(name).absolute()),
-            why=f"it is no file or folder here, and the hub has none of that name for you ({error})",
+            why=f"no file or folder has this path, and the hub offers you no dataset of this name ({error})",
             fix="check the spelling; for a gated dataset log in with `hf auth login`",
         ) from error
     except (ValueError, RuntimeError, OSError) as error:  # an unknown configuration or split; a loading script
         raise GrowthError(
-            f"the dataset {name!r} cannot be loaded", why=str(error), fix="see --config, --split"
+            f"the dataset {name!r} cannot be loaded", why=str(error), fix="check the dataset's --config and --split"
         ) from error
 
 
@@ -256,15 +265,20 @@ def _three_columns(data: Dataset, where: str, source: str, text_column: str) -> 
 
 def _must_be_text(kind: Any, text_column: str, where: str) -> None:
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
-        raise GrowthError(f"column {text_column!r} is not text", where=where, why=f"it is {kind}", fix="--text-column")
+        raise GrowthError(
+            f"the column {text_column!r} does not hold text",
+            where=where,
+            why=f"its type is {kind}",
+            fix="name the column with the text: --text-column, or text_column of a stream",
+        )
 
 
 def _no_column(text_column: str, where: str, names: list[str]) -> NoReturn:
     raise GrowthError(
-        f"no column {text_column!r}",
+        f"the data has no column {text_column!r}",
         where=where,
         why=f"the columns are {', '.join(map(repr, names))}",
-        fix="name the one with the text: --text-column, or text_column of a stream",
+        fix="name the column with the text: --text-column, or text_column of a stream",
     )
 
 

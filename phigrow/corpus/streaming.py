@@ -69,12 +69,12 @@ def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
         named = given.pop("sources")
         if given or not isinstance(named, dict) or not all(isinstance(each, dict) for each in named.values()):
             raise GrowthError(
-                "a stream of sources that cannot be read",
+                "the sources of the stream cannot be read",
                 where="stream.sources",
-                why=f"these keys cannot stand beside it: {', '.join(given)}"
+                why=f"these keys belong inside the sources: {', '.join(given)}"
                 if given
-                else "it is not {name: {ref: ..., weight: ...}}",
-                fix="stream: {tokenizer: ..., sources: {web: {ref: ..., weight: 0.8}, code: {ref: ..., weight: 0.2}}}",
+                else "they are not of the form {name: {ref: ..., weight: ...}}",
+                fix="write {tokenizer: ..., sources: {web: {ref: ..., weight: 0.8}, code: {ref: ..., weight: 0.2}}}",
             )
         parts = {str(name): dict(each) for name, each in named.items()}
     else:
@@ -82,16 +82,22 @@ def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
     known = [each.name for each in fields(StreamSource) if each.name != "name"]
     for name, part in parts.items():
         if unknown := [key for key in part if key not in known]:
-            fix = f"the keys are {', '.join([*known, 'tokenizer', 'heldout', 'shuffle'])}"
-            raise GrowthError(f"no key {unknown[0]!r}", where=f"stream, {name}", fix=fix)
+            fix = f"use one of {', '.join([*known, 'tokenizer', 'heldout', 'shuffle'])}"
+            raise GrowthError(f"the stream has no key {unknown[0]!r}", where=f"stream, {name}", fix=fix)
         if not part.get("ref"):
-            raise GrowthError("a stream of nothing", where=f"stream, {name}", fix="ref: a file, a folder or a dataset")
+            raise GrowthError(
+                "the stream names no text", where=f"stream, {name}", fix="set ref to a file, a folder or a dataset"
+            )
     if not shared.get("tokenizer"):
-        raise GrowthError("a stream without a tokenizer", where="stream", fix="tokenizer: a folder, a file or a name")
+        raise GrowthError(
+            "the stream names no tokenizer", where="stream", fix="set tokenizer to a folder, a file or a name"
+        )
     weights = checked_weights({name: part.get("weight", 1.0) for name, part in parts.items()}, "stream")
     for key, least in (("heldout", 0), ("shuffle", 1)):
         if key in shared and (not isinstance(shared[key], int) or shared[key] < least):
-            raise GrowthError(f"{key} is {shared[key]!r}", where=f"stream.{key}", fix=f"a whole number from {least} on")
+            raise GrowthError(
+                f"{key} is {shared[key]!r}", where=f"stream.{key}", fix=f"give a whole number of at least {least}"
+            )
     sources = [StreamSource(**{**parts[name], "name": name, "weight": weights[name]}) for name in sorted(parts)]
     return StreamSettings(tuple(sources), **shared)
 
@@ -167,10 +173,10 @@ class TokenStream:
                 rows.close()
             if not seen and state is None:
                 raise GrowthError(
-                    "no text to stream",
+                    "the stream has no text to train on",
                     where=self.source.ref,
-                    why=f"after the first {self.skip} documents, which are held out, there is none",
-                    fix="hold out fewer: stream.heldout",
+                    why=f"there is no text after the first {self.skip} documents, which are held out",
+                    fix="hold out fewer documents with stream.heldout",
                 )
             epoch, state = epoch + 1, None
 
@@ -318,10 +324,10 @@ def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
         count = max(0, (len(tokens) - 1) // seq_len)
         if settings.heldout and not count:
             raise GrowthError(
-                "too little held-out text for one block",
+                "the held-out text is too short for one block",
                 where=stream.source.ref,
-                why=f"{len(tokens)} tokens in the first {settings.heldout} documents; a block takes {seq_len + 1}",
-                fix="hold out more documents (stream.heldout), or none: 0",
+                why=f"the first {settings.heldout} documents have {len(tokens)} tokens; a block takes {seq_len + 1}",
+                fix="hold out more documents with stream.heldout, or 0 documents",
             )
         starts = np.arange(count)[:, None] * seq_len
         parts.append(tokens[starts + np.arange(seq_len + 1)] if count else np.empty((0, seq_len + 1), np.uint32))

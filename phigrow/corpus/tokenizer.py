@@ -41,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: str = END_OF_TEX
     """
     if vocab_size < SMALLEST:
         raise GrowthError(
-            f"a vocabulary of {vocab_size}",
+            f"vocab_size is {vocab_size}",
             why=f"a byte-level tokenizer needs the 256 bytes and {eos}",
             fix=f"choose vocab_size >= {SMALLEST}",
         )
@@ -84,12 +84,12 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
 
     path = Path(ref).expanduser()
     if not path.exists() and (str(ref).endswith(".json") or not HUB_NAME.fullmatch(str(ref))):
-        raise GrowthError("no such tokenizer", where=str(path.absolute()), fix=_FIX)
+        raise GrowthError("the tokenizer does not exist", where=str(path.absolute()), fix=_FIX)
     if path.is_file():
         try:
             tokenizer: PreTrainedTokenizerBase = _fast_tokenizer(tokenizer_file=str(path))
         except Exception as error:  # the Rust parser raises plain Exception
-            raise GrowthError("a file that is no tokenizer", where=str(path), why=str(error), fix=_FIX) from error
+            raise GrowthError("the file is not a tokenizer", where=str(path), why=str(error), fix=_FIX) from error
         if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
             tokenizer.eos_token = END_OF_TEXT  # a bare tokenizer.json does not say which token it is
     else:
@@ -98,16 +98,23 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:  # a folder without one; the hub has none, or cannot be reached
             reason = str(error).strip().splitlines()[0]
-            raise GrowthError(f"no tokenizer {str(ref)!r}", where=str(path.absolute()), why=reason, fix=_FIX) from error
+            raise GrowthError(
+                f"the tokenizer {str(ref)!r} cannot be loaded", where=str(path.absolute()), why=reason, fix=_FIX
+            ) from error
     if tokenizer.eos_token_id is None:
         raise GrowthError(
-            "a tokenizer without an end-of-text token",
+            "the tokenizer has no end-of-text token",
             where=str(ref),
-            why="documents are separated by it",
+            why="this token separates documents",
             fix=f"set eos_token in its tokenizer_config.json, or let phigrow train one with {END_OF_TEXT}",
         )
     if not tokenizer.is_fast:
-        raise GrowthError("a tokenizer without a tokenizer.json", where=str(ref), why="it has no Rust implementation")
+        raise GrowthError(
+            "the tokenizer has no tokenizer.json",
+            where=str(ref),
+            why="phigrow needs a fast tokenizer, which is stored there",
+            fix="convert it with transformers' save_pretrained, or choose another tokenizer",
+        )
     return tokenizer
 
 
@@ -128,7 +135,9 @@ def same_tokens(one: str, two: str, where: str) -> bool:
     try:
         (first, merges), (second, other_merges) = _tokens_and_merges(one), _tokens_and_merges(two)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise GrowthError("a tokenizer.json that cannot be read", where=where, why=str(error)) from error
+        raise GrowthError(
+            "a tokenizer.json cannot be read", where=where, why=str(error), fix="prepare the tokenizer's folder again"
+        ) from error
     return merges == other_merges and all(second.get(number, token) == token for number, token in first.items())
 
 
@@ -144,4 +153,4 @@ def _tokens_and_merges(text: str) -> tuple[dict[int, str], list[str]]:
     return tokens, [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
 
 
-_FIX = "give a folder or a tokenizer.json, a name the hub can be reached for, or none: then one is trained on the text"
+_FIX = "give a folder, a tokenizer.json or a name on the hub; or give none, and phigrow trains one on the text"

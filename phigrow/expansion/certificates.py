@@ -65,13 +65,13 @@ def check_certificate(path: Path, src: str | Path, dst: str | Path, revision: st
         GrowthError: the certificate or either side cannot be read.
     """
     try:
-        content = read_json_strict(path, "a certificate", nan=True)
+        content = read_json_strict(path, "the certificate", nan=True)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
         certified = {side: dict(content[side]["tensors"]) for side in ("source", "destination")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GrowthError(
-            "a certificate that cannot be read", where=str(path), why=repr(error), fix="save it again: verify --save"
+            "the certificate cannot be read", where=str(path), why=repr(error), fix="save it again: verify --save"
         ) from error
     hashes = {"source": tensor_hashes(locate(src, revision)), "destination": tensor_hashes(locate(dst))}
     problems = []

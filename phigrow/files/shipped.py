@@ -1,4 +1,4 @@
-"""Recipes, studies and stages that are part of the package, found by name."""
+"""Look up and copy the recipes, studies and stages that are part of the package."""
 
 from __future__ import annotations
 
@@ -67,18 +67,20 @@ def copy_shipped(names: Sequence[str], out: Path, *, overwrite: bool = False) ->
     everything = sorted(path for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     wanted: set[Path] = set() if names else set(everything)
     for name in names:
-        found = [path for path in everything if name in _names(path)]
-        if not found:
+        matches = [path for path in everything if name in _names(path)]
+        if not matches:
             known = ", ".join(path.relative_to(FOLDER).with_suffix("").as_posix() for path in everything)
-            raise GrowthError(f"no shipped file {name!r}", where="phigrow recipes", fix=f"one of {known}")
-        text = "".join(path.read_text(encoding="utf-8") for path in found)
+            raise GrowthError(
+                f"phigrow ships no file named {name!r}", where="phigrow recipes", fix=f"give one of {known}"
+            )
+        text = "".join(path.read_text(encoding="utf-8") for path in matches)
         beside = [path for path in everything if f": {path.relative_to(FOLDER).as_posix()}\n" in text]
-        wanted |= {*found, *beside}
+        wanted |= {*matches, *beside}
     pairs = [(path, out / path.relative_to(FOLDER)) for path in sorted(wanted)]
     for _, target in pairs:
         if target.exists() and not overwrite:
             raise GrowthError(
-                "the file is there already", where=str(target), fix="choose another --out, or --overwrite"
+                "the file exists already", where=str(target), fix="choose another --out, or add --overwrite"
             )
     with writing(out):
         for path, target in pairs:

@@ -153,7 +153,7 @@ class StagedFolder:
 
 
 def move_folder(folder: Path, out: Path) -> None:
-    """Rename a finished folder to ``out``. What stood there is set aside as ``.OUT.replaced``, then removed."""
+    """Rename a finished folder to ``out``. A former ``out`` is renamed to ``.OUT.replaced`` first, then removed."""
     former = out.parent / f".{out.name}.replaced"
     if out.exists() or out.is_symlink():
         remove(former)

@@ -27,23 +27,25 @@ def contained(folder: Path, name: str) -> Path:
         GrowthError: a name with a folder in it, or a link that leads out.
     """
     if not name or name in (".", "..") or any(character in name for character in "/\\\0"):
-        raise GrowthError("a file name that points outside its folder", where=f"{name!r} in {folder}")
+        raise GrowthError(
+            f"the file name {name!r} points outside its folder", where=str(folder), fix="give a name without a path"
+        )
     path = folder / name
     try:
         if not path.is_symlink():
             return path
         home, target = folder.resolve(), path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, no valid Unicode
-        raise GrowthError("a file that cannot be opened", where=str(path), why=str(error)) from error
+        raise GrowthError("the path cannot be resolved", where=str(path), why=str(error)) from error
     allowed = [home]
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         allowed.append(home.parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in allowed):
         raise GrowthError(
-            "a link that leads out of its folder",
+            "a symbolic link leads out of its folder",
             where=str(path),
-            why=f"it leads to {target}; a checkpoint of unknown origin could point at any file of this machine",
-            fix="replace the link by the file itself, or give the folder where the files are",
+            why=f"it leads to {target}, and a downloaded checkpoint must not read other files of this machine",
+            fix="replace the link with the file itself, or give the folder that holds the files",
         )
     return path
 
@@ -53,7 +55,7 @@ def read_json_strict(path: Path, what: str, *, nan: bool = False) -> dict[str, A
 
     Args:
         path: a file.
-        what: the kind of file, for messages, such as ``a configuration``.
+        what: the name of the content for messages, such as ``the configuration``.
         nan: accept NaN and Infinity, which Python writes although they are not JSON.
 
     Raises:
@@ -63,7 +65,7 @@ def read_json_strict(path: Path, what: str, *, nan: bool = False) -> dict[str, A
         with path.open("rb") as file:
             data = file.read(MOST_JSON_BYTES + 1)
     except OSError as error:
-        raise GrowthError(f"{what} that cannot be read", where=str(path), why=str(error)) from error
+        raise GrowthError(f"{what} cannot be read", where=str(path), why=str(error)) from error
     return parse_json_strict(data, what, str(path), nan=nan)
 
 
@@ -75,7 +77,7 @@ def parse_json_strict(data: bytes, what: str, where: str, *, nan: bool = False) 
             of which a lenient reader would keep the last in silence.
     """
     if len(data) > MOST_JSON_BYTES:
-        raise GrowthError(f"{what} that cannot be read", where=where, why=f"it is longer than {MOST_JSON_BYTES} bytes")
+        raise GrowthError(f"{what} cannot be read", where=where, why=f"it is longer than {MOST_JSON_BYTES} bytes")
     try:
         constant = float if nan else _no_constant
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=constant)
@@ -83,13 +85,15 @@ def parse_json_strict(data: bytes, what: str, where: str, *, nan: bool = False) 
         if b"\\u" in data:  # an escape can spell half a character, which no file can hold
             json.dumps(content, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
-        raise GrowthError(f"{what} that cannot be read", where=where, why="it is nested too deep") from error
+        raise GrowthError(
+            f"{what} cannot be read", where=where, why=f"its nesting is deeper than {MOST_DEPTH} levels"
+        ) from error
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError, numbers of thousands of digits
         why = str(error).replace("Expecting", "not JSON: expecting", 1)
-        raise GrowthError(f"{what} that cannot be read", where=where, why=why) from error
+        raise GrowthError(f"{what} cannot be read", where=where, why=why) from error
     if not isinstance(content, dict):
-        why = f"it is a JSON {type(content).__name__}, not an object"
-        raise GrowthError(f"{what} that cannot be read", where=where, why=why)
+        why = f"it holds a JSON {type(content).__name__}, not an object"
+        raise GrowthError(f"{what} cannot be read", where=where, why=why)
     return content
 
 
@@ -98,7 +102,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} appears twice")
     return content
 
 
@@ -113,4 +117,4 @@ def _check_depth(content: Any) -> None:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"not JSON: {name} is no number")
+    raise ValueError(f"not JSON: {name} is not a JSON number")

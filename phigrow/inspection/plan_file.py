@@ -50,7 +50,7 @@ def read_plan_file(path: str | Path) -> PlanFile:
             why=f"the folder has no {PROVENANCE_FILE}" if path.is_dir() else "there is no such file or folder",
             fix="give a folder that phigrow expand wrote, its phigrow.json, or a file of phigrow plan --json",
         )
-    data = read_json_strict(file, "a plan", nan=True)
+    data = read_json_strict(file, "the plan", nan=True)
     provenance = Provenance.from_json(data, file) if "plan" in data else None
     content = provenance.plan if provenance else data
     try:

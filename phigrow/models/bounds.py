@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config, is_number
 
-# The most of each size, tens to hundreds of times what any language model has: beyond, a configuration is a slip of
-# the pen or an attack, and is refused before anything is allocated for it.
+# Limits of each size, tens to hundreds of times those of any language model. A larger size is a mistake or an attack,
+# and is refused before memory is allocated for it.
 MOST = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
@@ -32,11 +32,11 @@ RANGES = {
     "hidden_dropout": (0.0, 1.0),
     "attention_dropout": (0.0, 1.0),
 }
-"""The least and the most of every other number that growth reads."""
+"""Smallest and largest value of every other number that growth reads."""
 
 
 def check_values(config: Config, where: str, *, sizes: Iterable[str], flags: Iterable[str]) -> None:
-    """Hold every value that decides shapes or arithmetic to what a model can have.
+    """Check every value that decides shapes or arithmetic.
 
     Args:
         config: normalised.
@@ -45,29 +45,29 @@ def check_values(config: Config, where: str, *, sizes: Iterable[str], flags: Ite
         flags: keys that are true or false where they are there.
 
     Raises:
-        GrowthError: one that is no number, is not whole, or is out of range; the message names the key.
+        GrowthError: a value has the wrong type or is out of range; the message names the key.
     """
     for key in sizes:
         value = config.get(key)
         if key in OPTIONAL and (key not in config or (value is None and key != "max_position_embeddings")):
             continue
         if type(value) is not int or value < 1:
-            raise GrowthError(f"{key} is {value!r}, not a positive whole number", where=where)
+            raise GrowthError(f"{key} is {value!r}, but must be a positive whole number", where=where)
         if value > MOST[key]:
-            raise GrowthError(f"{key} is absurd: {value}", where=where, why=f"phigrow takes at most {MOST[key]}")
+            raise GrowthError(f"{key} is {value}, but phigrow accepts at most {MOST[key]}", where=where)
     for key, (least, most) in RANGES.items():
         if key in config and not (is_number(config[key]) and least <= config[key] <= most):
-            raise GrowthError(f"{key} is {config[key]!r}, not a number in {least:g} .. {most:g}", where=where)
+            raise GrowthError(f"{key} is {config[key]!r}, but must be a number from {least:g} to {most:g}", where=where)
     for key in flags:
         if key in config and not isinstance(config[key], bool):
-            raise GrowthError(f"{key} is {config[key]!r}, not true or false", where=where)
+            raise GrowthError(f"{key} is {config[key]!r}, but must be true or false", where=where)
 
 
 def check_division(config: Config, where: str, model: str) -> tuple[int, int]:
-    """Heads and key/value heads of a configuration whose heads share out ``hidden_size``.
+    """Return the number of heads and of key/value heads.
 
     Raises:
-        GrowthError: heads that do not divide hidden_size, or key/value heads that do not divide the heads.
+        GrowthError: hidden_size is not a multiple of the heads, or the heads of the key/value heads.
     """
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv = config.get("num_key_value_heads") or heads
@@ -75,18 +75,18 @@ def check_division(config: Config, where: str, model: str) -> tuple[int, int]:
         if size % parts:
             by = "num_attention_heads" if what == "hidden_size" else "num_key_value_heads"
             raise GrowthError(
-                f"heads do not divide: {what} {size} is no multiple of {by} {parts}",
+                f"{what} is {size}, which is not a multiple of {by} {parts}",
                 where=where,
                 why=f"{model} gives every head hidden_size / num_attention_heads coordinates"
                 if what == "hidden_size"
-                else "every key/value head serves as many query heads",
+                else "every key/value head serves the same number of query heads",
                 fix=f"choose a {what} that is a multiple of {parts}",
             )
     return heads, kv
 
 
 def check_total(sizes: Mapping[str, int], where: str, matrices: int) -> None:
-    """Refuse sizes that are possible one by one and absurd together.
+    """Refuse a model of too many parameters, although each size is in range.
 
     Args:
         sizes: of every axis; ``matrices`` is how many mlp matrices a layer has.
@@ -98,9 +98,9 @@ def check_total(sizes: Mapping[str, int], where: str, matrices: int) -> None:
     layer = sizes["hidden"] * (4 * attention + matrices * sizes["mlp"])
     if (parameters := sizes["layer"] * layer + 2 * sizes["vocab"] * sizes["hidden"]) > MOST_PARAMETERS:
         raise GrowthError(
-            f"the sizes are absurd: {parameters:.3g} parameters",
+            f"the configuration has {parameters:.3g} parameters",
             where=where,
-            why=f"phigrow takes at most {MOST_PARAMETERS:.0e}",
+            why=f"phigrow accepts at most {MOST_PARAMETERS:.0e} parameters",
         )
 
 

@@ -272,27 +272,29 @@ def capacity(
     model = load_config(config)
     if model.get("model_type") != "phi":
         raise GrowthError(
-            f"no memory formula for model type {model.get('model_type')!r}",
+            f"capacity has no memory formula for model_type {model.get('model_type')!r}",
             where="--gpus",
-            why="what a layer keeps for the backward pass was counted and measured for Phi only",
-            fix="give the configuration of a Phi",
+            why="the activations of a layer were counted and measured for Phi only",
+            fix="give the configuration of a Phi model",
         )
     seq_len = seq_len or int(model.get("max_position_embeddings", 2048))
     if peak not in PEAK_FLOPS:
-        raise GrowthError(f"no GPU {peak!r}", where="--gpu", fix=f"one of {', '.join(PEAK_FLOPS)}")
+        raise GrowthError(
+            f"phigrow does not know the GPU {peak!r}", where="--gpu", fix=f"choose one of {', '.join(PEAK_FLOPS)}"
+        )
     if not 0 < mfu <= 1:
-        raise GrowthError(f"an MFU of {mfu}", where="--mfu", fix="give a share above 0 and at most 1, such as 0.4")
+        raise GrowthError(f"the MFU is {mfu}", where="--mfu", fix="give a share above 0 and at most 1, such as 0.4")
     batch = batch or number * max(1, round(2**20 / seq_len / number))
     if batch % number:
         raise GrowthError(
-            f"a batch of {batch} sequences cannot be shared by {number} GPUs",
+            f"the batch of {batch} sequences cannot be divided among {number} GPUs",
             where="--batch",
             fix=f"choose {nearest_multiples(batch, number)}",
         )
     share = batch // number
     if micro_batch and share % micro_batch:
         raise GrowthError(
-            f"a GPU's {share} sequences cannot be cut into pieces of {micro_batch}",
+            f"the {share} sequences of a GPU cannot be divided into micro-batches of {micro_batch}",
             where="--micro-batch",
             fix=f"choose a divisor of {share}",
         )
@@ -336,7 +338,7 @@ def _fit(
     usable: float,
     seq_len: int,
     share: int,
-    micro: int | None,
+    micro_batch: int | None,
     checkpointing: bool,
 ) -> Fit:
     states = model_states(parameters, ranks, layout)
@@ -347,7 +349,7 @@ def _fit(
 
     divisors = [rows for rows in range(1, share + 1) if share % rows == 0]
     largest = max((rows for rows in divisors if total(rows) <= usable), default=0)
-    rows = micro or largest or 1
+    rows = micro_batch or largest or 1
     used = activations(model, rows, seq_len, checkpointing=checkpointing)
     return Fit(layout, states, used, rows, largest, total(rows), total(rows) <= usable)
 
@@ -364,7 +366,9 @@ def parse_gpus(text: str) -> tuple[int, float]:
     match = re.fullmatch(r"([1-9]\d{0,6})x(\d{1,6}(?:\.\d+)?)(?:G(?:i?B)?)?", text.strip())
     if match is None or float(match[2]) == 0:
         raise GrowthError(
-            f"GPUs {text!r}", where="--gpus", fix="give number x memory in GiB, such as 8x80 for eight of 80 GiB"
+            f"{text!r} does not describe GPUs",
+            where="--gpus",
+            fix="give number x memory in GiB, such as 8x80 for eight GPUs of 80 GiB",
         )
     return int(match[1]), float(match[2]) * GIB
 
@@ -380,5 +384,7 @@ def parse_amount(text: str, where: str = "--tokens") -> float:
     """
     match = re.fullmatch(r"(\d{1,20}(?:\.\d+)?(?:e\d{1,2})?)([KMBT]?)", text.strip().replace("_", ""))
     if match is None or float(match[1]) == 0:
-        raise GrowthError(f"an amount of {text!r}", where=where, fix="give a number, such as 100B, 1.4T or 5e9")
+        raise GrowthError(
+            f"{text!r} is not a positive amount", where=where, fix="give a number, such as 100B, 1.4T or 5e9"
+        )
     return float(match[1]) * {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]]

@@ -35,22 +35,22 @@ def load_config(ref: str | Path | Config) -> Config:
     if path.is_dir():
         path = contained(path, "config.json")
     if path.is_file():
-        return read_json_strict(path, "a configuration")
+        return read_json_strict(path, "the configuration")
     if (name := shipped_name(ref)) is not None:
         with resources.as_file(resources.files("phigrow.models") / "configs" / name) as shipped:
-            return read_json_strict(shipped, "a configuration")
+            return read_json_strict(shipped, "the configuration")
     if Path(ref).is_dir():
         export = Path(ref) / "export"
         raise GrowthError(
-            "a folder without config.json",
+            "the folder has no config.json",
             where=str(ref),
             why="it is the folder of a training run" if (export / "config.json").is_file() else None,
             fix=f"give {export}" if (export / "config.json").is_file() else "give the folder of a checkpoint",
         )
     raise GrowthError(
-        f"no configuration {str(ref)!r}",
+        f"there is no configuration {str(ref)!r}",
         where=str(path.absolute()),
-        why="it is no file or folder with a config.json here, and no configuration of that name is shipped",
+        why="no file or folder has this path, and phigrow ships no configuration of this name",
         fix=f"give a path, or one of {', '.join(SHIPPED)}",
     )
 
@@ -80,14 +80,14 @@ def normalised(config: Config) -> Config:
     for key in ("rope_scaling", "rope_parameters"):
         settings = out.pop(key, None) or {}
         if not isinstance(settings, dict):
-            raise GrowthError(f"{key} is {settings!r}, not an object", where="a configuration")
+            raise GrowthError(f"{key} is {settings!r}, but must be an object", where="the configuration")
         rope |= settings
     named = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
     out["rope_settings"] = {key: value for key, value in sorted(rope.items()) if key not in named}
     out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", out.get("rope_theta", 10000.0))
     if not is_number(theta) or theta <= 0:
-        raise GrowthError(f"rope_theta is {theta!r}, not a positive number", where="a configuration")
+        raise GrowthError(f"rope_theta is {theta!r}, but must be a positive number", where="the configuration")
     out["rope_theta"] = float(theta)
     if "partial_rotary_factor" in rope:
         out["partial_rotary_factor"] = rope["partial_rotary_factor"]

@@ -73,7 +73,7 @@ class Parameter:
         return self.when is None or (self.when == "if") == bool(config.get(self.key or "", self.default))
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Its shape at the given axis sizes."""
+        """Return its shape at the given axis sizes."""
         shape = []
         for axis in self.axes:
             size = 1
@@ -84,7 +84,7 @@ class Parameter:
 
 
 def stacked_names(part: str) -> list[str]:
-    """The axes that lie one after the other in one place of a composite axis.
+    """Return the axes that lie one after the other in one part of a composite axis.
 
     >>> stacked_names("q|k|v"), stacked_names("kv")
     (['q', 'k', 'v'], ['kv'])
@@ -93,7 +93,7 @@ def stacked_names(part: str) -> list[str]:
 
 
 def spelled(names: Axis) -> str:
-    """An axis as the family table writes it.
+    """Return an axis as the family table writes it.
 
     >>> spelled(("kv", "k")), spelled(("mlp",))
     ('(kv k)', 'mlp')
@@ -113,7 +113,7 @@ def parse_table(table: str) -> tuple[Parameter, ...]:
 def _parse_line(line: str) -> Iterator[Parameter]:
     match = _LINE.match(line)
     if match is None:
-        raise GrowthError("a line of a family table that cannot be read", where=line)
+        raise GrowthError("a line of a family table has another form than `name  axes`", where=line)
     stem, dot, tensors = match["name"].rpartition(".")
     when, key, text = match["when"], match["key"], match["axes"]
     is_norm = text.startswith(("norm ", "rmsnorm "))
@@ -121,7 +121,9 @@ def _parse_line(line: str) -> Iterator[Parameter]:
     axes = tuple(tuple((m["composite"] or m["plain"]).split()) for m in _NAMES.finditer(_NORM.sub("", text)))
     arrow = "->" if "->" in text else "<-" if "<-" in text else None
     if len(axes) != (2 if arrow else 1):
-        raise GrowthError("a line of a family table needs one axis, or two and an arrow", where=line)
+        raise GrowthError(
+            f"a line of a family table has {len(axes)} axes, but needs one, or two with an arrow", where=line
+        )
     read, written = (axes[0], axes[-1]) if is_norm or arrow == "->" else (axes[-1], axes[0])
     for tensor in tensors.split("|"):
         name = stem + dot + tensor
@@ -248,9 +250,9 @@ class Family:
         shapes = {name: shape for name, shape in shapes.items() if not name.endswith(self.ignored_tensors or ("\0",))}
         if former := [name for name in shapes if name.endswith(self.former_tensors or ("\0",))]:
             raise GrowthError(
-                f"the tensors are named as in the first {self.model_type} uploads: {_some(former)}",
+                f"the tensors have the names of the first {self.model_type} uploads: {_some(former)}",
                 where=where,
-                why="they were written by code of their own, before transformers had the model",
+                why="their authors' own code wrote them, before transformers had the model",
                 fix=self.former_advice,
             )
         missing = [name for name in expected if name not in shapes]
@@ -258,7 +260,7 @@ class Family:
         if missing or extra:
             details = [f"{len(m)} {word}: {_some(m)}" for m, word in ((missing, "missing"), (extra, "unexpected")) if m]
             raise GrowthError(
-                "the checkpoint does not hold the tensors of its configuration",
+                "the tensors of the checkpoint do not match its configuration",
                 where=where,
                 why="; ".join(details),
                 fix=f"check that config.json belongs to these weights and that they are a {self.model_type} model "
@@ -267,7 +269,7 @@ class Family:
         for name, shape in expected.items():
             if tuple(shapes[name]) != shape:
                 raise GrowthError(
-                    f"a tensor of shape {list(shapes[name])} where the configuration says {list(shape)}",
+                    f"the tensor has shape {list(shapes[name])}, but the configuration gives it {list(shape)}",
                     where=f"{name} in {where}",
                     fix="check that config.json belongs to these weights",
                 )

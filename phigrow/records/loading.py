@@ -57,14 +57,14 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
         below = [root] if has_records(root) else folders_below(root)
         if not below:
             if not root.exists():
-                raise GrowthError("there is no such folder", where=str(root), fix=WHAT_TO_GIVE)
+                raise GrowthError("the folder does not exist", where=str(root), fix=WHAT_TO_GIVE)
             empty.append(root)
         for folder in below:
             chosen.setdefault(folder.resolve(), folder)
     if not chosen or (empty and notes is None):
         where = ", ".join(map(str, empty)) or None
         raise GrowthError(
-            "there are no runs", where=where, why=f"there is no {FILE} in it or below it", fix=WHAT_TO_GIVE
+            "the folders hold no runs", where=where, why=f"there is no {FILE} in them or below them", fix=WHAT_TO_GIVE
         )
     if notes is not None:
         notes += [f"{root} is left out: there is no {FILE} in it or below it" for root in empty]

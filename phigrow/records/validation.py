@@ -81,7 +81,12 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
         elif kind not in NOT_MEASURED:
             unknown[kind] = unknown.get(kind, 0) + 1
     if not checked.meta:
-        raise GrowthError("there is no run record", where=path, why="arm and seed are unknown without it")
+        raise GrowthError(
+            "there is no run record",
+            where=path,
+            why="arm and seed are unknown without it",
+            fix="train the run again, or restore the first line of the file",
+        )
     checked.notes += [f"{count} records of the unknown type {kind!r} were skipped" for kind, count in unknown.items()]
     return checked
 
@@ -89,7 +94,7 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
 def _checked_meta(record: Record, where: str) -> Record:
     for key, kind in (("arm", str), ("seed", int)):
         if key not in record:
-            raise GrowthError(f"the run record has no {key!r}", where=where)
+            raise GrowthError(f"the run record has no {key!r}", where=where, fix=f"add {key!r} to it")
         if not isinstance(record[key], kind) or isinstance(record[key], bool):
             named = "text" if kind is str else "a whole number"
             raise GrowthError(f"{key!r} of the run record is {record[key]!r}", where=where, fix=f"write {named}")
@@ -141,7 +146,10 @@ def _point(values: Mapping[str, Any], kind: str, where: str, before: list[Row]) 
     for key in UNITS:
         if row[key] < last[key]:
             raise GrowthError(
-                f"{key!r} falls from {last[key]:g} to {row[key]:g}", where=where, why="costs are cumulative"
+                f"{key!r} falls from {last[key]:g} to {row[key]:g}",
+                where=where,
+                why="costs are cumulative",
+                fix="give a run that was started again a folder of its own",
             )
         if math.isnan(row[key]) != math.isnan(last[key]):
             raise GrowthError(
@@ -157,20 +165,22 @@ def _number(record: Mapping[str, Any], key: str, kind: str, where: str, default:
     if type(value) is float and (not counts_up or (key != "step" and 0 <= value < math.inf)):
         return value  # nearly all values, of which a report reads millions
     if value is REQUIRED:
-        raise GrowthError(f"the {kind} record has no {key!r}", where=where)
+        raise GrowthError(f"the {kind} record has no {key!r}", where=where, fix=f"write {key!r} in every {kind} record")
     if value is None and key not in ("step", "tokens"):
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise GrowthError(f"{key!r} is {value!r}", where=where, why="it is not a number")
+        raise GrowthError(f"{key!r} is {value!r}, but must be a number", where=where)
     if counts_up and (not math.isfinite(value) or value < 0 or (key == "step" and value != int(value))):
-        raise GrowthError(f"{key!r} is {value!r}", where=where, why="steps and costs count up from 0")
+        raise GrowthError(f"{key!r} is {value!r}", where=where, why="steps and costs are counted up from 0")
     return float(value)
 
 
 def _sources(values: Mapping[str, Any], where: str) -> Row:
     losses = values.get("sources") or {}
     if not isinstance(losses, dict):
-        raise GrowthError(f"'sources' is {losses!r}", where=where, fix='write {"name": loss, ...}')
+        raise GrowthError(
+            f"'sources' is {losses!r}, but must be an object", where=where, fix='write {"name": loss, ...}'
+        )
     return {name: _number(losses, name, "eval", where) for name in losses}
 
 

@@ -136,7 +136,7 @@ def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    return read_json_strict(folder / universal.STATE, "a state")
+    return read_json_strict(folder / universal.STATE, "the optimizer's state")
 
 
 def _unknown(folder: Path, why: str) -> GrowthError:

@@ -52,14 +52,14 @@ def test_reads_what_safetensors_wrote_and_writes_what_it_reads(tmp_path):
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
-        ({"a": entry(0, 8)}, b"1234567", "lies about its tensors"),
-        ({"a": entry(0, 4)}, b"12345678", "lies about its tensors"),
-        ({"a": entry(-8, 0)}, b"12345678", "lies about its tensors"),
-        ({"a": entry(0, 8), "b": entry(4, 12)}, b"123456789012", "tensors that overlap"),
-        ({"a": entry(0, 2, dtype="I8")}, b"12", "weights of dtype I8"),
-        ({"a": {"dtype": "F32"}}, b"", "header that cannot be read"),
-        (b"not json", b"", "header that cannot be read"),
-        (b"[]", b"", "header that cannot be read"),
+        ({"a": entry(0, 8)}, b"1234567", "gives a tensor a wrong shape or position"),
+        ({"a": entry(0, 4)}, b"12345678", "gives a tensor a wrong shape or position"),
+        ({"a": entry(-8, 0)}, b"12345678", "gives a tensor a wrong shape or position"),
+        ({"a": entry(0, 8), "b": entry(4, 12)}, b"123456789012", "two tensors overlap in the file"),
+        ({"a": entry(0, 2, dtype="I8")}, b"12", "the weights have dtype I8"),
+        ({"a": {"dtype": "F32"}}, b"", "header cannot be read"),
+        (b"not json", b"", "header cannot be read"),
+        (b"[]", b"", "header cannot be read"),
     ],
 )
 def test_dishonest_files_are_refused(tmp_path, header, data, message):
@@ -71,7 +71,7 @@ def test_dishonest_files_are_refused(tmp_path, header, data, message):
 @pytest.mark.parametrize("length", [0, 10**12, 2**63])
 def test_a_header_longer_than_its_file_is_refused(tmp_path, length):
     raw(tmp_path / "model.safetensors", {"a": entry(0, 8)}, b"12345678", length=length)
-    with pytest.raises(GrowthError, match="not a whole safetensors file"):
+    with pytest.raises(GrowthError, match="the file is not a complete safetensors file"):
         CheckpointReader(tmp_path)
 
 
@@ -85,17 +85,19 @@ def index(folder, weight_map):
 def test_an_index_cannot_point_outside_its_folder(tmp_path, name):
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
     index(tmp_path, {"a": name})
-    with pytest.raises(GrowthError, match="an index that points outside its folder"):
+    with pytest.raises(GrowthError, match="the index of shards names a file outside its folder"):
         CheckpointReader(tmp_path)
 
 
 def test_an_index_must_fit_its_files(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
     index(tmp_path, {"a": "x.safetensors", "b": "x.safetensors"})
-    with pytest.raises(GrowthError, match=r"where: b in .*\n  why: x.safetensors does not hold it"):
+    with pytest.raises(GrowthError, match=r"where: b in .*\n  why: x.safetensors does not hold this tensor"):
         CheckpointReader(tmp_path)
     index(tmp_path, {"b": "x.safetensors"})
-    with pytest.raises(GrowthError, match=r"where: a in .*\n  why: it is in x.safetensors, the index says in no file"):
+    with pytest.raises(
+        GrowthError, match=r"where: a in .*\n  why: the tensor is in x.safetensors, but the index says in no file"
+    ):
         CheckpointReader(tmp_path)
 
 

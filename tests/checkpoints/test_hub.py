@@ -14,7 +14,7 @@ def test_a_local_folder_comes_first(tmp_path, monkeypatch):
     (tmp_path / "phi-1_5").mkdir()
     assert hub.locate("phi-1_5") == Path("phi-1_5")
     assert hub.display_name("phi-1_5") == "phi-1_5"
-    with pytest.raises(GrowthError, match="--revision main with a local folder"):
+    with pytest.raises(GrowthError, match="--revision main was given with a local folder"):
         hub.locate("phi-1_5", "main")
 
 
@@ -51,7 +51,7 @@ def test_a_repository_that_is_refused_is_said_so(monkeypatch):
         )
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(GrowthError, match=r"the hub does not give 'some/model'\n.*\n  why: 401 Client Error"):
+    with pytest.raises(GrowthError, match=r"the hub refuses 'some/model'\n.*\n  why: 401 Client Error"):
         hub.locate("some/model")
 
 
@@ -62,6 +62,6 @@ def test_no_network_says_what_to_do(monkeypatch):
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(GrowthError, match="cannot reach the hub for 'microsoft/phi-2'") as caught:
+    with pytest.raises(GrowthError, match="the hub cannot be reached for 'microsoft/phi-2'") as caught:
         hub.locate("phi-2")
-    assert "download the repository elsewhere and give its folder" in str(caught.value)
+    assert "download the repository on another machine and give its folder" in str(caught.value)

@@ -342,10 +342,10 @@ def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
             ("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "hypercloning", "--snr", "loud"),
             ("snr 'loud' is not allowed", "where: method hypercloning", "give a number from 0 to 100, or none"),
         ),
-        (("capacity", "phi2", "--gpus", "8by80"), ("GPUs '8by80'", "such as 8x80")),
-        (("capacity", "phi2", "--gpus", "8x80", "--tokens", "many"), ("an amount of 'many'", "100B")),
-        (("capacity", "phi2", "--gpus", "8x80", "--batch", "9"), ("shared by 8 GPUs", "multiple of 8")),
-        (("capacity", "phi2", "--gpus", "8x80", "--mfu", "40"), ("an MFU of 40", "at most 1")),
+        (("capacity", "phi2", "--gpus", "8by80"), ("'8by80' does not describe GPUs", "such as 8x80")),
+        (("capacity", "phi2", "--gpus", "8x80", "--tokens", "many"), ("'many' is not a positive amount", "100B")),
+        (("capacity", "phi2", "--gpus", "8x80", "--batch", "9"), ("divided among 8 GPUs", "multiple of 8")),
+        (("capacity", "phi2", "--gpus", "8x80", "--mfu", "40"), ("the MFU is 40", "at most 1")),
         (("diff", "nowhere", "nothing"), ("there is no plan in 'nowhere'", "there is no such file or folder")),
         (("inspect", "nowhere"), ("there is no plan in 'nowhere'", "give a folder that phigrow expand wrote")),
     ],
@@ -360,9 +360,12 @@ def test_bad_input_is_one_clear_error_and_exit_code_2(words, messages, tmp_path)
     [
         (
             ("expand", "--src", "nobody/nothing", "--dst-config", "phi2.json"),
-            ("cannot reach the hub for 'nobody/nothing'", "download the repository elsewhere and give its folder"),
+            (
+                "the hub cannot be reached for 'nobody/nothing'",
+                "download the repository on another machine and give its folder",
+            ),
         ),
-        (("verify", "nowhere", "nothing"), ("cannot reach the hub for 'nowhere'",)),
+        (("verify", "nowhere", "nothing"), ("the hub cannot be reached for 'nowhere'",)),
     ],
 )
 def test_a_hub_that_cannot_be_reached_is_one_clear_error(words, messages, tmp_path):

@@ -177,7 +177,7 @@ def test_a_copied_recipe_comes_with_the_file_that_it_names(tmp_path, monkeypatch
     Path("mine/phi-2.yaml").write_text("steps: 77")
     again = run("recipes", "phi-2", "--out", "mine")
     assert isinstance(again.exception, GrowthError)
-    assert "the file is there already" in str(again.exception)
+    assert "the file exists already" in str(again.exception)
     assert Path("mine/phi-2.yaml").read_text() == "steps: 77"
     assert run("recipes", "--out", "mine", "--overwrite").exit_code == 0
     assert Path("mine/phi-2.yaml").read_bytes() == (FOLDER / "phi-2.yaml").read_bytes()
@@ -187,7 +187,7 @@ def test_a_copied_recipe_comes_with_the_file_that_it_names(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("recipes", "phi-9", "--out", "mine"), "no shipped file 'phi-9'"),
+        (("recipes", "phi-9", "--out", "mine"), "phigrow ships no file named 'phi-9'"),
         (("pretrain", "--stepz", "3"), "did you mean steps"),
         (("pretrain", "phi-9"), "the name of a shipped recipe (demo, phi-1,"),
         (("compare", "smal"), "or a shipped name: phi-1-small-to-phi-1-miniature"),

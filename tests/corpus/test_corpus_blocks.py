@@ -84,7 +84,8 @@ def test_missing_or_incomplete_folders_say_how_to_make_one(folder: Path, tmp_pat
     with pytest.raises(GrowthError) as error:
         load_blocks(missing)
     assert str(error.value) == (
-        f"no such folder of packed blocks\n  where: {missing}\n  what to do: make one: phigrow data --out {missing}"
+        f"the folder of packed blocks does not exist\n  where: {missing}\n"
+        f"  what to do: make one with `phigrow data --out {missing}`"
     )
     half = tmp_path / "half"
     shutil.copytree(folder, half)
@@ -100,7 +101,9 @@ def test_other_format_is_an_error(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, later)
     facts = json.loads((later / "data.json").read_text(encoding="utf-8"))
     (later / "data.json").write_text(json.dumps({**facts, "format_version": 2}), encoding="utf-8")
-    with pytest.raises(GrowthError, match=r"packed blocks of format version 2\n.*\n.*reads version 1\n.*--overwrite"):
+    with pytest.raises(
+        GrowthError, match=r"the packed blocks have format version 2\n.*\n.*reads version 1\n.*--overwrite"
+    ):
         load_blocks(later)
 
 

@@ -70,7 +70,7 @@ def test_a_tokenizer_that_is_not_there_is_told_before_anything_is_read(tmp_path,
         raise AssertionError("the text is read")
 
     monkeypatch.setattr(build, "load_documents", read)
-    with pytest.raises(GrowthError, match=r"no such tokenizer\n  where: .*nowhere.json"):
+    with pytest.raises(GrowthError, match=r"the tokenizer does not exist\n  where: .*nowhere.json"):
         prepare("embedded", tmp_path / "out", tokenizer="nowhere.json")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(AssertionError, match="the text is read"):  # negative control: one is to be trained
@@ -307,7 +307,9 @@ def test_failure_leaves_nothing(tmp_path: Path, byte_tokenizer: Path, monkeypatc
 
 def test_existing_output_is_replaced_only_when_asked(tmp_path: Path, byte_tokenizer: Path) -> None:
     info, _ = make(tmp_path, words(40), tokenizer=byte_tokenizer)
-    with pytest.raises(GrowthError, match=r"packed blocks are there already\n  where: .*out\n.*--overwrite"):
+    with pytest.raises(
+        GrowthError, match=r"the output folder holds packed blocks already\n  where: .*out\n.*--overwrite"
+    ):
         make(tmp_path, words(40), tokenizer=byte_tokenizer)
     other, data = make(tmp_path, words(40), tokenizer=byte_tokenizer, seed=1, overwrite=True)
     assert data.fingerprint == other.fingerprint != info.fingerprint
@@ -315,22 +317,29 @@ def test_existing_output_is_replaced_only_when_asked(tmp_path: Path, byte_tokeni
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(GrowthError, match=r"the output is taken\n  where: .*mine\n  why: it is not packed blocks"):
+    with pytest.raises(
+        GrowthError,
+        match=r"the output folder holds other files than packed blocks\n  where: .*mine\n  why: phigrow does not",
+    ):
         prepare(tmp_path / "out.jsonl", mine, overwrite=True)
     assert (mine / "thesis.tex").read_text(encoding="utf-8") == "years of work"
 
 
 def test_too_little_text_is_an_error(tmp_path: Path, byte_tokenizer: Path) -> None:
-    with pytest.raises(GrowthError, match=r"one document alone\n(.*\n)*.*<\|endoftext\|> between them"):
+    with pytest.raises(GrowthError, match=r"the text is a single document\n(.*\n)*.*parts between <\|endoftext\|>"):
         make(tmp_path, ["alone"], tokenizer=byte_tokenizer)
-    with pytest.raises(GrowthError, match=r"no documents\n  why: of 3 rows, 3 empty, 0 undecodable, 0 duplicate"):
+    with pytest.raises(
+        GrowthError,
+        match=r"the text holds no documents\n  why: all 3 rows were left out: 3 empty, 0 undecodable, 0 duplicate",
+    ):
         make(tmp_path, ["", " ", "\n"], tokenizer=byte_tokenizer)
     short = (
-        r"too little train text for one block\n  where: .*out\.jsonl\n  why: 9 tokens in 1 documents; a block takes 101"
+        r"the train text is too short for one block\n  where: .*out\.jsonl\n"
+        r"  why: it has 9 tokens in 1 documents, and a block takes 101"
     )
     with pytest.raises(GrowthError, match=short):
         make(tmp_path, ["too short"[:8], "too long"], tokenizer=byte_tokenizer, seq_len=100)
-    with pytest.raises(GrowthError, match="too little heldout text for one block"):
+    with pytest.raises(GrowthError, match="the heldout text is too short for one block"):
         make(
             tmp_path,
             ["x", "y" * 200, "z" * 201],

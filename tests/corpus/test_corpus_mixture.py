@@ -81,10 +81,14 @@ def test_folders_of_one_name_are_named_by_their_paths(folders):
     [
         (
             "long",
-            r"blocks of 8 and of 16 tokens\n  where: .*books and .*long\n.*prepare both with one --seq-len",
+            r"blocks of 8 and of 16 tokens\n  where: .*books and .*long\n.*prepare both with the same --seq-len",
         ),
-        ("other", r"blocks of two tokenizers, of 257 and \d+ tokens\n  where: .*books and .*other\n.*\n.*--tokenizer"),
-        ("nothing", r"no such folder of packed blocks\n  where: .*nothing"),
+        (
+            "other",
+            r"the folders were packed with two tokenizers, of 257 and \d+ tokens\n  where: .*books and .*other\n"
+            r".*\n.*--tokenizer",
+        ),
+        ("nothing", r"the folder of packed blocks does not exist\n  where: .*nothing"),
     ],
 )
 def test_folders_that_do_not_agree_are_refused(folders, second, text):
@@ -94,7 +98,7 @@ def test_folders_that_do_not_agree_are_refused(folders, second, text):
 
 @pytest.mark.parametrize("weight", [0, -1, "many", None, float("nan"), float("inf"), True])
 def test_weights_are_positive_numbers(folders, weight):
-    with pytest.raises(GrowthError, match=r"a weight of .*\n  where: .*books in the mixture\n.*positive number"):
+    with pytest.raises(GrowthError, match=r"the weight is .*\n  where: .*books in the mixture\n.*positive number"):
         mix_folders({folders / "books": weight})
 
 
@@ -114,10 +118,10 @@ def test_sources_inside_a_folder_are_mixed_by_name(folders):
     alone = mix_sources(blocks, {"second": 1})
     assert [source.name for source in alone.mixture] == ["second"]
     with pytest.raises(
-        GrowthError, match=r"no blocks of the source 'third'\n.*both\n.*its sources are 'first', 'second'"
+        GrowthError, match=r"no blocks of the source 'third'\n.*both\n.*choose among its sources: 'first', 'second'"
     ):
         mix_sources(blocks, {"third": 1})
-    with pytest.raises(GrowthError, match="a mixture of nothing"):
+    with pytest.raises(GrowthError, match="the mixture names no source"):
         mix_sources(blocks, {})
 
 

@@ -109,33 +109,35 @@ def test_missing_column_is_an_error_that_lists_those_there(tmp_path: Path) -> No
     with pytest.raises(GrowthError) as error:
         load_documents(path, cache_dir=tmp_path / "cache")
     assert str(error.value) == (
-        f"no column 'text'\n  where: {path}\n  why: the columns are 'body', 'n'\n"
-        "  what to do: name the one with the text: --text-column, or text_column of a stream"
+        f"the data has no column 'text'\n  where: {path}\n  why: the columns are 'body', 'n'\n"
+        "  what to do: name the column with the text: --text-column, or text_column of a stream"
     )
 
 
 def test_column_of_numbers_is_an_error(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"n": 1}])
-    with pytest.raises(GrowthError, match=r"column 'n' is not text\n.*\n  why: it is Value\('int64'\)"):
+    with pytest.raises(GrowthError, match=r"column 'n' does not hold text\n.*\n  why: its type is Value\('int64'\)"):
         load_documents(path, text_column="n", cache_dir=tmp_path / "cache")
 
 
 def test_broken_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": \n', encoding="utf-8")
-    with pytest.raises(GrowthError, match=r"json that cannot be read\n  where: .*a\.jsonl\n  why: .+"):
+    with pytest.raises(GrowthError, match=r"json file cannot be read\n  where: .*a\.jsonl\n  why: .+"):
         load_documents(tmp_path / "a.jsonl", cache_dir=tmp_path / "cache")
 
 
 def test_unknown_kinds_and_missing_paths_are_errors(tmp_path: Path) -> None:
     (tmp_path / "book.pdf").write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    kinds = r"text is read from \.txt, \.md, \.jsonl, \.json, \.jsonl\.gz, \.json\.gz, \.parquet"
-    with pytest.raises(GrowthError, match=rf"a file of an unknown kind: book\.pdf\n(.*\n)*.*{kinds}"):
+    kinds = r"give files of these kinds: \.txt, \.md, \.jsonl, \.json, \.jsonl\.gz, \.json\.gz, \.parquet"
+    with pytest.raises(GrowthError, match=rf"phigrow cannot read text from book\.pdf\n(.*\n)*.*{kinds}"):
         load_documents(tmp_path / "book.pdf")
     with pytest.raises(GrowthError, match=rf"no text files\n(.*\n)*.*{kinds}"):
         load_documents(tmp_path / "empty")
     for missing in ("missing.txt", "./missing", "a/b/c", "missing.jsonl"):
-        with pytest.raises(GrowthError, match=rf"no such file or folder\n(.*\n)*.*check the path; {kinds}"):
+        with pytest.raises(
+            GrowthError, match=rf"the file or folder does not exist\n(.*\n)*.*check the path, and {kinds}"
+        ):
             load_documents(missing)
 
 
@@ -161,7 +163,7 @@ def test_hub_is_asked_for_names_and_never_runs_code(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("raised", "words"),
     [
-        (ConnectionError("unreachable"), ["no network to load the dataset 'a/b'", "unreachable", "give local text"]),
+        (ConnectionError("unreachable"), ["the dataset 'a/b' cannot be downloaded", "unreachable", "give local text"]),
         (datasets.exceptions.DatasetNotFoundError("gone"), ["no dataset 'a/b'", "gone", "check the spelling"]),
         (ValueError("Unknown split"), ["the dataset 'a/b' cannot be loaded", "Unknown split", "--split"]),
         (RuntimeError("scripts are no longer supported"), ["cannot be loaded", "scripts are no longer supported"]),

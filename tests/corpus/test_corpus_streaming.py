@@ -179,14 +179,14 @@ def test_sources_have_names_and_weights(text):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ref": "x"}, "a stream without a tokenizer"),
-        ({"tokenizer": "x"}, "a stream of nothing"),
-        ({"ref": "x", "tokenizer": "x", "rev": "y"}, r"no key 'rev'\n  where: stream, x\n.*the keys are ref, weight"),
-        ({"ref": "x", "tokenizer": "x", "weight": 0}, "a weight of 0"),
+        ({"ref": "x"}, "the stream names no tokenizer"),
+        ({"tokenizer": "x"}, "the stream names no text"),
+        ({"ref": "x", "tokenizer": "x", "rev": "y"}, r"no key 'rev'\n  where: stream, x\n.*use one of ref, weight"),
+        ({"ref": "x", "tokenizer": "x", "weight": 0}, "the weight is 0"),
         ({"ref": "x", "tokenizer": "x", "heldout": -1}, r"heldout is -1\n  where: stream.heldout"),
         ({"ref": "x", "tokenizer": "x", "shuffle": 0}, "shuffle is 0"),
-        ({"tokenizer": "x", "sources": ["x"]}, "a stream of sources that cannot be read"),
-        ({"tokenizer": "x", "ref": "x", "sources": {"a": {"ref": "x"}}}, "cannot stand beside it: ref"),
+        ({"tokenizer": "x", "sources": ["x"]}, "the sources of the stream cannot be read"),
+        ({"tokenizer": "x", "ref": "x", "sources": {"a": {"ref": "x"}}}, "these keys belong inside the sources: ref"),
     ],
 )
 def test_bad_settings_are_refused(values, message):
@@ -197,18 +197,25 @@ def test_bad_settings_are_refused(values, message):
 def test_bad_text_is_refused(text):
     with pytest.raises(GrowthError, match=r"no column 'text'\n.*jsonl\n.*'body', 'number'"):
         opened(text, text_column="text")
-    with pytest.raises(GrowthError, match=r"column 'number' is not text\n.*all.parquet\n  why: it is Value\('int64'"):
+    with pytest.raises(
+        GrowthError, match=r"column 'number' does not hold text\n.*all.parquet\n  why: its type is Value\('int64'"
+    ):
         opened(text, "all.parquet", text_column="number")
-    with pytest.raises(GrowthError, match=r"no text files|no such file"):
+    with pytest.raises(GrowthError, match=r"no text files|does not exist"):
         opened(text, "nothing-*.jsonl")
-    with pytest.raises(GrowthError, match=r"files of 3 kinds in one stream\n.*\n  why: there are json, parquet, text"):
+    with pytest.raises(
+        GrowthError, match=r"the stream reads files of 3 kinds\n.*\n  why: there are json, parquet, text"
+    ):
         opened(text, "*a*")
     with pytest.raises(
-        GrowthError, match=r"too little held-out text for one block\n.*\n  why: \d+ tokens in the first 1"
+        GrowthError,
+        match=r"the held-out text is too short for one block\n.*\n  why: the first 1 documents have \d+ tokens",
     ):
         open_stream(
             stream_settings({"ref": str(text / "all.txt"), "tokenizer": str(text / "bytes"), "heldout": 1}), 5000
         )
     (stream,) = opened(text, heldout=COUNT).streams
-    with pytest.raises(GrowthError, match=r"no text to stream\n.*\n.*the first 200 documents, which are held out"):
+    with pytest.raises(
+        GrowthError, match=r"the stream has no text to train on\n.*\n.*the first 200 documents, which are held out"
+    ):
         stream.take(1)

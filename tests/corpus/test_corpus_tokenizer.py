@@ -47,7 +47,7 @@ def test_tokenizers_are_compared_by_what_their_ids_mean(tmp_path: Path) -> None:
     assert same(pieces, {"model": {"type": "Unigram", "vocab": [["a", -1.5], ["b", -2.0]]}})
     assert not same(pieces, {"model": {"type": "Unigram", "vocab": [["b", -1.0], ["a", -2.0]]}})
     for broken in ("{", "[]", "{}"):
-        with pytest.raises(GrowthError, match=r"a tokenizer.json that cannot be read\n  where: here"):
+        with pytest.raises(GrowthError, match=r"a tokenizer.json cannot be read\n  where: here"):
             same_tokens(broken, json.dumps(one), "here")
 
 
@@ -82,20 +82,24 @@ def test_other_end_of_text_token() -> None:
 
 
 def test_small_vocabulary_is_an_error() -> None:
-    with pytest.raises(GrowthError, match=r"a vocabulary of 256\n(.*\n)*.*choose vocab_size >= 257"):
+    with pytest.raises(GrowthError, match=r"vocab_size is 256\n(.*\n)*.*choose vocab_size >= 257"):
         train_tokenizer(TEXTS, 256)
 
 
 def test_missing_tokenizers_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(GrowthError, match=r"no such tokenizer\n  where: .*missing\n  what to do: give a folder"):
+    with pytest.raises(
+        GrowthError, match=r"the tokenizer does not exist\n  where: .*missing\n  what to do: give a folder"
+    ):
         load_tokenizer(tmp_path / "missing")
-    with pytest.raises(GrowthError, match="no such tokenizer"):
+    with pytest.raises(GrowthError, match="the tokenizer does not exist"):
         load_tokenizer("missing.json")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GrowthError, match=r"no tokenizer '.*empty'\n(.*\n)*  what to do: give a folder"):
+    with pytest.raises(
+        GrowthError, match=r"the tokenizer '.*empty' cannot be loaded\n(.*\n)*  what to do: give a folder"
+    ):
         load_tokenizer(tmp_path / "empty")
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(GrowthError, match=r"a file that is no tokenizer\n"):
+    with pytest.raises(GrowthError, match=r"the file is not a tokenizer\n"):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 
@@ -109,9 +113,9 @@ def test_no_network_is_an_error_and_no_code_is_trusted(monkeypatch: pytest.Monke
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
     with pytest.raises(GrowthError) as error:
         load_tokenizer("phi-2")
-    assert "no tokenizer 'phi-2'" in str(error.value)
+    assert "the tokenizer 'phi-2' cannot be loaded" in str(error.value)
     assert "why: We couldn't connect to the hub\n" in str(error.value)
-    assert "one is trained on the text" in str(error.value)
+    assert "phigrow trains one on the text" in str(error.value)
     assert asked == [("microsoft/phi-2", {"trust_remote_code": False})]
 
 
@@ -121,5 +125,5 @@ def test_tokenizer_without_end_of_text_is_an_error(tmp_path: Path) -> None:
     facts = json.loads(path.read_text(encoding="utf-8"))
     del facts["eos_token"]
     path.write_text(json.dumps(facts), encoding="utf-8")
-    with pytest.raises(GrowthError, match=r"a tokenizer without an end-of-text token\n(.*\n)*.*set eos_token"):
+    with pytest.raises(GrowthError, match=r"the tokenizer has no end-of-text token\n(.*\n)*.*set eos_token"):
         load_tokenizer(tmp_path)

@@ -128,7 +128,7 @@ def test_python_without_topics_gives_the_library_alone(monkeypatch: pytest.Monke
 def test_python_without_either_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     monkeypatch.setattr(embedded.sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(GrowthError, match="no embedded corpus in this Python") as error:
+    with pytest.raises(GrowthError, match="this Python installation has no text for the embedded corpus") as error:
         next(embedded_documents())
     assert "phigrow data FOLDER" in str(error.value)
     assert str(tmp_path) in str(error.value)

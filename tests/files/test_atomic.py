@@ -120,7 +120,7 @@ def test_a_lock_is_held_by_one_block(tmp_path):
 def test_nan_is_read_only_where_it_is_expected(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"a": float("nan"), "b": float("-inf")}))
-    with pytest.raises(GrowthError, match="a record that cannot be read"):
+    with pytest.raises(GrowthError, match="a record cannot be read"):
         read_json_strict(path, "a record")
     found = read_json_strict(path, "a record", nan=True)
     assert found["a"] != found["a"]

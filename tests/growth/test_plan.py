@@ -103,7 +103,7 @@ REFUSALS = [
     (phi_config(32, 4, rotary=3), phi_config(64, 4, rotary=3), {}, r"an odd rotary part, 3 -> 3"),
     (
         phi_config(), phi_config(hidden=30), {},
-        r"heads do not divide: hidden_size 30 is no multiple of num_attention_heads 4",
+        r"hidden_size is 30, which is not a multiple of num_attention_heads 4",
     ),
     (
         phi_config(), phi_config(48, 6, layer_norm_eps=1e-6), {"method": "lossless"},
@@ -131,7 +131,8 @@ REFUSALS = [
     (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"unknown depth method 'deep'\n.*interpose, .*solar"),
     (phi_config(), phi_config(48, 6), {"rounding": "up"}, r"unknown rounding 'up'"),
     (phi_config(), phi_config(48, 6), {"method": "lossless", "scale": "rms"}, r"method lossless has no option 'scale'"),
-    ({"model_type": "gpt9"}, phi_config(), {}, r"no family of model_type 'gpt9'\n  where: the source configuration"),
+    ({"model_type": "gpt9"}, phi_config(), {},
+     r"phigrow does not support model_type 'gpt9'\n  where: the source configuration"),
     (
         phi_config(), "phi3.json", {},
         r"no configuration 'phi3.json'\n(.*\n)*  what to do: give a path, or one of phi-1-small",
@@ -187,10 +188,10 @@ def test_shipped_configurations_are_the_published_values():
 
 def test_unreadable_configurations(tmp_path):
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(GrowthError, match=r"a configuration that cannot be read\n.*\n  why: not JSON: expecting"):
+    with pytest.raises(GrowthError, match=r"the configuration cannot be read\n.*\n  why: not JSON: expecting"):
         load_config(tmp_path / "broken.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(GrowthError, match="it is a JSON list, not an object"):
+    with pytest.raises(GrowthError, match="it holds a JSON list, not an object"):
         load_config(tmp_path / "list.json")
 
 

@@ -161,9 +161,9 @@ def test_what_is_no_plan_is_refused(tmp_path):
             r"the plan was altered\n  where: .*plan.json\n  why: its stored hash differs",
         ),
         (json.dumps({"plan": {"hash": "x", **plan.to_json()}}), "the plan was altered"),
-        ("{", "a plan that cannot be read"),
-        ("[1]", "a plan that cannot be read"),
-        (json.dumps({"plan": 3}), r"a plan.json that cannot be read\n  where: .*plan.json\n  why: plan is 3"),
+        ("{", "the plan cannot be read"),
+        ("[1]", "the plan cannot be read"),
+        (json.dumps({"plan": 3}), r"plan.json cannot be read\n  where: .*plan.json\n  why: plan is 3"),
         (json.dumps({"plan": plan.to_json()}), "the plan was altered"),
         (json.dumps(content | {"format": 9}), r"the plan has format 9, not 1\n  where: .*plan.json"),
         (json.dumps({k: v for k, v in content.items() if k != "axes"}), "the plan has no 'axes'"),
@@ -178,7 +178,7 @@ def test_what_is_no_plan_is_refused(tmp_path):
         read_plan_file(tmp_path)
     for record in ({"source": 3}, {"source": {"files": {"a": 1}}}, {"versions": []}, {"source": {"training": [1]}}):
         file.write_text(json.dumps({"plan": content, **record}))
-        with pytest.raises(GrowthError, match=r"a plan.json that cannot be read\n  where: .*plan.json"):
+        with pytest.raises(GrowthError, match=r"plan.json cannot be read\n  where: .*plan.json"):
             read_plan_file(file)
     file.write_text(json.dumps({"plan": content, "command": "phigrow \x1b[2Jexpand"}))
     assert dict(origin(read_plan_file(file)))["command"] == "phigrow ?[2Jexpand"

@@ -130,7 +130,7 @@ def test_time_and_cost_are_arithmetic():
 
 
 def test_other_models_are_refused_rather_than_guessed():
-    with pytest.raises(GrowthError, match="no memory formula for model type 'llama'"):
+    with pytest.raises(GrowthError, match="capacity has no memory formula for model_type 'llama'"):
         capacity(load_config("phi2") | {"model_type": "llama"}, "8x80")
 
 
@@ -138,7 +138,7 @@ def test_amounts_and_gpus_are_read_strictly():
     assert [parse_amount(text) for text in ("100B", "1.4T", "5e9", "250_000", "3M")] == [1e11, 1.4e12, 5e9, 2.5e5, 3e6]
     assert parse_gpus("8x80GB") == parse_gpus("8x80GiB") == (8, 80 * GIB)
     for text in ("", "B", "-1", "0", "1e999", "nan", "1 000"):
-        with pytest.raises(GrowthError, match="an amount of"):
+        with pytest.raises(GrowthError, match="is not a positive amount"):
             parse_amount(text)
     for text in ("", "8", "8x", "x80", "0x80", "8x0", "-8x80", "8x80x2", "8.5x80"):
         with pytest.raises(GrowthError, match="number x memory in GiB"):

@@ -125,10 +125,13 @@ def test_budgets_and_trunks(tmp_path, meta, budget, is_trunk):
 @pytest.mark.parametrize(
     ("lines", "text"),
     [
-        ([RUN, record(sources=[1])], "'sources' is [1]\n  where: {path}, line 2"),
-        ([RUN, record(sources={"web": "low"})], "'web' is 'low'\n  where: {path}, line 2"),
+        ([RUN, record(sources=[1])], "'sources' is [1], but must be an object\n  where: {path}, line 2"),
+        ([RUN, record(sources={"web": "low"})], "'web' is 'low', but must be a number\n  where: {path}, line 2"),
         ([RUN, {"type": "diagnostics", "step": -1}], "'step' is -1\n  where: {path}, line 2"),
-        ([RUN, {"type": "diagnostics", "step": 1, "copy_cosine": "x"}], "'copy_cosine' is 'x'\n  where: {path}, line"),
+        (
+            [RUN, {"type": "diagnostics", "step": 1, "copy_cosine": "x"}],
+            "'copy_cosine' is 'x', but must be a number\n  where: {path}, line",
+        ),
         ([RUN, '{"type": "ev', record()], "the record is not valid JSON\n  where: {path}, line 2"),
         ([RUN, "[1]"], "the record has no type\n  where: {path}, line 2"),
         ([RUN, {"step": 1}], "the record has no type\n  where: {path}, line 2"),
@@ -138,7 +141,7 @@ def test_budgets_and_trunks(tmp_path, meta, budget, is_trunk):
         ([RUN | {"seed": "1"}], "'seed' of the run record is '1'\n  where: {path}, line 1"),
         ([RUN, {"type": "eval", "step": 0, **COST}], "the eval record has no 'loss'\n  where: {path}, line 2"),
         ([RUN, {"type": "step", "step": 0, "loss": 1.0}], "the step record has no 'tokens'\n  where: {path}, line 2"),
-        ([RUN, record(loss="low")], "'loss' is 'low'\n  where: {path}, line 2"),
+        ([RUN, record(loss="low")], "'loss' is 'low', but must be a number\n  where: {path}, line 2"),
         ([RUN, record(tokens=math.nan)], "'tokens' is nan\n  where: {path}, line 2"),
         ([RUN, record(step=0.5)], "'step' is 0.5\n  where: {path}, line 2"),
         ([RUN, record(step=-1)], "'step' is -1\n  where: {path}, line 2"),
@@ -155,9 +158,9 @@ def test_refusals_name_file_and_line(tmp_path, lines, text):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(GrowthError, match="there are no records of a run"):
+    with pytest.raises(GrowthError, match="the run has no records"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(GrowthError, match=r"there is no records\.jsonl in it or below it"):
+    with pytest.raises(GrowthError, match=r"there is no records\.jsonl in them or below them"):
         load_runs(tmp_path)
 
 
@@ -166,14 +169,14 @@ def test_folders_without_records(tmp_path):
     empty.mkdir()
     notes = []
     assert len(load_runs([parent, empty], notes=notes)) == 3
-    assert notes == [f"{empty} is left out: there is no records.jsonl in it or below it"]
+    assert notes == [f"{empty} is left out: there is no records.jsonl in them or below them"]
     give = "what to do: give the folders that runs were trained into (their --out), or a folder that holds them"
     # Without a place for notes nothing is left out; with one, something has to be there; a folder has to exist.
     for folders, said in (([parent, empty], None), ([empty], notes), ([parent, tmp_path / "missing"], notes)):
         with pytest.raises(GrowthError) as caught:
             load_runs(folders, notes=said)
         assert str(caught.value).startswith(
-            ("there are no runs" if empty in folders else "there is no such folder") + "\n  where: "
+            ("the folders hold no runs" if empty in folders else "the folder does not exist") + "\n  where: "
         )
         assert caught.value.where == str(folders[-1])
         assert give in str(caught.value)

@@ -72,7 +72,7 @@ def arms(**more):
         ({"decay": "much"}, r"decay is 'much'"),
         ({"baseline": "scrach"}, r"no arm 'scrach'\n.*\n  what to do: did you mean scratch"),
         ({"data": {"ref": "embedded", "seqlen": 5}}, r"no key 'seqlen'\n  where: data in .*\n.*did you mean seq_len"),
-        ({"data": "nowhere"}, r"no such folder of packed blocks"),
+        ({"data": "nowhere"}, r"the folder of packed blocks does not exist"),
         ({"source": {"model": "phi-1"}}, r"the source has no 'steps'"),
         ({"train": {"batch": 16, "lr": 1e-3, "steps": 5}}, r"steps cannot be set here\n  where: train in"),
         ({"train": {"batch": 16, "lrr": 1e-3}}, r"no key 'lrr'\n  where: train in .*\n  what to do: did you mean lr"),

@@ -75,10 +75,10 @@ def old_marker(folder: Path) -> None:
 
 DAMAGE = {
     truncate: "mp_rank_00_model_states.pt has 50 bytes instead of 101",
-    flip: "zero_pp_rank_1_mp_rank_00_optim_states.pt is not what was written (its xxh3 differs)",
+    flip: "zero_pp_rank_1_mp_rank_00_optim_states.pt was changed after it was written (its xxh3 differs)",
     remove: "zero_pp_rank_0_mp_rank_00_optim_states.pt is missing",
     cut_marker: "complete.json cannot be read",
-    edit_marker: "complete.json is not what was written",
+    edit_marker: "complete.json was changed after it was written",
     old_marker: "complete.json has no hashes of the files",
 }
 

@@ -122,7 +122,7 @@ def test_continued_training_counts_what_came_before(tmp_path):
 def test_a_broken_account_is_refused(tmp_path):
     config = checkpoint(tmp_path)
     (tmp_path / "phigrow.json").write_text("{")
-    with pytest.raises(GrowthError, match=r"a phigrow\.json that cannot be read"):
+    with pytest.raises(GrowthError, match=r"phigrow\.json cannot be read"):
         source_of(config)
 
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_converted_is_refused_by_name(tmp_path):
     with pytest.raises(GrowthError, match="offloaded to NVMe"):
         convert(source, tmp_path / "universal" / "step-3", {})
     (source / "offloaded_tensors").rmdir()
-    with pytest.raises(GrowthError, match="without model states"):
+    with pytest.raises(GrowthError, match="the checkpoint has no model states"):
         convert(source, tmp_path / "universal" / "step-3", {})
 
 

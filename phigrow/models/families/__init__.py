@@ -13,13 +13,13 @@ from phigrow.models.family import Family
 
 @cache
 def all_families() -> dict[str, Family]:
-    """Name -> family, of every module in this package."""
+    """Return name -> family for every module in this package."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return {name: importlib.import_module(f"{__name__}.{name}").FAMILY for name in names}
 
 
 def family_of(config: Config, where: str) -> Family:
-    """The family of a configuration, by its ``model_type``.
+    """Return the family of a configuration, by its ``model_type``.
 
     Raises:
         GrowthError: no family has that model type.
@@ -30,7 +30,7 @@ def family_of(config: Config, where: str) -> Family:
             return family
         if model_type in family.former_model_types:
             raise GrowthError(
-                f"the first {family.model_type} uploads, of model_type {model_type!r}, are not read",
+                f"phigrow does not read the first {family.model_type} uploads, which have model_type {model_type!r}",
                 where=where,
                 why="transformers loads them only by running code that comes with the weights, which phigrow never "
                 "does, and their tensors have other names and a fused Wqkv",
@@ -38,8 +38,8 @@ def family_of(config: Config, where: str) -> Family:
             )
     known = ", ".join(sorted(family.model_type for family in all_families().values()))
     raise GrowthError(
-        f"no family of model_type {model_type!r}",
+        f"phigrow does not support model_type {model_type!r}",
         where=where,
-        why=f"phigrow has tables for these model types: {known}",
-        fix="use a checkpoint of one of them; code that comes with a checkpoint (auto_map) is never run",
+        why=f"it has family tables for these model types: {known}",
+        fix="use a checkpoint of one of them; phigrow never runs code that comes with a checkpoint (auto_map)",
     )

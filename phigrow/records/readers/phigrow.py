@@ -133,10 +133,12 @@ def _content(folder: Path) -> tuple[Path, bytes]:
         return path, path.read_bytes()
     if not packed.is_file():
         raise GrowthError(
-            "there are no records of a run", where=str(path), why="the file does not exist",
+            "the run has no records", where=str(path), why="the file does not exist",
             fix="give the folder of a run",
         )  # fmt: skip
     try:
         return packed, gzip.decompress(packed.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise GrowthError("the records cannot be unpacked", where=str(packed), why=str(error)) from error
+        raise GrowthError(
+            "the records cannot be unpacked", where=str(packed), why=str(error), fix="copy the file again"
+        ) from error
