@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.hub import display_name, locate
 from phigrow.checkpoints.pickles import open_checkpoint
+from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
 from phigrow.expansion.expand import check_source
 from phigrow.expansion.provenance import installed_version
@@ -270,7 +271,7 @@ class _Run:
         }
 
 
-def check_data(plan: Plan, blocks: Any, source: Path) -> None:
+def check_data(plan: Plan, blocks: DataSource, source: Path) -> None:
     """Refuse data that the source model cannot read.
 
     Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.provenance import TrainingCost
+from phigrow.corpus.blocks import DataSource
 from phigrow.training import checkpoints
 from phigrow.training.configuration import RunConfig
 from phigrow.training.trainer import Trainer
@@ -21,7 +22,7 @@ class Evaluate:
 
     needs_progress, before_first_step, when_stopped = True, True, False
 
-    def __init__(self, config: RunConfig, blocks: Any) -> None:
+    def __init__(self, config: RunConfig, blocks: DataSource) -> None:
         from phigrow.training.evaluation import held_out
 
         self.every, self.steps, self.extra = config.eval_every, config.steps, set(config.eval_at or ())
@@ -127,7 +128,7 @@ class Save:
         self.saved_step = step
 
 
-def export(trainer: Trainer, source: InitSource, blocks: Any) -> Path | None:
+def export(trainer: Trainer, source: InitSource, blocks: DataSource) -> Path | None:
     """Write the trained model as a Hugging Face folder; returns the folder, None where the run writes none."""
     from phigrow.training.export import export_model
 

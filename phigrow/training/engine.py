@@ -157,8 +157,8 @@ def compile_training(model: Any) -> None:
     # A worker may train models of many shapes. Above its limit PyTorch would quietly compile no more.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)
-    plain = model.forward
-    compiled = torch.compile(plain, dynamic=False)
+    plain: Any = model.forward
+    compiled: Any = torch.compile(plain, dynamic=False)
 
     def forward(blocks: torch.Tensor, by_row: bool = False) -> Any:
         trains = model.training and not by_row and torch.is_grad_enabled()

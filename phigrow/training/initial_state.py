@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from phigrow.checkpoints import universal
 from phigrow.checkpoints.integrity import damage, read_marker
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
+from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
 from phigrow.files.untrusted import read_json_strict
 from phigrow.training import engine_state
@@ -42,7 +43,7 @@ class InitialState:
     step: int | None = None
 
 
-def initial_state_of(config: RunConfig, blocks: Any) -> InitialState:
+def initial_state_of(config: RunConfig, blocks: DataSource) -> InitialState:
     """Return where a run begins, from its keys ``init_optimizer`` and ``data_start``.
 
     Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.checkpoints.run_checkpoints import Progress, RunCheckpoint
+from phigrow.corpus.blocks import DataSource
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.records.readers.phigrow import step_losses
@@ -45,7 +46,7 @@ class Summary:
     export: Path | None = None
 
 
-def train(config: RunConfig, blocks: Any = None) -> Summary:
+def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     """Train one model; call it on every rank (a single process is one rank).
 
     Args:
@@ -94,7 +95,7 @@ def train(config: RunConfig, blocks: Any = None) -> Summary:
 def build_run(
     run: ResolvedRun,
     source: InitSource,
-    blocks: Any,
+    blocks: DataSource,
     initial: InitialState,
     checkpoint: RunCheckpoint | None,
     monitors: dict[str, dict[str, Any]],
@@ -161,14 +162,14 @@ def build_run(
     )
 
 
-def _model_of(config: RunConfig, blocks: Any) -> Config:
+def _model_of(config: RunConfig, blocks: DataSource) -> Config:
     """Return the configuration of the model that a run trains."""
     from phigrow.training.model import model_config
 
     return model_config(config, data_vocab=blocks.vocab_size, seq_len=blocks.seq_len, eos_token_id=blocks.eos_token_id)
 
 
-def _train(trainer: Trainer, source: InitSource, blocks: Any) -> Summary:
+def _train(trainer: Trainer, source: InitSource, blocks: DataSource) -> Summary:
     """Take the steps of a run, with evaluations, diagnostics and checkpoints between them, and export its model."""
     run, config = trainer.run, trainer.run.config
     evaluate = Evaluate(config, blocks)

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from phigrow.corpus.blocks import DataSource
 from phigrow.corpus.feed import Feed
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
@@ -23,7 +24,9 @@ from phigrow.training.training_cost import InitSource
 PACKAGES = ("phigrow", "torch", "transformers", "deepspeed", "datasets", "numpy")
 
 
-def run_record(run: ResolvedRun, source: InitSource, model_dict: Config, blocks: Any, feed: Feed) -> dict[str, Any]:
+def run_record(
+    run: ResolvedRun, source: InitSource, model_dict: Config, blocks: DataSource, feed: Feed
+) -> dict[str, Any]:
     """Return the content of the ``run`` record; docs/measuring.md describes its fields."""
     config, world = run.config, run.world
     cost = count_cost(model_dict, blocks.seq_len)
@@ -65,7 +68,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def opening(
-    run: ResolvedRun, source: InitSource, model_dict: Config, blocks: Any, feed: Feed, initial: InitialState
+    run: ResolvedRun, source: InitSource, model_dict: Config, blocks: DataSource, feed: Feed, initial: InitialState
 ) -> str:
     """Return the lines that describe a run before its first step."""
     from phigrow.training.loss import chosen_path

@@ -121,15 +121,20 @@ def test_what_cannot_be_learned_is_said(tmp_path):
 
 
 def test_data_of_another_tokenizer_is_refused(tmp_path):
-    from types import SimpleNamespace
-
     from phigrow.corpus import train_tokenizer
+    from phigrow.corpus.blocks import Blocks
 
     for name, text in (("source", "to be or not to be "), ("data", "another text ")):
         train_tokenizer([text * 9], 260).save_pretrained(tmp_path / name)
     plan = phigrow.plan({**SRC, "vocab_size": 300}, {**DST, "vocab_size": 300}, "ligo")
-    facts = {"vocab_size": 260, "seq_len": 16, "train": [0]}
-    blocks = SimpleNamespace(**facts, tokenizer_dir=tmp_path / "data")
+
+    def data_of(tokenizer_dir):
+        return Blocks(
+            folder=tmp_path, train=[0], heldout=[], seq_len=16, vocab_size=260, eos_token_id=0, fingerprint="",
+            tokenizer_dir=tokenizer_dir, info={},
+        )  # fmt: skip
+
+    blocks = data_of(tmp_path / "data")
     with pytest.raises(GrowthError) as error:
         check_data(plan, blocks, tmp_path / "source")
     assert str(error.value) == (
@@ -139,8 +144,8 @@ def test_data_of_another_tokenizer_is_refused(tmp_path):
         f"  what to do: prepare it with --tokenizer {tmp_path}/source"
     )
     # Its own, and none on either side.
-    check_data(plan, SimpleNamespace(**facts, tokenizer_dir=tmp_path / "source"), tmp_path / "source")
-    check_data(plan, SimpleNamespace(**facts, tokenizer_dir=None), tmp_path / "source")
+    check_data(plan, data_of(tmp_path / "source"), tmp_path / "source")
+    check_data(plan, data_of(tmp_path / "none"), tmp_path / "source")
     check_data(plan, blocks, tmp_path)
 
 
