@@ -7,14 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phigrow.errors import GrowthError
 from phigrow.measure.arms import labelled
-from phigrow.measure.cost_to_target import CostToTarget, TargetCrossing
-from phigrow.measure.estimates import ACCOUNTINGS, STEPS, Arm, Basis, BudgetPoint, Comparison, Estimate
-from phigrow.measure.intervals import speedup_intervals
+from phigrow.measure.cost_of_ends import compare_ends, log_ratios, log_tokens_at, source_cost
+from phigrow.measure.cost_to_target import CostToTarget
+from phigrow.measure.crossing import Crossing
+from phigrow.measure.ends import Ends
+from phigrow.measure.errors_of_means import interval_of, over_runs
+from phigrow.measure.estimates import ACCOUNTINGS, STEPS, Arm, Basis, BudgetPoint, Comparison, Covered, Estimate
+from phigrow.measure.intervals import Interval, speedup_intervals
 from phigrow.measure.notebook import ShownComparison
-from phigrow.measure.one_study import check_one_study
+from phigrow.measure.one_study import check_held_out_groups, check_one_study
 from phigrow.measure.pairing import (
     BaselineSeeds,
     by_seed,
@@ -40,20 +45,20 @@ Pair = tuple[CostToTarget, CostToTarget, float]
 def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None = None) -> Comparison:
     """Compare every arm with the baseline, seed by seed, at the held-out loss that the baseline ends at.
 
-    The target of a seed is the baseline's last evaluation. Costs of reaching it are read off a monotone fit, for the
-    baseline too, so a copy of the baseline has a speedup of exactly 1. An arm that was trained to several budgets is
-    read between its decayed ends, an arm with one budget off its own curve (see `CostToTarget`). If noise makes the
-    baseline's last evaluations rise, its fit reaches the target a little before its end. That makes speedups smaller.
+    In a study of several budgets, a curve is fitted through the decayed ends of the baseline, and one through those of
+    each arm (`LossFit`). The target is the baseline's fitted loss at its budget, and an arm's cost is where its curve
+    comes down to it. With one budget, the target of a seed is the baseline's last evaluation, and costs are read off a
+    monotone fit of each run's own curve. A copy of the baseline has a speedup of exactly 1 either way.
 
-    speedup = C_baseline / C_arm and saving = 1 - C_arm / C_baseline, of costs averaged over the paired seeds. Sunk
+    speedup = C_baseline / C_arm and saving = 1 - C_arm / C_baseline, of costs averaged over the paired runs. Sunk
     leaves out the training of the source model. Charged adds it to the arm that was grown (``source_tokens``,
     ``source_flops`` and ``source_seconds`` of the run record). Both count the expansion (``expand_seconds``). With 3
-    seeds or more there is an interval, see `speedup_intervals`.
+    seeds or more there is an interval, see `over_runs`, `over_text` and `speedup_intervals`.
 
     A run that another arm was grown from is not an arm: it is left out with a note.
 
     Args:
-        runs: from ``load_runs``; one run for every arm, seed and budget.
+        runs: from ``load_runs``; one run for every arm, source seed, seed and budget.
         baseline: the arm that sets the target.
         budget: in steps, where the baseline was trained to several; by default the largest that all its seeds have.
 
@@ -77,22 +82,27 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
             fix="add the run folders of the grown model trained from scratch, or name another baseline",
         )
     check_sizes(arms, baseline)
+    check_held_out_groups(
+        {arm: [run for by in runs_of.values() for run in by.values()] for arm, runs_of in arms.items()}
+    )
     seeds = by_seed(arms.pop(baseline), baseline)
     at = chosen_budget(seeds, budget, baseline)
-    base = {seed: CostToTarget.of(by_budget, by_budget[at]) for seed, by_budget in seeds.items() if at in by_budget}
-    targets = {seed: _target(own, own.run) for seed, own in base.items()}
+    bases = _Bases(seeds, at)
+    base = bases.at_budget
+    targets = bases.targets()
     described = _described([own.run for own in base.values()])
     notes = (
         *described.notes,
         *_swept(described.runs),
         *_no_ends(seeds.values(), at),
+        *(bases.ends().notes if bases.several else ()),
         *(note for seed, own in base.items() for note in _pooled_end(own, targets[seed])),
     )
     compared = []
     for name, found in arms.items():
         chosen, pairing_notes = paired_runs(found, seeds, at, baseline)
         if chosen:
-            compared.append(_compared(chosen, found, seeds, base, targets, pairing_notes))
+            compared.append(_compared(chosen, found, bases, targets, pairing_notes))
         else:
             left_out.append(f"{name} is left out: it has no run of {at} steps")
     with_baseline: dict[str, Seeds] = {baseline: {(None, seed): runs_at for seed, runs_at in seeds.items()}, **arms}
@@ -104,23 +114,71 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     return ShownComparison(replace(described, notes=notes), tuple(compared), targets, ends, tuple(left_out))
 
 
-def _target(own: CostToTarget, run: Run) -> float:
-    last = int(run.evals["step"][-1])
+class _Bases:
+    """The baseline's runs by seed and budget, and its decayed ends for the seeds that an arm is paired with."""
+
+    def __init__(self, seeds: BaselineSeeds, at: int | None) -> None:
+        self.seeds, self.at = seeds, at
+        self.several = any(len(by_budget) > 1 for by_budget in seeds.values())
+        self.at_budget = {
+            seed: CostToTarget(by_budget[at], at_end=self.several)
+            for seed, by_budget in seeds.items()
+            if at in by_budget
+        }
+        self._ends: dict[tuple[int, ...], Ends] = {}
+
+    def ends(self, seeds: Iterable[int] | None = None) -> Ends:
+        """Return the decayed ends of some seeds, or of all that have the budget."""
+        chosen = tuple(sorted(set(self.at_budget if seeds is None else seeds)))
+        if chosen not in self._ends:
+            self._ends[chosen] = Ends.of({(None, seed): self.seeds[seed] for seed in chosen})
+        return self._ends[chosen]
+
+    def runs_at(self, budget: int | None) -> dict[int, Run]:
+        """Return the finished runs of a budget whose end is part of the fit or has a loss, by seed."""
+        found = {seed: by_budget[budget] for seed, by_budget in self.seeds.items() if budget in by_budget}
+        return {
+            seed: run for seed, run in found.items() if run.finished and math.isfinite(float(run.evals["loss"][-1]))
+        }
+
+    def targets(self) -> dict[int, float]:
+        """Return the target of every seed: its fitted loss at the budget, or the end of its own curve.
+
+        Raises:
+            GrowthError: a run that is unfinished, or that diverged.
+        """
+        for own in self.at_budget.values():
+            _check_end(own.run)
+        if not self.several:
+            return {seed: own.end_loss() for seed, own in self.at_budget.items()}
+        ends = self.ends()
+        for own in self.at_budget.values():
+            for run, why in ends.left_out:
+                if run is own.run and why.startswith("diverged"):
+                    raise _diverged(run)
+        reading = ends.fit.read(log_tokens_at(ends, {seed: own.run for seed, own in self.at_budget.items()}))
+        effects = ends.effects(reading).runs
+        return {seed: reading.loss + effects.get((None, seed), 0.0) for seed in self.at_budget}
+
+
+def _check_end(run: Run) -> None:
     if not run.finished:
         raise GrowthError(
-            f"{run.name}, was last evaluated at step {last} of {run.budget}",
+            f"{run.name}, was last evaluated at step {int(run.evals['step'][-1])} of {run.budget}",
             where=str(run.folder),
             why="the target is the loss at the end of a fully decayed schedule",
             fix="let this run finish",
         )
-    final = float(run.evals["loss"][-1])
-    if not math.isfinite(final):
-        raise GrowthError(
-            f"{run.name}, ended at a held-out loss of {final}",
-            where=str(run.folder),
-            why="a run that diverged cannot set the target",
-        )
-    return own.end_loss(run)
+    if not math.isfinite(float(run.evals["loss"][-1])):
+        raise _diverged(run)
+
+
+def _diverged(run: Run) -> GrowthError:
+    return GrowthError(
+        f"{run.name}, ended at a held-out loss of {float(run.evals['loss'][-1]):.4g}",
+        where=str(run.folder),
+        why="a run that diverged cannot set the target",
+    )
 
 
 def _swept(runs: Sequence[Run]) -> list[str]:
@@ -169,102 +227,180 @@ def _described(runs: list[Run]) -> Arm:
 def _compared(
     runs: dict[Key, Run],
     found: Seeds,
-    seeds: BaselineSeeds,
-    base: dict[int, CostToTarget],
+    bases: _Bases,
     targets: dict[int, float],
     pairing_notes: list[str],
 ) -> Arm:
     arm = _described(list(runs.values()))
-    own = {key: CostToTarget.of(found[key], run) for key, run in runs.items()}
-    pairs = [(own[key], base[key[1]], targets[key[1]]) for key in runs]
-    estimates, reached = _estimates(pairs)
+    ends = Ends.of({key: found[key] for key in runs})
     notes = [
         *arm.notes,
         *pairing_notes,
         *(note for key in runs for note in _no_ends([found[key]], runs[key].budget)),
-    ]
-    for run, each in zip(runs.values(), reached, strict=True):
-        if not run.finished:
-            notes.append(f"{run.name}: unfinished, last evaluated at step {int(run.evals['step'][-1])} of {run.budget}")
-        if each.censored:
-            notes.append(
-                f"{run.name}: censored, its fit ended at {each.fit_end:.4g}, "
-                f"above the target of {targets[run.seed]:.4g}"
-            )
-        if each.upper_bound:
-            notes.append(f"{run.name}: already below the target at its smallest budget, so its cost is an upper bound")
-    for estimate in estimates:
+        *(f"{run.name}: unfinished, last evaluated at step {int(run.evals['step'][-1])} of {run.budget}"
+          for run in runs.values() if not run.finished),
+    ]  # fmt: skip
+    if ends.budgets > 1:
+        read = _read_from_ends(arm, runs, found, ends, bases)
+    else:
+        read = _read_from_curves(arm, runs, bases, targets)
+    notes += read.notes
+    for estimate in read.estimates:
         if not all(run.has_unit(estimate.unit) for run in runs.values()):
             if estimate.accounting == "sunk":
                 notes.append(f"{arm.name}: {estimate.unit} were not recorded")
         elif estimate.accounting == "charged" and not math.isfinite(estimate.cost):
             notes.append(f"{arm.name}: source_{estimate.unit} was not recorded, so {estimate.unit} cannot be charged")
-    several = any(len(by_budget) > 1 for by_budget in seeds.values())
-    points = _at_budgets(own, seeds) if several else _mid_schedule(pairs, estimates)
+    return replace(read, notes=tuple(notes), settings=settings_that_differ(found, bases.seeds))
+
+
+def _read_from_ends(arm: Arm, runs: dict[Key, Run], found: Seeds, ends: Ends, bases: _Bases) -> Arm:
+    """The costs of an arm, read off the curve through its decayed ends."""
+    seeds = [seed for _, seed in runs]
+    base_ends = bases.ends(seeds)
+    base_runs = {seed: bases.at_budget[seed].run for seed in seeds}
+    result = compare_ends(runs, ends, base_runs, base_ends)
+    missing = [key for key in runs if key not in ends.keys]
+    censored = result.estimates[0].censored
+    notes = list(ends.notes)
+    notes += [f"{runs[key].name}: censored, because all its ends diverged" for key in missing]
+    if result.crossing.where == "after":
+        end, target = ends.fit.read(float(ends.fit.logs[-1])).loss, result.crossing.target
+        notes.append(f"{arm.name}: censored, its fit ended at {end:.4g}, above the target of {target:.4g}")
+    if result.crossing.where == "before":
+        notes.append(f"{arm.name}: already below the target at its smallest budget, so its cost is an upper bound")
+    if result.crossing.where == "inside" and (beyond := ends.fit.beyond(result.crossing.log_tokens)):
+        notes.append(f"{arm.name}: its cost lies {beyond}, to which its curve was extended")
+    points = []
+    for budget in sorted({budget for by_budget in bases.seeds.values() for budget in by_budget if budget is not None}):
+        there = bases.runs_at(budget)
+        chosen = {key: run for key, run in runs.items() if key[1] in there}
+        if not chosen:
+            continue
+        mine = ends if len(chosen) == len(runs) else Ends.of({key: found[key] for key in chosen})
+        if not mine.keys:
+            continue
+        base_there = {seed: there[seed] for _, seed in chosen}
+        point = compare_ends(chosen, mine, base_there, bases.ends(base_there))
+        tokens = float(np.mean([base_there[seed].evals["tokens"][-1] for _, seed in chosen]))
+        points.append(
+            BudgetPoint(tokens, point.crossing.target, "ends", _seeds(chosen), point.estimates, point.covered)
+        )
+    return replace(
+        arm,
+        estimates=result.estimates,
+        censored_seeds=tuple(dict.fromkeys(seed for _, seed in missing or runs)) if censored else (),
+        notes=tuple(notes),
+        basis="ends",
+        budgets=tuple(points),
+        target=result.crossing.target,
+        covered=result.covered,
+    )
+
+
+def _seeds(keys: Iterable[Key]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(seed for _, seed in keys))
+
+
+def _read_from_curves(arm: Arm, runs: dict[Key, Run], bases: _Bases, targets: dict[int, float]) -> Arm:
+    """The costs of an arm, read off the curve of each of its runs."""
+    pairs = [(CostToTarget(run), bases.at_budget[seed], targets[seed]) for (_, seed), run in runs.items()]
+    estimates, reached, covered = _estimates(pairs)
+    notes = [
+        f"{own.run.name}: censored, its fit ended at {each.fit_end:.4g}, above the target of {target:.4g}"
+        for (own, _, target), each in zip(pairs, reached, strict=True)
+        if each.censored
+    ]
+    points = _at_budgets(pairs, bases) if bases.several else _mid_schedule(pairs, estimates)
     return replace(
         arm,
         estimates=estimates,
-        censored_seeds=tuple(key[1] for key, each in zip(runs, reached, strict=True) if each.censored),
+        censored_seeds=_seeds(key for key, each in zip(runs, reached, strict=True) if each.censored),
         notes=tuple(notes),
         basis=_basis(pairs),
         budgets=points,
-        settings=settings_that_differ(found, seeds),
+        covered=covered,
     )
 
 
 def _basis(pairs: Sequence[Pair]) -> Basis:
-    found = {own.basis for own, _, _ in pairs}
-    return "curve" if "curve" in found else "constant" if "constant" in found else "ends"
+    return "curve" if any(own.basis == "curve" for own, _, _ in pairs) else "constant"
 
 
-def _estimates(pairs: Sequence[Pair], *, on_curve: bool = False) -> tuple[tuple[Estimate, ...], list[TargetCrossing]]:
-    """All units and accountings of one arm at one target a seed, and the crossings in tokens."""
-    reached: dict[Unit, list[TargetCrossing]] = {
-        unit: [own.cost(unit, target, on_curve=on_curve) for own, _, target in pairs] for unit in UNITS
-    }
+def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossing], Covered | None]:
+    """All units and accountings of one arm at one target a seed, the crossings in tokens, and what is covered."""
+    reached: dict[Unit, list[Crossing]] = {unit: [own.cost(unit, target) for own, _, target in pairs] for unit in UNITS}
     censored = any(each.censored for each in reached["tokens"])
-    upper_bound = not censored and any(each.upper_bound for each in reached["tokens"])
     costs, against = [], []
     for unit in UNITS:
         mine = np.array([each.end_cost if each.cost is None else each.cost for each in reached[unit]])
-        theirs = np.array([_baseline_cost(base, unit, target, on_curve) for _, base, target in pairs])
-        costs += [mine, mine + [_source_cost(own.run, unit, grown=True) for own, _, _ in pairs]]
-        against += [theirs, theirs + [_source_cost(base.run, unit, grown=False) for _, base, _ in pairs]]
-    several = len({own.run.source_seed for own, _, _ in pairs}) > 1  # runs of several sources are no paired seeds
-    none = censored or upper_bound or several
-    intervals = [None] * len(costs) if none else speedup_intervals(np.array(costs), np.array(against))
+        theirs = np.array([_baseline_cost(base, unit, target) for _, base, target in pairs])
+        costs += [mine, mine + [source_cost(own.run, unit, grown=True) for own, _, _ in pairs]]
+        against += [theirs, theirs + [source_cost(base.run, unit, grown=False) for _, base, _ in pairs]]
+    intervals: list[Interval | None] = [None] * len(costs)
+    covered = None
+    keys = [own.run.key for own, _, _ in pairs]
+    if not censored and len({source for source, _ in keys}) > 1:
+        found = [_over_sources(keys, mine, theirs) for mine, theirs in zip(costs, against, strict=True)]
+        intervals = [interval for interval, _ in found]
+        covered = next((each for _, each in found if each), None)
+    elif not censored:
+        intervals = speedup_intervals(np.array(costs), np.array(against))
+    shared = any(run.shared_machine for own, base, _ in pairs for run in (own.run, base.run))
     estimates = [
-        Estimate(unit, accounting, float(mine.mean()), float(theirs.mean()), censored, interval, upper_bound)
+        Estimate(
+            unit,
+            accounting,
+            float(mine.mean()),
+            float(theirs.mean()),
+            censored,
+            None if shared and unit == "seconds" else interval,
+            shared_machine=shared and unit == "seconds",
+        )
         for (unit, accounting), mine, theirs, interval in zip(
             ((unit, accounting) for unit in UNITS for accounting in ACCOUNTINGS), costs, against, intervals, strict=True
         )
     ]
-    return tuple(estimates), reached["tokens"]
+    return tuple(estimates), reached["tokens"], covered
 
 
-def _at_budgets(own: dict[Key, CostToTarget], seeds: BaselineSeeds) -> tuple[BudgetPoint, ...]:
-    """The arm at every decayed end of the baseline."""
+def _over_sources(
+    keys: Sequence[Key], costs: NDArray[np.float64], against: NDArray[np.float64]
+) -> tuple[Interval | None, Covered | None]:
+    """The interval of a speedup over sources and seeds."""
+    if not (np.isfinite(costs).all() and np.isfinite(against).all() and costs.mean() > 0):
+        return None, None
+    by_seed = {seed: cost for (_, seed), cost in zip(keys, against.tolist(), strict=True)}
+    error = over_runs(log_ratios(dict(zip(keys, costs.tolist(), strict=True)), by_seed))
+    if error is None:
+        return None, None
+    return interval_of(math.log(against.mean() / costs.mean()), [error]), Covered(error.sources, error.seeds, False)
+
+
+def _at_budgets(pairs: Sequence[Pair], bases: _Bases) -> tuple[BudgetPoint, ...]:
+    """An arm of one budget at every decayed end of the baseline."""
     points = []
-    for budget in sorted({budget for by_budget in seeds.values() for budget in by_budget if budget is not None}):
-        pairs: list[Pair] = []
-        for (_, seed), mine in own.items():
-            run = seeds[seed].get(budget)
-            if run is None or not run.finished or not math.isfinite(float(run.evals["loss"][-1])):
-                continue
-            base = CostToTarget.of(seeds[seed], run)
-            pairs.append((mine, base, base.end_loss(run)))
-        if pairs:
-            estimates, _ = _estimates(pairs)
-            points.append(_point(pairs, estimates, [float(base.run.evals["tokens"][-1]) for _, base, _ in pairs]))
+    for budget in sorted({budget for by_budget in bases.seeds.values() for budget in by_budget if budget is not None}):
+        there = bases.runs_at(budget)
+        if not (seeds := [own.run.seed for own, _, _ in pairs if own.run.seed in there]):
+            continue
+        ends = bases.ends(seeds)
+        reading = ends.fit.read(log_tokens_at(ends, {seed: there[seed] for seed in seeds}))
+        effects = ends.effects(reading).runs
+        chosen: list[Pair] = [
+            (own, CostToTarget(there[own.run.seed], at_end=True), reading.loss + effects.get((None, own.run.seed), 0.0))
+            for own, _, _ in pairs
+            if own.run.seed in there
+        ]
+        estimates, _, covered = _estimates(chosen)
+        points.append(_point(chosen, estimates, [float(b.run.evals["tokens"][-1]) for _, b, _ in chosen], covered))
     return tuple(points)
 
 
 def _mid_schedule(pairs: list[Pair], at_end: tuple[Estimate, ...]) -> tuple[BudgetPoint, ...]:
     """The arm at losses that the baseline passes on its way, both read off curves whose schedule goes on."""
     ends = [float(base.run.evals["tokens"][-1]) for _, base, _ in pairs]
-    last = point = _point(pairs, at_end, ends)
-    if any(own.basis == "ends" for own, _, _ in pairs):
-        return (last,)
+    last = _point(pairs, at_end, ends)
     tokens = pairs[0][1].run.evals["tokens"]
     places = np.unique(np.searchsorted(tokens, np.geomspace(EARLIEST * tokens[-1], tokens[-1], MID_SCHEDULE_POINTS)))
     points = []
@@ -276,24 +412,25 @@ def _mid_schedule(pairs: list[Pair], at_end: tuple[Estimate, ...]) -> tuple[Budg
         there = [(own, base, target) for (own, base, _), target in zip(pairs, targets, strict=True)]
         if not np.isfinite(targets).all() or any(_started_below(base, target) for _, base, target in there):
             continue
-        estimates, _ = _estimates(there, on_curve=True)
-        point = _point(there, estimates, budgets)
-        points.append(point)
+        estimates, _, covered = _estimates(there)
+        points.append(_point(there, estimates, budgets, covered))
     return (*points, last)
 
 
-def _point(pairs: list[Pair], estimates: tuple[Estimate, ...], budgets: list[float]) -> BudgetPoint:
+def _point(
+    pairs: list[Pair], estimates: tuple[Estimate, ...], budgets: list[float], covered: Covered | None = None
+) -> BudgetPoint:
     target = float(np.mean([target for _, _, target in pairs]))
-    seeds = tuple(own.run.seed for own, _, _ in pairs)
-    return BudgetPoint(float(np.mean(budgets)), target, _basis(pairs), seeds, estimates)
+    seeds = _seeds(own.run.key for own, _, _ in pairs)
+    return BudgetPoint(float(np.mean(budgets)), target, _basis(pairs), seeds, estimates, covered)
 
 
 def _started_below(base: CostToTarget, target: float) -> bool:
-    return base.cost("tokens", target, on_curve=True).cost in (None, 0.0)
+    return base.cost("tokens", target).cost in (None, 0.0)
 
 
-def _baseline_cost(base: CostToTarget, unit: Unit, target: float, on_curve: bool) -> float:
-    cost = base.cost(unit, target, on_curve=on_curve).cost
+def _baseline_cost(base: CostToTarget, unit: Unit, target: float) -> float:
+    cost = base.cost(unit, target).cost
     assert cost is not None, "a target is never below the end of the baseline's own fit"
     if cost == 0:
         raise GrowthError(
@@ -302,9 +439,3 @@ def _baseline_cost(base: CostToTarget, unit: Unit, target: float, on_curve: bool
             why="the baseline has no cost to compare with",
         )
     return cost
-
-
-def _source_cost(run: Run, unit: Unit, *, grown: bool) -> float:
-    """Cost of the source; nan where it is unknown. Only a baseline that was not grown may leave it out."""
-    cost = run.source_cost(unit)
-    return 0.0 if math.isnan(cost) and not grown and not run.meta.get("growth") else cost

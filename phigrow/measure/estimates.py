@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +24,15 @@ Basis = Literal["curve", "constant", "ends"]
 
 
 @dataclass(frozen=True)
+class Covered:
+    """What an interval covers: how many sources and seeds it rests on, and whether the held-out text was resampled."""
+
+    sources: int
+    seeds: int
+    text: bool
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Cost of reaching the target, for an arm and for the baseline, in one unit and one accounting.
 
@@ -33,6 +43,7 @@ class Estimate:
         upper_bound: the arm's smallest decayed end is already below the target; ``cost`` is an upper bound,
             ``speedup`` and ``saving`` are lower bounds.
         speedup_interval: 95 % interval over paired seeds, if there is one.
+        shared_machine: the seconds were measured while other runs shared the machine. There is then no interval.
     """
 
     unit: Unit
@@ -42,6 +53,7 @@ class Estimate:
     censored: bool
     speedup_interval: Interval | None = None
     upper_bound: bool = False
+    shared_machine: bool = False
 
     @property
     def speedup(self) -> float:
@@ -82,6 +94,7 @@ class BudgetPoint:
     basis: Basis
     seeds: tuple[int, ...]
     estimates: tuple[Estimate, ...]
+    covered: Covered | None = None
 
     def estimate(self, unit: Unit, accounting: Accounting) -> Estimate:
         """The estimate in one unit and accounting."""
@@ -108,6 +121,8 @@ class Arm:
     ``notes`` are sentences a reader must see: censored, diverged or unfinished runs, missing source costs.
     ``basis`` says what the costs of ``estimates`` were read off, ``budgets`` holds the same at other budgets.
     ``settings`` names the settings in which its training differs from the baseline's, with both values.
+    ``target`` is the loss at which its costs were read; None where each seed has a target of its own.
+    ``covered`` says what its intervals cover; None where they are bootstrapped over paired seeds alone.
     """
 
     name: str
@@ -120,6 +135,8 @@ class Arm:
     basis: Basis = "curve"
     budgets: tuple[BudgetPoint, ...] = ()
     settings: tuple[str, ...] = ()
+    target: float | None = None
+    covered: Covered | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -164,14 +181,34 @@ class Arm:
     @property
     def interval_note(self) -> str:
         """In words, what the intervals rest on: ``1 seed: no interval``."""
-        count = len(self.runs)
+        count = len(self.seeds)
         if count < FEWEST_SEEDS:
             return f"{count} seed{'s' if count > 1 else ''}: no interval"
         if self.censored_seeds:
             return f"{count} seeds, {len(self.censored_seeds)} censored: no interval"
         if self.estimates and self.estimates[0].upper_bound:
             return f"{count} seeds, below the target at the smallest budget: no interval"
-        return f"{count} seeds: {CONFIDENCE:.0%} bootstrap interval over paired seeds"
+        if self.covered is None:
+            return f"{count} seeds: {CONFIDENCE:.0%} bootstrap interval over paired seeds"
+        sources = self.covered.sources
+        over = [
+            *(["sources"] if sources > 1 else []),
+            "paired seeds",
+            *(["held-out text"] if self.covered.text else []),
+        ]
+        without = [*([] if sources > 1 else ["the source"]), *([] if self.covered.text else ["the held-out text"])]
+        head = f"{sources} sources and {self.covered.seeds} seeds" if sources > 1 else f"{self.covered.seeds} seeds"
+        tail = f", not over {' or '.join(without)}" if without else ""
+        return f"{head}: {CONFIDENCE:.0%} interval over {listed(over)}{tail}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words joined by commas, the last by ``and``.
+
+    >>> listed(["sources", "seeds", "text"])
+    'sources, seeds and text'
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _estimate(estimates: tuple[Estimate, ...], unit: Unit, accounting: Accounting) -> Estimate:
@@ -202,4 +239,6 @@ class Comparison:
 
     def target(self, arm: Arm | None = None) -> float:
         """The mean target over the seeds of ``arm`` (of the baseline by default), nats per token."""
+        if arm is not None and arm.target is not None:
+            return arm.target
         return float(np.mean([self.targets[seed] for seed in (arm or self.baseline).seeds]))

@@ -110,7 +110,7 @@ def caption(comparison: Comparison, unit: Unit) -> str:
     if middle := [arm.name for arm in comparison.arms if arm.basis == "curve"]:
         sentences.append(f"{_listed(middle, comparison)}: costs are read before the learning rate has decayed.")
     if between := [arm.name for arm in comparison.arms if arm.basis == "ends"]:
-        sentences.append(f"{_listed(between, comparison)}: costs are interpolated between decayed ends.")
+        sentences.append(f"{_listed(between, comparison)}: costs are read off a curve fitted through decayed ends.")
     if any(arm.censored_seeds for arm in comparison.arms):
         sentences.append("A < or > marks a bound: the arm did not reach the target.")
     if any(estimate.upper_bound for arm in comparison.arms for estimate in arm.estimates):

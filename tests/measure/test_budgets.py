@@ -48,8 +48,8 @@ def test_costs_are_read_between_decayed_ends(study):
     assert wr.basis == "ends"
     sunk = wr.estimate("tokens", "sunk")
     assert sunk.baseline_cost == pytest.approx(1.6e6)
-    assert sunk.speedup == pytest.approx(2.0, rel=1e-3)
-    assert wr.estimate("tokens", "charged").cost == pytest.approx(9e5, rel=1e-3)
+    assert sunk.speedup == pytest.approx(2.0, rel=0.01)  # its law has an offset, which the fit has not
+    assert wr.estimate("tokens", "charged").cost == pytest.approx(9e5, rel=0.01)
     # Negative control: off the one curve the undecayed loss hides most of it.
     alone = compare([run for run in load_runs(parent) if run.budget == 1600])["wr"]
     assert alone.basis == "curve"
@@ -69,9 +69,9 @@ def test_speedup_against_budget(study):
     assert first.upper_bound  # its smallest end is below scratch's smallest: how early it got there was not measured
     assert first.speedup == 1.0  # a lower bound
     assert first.speedup_interval is None
-    assert [each.speedup for each in others] == pytest.approx([2.0] * 4, rel=1e-3)
+    assert [each.speedup for each in others] == pytest.approx([2.0] * 4, rel=0.01)
     charged = [point.estimate("tokens", "charged").speedup for point in wr.budgets[1:]]
-    assert charged == pytest.approx([2e5 / 2e5, 4e5 / 3e5, 8e5 / 5e5, 1.6e6 / 9e5], rel=1e-3)
+    assert charged == pytest.approx([2e5 / 2e5, 4e5 / 3e5, 8e5 / 5e5, 1.6e6 / 9e5], rel=0.01)
 
 
 def test_the_budget_where_the_gain_vanishes(study):

@@ -259,7 +259,7 @@
     const shapes = lines.flatMap((line) => line.marks).map((mark) => mark.shape);
     const sentences = [
       `1x is ${data.baseline}; higher is faster.`,
-      middle ? "Dashed: all points but the last were measured before the learning rate had decayed. This flatters the arm that starts faster." : "All points are interpolated between decayed ends.",
+      middle ? "Dashed: all points but the last were measured before the learning rate had decayed. This flatters the arm that starts faster." : "All points are read off curves through decayed ends.",
       ...(lines.some((line) => line.whiskers.length) ? ["Vertical lines: 95 % intervals over paired seeds."] : []),
       ...(infinite ? ["∞: the arm had reached the target before its first update."] : []),
       ...(shapes.includes("up") ? ["Triangle up: a lower bound, because the arm was already below the target at its smallest budget."] : []),
