@@ -169,7 +169,7 @@ def test_folders_without_records(tmp_path):
     empty.mkdir()
     notes = []
     assert len(load_runs([parent, empty], notes=notes)) == 3
-    assert notes == [f"{empty} is left out: there is no records.jsonl in them or below them"]
+    assert notes == [f"{empty} is left out: there is no records.jsonl in it or below it"]
     give = "what to do: give the folders that runs were trained into (their --out), or a folder that holds them"
     # Without a place for notes nothing is left out; with one, something has to be there; a folder has to exist.
     for folders, said in (([parent, empty], None), ([empty], notes), ([parent, tmp_path / "missing"], notes)):
