@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.integrity import damage, digests, read_marker, restricted_pickles, write_marker
+from phigrow.checkpoints.shards import cut_shards
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import staged_folder
@@ -73,7 +74,11 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
         # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
         with restricted_pickles(), config.patch("load.mmap", True):  # type: ignore[attr-defined]
             if any(source.glob("*_optim_states.pt")):
-                _convert_zero(source, partial)
+                if set(states) == set(ADAM_STATES):
+                    _convert_zero(source, partial)
+                else:
+                    cut_shards(source, partial, states)
+                    _forget_aliases(source, partial)
             else:
                 _convert_plain(source, partial, states)
             atomic_json(partial / STATE, {"states": dict(states)} | _state(source, partial))
@@ -131,11 +136,11 @@ def _convert_plain(source: Path, folder: Path, states: Iterable[str]) -> None:
     for index, name in enumerate(names):
         state = moments[index]
         master = content["module"][name] if masters is None else masters[index]
-        for key, value in (("fp32", master), *((key, state[key]) for key in states)):
+        for key, value in (("fp32", master), *((key, state[key]) for key in states if key in state)):
             path = folder / "zero" / name / f"{key}.pt"
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"param": value.detach().float()}, path)
-    step = float(moments[0]["step"])
+    step = max((float(state["step"]) for state in moments.values() if "step" in state), default=0.0)
     torch.save({"step": step}, folder / "zero" / "optimizer_state.pt")
 
 
@@ -173,6 +178,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Return the content of ``state.json``, with the optimizer's states; folders of the first release are AdamW's."""
     state: dict[str, Any] = {"states": ADAM_STATES} | read_json_strict(folder / STATE, "the optimizer's state")
     return state
+
+
+def states_of(folder: Path, name: str) -> tuple[str, ...]:
+    """Return the states that a parameter of a universal folder has: of Muon's matrices and of AdamW's they differ."""
+    states = read_state(folder)["states"]
+    return tuple(state for state in states if (folder / "zero" / name / f"{state}.pt").is_file())
 
 
 def parameters(folder: Path) -> list[str]:

@@ -180,7 +180,6 @@ class _Writer:
         self.shapes = plan.table.state_shapes(plan.src_config)
         self.step = 0.0 if state == "reset" else adam_step(folder)
         self.powers: dict[str, int] = universal.read_state(folder)["states"]
-        self.kinds = ("fp32", *self.powers)
         self.files: dict[str, Any] = {}
 
     def write(self, progress: bool) -> dict[str, Any]:
@@ -188,13 +187,14 @@ class _Writer:
         import torch
 
         recipes = list(self.plan.recipes())
+        kinds = {recipe.name: ("fp32", *self._states(recipe.source)) for recipe in recipes}
         label = f"{self.state}: {'resuming' if self.unfinished.done else 'writing'} the state of {len(recipes)} tensors"
         with (
-            progress_bar(label, len(recipes) * len(self.kinds), progress) as advance,
+            progress_bar(label, sum(map(len, kinds.values())), progress) as advance,
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         ):
             for recipe in recipes:
-                for kind in self.kinds:
+                for kind in kinds[recipe.name]:
                     self._keep(recipe, kind, partial(self._value, recipe, kind, pool))
                     advance(None)
                 self._keep(recipe, "step", partial(torch.tensor, self.step))
@@ -244,8 +244,18 @@ class _Writer:
             value = torch.maximum(value, self._value(recipe, "exp_avg", pool).square())
         return value
 
+    def _states(self, name: str) -> tuple[str, ...]:
+        """Return the states that a tensor of the source has."""
+        return universal.states_of(self.folder, self.live.get(name, name))
+
     def _source(self, name: str, kind: str) -> InMemory:
-        """A tensor of the source, mapped from its file."""
+        """A tensor of the source, mapped from its file.
+
+        Muon's matrices and AdamW's biases average gradients in states of different names. If a tensor does not have the
+        state of that name, it is its state of the same power.
+        """
+        if kind != "fp32" and kind not in (own := self._states(name)):
+            kind = next((state for state in own if self.powers[state] == self.powers[kind]), kind)
         read = universal.stored(self.folder, self.live.get(name, name), kind)
         return InMemory(read.float().reshape(self.shapes[name]))
 

@@ -11,7 +11,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.models.config import shipped_name
 from phigrow.training.declaration import Role, check_ranges, names_with
-from phigrow.training.optimizers import check_optimizer
+from phigrow.training.optimizers import check_optimizer, default_grad_clip
 from phigrow.training.settings import (
     DEMO,
     SCRATCH,
@@ -75,6 +75,8 @@ class RunConfig(
 
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer)
+        if self.grad_clip is None:
+            object.__setattr__(self, "grad_clip", default_grad_clip(self.optimizer))
         check_ranges(self)
         if self.branch_from is not None and (self.schedule != "wsd" or not self.decay_steps):
             raise GrowthError(

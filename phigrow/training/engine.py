@@ -54,7 +54,9 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
                 where=str(config.deepspeed),
                 fix="set lr, schedule, betas and weight_decay in the recipe, where every arm shares them",
             )
-    stage = config.stage
+    stage, spec = config.stage, find_optimizer(config.optimizer)
+    if spec.check is not None:
+        spec.check(config)
     if stage == 0 and config.dtype == "fp16":
         raise GrowthError(
             "dtype fp16 requires ZeRO stage 1, 2 or 3 (got 0)",
@@ -93,6 +95,10 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
     if config.dtype == "bf16":
         _agree(config, "bf16.check_grad_overflow", out["bf16"].get("check_grad_overflow", "auto"), True)
     out["zero_optimization"] = offload_sections(config, {**out.get("zero_optimization", {}), "stage": stage})
+    if stage == 3:
+        for key, value in spec.zero3.items():
+            _agree(config, f"zero_optimization.{key}", out["zero_optimization"].get(key, "auto"), value)
+            out["zero_optimization"][key] = value
     if config.dtype == "bf16" and stage > 0:
         out.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     out.setdefault("zero_allow_untested_optimizer", True)
@@ -117,6 +123,7 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
     """
     import deepspeed
 
+    from phigrow.training import zero
     from phigrow.training.process import quiet
     from phigrow.training.schedule import learning_rate_schedule
 
@@ -133,6 +140,10 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
             lr_scheduler=lambda base: learning_rate_schedule(base, config),
         )
     forget_empty_step(engine)
+    if config.optimizer == "muon":
+        zero.check_muon(engine)
+        if config.compile is not True or engine.device.type == "cpu":
+            zero.run_muon_eagerly(engine)
     if config.compile is True:
         if engine.device.type == "cpu" and config.dtype == "bf16":
             # PyTorch 2.13 writes two sums of bf16 gradients that it fused into one kernel under one name, and g++

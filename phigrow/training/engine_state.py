@@ -54,12 +54,17 @@ def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str,
             why="another optimizer wrote it",
             fix="set optimizer to the one that wrote it",
         )
-    zero.make_states(engine, optimizer.states)
+    zero.make_states(engine, optimizer.states_of)
     with zero.writing_states(engine.optimizer):
         masters = zero.plain_masters(engine.optimizer)
+        momenta = zero.momentum_parts(engine)
         for name, parameter in engine.module.named_parameters():
-            shape = zero.full_shape(parameter)
-            values = {key: universal.stored_in_shape(folder, name, key, shape) for key in ("fp32", *optimizer.states)}
+            shape, kinds = zero.full_shape(parameter), ("fp32", *optimizer.states_of(vars(parameter)))
+            values = {key: universal.stored_in_shape(folder, name, key, shape) for key in kinds}
+            for part, start in momenta.get(id(parameter), ()):
+                part.copy_(values["momentum_buffer"].flatten()[start : start + part.numel()])
+            if id(parameter) in momenta:
+                del values["momentum_buffer"]
             zero.fill_states(parameter, values, engine.basic_optimizer, masters)
     for entry in engine.basic_optimizer.state.values():
         if "step" in entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phigrow.training.optimizers import check_optimizer
@@ -39,6 +39,10 @@ class OptimizerSpec:
         build: makes the optimizer from parameter groups, the settings and whether its state lies on the host.
             The learning rate must be 0: the schedule sets it.
         groups: splits a model's parameters into groups with options of their own.
+        states_in: names the states that a parameter has, from the options of its group or from its attributes.
+        check: refuses settings that the optimizer cannot work with.
+        grad_clip: value of the setting ``grad_clip`` where it is not set.
+        zero3: what DeepSpeed's ``zero_optimization`` must have at stage 3.
     """
 
     name: str
@@ -46,6 +50,14 @@ class OptimizerSpec:
     states: Mapping[str, int]
     build: Callable[[Groups, RunConfig, bool], Any]
     groups: Callable[[nn.Module, RunConfig], Groups] = decay_matrices
+    states_in: Callable[[Mapping[str, Any]], Mapping[str, int]] | None = None
+    check: Callable[[RunConfig], None] | None = None
+    grad_clip: float = 1.0
+    zero3: Mapping[str, Any] = field(default_factory=dict)
+
+    def states_of(self, marks: Mapping[str, Any]) -> Mapping[str, int]:
+        """Return the states that a parameter has; ``marks`` are the options of its group, or its attributes."""
+        return self.states if self.states_in is None else self.states_in(marks)
 
 
 def find_optimizer(name: str) -> OptimizerSpec:

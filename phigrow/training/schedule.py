@@ -22,7 +22,7 @@ def learning_rate_schedule(optimizer: Optimizer, config: RunConfig) -> LambdaLR:
     from transformers import get_scheduler
 
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = config.lr
+        group["lr"] = group["initial_lr"] = config.lr * group.get("lr_multiple", 1.0)
     options: dict[str, Any] | None = None
     if config.schedule == "cosine":
         name, options = "cosine_with_min_lr", {"min_lr_rate": config.min_lr}

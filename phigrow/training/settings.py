@@ -141,7 +141,7 @@ class OptimizerSettings:
     """Optimizer"""
 
     optimizer: str = key("adamw", "Name of the optimizer.", role=RESUME, choices=optimizer_names())
-    lr: float = key(1e-3, "Peak learning rate.", role=RESUME | ARMS, ge=0)
+    lr: float = key(1e-3, "Peak learning rate. For muon, try 0.02 first.", role=RESUME | ARMS, ge=0)
     min_lr: float = key(0.1, "Final learning rate of cosine and wsd, as a fraction of lr.", role=RESUME, ge=0, le=1)
     weight_decay: float = key(
         0.1,
@@ -152,10 +152,21 @@ class OptimizerSettings:
     beta1: float = key(0.9, "Decay rate of AdamW's first moment.", role=RESUME, ge=0, le=1)
     beta2: float = key(0.95, "Decay rate of AdamW's second moment.", role=RESUME, ge=0, le=1)
     eps: float = key(1e-8, "AdamW's epsilon.", role=RESUME, ge=0)
-    grad_clip: float = key(
-        1.0, "Largest global norm of the gradients, which are scaled down to it. 0 turns clipping off.",
-        role=RESUME, ge=0,
-    )  # fmt: skip
+    grad_clip: float | None = key(
+        None,
+        "Largest global norm of the gradients, which are scaled down to it. 0 turns clipping off (default: 1; with muon"
+        " 0, and no other value is possible).",
+        role=RESUME,
+        ge=0,
+    )
+    momentum: float = key(0.95, "Decay rate of Muon's momentum.", role=RESUME, ge=0, le=1)
+    adam_lr: float = key(
+        0.3,
+        "Learning rate of the parameters that Muon leaves to AdamW (embeddings, lm_head, biases, norms), as a multiple"
+        " of lr.",
+        role=RESUME,
+        ge=0,
+    )
     fresh_lr: float = key(
         1.0,
         "Learning rate of a grown checkpoint's fresh values (not copied from the source), as a multiple of lr.",

@@ -8,7 +8,7 @@ ZeRO, DeepSpeed's bf16 optimizer keeps complete masters beside the parameters, a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -174,24 +174,115 @@ def parameter_groups(engine: Any) -> list[list[Any]]:
     return [group["params"] for group in engine.basic_optimizer.param_groups] if groups is None else groups
 
 
-def make_states(engine: Any, states: Iterable[str]) -> None:
+def make_states(engine: Any, states_of: Callable[[Mapping[str, Any]], Mapping[str, int]]) -> None:
     """Make the state tensors that an optimizer makes at its first step, where there are none, and link them.
 
     DeepSpeed takes an empty step at some stages when an engine is made; then they are there.
     """
     optimizer, base = engine.optimizer, engine.basic_optimizer
-    names = list(states)
-    in_groups = [parameter for group in base.param_groups for parameter in group["params"]]
+    counts_in_tensors = type(getattr(base, "aux_optimizer", None) or base).__module__.startswith("torch.")
     on_device = any(group.get("fused") or group.get("capturable") for group in base.param_groups)
-    for parameter in getattr(optimizer, "fp32_partitioned_groups_flat", in_groups):  # stage 3 empties its groups
-        entry = base.state[parameter]
+    for parameter, marks, index in _stepped_parameters(engine):
+        entry, names = base.state[parameter], list(states_of(marks))
         if names[0] in entry:
             continue
+        if marks.get("use_muon"):
+            size = parameter.numel()
+            if _keeps_matrices(optimizer):
+                size = sum(whole.numel() for whole in optimizer.params_in_partition[index])
+            entry["momentum_buffer"] = torch.zeros(size, dtype=torch.float32, device=parameter.device)
+            continue
         zero = torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
-        entry["step"] = zero if type(base).__module__.startswith("torch.") else 0  # DeepSpeed's Adam counts in int
+        entry["step"] = zero if counts_in_tensors else 0  # DeepSpeed's Adam counts in int
         entry |= {name: torch.zeros_like(parameter.data, dtype=torch.float32) for name in names}
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._lazy_init_hp_params_optimizer_state()  # stages 1 and 2 link states to parameters at the first step
+
+
+def check_muon(engine: Any) -> None:
+    """Refuse an engine in which DeepSpeed would not orthogonalise the update of every parameter that is Muon's.
+
+    Several versions of DeepSpeed train such parameters by plain gradients without a message (its issue 8441, and pull
+    requests 8438 and 8442).
+
+    Raises:
+        GrowthError: at least one would not be orthogonalised.
+    """
+    optimizer = engine.optimizer
+    marked = [parameter for parameter in engine.module.parameters() if getattr(parameter, "use_muon", False)]
+    served: list[Any] = []
+    if hasattr(optimizer, "sub_groups_using_muon"):  # stage 3
+        for group, uses_muon in zip(optimizer.fp16_groups, optimizer.sub_groups_using_muon, strict=True):
+            served += group if uses_muon else []
+    elif hasattr(optimizer, "_muon_exchange_layouts"):  # bf16 at stage 1
+        for group, layout in zip(optimizer.bf16_groups, optimizer._muon_exchange_layouts, strict=True):
+            served += [] if layout is None else group
+    elif hasattr(optimizer, "_is_muon_group"):  # stages 1 and 2
+        for group in optimizer.bit16_groups:
+            served += group if len(group) and optimizer._is_muon_group(group) else []
+    if {id(parameter) for parameter in served} != {id(parameter) for parameter in marked} or not marked:
+        raise GrowthError(
+            f"DeepSpeed would orthogonalise the updates of {len(served)} of {len(marked)} matrices.",
+            where="optimizer muon",
+            why="This version of DeepSpeed applies Muon in another place, or not at all.",
+            fix="Install the version that phigrow requires, or use optimizer: adamw.",
+        )
+
+
+def run_muon_eagerly(engine: Any) -> None:
+    """Run Muon's update without compiling it: DeepSpeed asks for compilation, which a short run does not earn back."""
+    eagerly = torch.compiler.set_stance("force_eager")
+    for name in ("backward", "step"):
+        setattr(engine, name, eagerly(getattr(engine, name)))
+
+
+def _stepped_parameters(engine: Any) -> Iterator[tuple[Any, Mapping[str, Any], int]]:
+    """Yield each tensor that the inner optimizer steps, with the marks of its group and the group's number."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # stage 3 empties the optimizer's groups
+        for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            group = optimizer.fp16_groups[index]
+            yield flat, vars(group[0]) if group else {}, index
+        return
+    for index, group in enumerate(engine.basic_optimizer.param_groups):
+        for parameter in group["params"]:
+            yield parameter, group, index
+
+
+def _keeps_matrices(optimizer: Any) -> bool:
+    """Return true where ranks keep the momentum of complete matrices: stages 1 and 2, except bf16 at stage 1."""
+    return hasattr(optimizer, "_is_muon_group") and hasattr(optimizer, "params_in_partition")
+
+
+def momentum_parts(engine: Any) -> dict[int, list[tuple[Tensor, int]]]:
+    """Return where this rank keeps Muon's momentum at stages 1 and 2, by the identity of parameters.
+
+    Each entry is a view of the optimizer's buffer, and the position of its first value in the flattened parameter.
+    DeepSpeed does not link these buffers to parameters. At stage 3 it does, and the result is empty.
+    """
+    optimizer, out = engine.optimizer, {}
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        return {}
+    for index, group in enumerate(engine.basic_optimizer.param_groups):
+        if not group.get("use_muon") or engine.optimizer is engine.basic_optimizer:
+            continue
+        buffer = engine.basic_optimizer.state[group["params"][0]]["momentum_buffer"]
+        if _keeps_matrices(optimizer):
+            start = 0
+            for parameter in optimizer.params_in_partition[index]:
+                out[id(parameter)] = [(buffer[start : start + parameter.numel()], 0)]
+                start += parameter.numel()
+            everyone = optimizer.bit16_groups[index]
+        else:
+            everyone = optimizer.bf16_groups[index]
+            for parameter in everyone:
+                if (mapping := parameter._hp_mapping) is not None:
+                    place = mapping.hp_fragment_address
+                    view = buffer[place.start : place.start + place.numel]
+                    out[id(parameter)] = [(view, mapping.lp_fragment_address.start)]
+        for parameter in everyone:
+            out.setdefault(id(parameter), [])
+    return out
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ Several runs share one launch, because starting DeepSpeed takes seconds. ``stop_
 it reads the batch of that step; ``copy_of`` continues a copy of another run from the checkpoint before its last.
 ``poison`` makes losses or gradients NaN, as ``{"rank": 1, "calls": [2], "what": "loss"}``. ``count_reads`` counts what
 is read from tensors during the steps, by the file that reads, into ``reads.json``. ``path`` goes to the front of
-`sys.path`. ``captured`` writes what the engine holds once an optimizer's state is loaded to ``captured.pt``. A
-`GrowthError` is written to ``error-RANK.txt``, and the next scenario begins.
+`sys.path`. ``captured`` writes what the engine holds once an optimizer's state is loaded to ``captured.pt``.
+``updates`` writes every parameter before and after the last step to ``updates.pt``. A `GrowthError` is written to
+``error-RANK.txt``, and the next scenario begins.
 """
 
 from __future__ import annotations
@@ -233,6 +234,38 @@ def captured_state(out: Path | None) -> Iterator[None]:
         initial_state.load = real
 
 
+@contextlib.contextmanager
+def captured_updates(out: Path | None) -> Iterator[None]:
+    """Save all parameters, whole, before and after the last step, with the learning rate of Muon's group."""
+    import torch
+
+    from phigrow.training.step import Stepper
+    from phigrow.training.zero import full_value
+
+    real = Stepper.__call__
+
+    def values(engine: Any) -> dict[str, Any]:
+        return {name: full_value(p, engine.optimizer, master=True) for name, p in engine.module.named_parameters()}
+
+    def call(self: Stepper, step: int) -> None:
+        if step != self.config.steps - 1:
+            return real(self, step)
+        before, lr = values(self.engine), self.engine.get_lr()[0]
+        real(self, step)
+        after = values(self.engine)
+        if own_rank() == 0 and out is not None:
+            torch.save({"lr": lr, "before": before, "after": after}, out / "updates.pt")
+        return None
+
+    from phigrow.training.process import own_rank
+
+    Stepper.__call__ = call if out else real  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Stepper.__call__ = real  # type: ignore[method-assign]
+
+
 def main() -> int:
     from phigrow.errors import GrowthError
     from phigrow.training import RunConfig, model, train
@@ -259,8 +292,10 @@ def main() -> int:
         found: Counter[str] = Counter()
         out = Path(settings["out"])
         held = out if settings.pop("captured", False) else None
+        moved = out if settings.pop("updates", False) else None
         try:
-            with captured_state(held), counted_reads(found) if counts else contextlib.nullcontext():
+            counting = counted_reads(found) if counts else contextlib.nullcontext()
+            with captured_state(held), captured_updates(moved), counting:
                 print(out, train(RunConfig(**SETTINGS | settings), blocks), flush=True)
         except GrowthError as error:
             out.mkdir(parents=True, exist_ok=True)

@@ -64,8 +64,8 @@ from phigrow.training.optimizer_spec import find_optimizer
 from phigrow.training.options import settings_page, usage
 
 config = RunConfig(optimizer="sgd", weight_decay=0.0)
-assert "--optimizer <adamw|sgd> [adamw]" in usage()
-assert "adamw or sgd" in settings_page()
+assert "--optimizer <adamw|muon|sgd> [adamw]" in usage()
+assert "adamw or muon or sgd" in settings_page()
 spec = find_optimizer("sgd")
 weight = torch.nn.Linear(2, 1)
 optimizer = spec.build(spec.groups(weight, config), config, False)

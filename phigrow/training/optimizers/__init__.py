@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 from functools import cache
 
@@ -16,6 +17,12 @@ def optimizer_names() -> tuple[str, ...]:
     True
     """
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def default_grad_clip(name: str) -> float:
+    """Return the value of the setting ``grad_clip`` with an optimizer, if it is not set."""
+    value: float = importlib.import_module(f"{__name__}.{name}").OPTIMIZER.grad_clip
+    return value
 
 
 def check_optimizer(name: str) -> None:
