@@ -39,10 +39,6 @@ def expand(
     out: str | Path | None = None,
     *,
     method: str = "wr",
-    depth: str | None = None,
-    rounding: str = "half-even",
-    seed: int = 0,
-    noise: float = 0.0,
     dtype: str | None = None,
     revision: str | None = None,
     shard_size: str = "5GB",
@@ -50,8 +46,7 @@ def expand(
     allow_nonfinite: bool = False,
     sync: bool = True,
     progress: bool = False,
-    maps: str | Path | None = None,
-    **options: Any,
+    **growth: Any,
 ) -> Path:
     """Grow a checkpoint folder into a new one, tensor by tensor; neither model is ever in memory.
 
@@ -60,7 +55,7 @@ def expand(
         dst_config: destination configuration: a file, a shipped name (``phi2.json``) or a dictionary.
         out: the new folder; by default `default_out`. It is there complete, or not at all; what a killed run left
             beside it, under a hidden name, is continued.
-        method, depth, rounding, seed, noise, options: as in `phigrow.plan`.
+        method: width method, as in `phigrow.plan`.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``; by default the source's.
         revision: hub revision of the source.
         shard_size: most bytes a safetensors file, such as ``5GB``.
@@ -68,8 +63,8 @@ def expand(
         allow_nonfinite: let NaN and infinities through, which are refused otherwise.
         sync: wait until the values have reached the disk.
         progress: show a progress bar.
-        maps: of a learned method, the folder that `phigrow learn-growth` wrote; its matrices are copied beside the
-            weights.
+        growth: other settings of the growth and options of the method, as in `phigrow.plan`. Learned ``maps`` are
+            copied beside the weights.
 
     Returns:
         The new folder: weights, config, generation config, the source's tokenizer, a model card and ``phigrow.json``.
@@ -78,9 +73,8 @@ def expand(
         GrowthError: what a plan refuses; a source that does not fit its configuration; an ``out`` that exists; values
             that are not finite.
     """
-    growth = GrowthSpec(method, options, depth, rounding, seed, noise, maps)
     output = OutputSpec(out, dtype, shard_size, overwrite, allow_nonfinite, sync, progress)
-    return expand_checkpoint(src, dst_config, growth, output, revision=revision)
+    return expand_checkpoint(src, dst_config, GrowthSpec.of(method, **growth), output, revision=revision)
 
 
 @dataclass(frozen=True)
@@ -188,20 +182,15 @@ def expand_model(
     dst_config: str | Path | Config,
     *,
     method: str = "wr",
-    depth: str | None = None,
-    rounding: str = "half-even",
-    seed: int = 0,
-    noise: float = 0.0,
     dtype: str | None = None,
-    maps: str | Path | None = None,
-    **options: Any,
+    **growth: Any,
 ) -> PreTrainedModel:
     """Grow a live transformers model into a new one on the CPU, by the same lift as `expand`, bit for bit.
 
     Args:
         model: the source model; it is not changed.
         dst_config: destination configuration: a file, a shipped name or a dictionary.
-        method, depth, rounding, seed, noise, maps, options: as in `phigrow.plan`.
+        method, growth: the growth, as in `phigrow.plan`.
         dtype: of the new model; by default the source's.
 
     Returns:
@@ -215,7 +204,7 @@ def expand_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = model.config.to_dict()
-    plan = make_plan(config, dst_config, GrowthSpec(method, options, depth, rounding, seed, noise, maps))
+    plan = make_plan(config, dst_config, GrowthSpec.of(method, **growth))
     live = model.state_dict()
     stored_names = {model: stored for stored, model in plan.table.live_names.items() if model in live}
     state = {stored_names.get(name, name): tensor.detach().cpu() for name, tensor in live.items()}
@@ -236,7 +225,8 @@ def expand_model(
     grown = {model_names.get(name, name): tensor for name, tensor in grown.items()}
     new.load_state_dict(grown, strict=not tied, assign=True)
     new.tie_weights()
-    return new.eval()
+    new.train(mode=False)
+    return new
 
 
 def preview(

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,17 @@ import numpy as np
 
 from phigrow.checkpoints import universal
 from phigrow.checkpoints.bits import is_finite, tensor_of
-from phigrow.checkpoints.integrity import digest, write_marker
+from phigrow.checkpoints.integrity import MARKER, damage, digest, read_marker, write_marker
+from phigrow.checkpoints.provenance import Provenance
 from phigrow.checkpoints.reader import CheckpointReader
+from phigrow.checkpoints.run_checkpoints import RUN_FILE, UNIVERSAL, marked_checkpoints
 from phigrow.errors import GrowthError
 from phigrow.expansion.progress_bar import progress_bar
 from phigrow.expansion.provenance import installed_version
-from phigrow.expansion.trained import Trained, as_universal, check_step, find_trained, position_in_data
 from phigrow.expansion.write_tensors import block_rows
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import StagedFolder, remove
+from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.lift import InMemory, Lift, SourceTensor
 from phigrow.growth.moments import STATES, moment_recipe, moment_source
 from phigrow.growth.plan import Plan
@@ -84,8 +87,8 @@ def grow_optimizer(
     if out.exists() and not overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
     check_state(plan, state)
-    source = find_trained(Path(checkpoint))
-    check_step(source, made.provenance)
+    source = _find_checkpoint(Path(checkpoint))
+    _check_step(source, made.provenance)
     identity = {
         "phigrow": installed_version("phigrow"),
         "plan": plan.hash,
@@ -99,7 +102,7 @@ def grow_optimizer(
             remove(work)  # a conversion that another run left, of another checkpoint
         try:
             _check_space(plan, source, unfinished.path, work)
-            folder = as_universal(source, work, progress)
+            folder = _as_universal(source, work, progress)
             with CheckpointReader(grown) as weights:
                 files = _Writer(plan, folder, weights, unfinished, state).write(progress)
             content = _content(source, folder, plan, state)
@@ -150,7 +153,7 @@ def check_state(plan: Plan, state: str) -> None:
         )
 
 
-def _check_space(plan: Plan, source: Trained, place: Path, work: Path) -> None:
+def _check_space(plan: Plan, source: SourceCheckpoint, place: Path, work: Path) -> None:
     def values(shapes: Iterator[tuple[int, ...]]) -> int:
         return sum(map(math.prod, shapes))
 
@@ -325,7 +328,7 @@ def save_value(value: torch.Tensor, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _content(source: Trained, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
+def _content(source: SourceCheckpoint, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
     """What ``state.json`` says: Adam's step, the loss scale, where it comes from, and where the data stood."""
     former = universal.read_state(folder)
     return {
@@ -333,5 +336,114 @@ def _content(source: Trained, folder: Path, plan: Plan, state: str) -> dict[str,
         "adam_step": 0.0 if state == "reset" else former["adam_step"],
         "loss_scaler": former["loss_scaler"],
         "grown": {"plan": plan.hash, "method": plan.method, "state": state, "step": source.step},
-        "data": former.get("data") or position_in_data(source),
+        "data": former.get("data") or _position_in_data(source),
     }
+
+
+@dataclass(frozen=True)
+class SourceCheckpoint:
+    """A checkpoint to grow from: its folder, and its marker (None if phigrow did not write it)."""
+
+    folder: Path
+    marker: dict[str, Any] | None
+
+    @property
+    def is_universal(self) -> bool:
+        return bool(self.marker and self.marker.get("universal"))
+
+    @property
+    def converted(self) -> Path:
+        """Folder in which its run keeps it in the universal format, if it does."""
+        return self.folder.parent.parent / UNIVERSAL / self.folder.name
+
+    def sizes(self) -> dict[str, list[int]]:
+        """Return bytes and time of change of every file, which identify a folder without a marker."""
+        files = {file.name: file.stat() for file in sorted(self.folder.iterdir()) if file.is_file()}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
+
+    @property
+    def states(self) -> dict[str, int]:
+        """State tensors of its optimizer -> power of the gradient that each averages."""
+        states: dict[str, int] = ((self.marker or {}).get("optimizer") or {}).get("states", universal.ADAM_STATES)
+        return states
+
+    @property
+    def step(self) -> int | None:
+        return self.marker["progress"]["step"] if self.marker and "progress" in self.marker else None
+
+
+def _find_checkpoint(path: Path) -> SourceCheckpoint:
+    """Return the checkpoint that a path means. Its files are checked if phigrow wrote them."""
+    if not (path / MARKER).is_file():
+        finished, damaged = marked_checkpoints(path)
+        latest = path / "latest"
+        if finished:
+            path = finished[-1].folder
+        elif damaged:
+            raise GrowthError("a checkpoint that is damaged", where=str(damaged[-1].folder), why=damaged[-1].why)
+        elif latest.is_file():  # DeepSpeed's own; it names the newest folder beside it
+            path = path / Path(latest.read_text(encoding="utf-8").strip()).name
+    if (path / MARKER).is_file():
+        try:
+            marker = read_marker(path)
+        except ValueError as error:
+            raise GrowthError("a checkpoint that is damaged", where=str(path), why=str(error)) from error
+        if wrong := damage(path, marker["files"]):
+            raise GrowthError("a checkpoint that is damaged", where=str(path), why="; ".join(wrong[:3]))
+        return SourceCheckpoint(path, marker)
+    if not any(path.glob("*_optim_states.pt")):
+        raise GrowthError(
+            "no checkpoint with an optimizer's state",
+            where=str(path),
+            why=None if path.is_dir() else "there is no such folder",
+            fix="give the folder of a run that saved one (save_every, or keep), or one that DeepSpeed wrote",
+        )
+    return SourceCheckpoint(path, None)
+
+
+def _check_step(source: SourceCheckpoint, provenance: Provenance | None) -> None:
+    """Refuse a checkpoint of another step than the weights that were grown, where both are known."""
+    steps = ((provenance.source_training if provenance else None) or {}).get("steps")
+    if steps is not None and source.step is not None and not source.is_universal and steps != source.step:
+        raise GrowthError(
+            f"a checkpoint of step {source.step}, and weights that were grown from step {steps}",
+            where=str(source.folder),
+            fix="expand the export of this checkpoint, or give the checkpoint of that step",
+        )
+
+
+def _as_universal(source: SourceCheckpoint, work: Path, progress: bool) -> Path:
+    """Return the checkpoint as a universal folder: itself, the one that its run made, or a conversion in ``work``."""
+    if source.is_universal:
+        return source.folder
+    if source.marker and universal.is_complete(source.converted):
+        return source.converted
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no GPU
+    try:
+        with progress_bar("reading the checkpoint", 1, progress) as advance:
+            universal.convert(source.folder, work, source.marker or {})
+            advance(None)
+    except (GrowthError, OSError):
+        raise
+    except Exception as error:  # whatever DeepSpeed and torch say of a file that is not what they expect
+        raise GrowthError(
+            "a checkpoint that cannot be converted to DeepSpeed's universal format",
+            where=str(source.folder),
+            why=f"{type(error).__name__}: {error}",
+            fix="give one that is whole: ZeRO 1 to 3 with Adam is read, phigrow's own at ZeRO 0 too",
+        ) from error
+    return work
+
+
+def _position_in_data(source: SourceCheckpoint) -> dict[str, Any] | None:
+    """Return the position of the run in its data, so that the grown run continues there; None if it is unknown."""
+    path = source.folder.parent.parent / RUN_FILE
+    if not source.marker or "progress" not in source.marker or not path.is_file():
+        return None
+    run, progress = read_json_strict(path, "the settings of a run"), source.marker["progress"]
+    blocks = progress.get("blocks") or progress["step"] * run["batch"]
+    known = {key: run.get(key) for key in ("seed", "data_part", "data_fingerprint", "mixture")}
+    return {"blocks": blocks, "position": progress.get("data"), **known}

@@ -26,13 +26,8 @@ def plan(
     dst_config: str | Path | Config,
     method: str = "wr",
     *,
-    depth: str | None = None,
-    rounding: str = "half-even",
-    seed: int = 0,
-    noise: float = 0.0,
     revision: str | None = None,
-    maps: str | Path | None = None,
-    **options: Any,
+    **growth: Any,
 ) -> Plan:
     """Decide how a model grows, without its weights.
 
@@ -41,14 +36,9 @@ def plan(
         dst_config: the destination's configuration, likewise (not a hub name).
         method: width method, such as ``tile``, ``wr`` or ``lossless``; with options (``tile:scale=preserve``) or axis
             by axis (``hidden=lossless,mlp=tile``), as `phigrow.growth.method_spec` spells it.
-        depth: depth method, such as ``interpose``, ``stack`` or ``identity``; by default the width method's own.
-        rounding: of ``interpose``: ``half-even``, ``half-up`` or ``floor``.
-        seed: of new random values.
-        noise: symmetry-breaking noise for ``tile``, as a fraction of each tensor's root mean square.
         revision: hub revision of the source.
-        maps: of a learned method, what `phigrow learn-growth` wrote; seed, depth and options are then those with which
-            it was learned. Without, the plan is the one that learning starts from.
-        options: of the width method, such as ``scale="preserve"`` or ``anchor="center"``.
+        growth: ``depth``, ``rounding``, ``seed``, ``noise`` and ``maps`` as in `phigrow.growth.growth_spec.GrowthSpec`,
+            and options of the width method, such as ``scale="preserve"`` or ``anchor="center"``.
 
     Returns:
         The plan; ``plan.exact`` says whether it claims to preserve the function.
@@ -59,8 +49,7 @@ def plan(
     >>> phigrow.plan("phi-1_5", "phi2.json", "lossless").exact  # doctest: +SKIP
     True
     """
-    growth = GrowthSpec(method, options, depth, rounding, seed, noise, maps)
-    return make_plan(src, dst_config, growth, revision=revision)
+    return make_plan(src, dst_config, GrowthSpec.of(method, **growth), revision=revision)
 
 
 def make_plan(
