@@ -303,7 +303,7 @@ def _check_space(plan: Plan, dtype: str, partial: StagedFolder) -> None:
     free = shutil.disk_usage(partial.path).free + there
     if needed > free:
         raise GrowthError(
-            f"not enough space for the output: {needed / 1e9:.3f} GB of weights, {free / 1e9:.3f} GB free",
+            f"too little space is left for the output: it needs {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free",
             where=str(partial.out),
             fix="choose another --out, or a smaller --dtype",
         )

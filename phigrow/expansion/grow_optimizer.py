@@ -138,7 +138,7 @@ def check_state(plan: Plan, state: str) -> None:
         return
     if plan.maps is not None:
         raise GrowthError(
-            f"moments of a learned plan ({plan.method})",
+            f"moments cannot be grown by a learned plan ({plan.method})",
             where="state",
             why="no rule says what becomes of gradients where matrices were learned",
             fix="grow with state reset: fp32 masters without moments",
@@ -146,7 +146,7 @@ def check_state(plan: Plan, state: str) -> None:
     mixed = [name for name, axis in plan.axes.items() if axis.dense is not None]
     if mixed and state != "scale":
         raise GrowthError(
-            f"state {state} of a plan that mixes coordinates ({plan.method})",
+            f"state {state} does not work with a plan that mixes coordinates ({plan.method})",
             where=f"axis {mixed[0]}",
             why="a mixture is no copy",
             fix="grow with state scale, or reset",
@@ -166,7 +166,7 @@ def _check_space(plan: Plan, source: SourceCheckpoint, place: Path, work: Path) 
     free = shutil.disk_usage(place).free + there
     if needed > free:
         raise GrowthError(
-            f"not enough space: {needed / 1e9:.3f} GB of optimizer state, {free / 1e9:.3f} GB free",
+            f"too little space is left: the optimizer state needs {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free",
             where=str(place.parent),
             fix="choose another --out",
         )
@@ -207,8 +207,8 @@ class _Writer:
         name = f"zero/{self.live.get(recipe.name, recipe.name)}/{kind}.pt"
         path = self.unfinished.path / name
         known = self.unfinished.done.get((name, 0))
-        if known is not None and path.is_file() and (found := digest(path))["xxh3_128"] == known:
-            self.files[name] = found
+        if known is not None and path.is_file() and (written := digest(path))["xxh3_128"] == known:
+            self.files[name] = written
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         save_value(make(), path)
@@ -235,7 +235,7 @@ class _Writer:
         list(pool.map(fill, block_rows(recipe.shape)))
         if not is_finite(out, "float32"):
             raise GrowthError(
-                "NaN or infinite optimizer state",
+                "the optimizer state holds NaN or infinities",
                 where=f"{kind} of {recipe.name}",
                 fix="take a checkpoint from before the training diverged",
             )
@@ -380,20 +380,20 @@ def _find_checkpoint(path: Path) -> SourceCheckpoint:
         if finished:
             path = finished[-1].folder
         elif damaged:
-            raise GrowthError("a checkpoint that is damaged", where=str(damaged[-1].folder), why=damaged[-1].why)
+            raise GrowthError("the checkpoint is damaged", where=str(damaged[-1].folder), why=damaged[-1].why)
         elif latest.is_file():  # DeepSpeed's own; it names the newest folder beside it
             path = path / Path(latest.read_text(encoding="utf-8").strip()).name
     if (path / MARKER).is_file():
         try:
             marker = read_marker(path)
         except ValueError as error:
-            raise GrowthError("a checkpoint that is damaged", where=str(path), why=str(error)) from error
+            raise GrowthError("the checkpoint is damaged", where=str(path), why=str(error)) from error
         if wrong := damage(path, marker["files"]):
-            raise GrowthError("a checkpoint that is damaged", where=str(path), why="; ".join(wrong[:3]))
+            raise GrowthError("the checkpoint is damaged", where=str(path), why="; ".join(wrong[:3]))
         return SourceCheckpoint(path, marker)
     if not any(path.glob("*_optim_states.pt")):
         raise GrowthError(
-            "no checkpoint with an optimizer's state",
+            "there is no checkpoint with an optimizer's state",
             where=str(path),
             why=None if path.is_dir() else "there is no such folder",
             fix="give the folder of a run that saved one (save_every, or keep), or one that DeepSpeed wrote",
@@ -406,7 +406,7 @@ def _check_step(source: SourceCheckpoint, provenance: Provenance | None) -> None
     steps = ((provenance.source_training if provenance else None) or {}).get("steps")
     if steps is not None and source.step is not None and not source.is_universal and steps != source.step:
         raise GrowthError(
-            f"a checkpoint of step {source.step}, and weights that were grown from step {steps}",
+            f"the checkpoint is of step {source.step}, but the weights were grown from step {steps}",
             where=str(source.folder),
             fix="expand the export of this checkpoint, or give the checkpoint of that step",
         )
@@ -430,7 +430,7 @@ def _as_universal(source: SourceCheckpoint, work: Path, progress: bool) -> Path:
         raise
     except Exception as error:  # whatever DeepSpeed and torch say of a file that is not what they expect
         raise GrowthError(
-            "a checkpoint that cannot be converted to DeepSpeed's universal format",
+            "the checkpoint cannot be converted to DeepSpeed's universal format",
             where=str(source.folder),
             why=f"{type(error).__name__}: {error}",
             fix="give one that is whole: ZeRO 1 to 3 with Adam is read, phigrow's own at ZeRO 0 too",

@@ -118,8 +118,12 @@ def verify(
     plan = read_plan(destination)
     src_config, dst_config = load_config(source), load_config(destination)
     family = family_of(src_config, str(source))
-    if family_of(dst_config, str(destination)) is not family:
-        raise GrowthError("source and destination are of two families", where=f"{source} and {destination}")
+    other = family_of(dst_config, str(destination))
+    if other is not family:
+        raise GrowthError(
+            f"source and destination are of two families: {family.name} and {other.name}",
+            where=f"{source} and {destination}",
+        )
     src_vocab, dst_vocab = family.sizes_of(src_config)["vocab"], family.sizes_of(dst_config)["vocab"]
     if src_vocab > dst_vocab:
         raise GrowthError(

@@ -135,13 +135,13 @@ def _refuse_nonfinite(lift: Lift) -> None:
     )
     if not source_is_finite:
         raise GrowthError(
-            "NaN or infinite weights",
+            "the weights hold NaN or infinities",
             where=lift.recipe.source,
             why="the source holds values that are not finite, and growth would spread them",
             fix="repair the checkpoint, or let them through with --allow-nonfinite",
         )
     raise GrowthError(
-        f"values that do not fit {lift.dtype}",
+        f"values do not fit {lift.dtype}",
         where=lift.recipe.name,
         why=f"its largest finite value is {LARGEST[lift.dtype]:g}",
         fix="use --dtype bfloat16 or float32",

@@ -201,7 +201,7 @@ class AxisMap:
             return cls(src_size, source, words == "mean", write, read, random[0], random[1], bias, structure)
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(
-                "a malformed axis map in a plan",
+                "an axis map of the plan cannot be read",
                 why=f"{type(error).__name__}: {error}",
                 fix="make the plan again with phigrow plan --json",
             ) from error

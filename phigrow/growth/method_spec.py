@@ -51,12 +51,12 @@ def parse_method(spelling: str) -> tuple[MethodEntry, ...]:
         pairs = [pair.partition("=") for pair in rest]
         if (equals and not group) or not name or not all(key and sign and value for key, sign, value in pairs):
             raise GrowthError(
-                f"a method that cannot be read: {spelling!r}",
+                f"the method {spelling!r} cannot be read",
                 fix="write it as lossless, tile:scale=preserve or hidden=lossless,mlp=tile",
             )
         if group in entries:
             raise GrowthError(
-                f"two methods for {group or 'the rest'!r}", where=f"--method {spelling}", fix="give it one"
+                f"{group or 'the rest'!r} is given two methods", where=f"--method {spelling}", fix="give it one"
             )
         entries[group] = MethodEntry(group, name, tuple((key, value) for key, _, value in pairs))
     return tuple(entries.values())
@@ -94,7 +94,9 @@ def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, V
     for entry, method in entries:
         if entry.group not in AXIS_GROUPS and entry.group != REST:
             raise GrowthError(
-                f"no axes called {entry.group!r}", where="--method", fix=f"choose among {', '.join(AXIS_GROUPS)}"
+                f"there are no axes called {entry.group!r}",
+                where="--method",
+                fix=f"choose among {', '.join(AXIS_GROUPS)}",
             )
         shared = {name: value for name, value in options.items() if name in method.options}
         resolved = method.resolve_options({**shared, **dict(entry.options)})
@@ -105,11 +107,15 @@ def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, V
 
 def _refuse_in_mixture(method: Method, options: dict[str, Value]) -> None:
     if method.learns:
-        raise GrowthError(f"{method.name} in a mixture", why="its maps are learned together", fix="use it alone")
+        raise GrowthError(
+            f"{method.name} cannot be mixed with other methods", why="its maps are learned together", fix="use it alone"
+        )
     if method.own_noise is not None and method.own_noise(options):
         quiet = "; take hypercloning:snr=none" if method.name == "hypercloning" else ""
         raise GrowthError(
-            f"{method.name} in a mixture", why="its noise is added to whole matrices", fix=f"use it alone{quiet}"
+            f"{method.name} cannot be mixed with other methods",
+            why="its noise is added to whole matrices",
+            fix=f"use it alone{quiet}",
         )
 
 
@@ -125,7 +131,7 @@ def _mixture(chosen: Chosen) -> Method:
             axis.from_next_layer is not None for axis in maps.values()
         ):
             raise task.refuse(
-                "aki beside a method that turns the stream",
+                "aki cannot stand beside a method that turns the residual stream",
                 next(name for name, axis in maps.items() if axis.from_next_layer is not None),
                 "neurons from the layer above read through that layer's normalisation, which is folded into its own",
                 "give the axis another method, such as lossless or lemon",

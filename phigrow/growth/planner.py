@@ -89,7 +89,7 @@ def _with_learned_maps(
 ) -> tuple[Maps, GrowthSpec, dict[str, Value]]:
     """Read learned maps; options, depth, rounding and seed become those with which the maps were learned."""
     if not method.learns:
-        raise GrowthError(f"maps with method {method.name}", why="only ligo has any", fix="leave --maps out")
+        raise GrowthError(f"method {method.name} takes no maps", why="only ligo has any", fix="leave --maps out")
     maps, record = read_maps(folder)
     start = record["start"]
     try:
@@ -97,7 +97,7 @@ def _with_learned_maps(
         learned = replace(growth, depth=str(start["depth"]), rounding=str(start["rounding"]), seed=int(start["seed"]))
     except (KeyError, TypeError, ValueError) as error:
         raise GrowthError(
-            "learned maps without a valid `start` entry",
+            "the learned maps have no valid `start` entry",
             where=str(maps.path),
             why=repr(error),
             fix="run phigrow learn-growth again",
@@ -108,7 +108,7 @@ def _with_learned_maps(
     for name, value in asked.items():
         if value != (before := {**learned_options, "depth": learned.depth}.get(name)):
             raise GrowthError(
-                f"{name} {value!r} with maps that were learned from {name} {before!r}",
+                f"{name} is {value!r}, but the maps were learned from {name} {before!r}",
                 where=str(maps.path),
                 fix=f"leave {name} out, or learn the maps again",
             )
@@ -120,13 +120,13 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
     _refuse_smaller(task)
     if growth.noise > 0 and not method.takes_noise:
         raise GrowthError(
-            f"noise {growth.noise:g} with method {growth.method}",
+            f"method {growth.method} takes no noise (got {growth.noise:g})",
             why="noise that copies cancel is an option of tile alone, on every axis",
             fix="leave --noise out, or use --method tile",
         )
     if method.learns and growth.depth == "random":
         raise GrowthError(
-            f"depth random with method {growth.method}",
+            f"method {growth.method} cannot use depth random",
             where="--depth",
             why=f"every layer of {method.name} is a learned sum of source layers, and a new layer has none",
             fix="use --depth interpose, stack or identity, or --method wr",
@@ -140,7 +140,7 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
     changes = function_changes(task.family, task.src_config, task.dst_config)
     if method.always_exact and changes:
         raise GrowthError(
-            f"{growth.method} between configurations that compute different functions",
+            f"{growth.method} cannot grow between configurations that compute different functions",
             where="the destination configuration",
             why="; ".join(changes),
             fix="give the destination the source's values, or use --method tile or wr",
@@ -221,7 +221,7 @@ def _refuse_smaller(task: GrowthTask) -> None:
         )
     if any(size % 2 for size in task.sizes("rotary")):
         raise task.refuse(
-            f"an odd rotary part, {task.src['rotary']} -> {task.dst['rotary']} coordinates",
+            f"the rotary part of a head is odd, {task.src['rotary']} -> {task.dst['rotary']} coordinates",
             "rotary",
             "rotary coordinates turn in pairs",
             "choose partial_rotary_factor so that head_dim * partial_rotary_factor is even",

@@ -31,7 +31,7 @@ FROZEN = {
     "capacity": "config --gpus --tokens --gpu --mfu --price --batch --micro-batch --seq-len --checkpointing --json "
     "--quiet",
     "inspect": "folder --tensor --plot --json --quiet",
-    "verify": "src dst --dtype --text --tokens --seed --revision --save --certificate --json --quiet",
+    "verify": "src dst --dtype --text --tokens --seed --revision --backend --save --certificate --json --quiet",
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
     "--config --revision --workers --overwrite --json --quiet",
     "demo": "--out --ranks --steps --seed --quiet",
@@ -337,7 +337,7 @@ def test_what_is_not_finite_passes_only_when_allowed(tmp_path, save_model):
         (("expand", "--src", "not a name", "--dst-config", "phi2.json"), ("no checkpoint 'not a name'",)),
         (("plan", "--src", "phi-1_5", "--dst-config", "phi9.json"), ("no configuration 'phi9.json'",)),
         (("plan", "--src", "phi2.json", "--dst-config", "phi-1.json"), ("is smaller: hidden 2560 -> 2048",)),
-        (("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "best"), ("unknown method 'best'",)),
+        (("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "best"), ("method 'best' is unknown",)),
         (
             ("plan", "--src", "phi-1", "--dst-config", "phi2.json", "--method", "hypercloning", "--snr", "loud"),
             ("snr 'loud' is not allowed", "where: method hypercloning", "give a number from 0 to 100, or none"),

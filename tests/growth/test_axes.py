@@ -93,5 +93,5 @@ def test_json_round_trip_keeps_every_value():
 def test_a_damaged_map_is_refused(damage):
     data = identity(3).to_json()
     assert AxisMap.from_json(data).is_identity
-    with pytest.raises(GrowthError, match="malformed axis map"):
+    with pytest.raises(GrowthError, match="an axis map of the plan cannot be read"):
         AxisMap.from_json(data | damage)

@@ -226,7 +226,7 @@ def test_a_plan_of_other_dense_legs_is_refused(change):
     axis = {**data["axes"]["hidden"], **change}
     if axis["legs"] is None:
         del axis["legs"]
-    with pytest.raises(GrowthError, match="a malformed axis map in a plan"):
+    with pytest.raises(GrowthError, match="an axis map of the plan cannot be read"):
         Plan.from_json({**data, "axes": {**data["axes"], "hidden": axis}})
 
 

@@ -295,7 +295,7 @@ def test_methods_are_found_by_name_and_check_their_options():
     }  # fmt: skip
     assert published <= set(all_methods())
     assert find_method("tile").resolve_options({"scale": "rms"}) == {"anchor": "edge", "scale": "rms"}
-    with pytest.raises(GrowthError, match=r"unknown method 'copy'\n.*choose one of aki, .*lossless, .*tile, wr"):
+    with pytest.raises(GrowthError, match=r"method 'copy' is unknown\n.*choose one of aki, .*lossless, .*tile, wr"):
         find_method("copy")
     with pytest.raises(GrowthError, match=r"method wr has no option 'scale'\n.*it has: anchor"):
         find_method("wr").resolve_options({"scale": "rms"})

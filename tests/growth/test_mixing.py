@@ -97,14 +97,14 @@ def test_a_seed_and_noise_are_numbers(given):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("lossless,mlp=tile,mlp=wr", "two methods for 'mlp'"),
+        ("lossless,mlp=tile,mlp=wr", "'mlp' is given two methods"),
         ("lossless,stream=tile", "no axes called 'stream'"),
-        ("=tile", "a method that cannot be read"),
-        ("tile:scale", "a method that cannot be read"),
-        ("lossless,mlp=copy", "unknown method 'copy'"),
+        ("=tile", "the method .* cannot be read"),
+        ("tile:scale", "the method .* cannot be read"),
+        ("lossless,mlp=copy", "method 'copy' is unknown"),
         ("lossless,mlp=tile:scale=big", "scale 'big' is not allowed"),
-        ("lossless,mlp=hypercloning", "hypercloning in a mixture"),
-        ("isometric,mlp=aki", "aki beside a method that turns the stream"),
+        ("lossless,mlp=hypercloning", "hypercloning cannot be mixed"),
+        ("isometric,mlp=aki", "aki cannot stand beside a method"),
     ],
 )
 def test_mixtures_that_cannot_be(spec, message):

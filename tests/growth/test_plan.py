@@ -100,7 +100,7 @@ REFUSALS = [
         r"in model.layers.\{layer\}.self_attn.q_proj.weight\n  why: other rotary sizes turn at other frequencies.*\n"
         r"  what to do: set partial_rotary_factor to 4 / head_dim = 0.25 ",
     ),
-    (phi_config(32, 4, rotary=3), phi_config(64, 4, rotary=3), {}, r"an odd rotary part, 3 -> 3"),
+    (phi_config(32, 4, rotary=3), phi_config(64, 4, rotary=3), {}, r"the rotary part of a head is odd, 3 -> 3"),
     (
         phi_config(), phi_config(hidden=30), {},
         r"hidden_size is 30, which is not a multiple of num_attention_heads 4",
@@ -119,7 +119,7 @@ REFUSALS = [
     ),
     (
         phi_config(), phi_config(48, 6), {"method": "wr", "noise": 0.1},
-        r"noise 0.1 with method wr\n  why: .*an option of tile alone",
+        r"method wr takes no noise \(got 0.1\)\n  why: .*an option of tile alone",
     ),
     (
         phi_config(),
@@ -127,9 +127,9 @@ REFUSALS = [
         {"method": "tile", "noise": -1.0},
         r"noise -1.0 is not allowed\n  where: noise\n  what to do: give a number, 0 or more",
     ),
-    (phi_config(), phi_config(48, 6), {"method": "copy"}, r"unknown method 'copy'"),
-    (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"unknown depth method 'deep'\n.*interpose, .*solar"),
-    (phi_config(), phi_config(48, 6), {"rounding": "up"}, r"unknown rounding 'up'"),
+    (phi_config(), phi_config(48, 6), {"method": "copy"}, r"method 'copy' is unknown"),
+    (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"depth method 'deep' is unknown\n.*interpose, .*solar"),
+    (phi_config(), phi_config(48, 6), {"rounding": "up"}, r"rounding 'up' is unknown"),
     (phi_config(), phi_config(48, 6), {"method": "lossless", "scale": "rms"}, r"method lossless has no option 'scale'"),
     ({"model_type": "gpt9"}, phi_config(), {},
      r"phigrow does not support model_type 'gpt9'\n  where: the source configuration"),

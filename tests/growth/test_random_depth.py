@@ -143,5 +143,7 @@ def test_a_plan_names_new_layers_and_survives_its_json():
 
 @pytest.mark.parametrize("method", sorted(LEARNED))
 def test_learned_growth_refuses_random_layers(method):
-    with pytest.raises(GrowthError, match=rf"depth random with method {method}\n(.|\n)*learned sum of source layers"):
+    with pytest.raises(
+        GrowthError, match=rf"method {method} cannot use depth random\n(.|\n)*learned sum of source layers"
+    ):
         phigrow.plan(phi_config(layers=2), phi_config(layers=5), method, depth="random")

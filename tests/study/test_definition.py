@@ -49,7 +49,7 @@ def test_an_arm_may_have_one_method_an_axis(tmp_path):
     mixed = {"method": "lossless,mlp=tile", "scale": "rms"}
     arm = loaded(tmp_path, **arms(mixed=mixed)).arms[-1]
     assert (arm.method, arm.growth, arm.grows) == ("lossless,mlp=tile", {"scale": "rms"}, True)
-    with pytest.raises(GrowthError, match=r"unknown method 'tiel'\n  where: arm mixed in .*study.yaml"):
+    with pytest.raises(GrowthError, match=r"method 'tiel' is unknown\n  where: arm mixed in .*study.yaml"):
         loaded(tmp_path, **arms(mixed={"method": "lossless,mlp=tiel"}))
 
 
@@ -84,8 +84,11 @@ def arms(**more):
         (arms(tile={"scale": "half"}), r"scale 'half' is not allowed\n  where: arm tile in"),
         (arms(tile={"train": {"lr": 1}}), r"lr cannot be set here\n.*\n  why: it is the same for every arm"),
         (arms(tile={"state": "half"}), r"state 'half' is unknown\n  where: arm tile in"),
-        (arms(isometric={"state": "copy"}), r"state copy of a plan that mixes coordinates[\s\S]*arm isometric in"),
-        (arms(ligo={"state": "scale"}), r"moments of a learned plan \(ligo\)[\s\S]*arm ligo in"),
+        (
+            arms(isometric={"state": "copy"}),
+            r"state copy does not work with a plan that mixes coordinates[\s\S]*arm isometric in",
+        ),
+        (arms(ligo={"state": "scale"}), r"moments cannot be grown by a learned plan \(ligo\)[\s\S]*arm ligo in"),
         (arms(ligo={"maps": "m", "steps": 3}), r"maps and steps are both set\n  where: arm ligo in"),
         (arms(ligo={"maps": "nowhere"}), r"there are no learned maps in 'nowhere'\n  where: arm ligo in"),
         (arms(ligo={"steps": 0}), r"steps is \[?0"),

@@ -113,7 +113,7 @@ def grow(**keys: Any) -> dict[str, Any]:
         (changed(3, train={"init_optimizer": "x"}), r"init_optimizer cannot be set [\s\S]*the stages decide it"),
         (changed(3, train={"save_every": 0}), r"save_every is 0"),
         (grow(method=None), r"the growth has no 'method'\n  where: grow of stage 2"),
-        (grow(method="tiel"), r"unknown method 'tiel'|no method 'tiel'"),
+        (grow(method="tiel"), r"method 'tiel' is unknown|no method 'tiel'"),
         (grow(scal="rms"), r"no key 'scal'\n  where: grow of stage 2[\s\S]*did you mean scale"),
         (grow(seed=3), r"no key 'seed'\n  where: grow of stage 2"),
         (grow(src="x"), r"no key 'src'\n  where: grow of stage 2"),

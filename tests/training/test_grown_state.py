@@ -235,7 +235,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(source, grown, tmp_path):
         return str(error.value)
 
     earlier = source / "checkpoints" / "step-3"
-    assert "a checkpoint of step 3, and weights that were grown from step 6" in refused(earlier)
+    assert "the checkpoint is of step 3, but the weights were grown from step 6" in refused(earlier)
     silent = tmp_path / "silent"
     shutil.copytree(grown, silent)
     record = json.loads((silent / "phigrow.json").read_text())
@@ -249,7 +249,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(source, grown, tmp_path):
     shutil.copytree(source, wider)
     file = next((wider / "checkpoints" / "step-6").glob("*optim_states.pt"))
     file.write_bytes(file.read_bytes()[:-1])
-    assert "a checkpoint that is damaged" in refused(wider)
+    assert "the checkpoint is damaged" in refused(wider)
     foreign = phigrow.expand(
         phigrow.expand(source / "export", LARGER, tmp_path / "once"), LARGER, tmp_path / "twice", method="tile"
     )
@@ -378,7 +378,8 @@ def test_the_command_says_how_to_go_on(source, grown, tmp_path):
 def test_the_moments_of_a_turned_stream(source, alone, tmp_path):
     turned = phigrow.expand(source / "export", LARGER, tmp_path / "turned", method="isometric")
     with pytest.raises(
-        GrowthError, match=r"state copy of a plan that mixes[\s\S]*axis hidden[\s\S]*state scale, or reset"
+        GrowthError,
+        match=r"state copy does not work with a plan that mixes[\s\S]*axis hidden[\s\S]*state scale, or reset",
     ):
         phigrow.grow_optimizer(source, turned, state="copy")
     out = phigrow.grow_optimizer(source, turned)

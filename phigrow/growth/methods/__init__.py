@@ -25,5 +25,5 @@ def find_method(name: str) -> Method:
         GrowthError: there is none.
     """
     if name not in all_methods():
-        raise GrowthError(f"unknown method {name!r}", fix=f"choose one of {', '.join(all_methods())}")
+        raise GrowthError(f"method {name!r} is unknown", fix=f"choose one of {', '.join(all_methods())}")
     return all_methods()[name]

@@ -121,7 +121,7 @@ def layer_map(method: str, src: int, dst: int, rounding: str = "half-even") -> L
     """
     for what, value, known in (("depth method", method, DEPTHS), ("rounding", rounding, ROUNDINGS)):
         if value not in known:
-            raise GrowthError(f"unknown {what} {value!r}", fix=f"choose one of {', '.join(known)}")
+            raise GrowthError(f"{what} {value!r} is unknown", fix=f"choose one of {', '.join(known)}")
     if dst < src:
         raise GrowthError(
             f"the destination has fewer layers: {src} -> {dst}",
