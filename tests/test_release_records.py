@@ -249,13 +249,3 @@ def test_the_committed_manifest_is_of_the_studies_whose_records_are_not_in_the_r
     assert studies <= there
     assert all((release_records.RESULTS / name / "study.yaml").is_file() for name in there)
     assert described["archive"]["name"] in (release_records.RESULTS / "README.md").read_text()
-
-
-def test_the_table_of_better_rates_says_how_to_get_its_records(monkeypatch, tmp_path, capsys):
-    rates = loaded("rates")
-    monkeypatch.setattr(rates, "RESULTS", tmp_path)
-    with pytest.raises(
-        SystemExit, match=r"phi-1-.*/records/scratch is missing\. Unpack the archive .*results/README\.md"
-    ):
-        rates.main()
-    assert capsys.readouterr().out == ""
