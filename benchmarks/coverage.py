@@ -86,7 +86,7 @@ ARMS = {
 """Arm -> factor and head start: after t tokens a parameter it has the loss of scratch after factor * t + head start."""
 
 NOISE = {"seed": 0.003, "run": 0.003, "end": 0.003, "source": 0.003, "document": 0.02}
-"""Standard deviations in nats a token. A seed's is shared by both arms; a document's is between the arms."""
+"""Standard deviations in nats per token. A seed's is shared by both arms; a document's is between the arms."""
 
 GROUPS, BLOCKS, DOCUMENT = 100, 2000, 30
 """Groups of held-out blocks, blocks, and the mean length of a document in blocks."""
@@ -230,7 +230,7 @@ def main() -> None:
 def as_markdown(studies, rows) -> str:
     lines = [
         "Share of simulated studies whose 95 % interval holds the true speedup in tokens, read off decayed ends. The",
-        "noise of losses, in nats a token, is " + ", ".join(f"{key} {value:g}" for key, value in NOISE.items()) + ".",
+        "noise of losses, in nats per token, is " + ", ".join(f"{key} {value:g}" for key, value in NOISE.items()) + ".",
         "In brackets the median width of the interval in log(speedup).",
         "",
         "| sources | seeds | curve of scratch | arm | other noise | studies | true speedup | median | covered |",

@@ -186,8 +186,19 @@ def _swept(runs: Sequence[Run]) -> list[str]:
     sweep = (runs[0].meta.get("config") or {}).get("lr_chosen_by")
     if not isinstance(sweep, dict):
         return []
+    steps = sweep["steps"]
+    if isinstance(steps, list):
+        how = (
+            f"halved after {', '.join(map(str, steps[:-1]))} of {steps[-1]} steps"
+            if len(steps) > 1
+            else f"{steps[0]} steps each"
+        )
+        return [
+            f"every arm's learning rate was chosen by its own sweep: {len(sweep['lr'])} rates, {how}, with seeds "
+            f"{', '.join(map(str, sweep['seeds']))}, which are not reported; no arm's cost includes its sweep"
+        ]
     return [
-        f"every arm's learning rate was chosen by its own sweep: {len(sweep['lr'])} rates, {sweep['steps']} steps "
+        f"every arm's learning rate was chosen by its own sweep: {len(sweep['lr'])} rates, {steps} steps "
         f"each, with {len(sweep['seeds'])} of the seeds; no arm's cost includes its sweep"
     ]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison, Estimate
 from phigrow.measure.intervals import CONFIDENCE
 from phigrow.measure.provenance import all_runs
-from phigrow.measure.wording import findings
+from phigrow.measure.wording import findings, is_grown
 from phigrow.records.run import Columns, Run
 from phigrow.records.schema import DIAGNOSTICS, UNITS
 
@@ -45,6 +45,9 @@ def curves_data(comparison: Comparison) -> list[dict[str, Any]]:
 def _arm(arm: Arm) -> dict[str, Any]:
     return {
         "arm": arm.name,
+        **({"lr_edge": arm.lr_edge} if arm.lr_edge else {}),
+        **({"source_loss": arm.source_loss} if arm.source_loss is not None else {}),
+        **({"source_meets_target": True} if is_grown(arm) and arm.target and arm.source_meets(arm.target) else {}),
         "seeds": list(arm.seeds),
         "final_loss": _finite(arm.final_loss),
         "final_loss_by_seed": {_key(run): _finite(float(run.evals["loss"][-1])) for run in arm.runs},
@@ -53,7 +56,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "diverged_at_step": {_key(run): run.diverged_at for run in arm.runs if run.diverged_at is not None},
         "basis": arm.basis,
         "estimates": [_estimate(estimate) for estimate in arm.estimates],
-        "budgets": [_point(point) for point in arm.budgets],
+        "budgets": [_point(arm, point) for point in arm.budgets],
         "vanishing": [
             {"unit": unit, "accounting": accounting, "state": vanishing.state, "budget": vanishing.budget}
             for unit in UNITS
@@ -64,12 +67,13 @@ def _arm(arm: Arm) -> dict[str, Any]:
     }
 
 
-def _point(point: BudgetPoint) -> dict[str, Any]:
+def _point(arm: Arm, point: BudgetPoint) -> dict[str, Any]:
     return {
         "budget": point.budget,
         "target": point.target,
         "basis": point.basis,
         "seeds": list(point.seeds),
+        **({"source_meets_target": True} if is_grown(arm) and arm.source_meets(point.target) else {}),
         "estimates": [_estimate(estimate) for estimate in point.estimates],
     }
 
@@ -87,6 +91,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
         "censored": estimate.censored,
         "early": estimate.upper_bound,
         "at_target_from_the_start": estimate.cost == 0,
+        **({"shared_machine": True} if estimate.shared_machine else {}),
     }
 
 

@@ -19,6 +19,12 @@ ACCOUNTINGS: tuple[Accounting, ...] = ("sunk", "charged")
 STEPS = (0, 1, 10, 100)
 """Numbers of updates after which the held-out loss is reported where it was recorded."""
 
+EDGE_MARK = "†"
+"""Mark of an arm whose best learning rate lies at the edge of those that were tried."""
+
+SHARED_MARK = "‡"
+"""Mark of seconds that were measured while other runs shared the machine."""
+
 Basis = Literal["curve", "constant", "ends"]
 """Source of a cost: a curve in the middle of its schedule, a curve without decay, or fully decayed ends."""
 
@@ -139,6 +145,32 @@ class Arm:
     covered: Covered | None = None
 
     @property
+    def lr_edge(self) -> str | None:
+        """``low`` or ``high`` if the best learning rate is the smallest or the largest that was tried."""
+        for run in self.runs:
+            config = run.meta.get("config")
+            sweep = config.get("lr_chosen_by") if isinstance(config, dict) else None
+            if isinstance(sweep, dict) and sweep.get("edge") in ("low", "high"):
+                return str(sweep["edge"])
+        return None
+
+    @property
+    def label(self) -> str:
+        """The name, marked if the best learning rate lies at the edge of those that were tried."""
+        return f"{self.name} {EDGE_MARK}" if self.lr_edge else self.name
+
+    @property
+    def source_loss(self) -> float | None:
+        """The held-out loss of the source at the moment of growth, mean over the runs; None if it was not recorded."""
+        losses = [run.study.get("source_loss") for run in self.runs]
+        known = [float(loss) for loss in losses if loss is not None]
+        return float(np.mean(known)) if known and len(known) == len(losses) else None
+
+    def source_meets(self, target: float) -> bool:
+        """True if the source itself was at or below a target, so that a speedup says nothing about growth."""
+        return self.source_loss is not None and self.source_loss <= target
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of the runs, in order; a seed with several sources is there once."""
         return tuple(dict.fromkeys(run.seed for run in self.runs))
@@ -159,7 +191,11 @@ class Arm:
 
     def vanishing(self, unit: Unit, accounting: Accounting) -> Vanishing:
         """The budget from which on the interval of the saving is not above zero; a censored arm's is not."""
-        found = [(point.budget, point.estimate(unit, accounting)) for point in self.budgets]
+        found = [
+            (point.budget, point.estimate(unit, accounting))
+            for point in self.budgets
+            if not self.source_meets(point.target)
+        ]
         if all(estimate.speedup_interval is None for _, estimate in found):
             return Vanishing("unknown")
         known = [

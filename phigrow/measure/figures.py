@@ -196,7 +196,7 @@ def plain(name: str) -> str:
 
 
 def _label(arm: Arm, unit: Unit, accounting: Accounting, is_base: bool) -> tuple[str, float | None]:
-    name = plain(arm.name)
+    name = plain(arm.label)
     if is_base:
         return name, None
     estimate = arm.estimate(unit, accounting)

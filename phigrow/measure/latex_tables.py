@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from phigrow.measure.estimates import Comparison
+from phigrow.measure.estimates import EDGE_MARK, Comparison
 from phigrow.measure.tables import Rows, caption, headline_rows, loss_rows
-from phigrow.measure.wording import settings_sentences
+from phigrow.measure.wording import mark_sentences, settings_sentences
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "\n": " ",
-    "[": "{[}", "]": "{]}",
+    "†": r"\dag{}", "‡": r"\ddag{}", "[": "{[}", "]": "{]}",
 }  # fmt: skip
 """Brackets too: after the end of a row LaTeX would take one as that row's extra height."""
 
@@ -33,7 +33,10 @@ def latex(comparison: Comparison) -> str:
             f"the source's training out, charged counts it. {' '.join([remarks, *settings_sentences(comparison)])}"
         )
         parts.append(latex_table(rows, words, "tab:speedup", grouped=True))
-    parts.append(latex_table(loss_rows(comparison), "Held-out loss, nats per token.", "tab:loss"))
+    words = " ".join(
+        ["Held-out loss, nats per token.", *(s for s in mark_sentences(comparison) if s.startswith(EDGE_MARK))]
+    )
+    parts.append(latex_table(loss_rows(comparison), words, "tab:loss"))
     return "\n\n".join(parts) + "\n"
 
 

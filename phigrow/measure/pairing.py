@@ -186,13 +186,25 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
             fix=f"run {baseline} with seed {run.seed} too, or leave this run out",
         )
     mine, theirs = run.meta.get("config") or {}, base.meta.get("config") or {}
-    if (sweep := mine.get("lr_chosen_by")) and sweep == theirs.get("lr_chosen_by"):
+    if _same_sweep(mine.get("lr_chosen_by"), theirs.get("lr_chosen_by")):
         mine = {key: value for key, value in mine.items() if key != "lr"}
     equal, _, _ = _compared(run, base)
     for label, keys, one, other in (("", SAME_META, run.meta, base.meta), ("config.", equal, mine, theirs)):
         for key in keys:
             if key in one and key in other and one[key] != other[key]:
                 raise _unpaired(run, base, label + key, one[key], other[key])
+
+
+def _same_sweep(one: Any, other: Any) -> bool:
+    """True if two learning rates were chosen in the same way.
+
+    Sweeps that record the losses of all rates widen the grid of each arm until its best rate is inside, so their rates
+    may differ. Their budgets and seeds may not.
+    """
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return False
+    keys = ("steps", "seeds") if "losses" in one and "losses" in other else ("lr", "steps", "seeds")
+    return all(one.get(key) == other.get(key) for key in keys)
 
 
 def settings_that_differ(arm_runs: Seeds, seeds: BaselineSeeds) -> tuple[str, ...]:

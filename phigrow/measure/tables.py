@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phigrow.measure.estimates import ACCOUNTINGS, Arm, Basis, Comparison, Estimate
-from phigrow.measure.wording import NAMES, amount, best_first, cost_text, recorded_units, saving_text, speedup_text
+from phigrow.measure.estimates import ACCOUNTINGS, Accounting, Arm, Basis, BudgetPoint, Comparison, Estimate
+from phigrow.measure.wording import (
+    NAMES,
+    amount,
+    best_first,
+    cost_text,
+    is_grown,
+    mark_sentences,
+    recorded_units,
+    saving_text,
+    speedup_text,
+)
 from phigrow.records.schema import UNITS, Unit
 
 if TYPE_CHECKING:
@@ -45,6 +55,7 @@ def frame(comparison: Comparison) -> pandas.DataFrame:
             **{f"held-out loss, step {step}": loss for step, loss in arm.loss_at.items()},
             "held-out loss, final": arm.final_loss,
             "censored": bool(arm.censored_seeds),
+            **({"learning rate at edge": arm.lr_edge} if arm.lr_edge else {}),
         }
         for estimate in arm.estimates:
             label = f"{NAMES[estimate.unit]}, {estimate.accounting}"
@@ -76,7 +87,7 @@ def loss_rows(comparison: Comparison) -> Rows:
     for arm in arms:
         count = parameters(arm)
         row = {
-            "arm": arm.name,
+            "arm": arm.label,
             "seeds": str(len(arm.seeds)),
             "parameters": "unknown" if count is None else f"{count:,}",
         }
@@ -90,7 +101,7 @@ def cost_rows(comparison: Comparison, unit: Unit) -> Rows:
     base = comparison.baseline
     rows: Rows = []
     for arm in comparison.arms:
-        row = {"arm": arm.name}
+        row = {"arm": arm.label}
         for accounting in ACCOUNTINGS:
             estimate = arm.estimate(unit, accounting)
             row |= {f"{name}, {NAMES[unit]}, {accounting}": text(estimate) for name, text in CELLS}
@@ -115,6 +126,7 @@ def caption(comparison: Comparison, unit: Unit) -> str:
         sentences.append("A < or > marks a bound: the arm did not reach the target.")
     if any(estimate.upper_bound for arm in comparison.arms for estimate in arm.estimates):
         sentences.append("An arm that was already below the target at its smallest budget has bounds too.")
+    sentences += mark_sentences(comparison)
     text = " ".join(sentences)
     return text[0].upper() + text[1:]
 
@@ -126,7 +138,7 @@ def _listed(names: list[str], comparison: Comparison) -> str:
 def headline_rows(comparison: Comparison, arms: Sequence[Arm] | None = None) -> Rows:
     """One row an arm: the speedup in every unit and accounting, as text with intervals."""
     return [
-        {"arm": arm.name}
+        {"arm": arm.label}
         | {
             f"{NAMES[unit]}, {accounting}": speedup_text(arm.estimate(unit, accounting))
             for unit in UNITS
@@ -160,7 +172,7 @@ def arm_rows(comparison: Comparison) -> Rows:
         method = depth.get("method") if isinstance(depth, dict) else depth
         rows.append(
             {
-                "arm": arm.name,
+                "arm": arm.label,
                 "starts from": start_in_words(arm),
                 "new layers": str(method or "none"),
                 "other settings": ", ".join(arm.settings) or "none",
@@ -169,15 +181,22 @@ def arm_rows(comparison: Comparison) -> Rows:
     return rows
 
 
+def budget_text(arm: Arm, point: BudgetPoint, unit: Unit, accounting: Accounting) -> str:
+    """Return the speedup at a budget, or that the source itself is below the target there."""
+    if is_grown(arm) and arm.source_meets(point.target):
+        return "source is below"
+    return speedup_text(point.estimate(unit, accounting))
+
+
 def budget_rows(comparison: Comparison, unit: Unit) -> Rows:
     """One row an arm and budget of the baseline: speedup in one unit, sunk and charged, as text with intervals."""
     return [
         {
-            "arm": arm.name,
+            "arm": arm.label,
             f"{comparison.baseline.name}'s budget, tokens": amount(point.budget, "tokens"),
             "its held-out loss there": f"{point.target:.3f}",
             **{
-                f"speedup, {NAMES[unit]}, {accounting}": speedup_text(point.estimate(unit, accounting))
+                f"speedup, {NAMES[unit]}, {accounting}": budget_text(arm, point, unit, accounting)
                 for accounting in ACCOUNTINGS
             },
             "costs read from": BASES[point.basis],

@@ -8,7 +8,7 @@ import numpy as np
 
 from phigrow.measure.estimates import ACCOUNTINGS, Accounting, Arm, Comparison
 from phigrow.measure.figures import STYLE, TITLES, WIDTH, colour_of, line_of, marker_of, plain
-from phigrow.measure.wording import NAMES, amount
+from phigrow.measure.wording import NAMES, amount, is_grown
 from phigrow.records.schema import DIAGNOSTICS, Unit
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def diagnostics_figure(comparison: Comparison) -> Figure | None:
             for place, arm in enumerate(arms):
                 shown = [run for run in arm.runs if key in run.diagnostics]
                 for number, run in enumerate(shown):
-                    label = plain(arm.name) if number == 0 else None
+                    label = plain(arm.label) if number == 0 else None
                     wide = 1.6 if len(shown) == 1 else 0.9
                     at, values = run.diagnostics["step"], run.diagnostics[key]
                     look = {"color": colour_of(place), "linestyle": line_of(place)}
@@ -107,7 +107,9 @@ def _legend(figure: Figure) -> None:
 
 
 def _trend(axes: Axes, arm: Arm, place: int, unit: Unit, accounting: Accounting, dodge: float) -> None:
-    points = [(point, point.estimate(unit, accounting)) for point in arm.budgets]
+    points = [
+        (p, p.estimate(unit, accounting)) for p in arm.budgets if not (is_grown(arm) and arm.source_meets(p.target))
+    ]
     known = [(point, each) for point, each in points if np.isfinite(each.speedup) and each.speedup > 0]
     colour, marker = colour_of(place), marker_of(place)
     for point, each in points:
@@ -121,7 +123,7 @@ def _trend(axes: Axes, arm: Arm, place: int, unit: Unit, accounting: Accounting,
     # Bounds stand alone: a line between a bound and a value would be neither.
     line = [np.nan if each.censored or each.upper_bound else each.speedup for _, each in known]
     budgets = [point.budget * dodge for point, _ in known]
-    axes.plot(budgets, line, color=colour, linewidth=1.4, linestyle=style, label=plain(arm.name))
+    axes.plot(budgets, line, color=colour, linewidth=1.4, linestyle=style, label=plain(arm.label))
     for point, each in known:
         mark = "v" if each.censored else "^" if each.upper_bound else marker
         bound = each.censored or each.upper_bound

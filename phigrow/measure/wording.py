@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from phigrow.measure.estimates import ACCOUNTINGS, Accounting, Arm, Comparison, Estimate
+from phigrow.measure.estimates import (
+    ACCOUNTINGS,
+    EDGE_MARK,
+    SHARED_MARK,
+    Accounting,
+    Arm,
+    Comparison,
+    Estimate,
+    listed,
+)
 from phigrow.measure.intervals import Interval
 from phigrow.records.schema import UNITS, Unit
 
@@ -62,7 +71,8 @@ def cost_text(estimate: Estimate) -> str:
     if not math.isfinite(estimate.cost):
         return "unknown"
     bound = "> " if estimate.censored else "< " if estimate.upper_bound else ""
-    return bound + amount(estimate.cost, estimate.unit, like=estimate.baseline_cost)
+    mark = f" {SHARED_MARK}" if estimate.shared_machine else ""
+    return bound + amount(estimate.cost, estimate.unit, like=estimate.baseline_cost) + mark
 
 
 def verdict(comparison: Comparison) -> str:
@@ -74,19 +84,77 @@ def verdict(comparison: Comparison) -> str:
     base = comparison.baseline.name
     if not comparison.arms:
         return "There is nothing to compare."
+    if met := source_sentences(comparison):
+        return " ".join(met)
     best = best_first(comparison)[0]
     sunk, charged = best.estimate("tokens", "sunk"), best.estimate("tokens", "charged")
     if sunk.censored:
         return f"No arm reached {base}'s final loss of {comparison.target():.2f}."
     if sunk.cost == 0:
-        start = f"{best.name} had reached {base}'s final loss before its first update"
+        start = f"{best.label} had reached {base}'s final loss before its first update"
     else:
-        start = f"{best.name} reached {base}'s final loss with {_fewer(sunk)} ({_speedup_in_words(sunk)})"
+        start = f"{best.label} reached {base}'s final loss with {_fewer(sunk)} ({_speedup_in_words(sunk)})"
     if _alike(sunk, charged):
         return f"{start}."
     if math.isnan(charged.cost):
         return f"{start}. The cost of the source's training is unknown."
     return f"{start}. {COUNTING}, it needed {_fewer(charged)}."
+
+
+def source_sentences(comparison: Comparison) -> list[str]:
+    """Return sentences about sources that are themselves at or below the target; empty if there is none."""
+    target = comparison.target()
+    met = [arm for arm in comparison.arms if is_grown(arm) and arm.source_meets(comparison.target(arm))]
+    if not met:
+        return []
+    base = comparison.baseline.name
+    losses = sorted({f"{arm.source_loss:.3f}" for arm in met if arm.source_loss is not None})
+    whose = "every grown arm" if len(met) == sum(map(is_grown, comparison.arms)) > 1 else listed([a.name for a in met])
+    sentences = [
+        f"The source of {whose} is itself below {base}'s final loss ({' and '.join(losses)} against {target:.3f}).",
+        "Speedups at this target say nothing about growth.",
+    ]
+    continued = [arm for arm in comparison.arms if not is_grown(arm) and arm.source_loss is not None]
+    continued = continued or [arm for arm in comparison.arms if is_continued(arm)]
+    if continued:
+        best = min(continued, key=lambda arm: arm.final_loss)
+        sentences.append(f"The arm to beat is {best.label}, the source trained on: it ends at {best.final_loss:.3f}.")
+        lower = [arm.label for arm in met if arm.final_loss < best.final_loss]
+        sentences.append(
+            f"Of these arms, {listed(lower)} {'ends' if len(lower) == 1 else 'end'} below it."
+            if lower
+            else "No grown arm ends below it."
+        )
+    else:
+        sentences.append("The arm to beat is the source trained on, and these folders have none.")
+    sentences.append(f"Train {base} to a larger budget, at which it ends below the source.")
+    return sentences
+
+
+def is_grown(arm: Arm) -> bool:
+    """True if the arm was grown from a smaller model."""
+    return any(run.meta.get("growth") for run in arm.runs)
+
+
+def is_continued(arm: Arm) -> bool:
+    """True if the arm was not grown but started from a trained model."""
+    config = arm.runs[0].meta.get("config")
+    init = config.get("init", "scratch") if isinstance(config, dict) else "scratch"
+    return not is_grown(arm) and init != "scratch"
+
+
+def mark_sentences(comparison: Comparison) -> list[str]:
+    """Return sentences that explain the marks of arms and of seconds; empty where there are none."""
+    sentences = []
+    for edge, word in (("high", "largest"), ("low", "smallest")):
+        if names := [arm.name for arm in (comparison.baseline, *comparison.arms) if arm.lr_edge == edge]:
+            sentences.append(
+                f"{EDGE_MARK} {listed(names)}: the best learning rate is the {word} tried, so a better one may exist."
+            )
+    estimates = [estimate for arm in comparison.arms for estimate in arm.estimates]
+    if any(estimate.shared_machine for estimate in estimates):
+        sentences.append(f"{SHARED_MARK} Other runs shared the machine, so these seconds have no interval.")
+    return sentences
 
 
 def best_first(comparison: Comparison) -> list[Arm]:
@@ -164,6 +232,15 @@ def _lines(comparison: Comparison, arm: Arm) -> list[str]:
     lines.append(f"Its final loss is {arm.final_loss:.2f}; {base}'s is {comparison.target(arm):.2f}.")
     if arm.settings:
         lines.append(f"Its {_difference(comparison, arm)}")
+    if arm.lr_edge:
+        word = "largest" if arm.lr_edge == "high" else "smallest"
+        lines.append(f"{EDGE_MARK} Its best learning rate is the {word} tried, so a better one may exist.")
+    unread = [point for point in arm.budgets if arm.source_meets(point.target)]
+    if unread and is_grown(arm):
+        lines.append(
+            f"Its source ({arm.source_loss:.3f}) is below {base}'s loss at {len(unread)} of {len(arm.budgets)} "
+            "budgets, where speedups say nothing about growth."
+        )
     return [*lines, f"{arm.interval_note[0].upper()}{arm.interval_note[1:]}."]
 
 
@@ -186,13 +263,13 @@ def _outcome(comparison: Comparison, arm: Arm) -> str:
         many, missed = len(arm.seeds), len(arm.censored_seeds)
         seeds = "" if many == 1 else f" in any of {many} seeds" if missed == many else f" in {missed} of {many} seeds"
         spent = amount(max(float(run.evals["tokens"][-1]) for run in arm.runs), "tokens")
-        return f"{arm.name} did not reach {goal}{seeds} within {spent} tokens (censored)."
+        return f"{arm.label} did not reach {goal}{seeds} within {spent} tokens (censored)."
     if sunk.upper_bound:
         spent = amount(sunk.cost, "tokens", like=sunk.baseline_cost)
-        return f"{arm.name} was already below {goal} at its smallest budget, {spent} of {budget} tokens."
+        return f"{arm.label} was already below {goal} at its smallest budget, {spent} of {budget} tokens."
     if sunk.cost == 0:
-        return f"{arm.name} had reached {goal} before its first update."
-    return f"{arm.name} reached {goal} after {cost_text(sunk)} of {budget} tokens."
+        return f"{arm.label} had reached {goal} before its first update."
+    return f"{arm.label} reached {goal} after {cost_text(sunk)} of {budget} tokens."
 
 
 def _alike(sunk: Estimate, charged: Estimate) -> bool:
@@ -242,6 +319,8 @@ def _with_interval(
 ) -> str:
     if text == "unknown":
         return text
+    if estimate.shared_machine:
+        text = f"{text} {SHARED_MARK}"
     if estimate.censored or estimate.upper_bound:
         return f"{'<' if estimate.censored else '>'} {text}"
     if interval is None:

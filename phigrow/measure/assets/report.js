@@ -8,7 +8,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const UNITS = { tokens: "training tokens", flops: "training FLOPs", seconds: "training time" };
   const all = data.arms.map((arm, place) => ({
-    ...arm, name: arm.arm, place, runs: data.curves[place].runs, fit: data.fits[place], target: data.targets[place],
+    ...arm, name: arm.arm + (arm.lr_edge ? " †" : ""), place, runs: data.curves[place].runs, fit: data.fits[place], target: data.targets[place],
   }));
   const arms = data.order.map((place) => all[place]); // the baseline, then the best first
   let serial = 0;
@@ -225,7 +225,7 @@
 
   function drawBudgets(options) {
     const lines = visible().filter((arm) => arm.budgets.length).map((arm) => {
-      const every = arm.budgets.map((point) => ({ point, e: find(point.estimates, options) }));
+      const every = arm.budgets.filter((point) => !point.source_meets_target).map((point) => ({ point, e: find(point.estimates, options) }));
       const points = every.filter(({ e }) => known(e.speedup) && e.speedup > 0);
       const before = every.filter(({ e }) => e.at_target_from_the_start);
       const sign = (e) => (e.censored ? "< " : e.early ? "> " : "");
@@ -310,7 +310,7 @@
       if (e.at_target_from_the_start) return "before training";
       if (!known(e.speedup)) return "unknown";
       const ends = e.speedup_interval && e.speedup_interval.every(known) ? ` [${e.speedup_interval.map((end) => end.toFixed(2)).join(", ")}]` : "";
-      return `${e.censored ? "< " : e.early ? "> " : ""}${e.speedup.toFixed(2)}x${ends}`;
+      return `${e.censored ? "< " : e.early ? "> " : ""}${e.speedup.toFixed(2)}x${e.shared_machine ? " ‡" : ""}${ends}`;
     };
     rows.forEach(({ arm, found }, index) => {
       const start = top + height * index, line = narrow ? start + 17 : start;
@@ -331,6 +331,8 @@
     const sentences = ["Dots: the source's training is not counted (sunk).", "Rings: it is counted (charged)."];
     sentences.push(intervals ? "Lines: 95 % intervals over paired seeds." : "There are no intervals, because an interval needs three seeds.");
     if (rows.some(({ found }) => found.some((e) => e.censored || e.early))) sentences.push("Triangles: bounds.");
+    if (arms.some((arm) => arm.lr_edge)) sentences.push("†: the best learning rate lies at the edge of those tried, so a better one may exist.");
+    if (rows.some(({ found }) => found.some((e) => e.shared_machine))) sentences.push("‡: other runs shared the machine, so these seconds have no interval.");
     document.getElementById("speedup-caption").textContent = sentences.join(" ");
   }
 
