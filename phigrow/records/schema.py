@@ -36,6 +36,7 @@ class RunRecord(TypedDict, total=False):
     non_embedding_parameters: int
     flops_per_token: float
     seq_len: int
+    teacher: dict[str, Any]
     growth: dict[str, Any] | None
     study: dict[str, Any]
     source_tokens: float | None
@@ -68,13 +69,15 @@ class StepRecord(_Point, _Costs, total=False):
     """One optimizer step. ``loss`` is the training loss in nats per token, null where it is not finite.
 
     ``skipped``: no update was made. ``overflow``: fp16 halved its loss scale, and no update was made. ``spike``: the
-    loss was an outlier. ``blocks``: data blocks of a skipped step.
+    loss was an outlier. ``blocks``: data blocks of a skipped step. ``distillation_loss``: divergence from the
+    teacher in nats per token, in steps that have one; ``loss`` is the cross entropy alone.
     """
 
     lr: float | None
     grad_norm: float | None
     tokens_per_second: float | None
     data_wait: float | None
+    distillation_loss: float | None
     overflow: bool
     skipped: bool
     spike: bool

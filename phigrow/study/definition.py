@@ -230,6 +230,11 @@ def _flat(value: Any, dst: Config, budgets: tuple[int, ...], batch_tokens: int, 
                 train=run_keys(given.get("train"), Role.STUDY | Role.ARMS | Role.START, f"train of {where}"),
             )
         )  # fmt: skip
+        if arms[-1].is_taught:
+            raise GrowthError(
+                "teacher_steps is set for a flat model", where=f"train of {where}",
+                why="the flat frontier is what models reach without any source", fix="give it to an arm instead",
+            )  # fmt: skip
     return arms
 
 
@@ -294,7 +299,7 @@ def _arms(
         at_ages, longer = longer["ages"], {key: value for key, value in longer.items() if key != "ages"}
     budgets = _rising(longer, "longer", dst, batch_tokens, path) if longer else ()
     arm = replace(_arm(name, given, path), longer=budgets)
-    if not arm.has_source:
+    if not arm.needs_source:
         extra = {"source": named, "ages": ages or at_ages, "constant": constant, "same_text": same_text}
         for key, value in extra.items():
             if value:
@@ -342,7 +347,7 @@ def _in_order(arms: list[Arm], sources: tuple[Source, ...]) -> list[Arm]:
     """Arms without a source first, then those of the first age of every source, and so on."""
 
     def rank(arm: Arm) -> int:
-        if not arm.has_source:
+        if not arm.needs_source:
             return -1
         steps = next(source.steps for source in sources if source.name == arm.source)
         return steps.index(arm.source_steps) if arm.source_steps in steps else 0

@@ -109,11 +109,11 @@ class StudyJobs:
     # Sources
 
     def _source_seeds(self, arm: Arm) -> tuple[int | None, ...]:
-        return self.study.source(arm.source).seeds if arm.has_source else (None,)
+        return self.study.source(arm.source).seeds if arm.needs_source else (None,)
 
     def _source_of(self, arm: Arm, seed: int | None) -> list[Job]:
         """Train the source of an arm up to its age; none where it is a checkpoint."""
-        if not arm.has_source or seed is None or (source := self.study.source(arm.source)).path is not None:
+        if not arm.needs_source or seed is None or (source := self.study.source(arm.source)).path is not None:
             return []
         if (source.name, seed) not in self._sources:
             self._sources[source.name, seed] = self._source_jobs(source, seed)
@@ -127,7 +127,7 @@ class StudyJobs:
     def _source_jobs(self, source: Source, seed: int) -> list[Job]:
         name = self._source_title(source, seed)
         keys = self._source_train(source) | {"model": source.config, "arm": "source", "seed": seed}
-        grown = [arm for arm in self.study.arms if arm.has_source and arm.source == source.name]
+        grown = [arm for arm in self.study.arms if arm.needs_source and arm.source == source.name]
         keeps = {arm.source_steps for arm in grown if arm.state is not None}
         arm = Arm(f"source of {source.name}", CONTINUED, source=source.name)
         jobs = [
@@ -433,8 +433,12 @@ class StudyJobs:
         if arm.label not in self._flops:
             self._flops[arm.label] = count_cost(study.model_of(arm), study.seq_len).training_flops
         flops = tokens * self._flops[arm.label]
+        if arm.is_taught:
+            taught = min(steps, arm.train["teacher_steps"]) - min(first, arm.train["teacher_steps"])
+            teacher = count_cost(study.source(arm.source).config, study.seq_len)
+            flops += taught * study.batch_tokens * teacher.forward_flops
         is_source = arm not in study.arms
-        start = self._source_folder_of(arm, which.get("source_seed")) if arm.has_source and not is_source else None
+        start = self._source_folder_of(arm, which.get("source_seed")) if arm.needs_source and not is_source else None
         keys = keys | (self._source_parts() if is_source else {}) | {"data": str(self.data_folder), "out": str(folder)}
         return Job(
             name, kind, key, folder, needs, keys,
@@ -445,16 +449,19 @@ class StudyJobs:
         decay = steps and self.study.decay_steps(steps)
         train = result_keys(self.study.train | arm.train)
         state = [arm.state] if arm.state is not None else []
-        text = self._parts(arm)
+        more = [text] if (text := self._parts(arm)) else []
+        if arm.is_taught and not arm.has_source:  # elsewhere the teacher is part of what the arm starts from
+            teacher = self.study.source(arm.source)
+            more.append({"teacher": self._source_key(teacher, source_seed, arm.source_steps, arm.constant)})
         start = self._start_key(arm, source_seed, seed)
-        return _hash([self.data_key, start, train, seed, rate, steps, decay, *state, *([text] if text else [])])
+        return _hash([self.data_key, start, train, seed, rate, steps, decay, *state, *more])
 
     def _run_folder(self, arm: Arm, source_seed: int | None, seed: int) -> Path:
         key = self._run_key(arm, source_seed, seed, self._rate(arm))
         return self.study.out / "runs" / arm.label / f"{self._replicate(arm, source_seed, seed)}-{key}"
 
     def _replicate(self, arm: Arm, source_seed: int | None, seed: int) -> str:
-        several = arm.has_source and len(self.study.source(arm.source).seeds) > 1
+        several = arm.needs_source and len(self.study.source(arm.source).seeds) > 1
         return f"source{source_seed}-seed{seed}" if several else f"seed{seed}"
 
     def _prefix(self, arm: Arm, source_seed: int | None, seed: int) -> str:
@@ -495,9 +502,13 @@ class StudyJobs:
         keys = study.train | arm.train | {"arm": arm.name, "seed": seed} | self._parts(arm, choosing=choosing)
         if facts := self._facts(arm, source_seed):
             keys["study"] = facts
-        if not arm.has_source:
+        if not arm.needs_source:
             return keys | {"model": study.model_of(arm)}
+        if arm.is_taught:
+            keys["teacher"] = str(self._source_folder_of(arm, source_seed))
         cost = {f"source_{unit}": spent for unit, spent in study.source(arm.source).cost.items()}
+        if not arm.has_source:
+            return keys | {"model": study.model_of(arm)} | cost
         # Every arm reads the same text at the same step, whatever state it starts with.
         state = (
             {"init_optimizer": str(self._state(arm, source_seed, seed)), "data_start": 0}
@@ -511,7 +522,7 @@ class StudyJobs:
         facts: dict[str, Any] = {}
         if arm.method == FLAT:
             facts["flat"] = True
-        if arm.has_source and self.study.source(arm.source).path is None:
+        if arm.needs_source and self.study.source(arm.source).path is None:
             facts |= {"source_seed": source_seed, "source_age": arm.age}
             facts |= {"source": arm.source} if arm.source else {}
             facts |= {"source_constant": True} if arm.constant else {}

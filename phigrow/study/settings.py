@@ -27,7 +27,7 @@ class Arm:
         train: keys of the training run that this arm has for itself.
         learn: keys of `phigrow.ligo.train.learn_growth`, such as steps, where the maps of its method are learned first.
         state: how the source's optimizer state is grown, of `phigrow.growth.moments.STATES`; None: AdamW starts afresh.
-        source: name of the source that it starts from.
+        source: name of the source that it starts from, or that teaches it.
         source_steps: steps that the source has trained for; 0 where the source is a checkpoint, or there is none.
         age: tokens that the source has read, divided by the number of its parameters; None where it is not known.
         several_ages: the study has this arm at more than one age.
@@ -63,6 +63,16 @@ class Arm:
     def has_source(self) -> bool:
         """True if the arm starts from the source's weights, grown or as they are."""
         return self.method not in (SCRATCH, FLAT)
+
+    @property
+    def is_taught(self) -> bool:
+        """True if the arm learns from the source's predictions in its first steps."""
+        return bool(self.train.get("teacher_steps"))
+
+    @property
+    def needs_source(self) -> bool:
+        """True if the source is trained before the arm: for its weights, or as its teacher."""
+        return self.has_source or self.is_taught
 
     @property
     def label(self) -> str:

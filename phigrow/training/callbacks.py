@@ -135,7 +135,7 @@ def export(trainer: Trainer, source: InitSource, blocks: DataSource) -> Path | N
     run, config, progress = trainer.run, trainer.run.config, trainer.progress
     if run.export is None:
         return None
-    own = TrainingCost(progress.tokens, progress.tokens * trainer.flops_per_token, round(progress.seconds, 3))
+    own = TrainingCost(progress.tokens, trainer.spent()["flops"], round(progress.seconds, 3))
     tokens, flops, seconds = own.plus(source.before).values()
     training = {
         "tokens": tokens,

@@ -23,6 +23,7 @@ from phigrow.training.settings import (
     OptimizerSettings,
     RecordSettings,
     ScheduleSettings,
+    TeacherSettings,
 )
 
 DEMO_MODEL: dict[str, Any] = {
@@ -57,6 +58,7 @@ class RunConfig(
     CheckpointSettings,
     EvaluationSettings,
     EngineSettings,
+    TeacherSettings,
     OptimizerSettings,
     ScheduleSettings,
     DataSettings,
@@ -137,7 +139,17 @@ class RunConfig(
                 why="blocks of a stream have no numbers",
                 fix="prepare the text with 'phigrow data', or remove data_part",
             )
-        if self.init == SCRATCH and any((self.source_tokens, self.source_flops, self.source_seconds)):
+        if (self.teacher is None) != (not self.teacher_steps):
+            raise GrowthError(
+                "teacher_steps is set, but there is no teacher" if self.teacher is None else "teacher_steps is 0",
+                where="teacher, teacher_steps",
+                fix="set teacher to the folder of a checkpoint, and teacher_steps to the steps that it teaches",
+            )
+        if (
+            self.init == SCRATCH
+            and self.teacher is None
+            and any((self.source_tokens, self.source_flops, self.source_seconds))
+        ):
             raise GrowthError(
                 "source costs are set, but the run starts from scratch",
                 where="source_tokens, source_flops, source_seconds",

@@ -171,9 +171,9 @@ def compile_training(model: Any) -> None:
     plain: Any = model.forward
     compiled: Any = torch.compile(plain, dynamic=False)
 
-    def forward(blocks: torch.Tensor, by_row: bool = False) -> Any:
+    def forward(blocks: torch.Tensor, by_row: bool = False, **distillation: Any) -> Any:
         trains = model.training and not by_row and torch.is_grad_enabled()
-        return compiled(blocks) if trains else plain(blocks, by_row)
+        return compiled(blocks, **distillation) if trains else plain(blocks, by_row)
 
     model.forward = forward
 

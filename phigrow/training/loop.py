@@ -28,6 +28,7 @@ from phigrow.training.resolved import ResolvedRun, resolve_run
 from phigrow.training.run_info import opening, run_record
 from phigrow.training.schedule import rejoin
 from phigrow.training.settings import SCRATCH
+from phigrow.training.teacher import load_teacher, teacher_of
 from phigrow.training.trainer import Trainer
 from phigrow.training.training_cost import InitSource, run_folder, source_of
 
@@ -119,9 +120,10 @@ def build_run(
     model_dict = _model_of(config, blocks)
     if config.init != SCRATCH:
         check_tokenizer(Path(config.init), blocks)
+    taught_by = teacher_of(config, model_dict, blocks)
     if world.first:
         blocks.save_tokenizer()
-        text = opening(run, source, model_dict, blocks, feed, initial)
+        text = opening(run, source, model_dict, blocks, feed, initial, taught_by)
         print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
     model = build_model(config, model_dict, world, run.attention, run.engine, blocks.eos_token_id)
     engine = make_engine(model, config, run.engine)
@@ -137,10 +139,13 @@ def build_run(
         progress = checkpoints.load(engine, checkpoint, run)
         rejoin(engine.lr_scheduler)
     per_value_lr = make_per_value_lr(engine, config)
+    teacher = None
+    if taught_by is not None and progress.step < taught_by.steps:
+        teacher = load_teacher(taught_by, run, blocks.eos_token_id)
     records, losses = None, []
     if world.first:
         trunk = starts_branch(config, out) if checkpoint else None
-        record = run_record(run, source, model_dict, blocks, feed) if trunk or not checkpoint else None
+        record = run_record(run, source, model_dict, blocks, feed, taught_by) if trunk or not checkpoint else None
         records = RecordWriter(out, resume_step=progress.step if checkpoint else None, trunk=trunk, run=record)
         if checkpoint:
             losses = step_losses(out)
@@ -156,6 +161,8 @@ def build_run(
         flops_per_token=count_cost(model_dict, blocks.seq_len).training_flops,
         has_dropout=has_dropout(model_dict),
         per_value_lr=per_value_lr,
+        teacher=teacher,
+        teacher_info=taught_by,
         records=records,
         monitors=Monitors(monitors if world.first else {}, out, tokens=progress.tokens),
         losses=losses,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,30 +17,117 @@ CHUNK_LOGITS = 2**24
 """Logits that the fallback holds at once."""
 
 
+class TeacherOutput(NamedTuple):
+    """What the loss needs of a teacher: ``hidden`` ``[tokens, hidden]``, and the weight and bias of its output layer.
+
+    Its logits are not among it, because a chunked loss never holds all of them.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
 def attach_loss(model: Any, mode: str = "auto", *, within: int | None = None) -> None:
     """Make ``model(blocks)`` return the mean cross entropy of int64 blocks ``[n, seq_len + 1]``, a float32 scalar.
 
-    With ``by_row`` it returns that of every block, float32 ``[n]``. ``within`` is the end-of-text token where attention
-    is kept within documents; None lets it reach over the whole block.
+    With ``by_row`` it returns that of every block, float32 ``[n]``. With the output of a ``teacher`` it returns three
+    scalars, see `distilled_loss`. ``within`` is the end-of-text token where attention is kept within documents; None
+    lets it reach over the whole block.
 
     ``lm_head`` still runs as a module, so ZeRO-3's hooks gather its weight where it is used, forward and backward;
     and the model is not wrapped, so parameters keep their names in checkpoints.
     """
     head = model.get_output_embeddings()
-    varlen = getattr(model.config, "_attn_implementation", None) == "flash_attention_2"
 
-    def head_loss(self: nn.Linear, hidden: Tensor, targets: Tensor, by_token: bool = False) -> Tensor:
+    def head_loss(
+        self: nn.Linear,
+        hidden: Tensor,
+        targets: Tensor,
+        by_token: bool = False,
+        teacher: TeacherOutput | None = None,
+        share: float = 0.0,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        if teacher is not None:
+            return distilled_loss(hidden, self.weight, self.bias, targets, teacher, share, mode)
         return token_loss(hidden, self.weight, self.bias, targets, mode, by_token=by_token)
 
-    def forward(self: Any, blocks: Tensor, by_row: bool = False) -> Tensor:
-        ids = blocks[:, :-1]
-        given = {"input_ids": ids} if within is None else attention_inputs(ids, within, varlen=varlen)
-        hidden = self.base_model(**given, use_cache=False).last_hidden_state
-        loss: Tensor = head(hidden.flatten(0, 1), blocks[:, 1:].flatten(), by_row)
+    def forward(
+        self: Any, blocks: Tensor, by_row: bool = False, teacher: TeacherOutput | None = None, share: float = 0.0
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        hidden = hidden_states(self, blocks[:, :-1], within).flatten(0, 1)
+        targets = blocks[:, 1:].flatten()
+        if teacher is not None:
+            distilled: tuple[Tensor, Tensor, Tensor] = head(hidden, targets, False, teacher, share)
+            return distilled
+        loss: Tensor = head(hidden, targets, by_row)
         return loss.view(len(blocks), -1).mean(dim=1) if by_row else loss
 
     head.forward = types.MethodType(head_loss, head)
     model.forward = types.MethodType(forward, model)
+
+
+def hidden_states(model: Any, ids: Tensor, within: int | None = None) -> Tensor:
+    """Return the last hidden states of a transformers model, ``[n, tokens, hidden]``.
+
+    Args:
+        model: without the training loss, or with it.
+        ids: ``[n, tokens]``.
+        within: as in `attach_loss`.
+    """
+    varlen = getattr(model.config, "_attn_implementation", None) == "flash_attention_2"
+    given = {"input_ids": ids} if within is None else attention_inputs(ids, within, varlen=varlen)
+    hidden: Tensor = model.base_model(**given, use_cache=False).last_hidden_state
+    return hidden
+
+
+def distilled_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    teacher: TeacherOutput,
+    share: float,
+    mode: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of a distilled step, and its two parts without gradients, in float32 or wider.
+
+    The loss is ``(1 - share) CE + share KL``: the mean cross entropy of the targets, and the mean divergence
+    ``KL(teacher || model)`` of the next-token distributions at temperature 1, both in nats per token.
+
+    Args:
+        hidden, weight, bias, targets, mode: as in `token_loss`.
+        teacher: of the same tokens, with an output layer of the same vocabulary.
+        share: from 0 to 1.
+    """
+    if loss_path(mode, len(targets), len(weight)) == "full":
+        sums = _distilled_chunk(hidden, weight, bias, targets, *teacher)
+    else:
+        rows = max(1, CHUNK_LOGITS // len(weight))
+        parts = [
+            checkpoint(_distilled_chunk, part, weight, bias, wanted, taught, *teacher[1:], use_reentrant=False)
+            for part, wanted, taught in zip(*(torch.split(x, rows) for x in (hidden, targets, teacher[0])), strict=True)
+        ]
+        sums = torch.stack(parts).sum(dim=0)
+    entropy, divergence = sums / len(targets)
+    return (1 - share) * entropy + share * divergence, entropy.detach(), divergence.detach()
+
+
+def _distilled_chunk(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    taught: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+) -> Tensor:
+    """[2]: the sums of cross entropies and of divergences."""
+    own = _wide(F.linear(hidden, weight, bias)).log_softmax(dim=-1)
+    with torch.no_grad():
+        wanted = _wide(F.linear(taught, teacher_weight, teacher_bias)).log_softmax(dim=-1)
+    entropy = F.nll_loss(own, targets, reduction="sum")
+    return torch.stack([entropy, F.kl_div(own, wanted, reduction="sum", log_target=True)])
 
 
 def token_loss(

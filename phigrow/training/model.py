@@ -135,30 +135,15 @@ def build_model(
     Raises:
         GrowthError: transformers has no such model, or the checkpoint does not fit.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    kind = str(model_dict.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise GrowthError(f"transformers has no model type {kind!r}", where="model_type", fix=_KNOWN_TYPE)
-    hf_config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in model_dict.items() if k != "auto_map"})
-    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise GrowthError(f"transformers has no causal language model {kind!r}", where="model_type", fix=_KNOWN_TYPE)
-    # Imports the model's module now: under zero.Init, which replaces torch.tensor, torch's own modules fail to import.
-    MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
+    hf_config = causal_lm_config(model_dict)
     _spare_imports()
-    if config.documents == "plain":
-        attention = without_mask(attention)
     partitioned = config.stage == 3
     with contextlib.ExitStack() as stack:
         if partitioned:
             import deepspeed
 
             stack.enter_context(deepspeed.zero.Init(config_dict_or_path=engine_config))
-        stack.enter_context(_without_initialisation())
-        make: Any = AutoModelForCausalLM.from_config  # without annotations
-        model = make(hf_config, attn_implementation=attention, dtype=torch.float32)
+        model = empty_model(hf_config, config, attention)
     model.tie_weights()  # what transformers does with its initialisation, which was skipped
     if partitioned:
         _restore_buffers(model, hf_config, world)
@@ -173,6 +158,44 @@ def build_model(
     attach_loss(model, config.loss, within=eos_token_id if config.documents == "within" else None)
     model.train()
     return model
+
+
+def causal_lm_config(model_dict: Config) -> Any:
+    """Return transformers' configuration object, and import the code of its model.
+
+    The import comes first: under zero.Init, which replaces torch.tensor, torch's own modules fail to import.
+
+    Raises:
+        GrowthError: transformers has no such causal language model.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = str(model_dict.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise GrowthError(f"transformers has no model type {kind!r}", where="model_type", fix=_KNOWN_TYPE)
+    hf_config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in model_dict.items() if k != "auto_map"})
+    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise GrowthError(f"transformers has no causal language model {kind!r}", where="model_type", fix=_KNOWN_TYPE)
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
+    return hf_config
+
+
+def empty_model(hf_config: Any, config: RunConfig, attention: str) -> Any:
+    """Build a transformers model in fp32 without giving its parameters values; the caller ties its weights.
+
+    Args:
+        hf_config: of `causal_lm_config`.
+        config: the run, whose ``documents`` decides whether attention needs a mask.
+        attention: transformers' name of the attention.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if config.documents == "plain":
+        attention = without_mask(attention)
+    make: Any = AutoModelForCausalLM.from_config  # without annotations
+    with _without_initialisation():
+        return make(hf_config, attn_implementation=attention, dtype=torch.float32)
 
 
 @functools.cache

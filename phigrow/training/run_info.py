@@ -19,13 +19,19 @@ from phigrow.training.initial_state import InitialState
 from phigrow.training.process import World
 from phigrow.training.resolved import ResolvedRun
 from phigrow.training.settings import SCRATCH
+from phigrow.training.teacher import TeacherInfo
 from phigrow.training.training_cost import InitSource
 
 PACKAGES = ("phigrow", "torch", "transformers", "deepspeed", "datasets", "numpy")
 
 
 def run_record(
-    run: ResolvedRun, source: InitSource, model_dict: Config, blocks: DataSource, feed: Feed
+    run: ResolvedRun,
+    source: InitSource,
+    model_dict: Config,
+    blocks: DataSource,
+    feed: Feed,
+    teacher: TeacherInfo | None = None,
 ) -> dict[str, Any]:
     """Return the content of the ``run`` record; docs/measuring.md describes its fields."""
     config, world = run.config, run.world
@@ -43,6 +49,7 @@ def run_record(
         "non_embedding_parameters": cost.non_embedding_parameters,
         "flops_per_token": cost.training_flops,
         "seq_len": blocks.seq_len,
+        **({"teacher": teacher.record()} if teacher else {}),
         "growth": source.growth,
         "source_tokens": tokens,
         "source_flops": flops,
@@ -68,7 +75,13 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def opening(
-    run: ResolvedRun, source: InitSource, model_dict: Config, blocks: DataSource, feed: Feed, initial: InitialState
+    run: ResolvedRun,
+    source: InitSource,
+    model_dict: Config,
+    blocks: DataSource,
+    feed: Feed,
+    initial: InitialState,
+    teacher: TeacherInfo | None = None,
 ) -> str:
     """Return the lines that describe a run before its first step."""
     from phigrow.training.loss import chosen_path
@@ -93,9 +106,21 @@ def opening(
         f"ranks: {world.size} on {device_name(world)}; micro-batch {run.micro_batch}, accumulation {run.accumulation}",
         f"engine: DeepSpeed ZeRO {run.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
         f"{run.attention_reason}{kept}; loss: {loss}",
+        *teacher_lines(teacher, run),
         *choice_lines(config.auto_choices),
     ]
     return "\n".join(lines)
+
+
+def teacher_lines(teacher: TeacherInfo | None, run: ResolvedRun) -> list[str]:
+    """Return the line that describes a run's teacher."""
+    if teacher is None:
+        return []
+    flops = teacher.flops(teacher.steps, run.step_tokens)
+    return [
+        f"teacher: {run.config.teacher}, in the first {teacher.steps} steps, {teacher.weight:g} of the loss; "
+        f"{flops:.2e} further FLOPs"
+    ]
 
 
 def goes_on(config: RunConfig, initial: InitialState) -> list[str]:

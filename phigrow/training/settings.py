@@ -185,6 +185,28 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """Distillation"""
+
+    teacher: str | None = key(
+        None,
+        "Folder of a Hugging Face checkpoint of the same vocabulary, which teaches the model in the first steps.",
+        role=RESUME | STUDY,
+    )
+    teacher_steps: int = key(
+        0, "Steps from the beginning of the run in which the model learns from the teacher too.", role=RESUME, ge=0
+    )
+    teacher_weight: float = key(
+        0.5,
+        "Share of the loss in these steps that is the divergence from the teacher's next-token distribution. The rest"
+        " is the cross entropy of the text.",
+        role=RESUME,
+        ge=0,
+        le=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """Precision, memory and speed"""
 
@@ -371,6 +393,7 @@ SECTIONS: tuple[type, ...] = (
     DataSettings,
     ScheduleSettings,
     OptimizerSettings,
+    TeacherSettings,
     EngineSettings,
     EvaluationSettings,
     CheckpointSettings,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from phigrow.training.per_value_lr import PerValueLR
     from phigrow.training.prefetch import Prefetcher
     from phigrow.training.process import StopRequest, World
+    from phigrow.training.teacher import Teacher
 
 READ_SECONDS = 10.0
 """Slow steps are read at least this often, if that is less than ``log_every`` steps: a request to stop is seen then."""
@@ -29,7 +30,7 @@ READ_SECONDS = 10.0
 LARGEST_WINDOW = 1000
 """Steps that the buffer holds."""
 
-_LOSS, _STOP, _SECONDS, _WAITED, _BROKEN = range(5)
+_LOSS, _STOP, _SECONDS, _WAITED, _DISTILLATION, _BROKEN = range(6)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Reading:
         step: steps done, this one included.
         seconds: that it took.
         waited: seconds of them that ranks waited for data, on average.
-        loss: nats per token, over the whole batch.
+        loss: cross entropy in nats per token, over the whole batch.
+        distillation_loss: divergence from the teacher in nats per token; None in a step without one.
         lr: learning rate of its update.
         grad_norm: global 2-norm of the gradients, before clipping.
         asked_to_stop: whether any rank was, by then.
@@ -55,6 +57,7 @@ class Reading:
     grad_norm: float
     asked_to_stop: bool
     broken: tuple[int, ...]
+    distillation_loss: float | None = None
 
     @property
     def skipped(self) -> bool:
@@ -77,10 +80,11 @@ class Stepper:
         dropout: bool,
         stop: StopRequest,
         per_value_lr: PerValueLR | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.engine, self.config, self.world, self.micro_batch = engine, config, world, micro_batch
         self.feed, self.prefetcher, self.dropout, self.stop = feed, prefetcher, dropout, stop
-        self.per_value_lr = per_value_lr
+        self.per_value_lr, self.teacher = per_value_lr, teacher
         self.position: Position | None = None  # in the data, after the last step taken
         self.passes = config.batch // (world.size * micro_batch)
         self.every = min(config.log_every, LARGEST_WINDOW)
@@ -96,16 +100,19 @@ class Stepper:
             torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + world.rank)
         if self.per_value_lr:
             self.per_value_lr.step = step
+        if step >= self.config.teacher_steps:
+            self.teacher = None  # gives its memory back
         lr = float(engine.get_lr()[0])
         row = len(self._waiting)
         sums = self._sums[row].zero_()
         fetched = self.prefetcher.take(step)
         self.position = fetched.position
         for index, part in enumerate(torch.split(torch.from_numpy(fetched.blocks), self.micro_batch)):
-            loss = engine(part.to(world.device))
-            value = loss.detach().float()
-            finite = value.isfinite()
+            loss, value, divergence = self._losses(part.to(world.device))
+            finite = loss.detach().isfinite()
             sums[_LOSS] += value / (self.passes * world.size)
+            if divergence is not None:
+                sums[_DISTILLATION] += divergence / (self.passes * world.size)
             sums[_BROKEN + world.rank * self.passes + index] = finite.logical_not()
             # A loss of inf can have finite gradients. NaN in one gradient is in all of them on every rank once they
             # are reduced, and DeepSpeed skips such a step; this needs no reading, and times 1 changes no bit.
@@ -123,6 +130,15 @@ class Stepper:
         sums[_SECONDS] = took / world.size
         sums[_WAITED] = fetched.waited / world.size
         self._waiting.append((step, lr, took))
+
+    def _losses(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the loss to differentiate, the cross entropy, and the divergence from the teacher, if there is one."""
+        if self.teacher is None:
+            loss = self.engine(blocks)
+            return loss, loss.detach().float(), None
+        taught = self.teacher(blocks)
+        loss, entropy, divergence = self.engine(blocks, teacher=taught, share=self.config.teacher_weight)
+        return loss, entropy.float(), divergence.float()
 
     def _guard(self) -> torch.Tensor:
         """Return the norm in fp32 without ZeRO, where DeepSpeed keeps none, and let AdamW skip if it is not finite."""
@@ -161,6 +177,7 @@ class Stepper:
                 grad_norm=row[-1],
                 asked_to_stop=row[_STOP] > 0,
                 broken=self._broken(step, row[_BROKEN:-1]),
+                distillation_loss=row[_DISTILLATION] if step < self.config.teacher_steps else None,
             )
             for index, ((step, lr, seconds), row) in enumerate(zip(self._waiting, values, strict=True))
         ]

@@ -20,6 +20,7 @@ from phigrow.training.resolved import ResolvedRun
 if TYPE_CHECKING:
     from phigrow.training.per_value_lr import PerValueLR
     from phigrow.training.step import Reading, Stepper
+    from phigrow.training.teacher import Teacher, TeacherInfo
 
 
 class Callback(Protocol):
@@ -65,6 +66,8 @@ class Trainer:
         progress: Progress | None = None,
         first_step_of_data: int = 0,
         per_value_lr: PerValueLR | None = None,
+        teacher: Teacher | None = None,
+        teacher_info: TeacherInfo | None = None,
         records: RecordWriter | None = None,
         monitors: Monitors | None = None,
         losses: Sequence[float] = (),
@@ -72,7 +75,7 @@ class Trainer:
         config = run.config
         self.run, self.engine, self.feed = run, engine, feed
         self.progress = progress = progress or Progress()
-        self.flops_per_token = flops_per_token
+        self.flops_per_token, self.teacher_info = flops_per_token, teacher_info
         self.reading: Reading | None = None
         self.heldout_loss: float | None = None
         self.records, self.monitors = records, monitors or Monitors({}, run.out, tokens=0)
@@ -81,6 +84,7 @@ class Trainer:
         self._first_step_of_data, self._has_dropout, self._per_value_lr = first_step_of_data, has_dropout, per_value_lr
         self._nonfinite, self._spikes = NonFinite(config.nonfinite_limit, config.dtype), Spikes(losses)
         self._stepper: Stepper | None = None
+        self._teacher = teacher
 
     @property
     def loss(self) -> float | None:
@@ -129,7 +133,9 @@ class Trainer:
                 dropout=self._has_dropout,
                 stop=stop,
                 per_value_lr=self._per_value_lr,
+                teacher=self._teacher,
             )
+            self._teacher = None  # the stepper lets go of it after the last distilled step
             while done < config.steps and not stopped:
                 stepper(done)
                 done += 1
@@ -153,6 +159,8 @@ class Trainer:
         """Return the columns of a record that say how far the run is and what it has cost."""
         progress = self.progress
         flops = progress.tokens * self.flops_per_token
+        if self.teacher_info:
+            flops += self.teacher_info.flops(progress.step, self.run.step_tokens)
         seconds = round(progress.seconds, 4)
         return {"step": progress.step, "tokens": progress.tokens, "flops": flops, "seconds": seconds}
 
@@ -169,6 +177,8 @@ class Trainer:
             flags = self._flags(reading)
             if self.records:
                 values = {"loss": reading.loss, "lr": reading.lr, "grad_norm": reading.grad_norm}
+                if reading.distillation_loss is not None:
+                    values["distillation_loss"] = reading.distillation_loss
                 rates = {"tokens_per_second": round(speed, 1), "data_wait": round(reading.waited / reading.seconds, 4)}
                 self.records.write("step", **self.spent(), **values, **rates, **flags)
                 self.monitors.step(self.progress.tokens, values | rates)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phigrow.checkpoints.provenance import TrainingCost, read_provenance, read_training, training_cost
+from phigrow.checkpoints.provenance import Provenance, TrainingCost, read_provenance, read_training, training_cost
 from phigrow.training.configuration import RunConfig
 from phigrow.training.settings import SCRATCH
 
 NOTHING = TrainingCost(0, 0.0, 0.0)
+DISTILLED = "-distilled"
+"""End of the name of an arm that has a teacher, where the run does not name it."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,19 @@ def source_of(config: RunConfig) -> InitSource:
     """Return the name, the sunk cost and the growth of a run's initialisation.
 
     A folder that ``phigrow expand`` wrote carries its source's cost in ``phigrow.json``; one that a run exported
-    carries its own in ``training.json``; any other says nothing, and its cost is unknown unless the run gives it.
+    carries its own in ``training.json``; any other says nothing, and its cost is unknown unless the run gives it. The
+    training of a teacher counts too, once: the source that a checkpoint was grown from is often the teacher.
 
     Raises:
         GrowthError: one of these files cannot be read.
     """
+    taught = DISTILLED if config.teacher is not None else ""
     if config.init == SCRATCH:
-        return InitSource(config.arm or SCRATCH, NOTHING)
+        cost = NOTHING if config.teacher is None else _with_given(config, _own_cost(Path(config.teacher)))
+        return InitSource(config.arm or SCRATCH + taught, cost)
     folder, growth, cost, took, learning = Path(config.init), None, TrainingCost(), None, NOTHING
-    if (grown := read_provenance(folder)) is not None:
+    grown = read_provenance(folder)
+    if grown is not None:
         growth = {
             "method": grown.plan.get("method"),
             "depth": grown.plan.get("depth"),
@@ -65,11 +72,41 @@ def source_of(config: RunConfig) -> InitSource:
             growth["summary"] = grown.method_summary
         cost, learning, took = grown.source_cost, grown.learning_cost, grown.seconds
         took = None if took is None else took + (learning.seconds or 0.0)
-    elif (trained := read_training(folder)) is not None:
-        cost = training_cost(trained)
+    else:
+        cost = _own_cost(folder)
+    cost = _with_given(config, cost)
+    if config.teacher is not None and not _is_counted(Path(config.teacher), folder, grown):
+        cost = cost.plus(_own_cost(Path(config.teacher)))
+    arm = config.arm or ((growth or {}).get("method") or "continued") + taught
+    return InitSource(arm, cost, growth, took, learning.tokens or 0, learning.flops or 0.0)
+
+
+def _own_cost(folder: Path) -> TrainingCost:
+    """Return what an exported checkpoint records about its own training."""
+    return training_cost(read_training(folder))
+
+
+def _with_given(config: RunConfig, cost: TrainingCost) -> TrainingCost:
+    """Return a cost with the parts that the run gives instead."""
     given = (config.source_tokens, config.source_flops, config.source_seconds)
-    cost = TrainingCost(
+    return TrainingCost(
         *(own if own is not None else recorded for own, recorded in zip(given, cost.values(), strict=True))
     )
-    arm = config.arm or (growth or {}).get("method") or "continued"
-    return InitSource(arm, cost, growth, took, learning.tokens or 0, learning.flops or 0.0)
+
+
+def _is_counted(teacher: Path, init: Path, grown: Provenance | None) -> bool:
+    """Return true where a teacher is the checkpoint that a run starts from, or that this was grown from.
+
+    The weights decide, not the folder's name: their sizes and hashes are those of the source in ``phigrow.json``.
+    """
+    if teacher.resolve() == init.resolve():
+        return True
+    files = grown.source_files if grown else {}
+    return bool(files) and all(_is_file(teacher / name, entry) for name, entry in files.items())
+
+
+def _is_file(path: Path, entry: dict[str, Any]) -> bool:
+    if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        return False
+    with path.open("rb") as file:
+        return bool(hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"])

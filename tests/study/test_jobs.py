@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from studies import RECIPES, content, loaded
 
+from phigrow.errors import GrowthError
 from phigrow.measure import compare
 from phigrow.measure.pairing import check_pair
+from phigrow.models.cost import count_cost
 from phigrow.records import load_run
 from phigrow.study import Study, jobs_of, load_study, progress
 from phigrow.study.job import Job
@@ -235,6 +237,44 @@ def test_time_is_told_from_runs_that_were_timed(tmp_path):
     assert progress.time_left(study, jobs, jobs) == pytest.approx(
         (sum(j.flops for j in missing) / 5e9 + 2 * len(missing)) / 2
     )
+
+
+def test_the_source_teaches_an_arm_of_any_method_that_sets_teacher_steps(tmp_path):
+    taught = {"train": {"teacher_steps": 12, "teacher_weight": 0.3}}
+    arms = {
+        "scratch": None,
+        "tile": None,
+        "salt": {"method": "scratch", **taught},
+        "tile-salt": {"method": "tile", **taught},
+    }
+    study = loaded(tmp_path, arms=arms, budgets=[40])
+    jobs = by_name(study)
+    source = jobs["source"].folder / "export"
+    salt, tile = jobs["salt/seed0/40"], jobs["tile-salt/seed0/40"]
+    for job in (salt, tile):
+        assert (job.keys["teacher"], job.keys["teacher_steps"], job.keys["teacher_weight"]) == (str(source), 12, 0.3)
+        assert job.start == source
+        assert RunConfig(**job.keys).teacher == str(source)
+    assert "model" in salt.keys
+    assert "source" in salt.needs
+    assert tile.keys["init"] == str(jobs["tile-salt/seed0/start"].folder)
+    # The teacher's forward pass is part of the expected cost; arms without one stay as they were.
+    flops = 12 * study.batch_tokens * count_cost(study.source().config, study.seq_len).forward_flops
+    assert salt.flops - jobs["scratch/seed0/40"].flops == flops
+    alone = by_name(loaded(tmp_path, arms={"scratch": None, "tile": None}, budgets=[40]))
+    for name in ("scratch/seed0/40", "tile/seed0/40", "source"):
+        assert alone[name].folder == jobs[name].folder
+        assert "teacher" not in alone[name].keys
+    # Another source is another teacher, so the scratch arm that it teaches is trained again.
+    older = by_name(loaded(tmp_path, arms=arms, budgets=[40], source={"model": study.source().config, "steps": 30}))
+    assert older["scratch/seed0/40"].folder == jobs["scratch/seed0/40"].folder
+    assert older["salt/seed0/40"].folder != salt.folder
+
+
+def test_a_flat_model_has_no_teacher(tmp_path):
+    flat = {"small": {"model": load_study(RECIPES / "tiny.yaml").source().config, "train": {"teacher_steps": 3}}}
+    with pytest.raises(GrowthError, match="teacher_steps is set for a flat model"):
+        loaded(tmp_path, flat=flat)
 
 
 def test_arms_of_one_growth_differ_in_the_state_that_they_start_with(tmp_path):
