@@ -139,6 +139,13 @@ class RunConfig(
                 why="blocks of a stream have no numbers",
                 fix="prepare the text with 'phigrow data', or remove data_part",
             )
+        if self.lr_base_width is not None and self.optimizer != "adamw":
+            raise GrowthError(
+                f"lr_base_width requires optimizer adamw (got {self.optimizer})",
+                where="lr_base_width",
+                why="its rule is that of Adam, whose updates have the size of the learning rate in every value",
+                fix="remove lr_base_width, or set optimizer: adamw",
+            )
         if (self.teacher is None) != (not self.teacher_steps):
             raise GrowthError(
                 "teacher_steps is set, but there is no teacher" if self.teacher is None else "teacher_steps is 0",

@@ -18,9 +18,15 @@ Groups = list[dict[str, Any]]
 
 
 def decay_matrices(model: nn.Module, config: RunConfig) -> Groups:
-    """Split parameters in two groups: matrices (embeddings and lm_head included) decay, biases and norms do not."""
+    """Split parameters in two groups: matrices (embeddings and lm_head included) decay, biases and norms do not.
+
+    With ``lr_base_width`` there are three groups, see `phigrow.training.width_aware_lr`.
+    """
+    from phigrow.training.width_aware_lr import width_aware_groups
     from phigrow.training.zero import full_shape
 
+    if config.lr_base_width is not None:
+        return width_aware_groups(model, config)
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if len(full_shape(p)) >= 2]
     vectors = [p for p in parameters if len(full_shape(p)) < 2]

@@ -142,6 +142,13 @@ class OptimizerSettings:
 
     optimizer: str = key("adamw", "Name of the optimizer.", role=RESUME, choices=optimizer_names())
     lr: float = key(1e-3, "Peak learning rate. For muon, try 0.02 first.", role=RESUME | ARMS, ge=0)
+    lr_base_width: int | None = key(
+        None,
+        "Hidden size for which lr was chosen. With AdamW, matrices inside layers and lm_head then learn at lr *"
+        " lr_base_width / hidden size, as in muP (default: all parameters learn at lr).",
+        role=RESUME,
+        ge=1,
+    )
     min_lr: float = key(0.1, "Final learning rate of cosine and wsd, as a fraction of lr.", role=RESUME, ge=0, le=1)
     weight_decay: float = key(
         0.1,
