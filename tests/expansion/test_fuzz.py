@@ -99,7 +99,9 @@ def test_a_grown_folder_that_is_not_whole_is_noticed(work, layouts):
         phigrow.expand(src, dst, out, **how)
         os.truncate(next(out.glob("*.safetensors")), 5000)
 
-    assert "a grown folder that is not whole: a safetensors header that lies" in first_escape(work, layouts, careless)
+    assert "a grown folder that is not whole: the safetensors header gives a tensor a wrong shape" in first_escape(
+        work, layouts, careless
+    )
 
 
 def test_a_message_that_a_terminal_would_obey_is_noticed(work, layouts):

@@ -14,8 +14,8 @@ from phigrow.growth.method import Method
 def all_methods() -> dict[str, Method]:
     """Name -> width method, of every module in this package."""
     modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
-    found = [module.METHOD for module in modules if hasattr(module, "METHOD")]
-    return {method.name: method for method in sorted(found, key=lambda method: method.name)}
+    methods = [module.METHOD for module in modules if hasattr(module, "METHOD")]
+    return {method.name: method for method in sorted(methods, key=lambda method: method.name)}
 
 
 def find_method(name: str) -> Method:
