@@ -26,7 +26,7 @@ from phigrow.expansion.logits import BACKENDS
 from phigrow.expansion.verify import ARITHMETIC
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.moments import STATES
-from phigrow.models.capacity import PEAK_FLOPS
+from phigrow.models.capacity import OPTIMIZERS, PEAK_FLOPS
 
 
 @growth_flags()
@@ -198,6 +198,9 @@ def capacity(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute every layer in the backward pass.")
     ] = False,
+    optimizer: Annotated[
+        str, typer.Option(help="Optimizer, which sets the state of each parameter.", **choice(OPTIMIZERS))
+    ] = "adamw",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Print which ZeRO stages of a model fit on given GPUs, and how long training takes.
@@ -211,7 +214,7 @@ def capacity(
 
     result = computed(
         config, gpus, tokens=parse_amount(tokens) if tokens else None, mfu=mfu, peak=gpu, price=price, batch=batch,
-        micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing,
+        micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing, optimizer=optimizer,
     )  # fmt: skip
     print_json(result.to_json()) if as_json else print_capacity(result)
     if result.chosen is None:

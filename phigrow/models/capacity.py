@@ -10,6 +10,7 @@ docs/capacity.md holds all of it against measured memory.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from phigrow.errors import GrowthError, nearest_multiples
 from phigrow.models.config import Config, load_config
 from phigrow.models.cost import count_cost
+from phigrow.models.families import family_of
 
 GIB = 2**30
 RESERVED = 0.10
@@ -68,6 +70,9 @@ LAYOUTS = (
     ZeroLayout(3, offload_optimizer=True, offload_param=True),
 )
 """Layouts in order of preference. Stage 0 is never chosen, because it sums bf16 gradients in bf16."""
+
+OPTIMIZERS = {"adamw": LAYOUTS, "muon": (ZeroLayout(1), ZeroLayout(3))}
+"""Optimizers, and the layouts in which each trains bf16 weights."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class Capacity:
     seconds: float | None
     gpu_hours: float | None
     cost: float | None
+    optimizer: str = "adamw"
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -140,6 +146,7 @@ class Capacity:
         if self.chosen is None or rows is None:
             return {}
         keys = self.chosen.keys | {"batch": self.batch, "micro_batch": rows}
+        keys |= {"optimizer": self.optimizer} if self.optimizer != "adamw" else {}
         return keys | ({"activation_checkpointing": True} if self.checkpointing else {})
 
     def to_json(self) -> dict[str, Any]:
@@ -158,6 +165,7 @@ def model_states(
     bucket: int = REDUCE_BUCKET,
     live: int = LIVE_PARAMETERS,
     overlap: bool = True,
+    muon: int = 0,
 ) -> States:
     """Return the bytes of weights, gradients, AdamW's state and DeepSpeed's buffers on one of ``ranks`` ranks.
 
@@ -166,7 +174,8 @@ def model_states(
     - weights ``w P``, at stage 3 ``w P / N`` and what is gathered at once;
     - gradients ``w P`` at stage 0; at stage 1 a whole ``4 P`` in fp32 beside bf16's own ``2 P`` (in fp32 runs
       ``4 P / N``); at stages 2 and 3 ``4 P / N``;
-    - masters ``4 P / N`` (none in an fp32 run at stage 0) and moments ``8 P / N``, whole at stage 0;
+    - masters ``4 P / N`` (none in an fp32 run at stage 0) and moments ``8 P / N``, whole at stage 0; the ``muon``
+      parameters that Muon trains have one moment, ``4 / N`` bytes each;
     - a bucket of gradients on their way, two where communication overlaps (none at stage 1 in bf16);
     - for a moment in the optimizer's step, as measured: ``4 P``, ``6 P``, ``P`` and ``4 P / N`` at stages 0 to 3
       (in fp32 ``4 P``).
@@ -178,7 +187,7 @@ def model_states(
     share = parameters / ranks
     weights = width * (parameters if stage < 3 else share)
     masters = 0.0 if stage == 0 and dtype == "fp32" else 4.0
-    optimizer = (masters + 8) * (parameters if stage == 0 else share)
+    optimizer = (masters + 8) * (parameters if stage == 0 else share) - 4 * muon / (1 if stage == 0 else ranks)
     gradients = {
         0: width * parameters,
         1: 6 * parameters if dtype == "bf16" else 4 * share,
@@ -233,6 +242,20 @@ def activations(
     return Activations(tokens * float(body + head), tokens * float(peak))
 
 
+def muon_parameters(config: Config) -> int:
+    """Count the parameters that Muon trains: those of matrices inside layers.
+
+    >>> muon_parameters(load_config("phi2.json")) == 32 * (4 * 2560**2 + 2 * 2560 * 10240)
+    True
+    """
+    family = family_of(config, "a configuration")
+    sizes = family.sizes_of(config)
+    each = (
+        math.prod(p.shape(sizes)) for p in family.parameters if p.in_layer and p.present(config) and len(p.axes) == 2
+    )
+    return sizes["layer"] * sum(each)
+
+
 def loss_path(loss: str, tokens: int, vocab: int) -> str:
     """Return how the loss is computed, ``full`` or ``chunked``, from the key ``loss`` and the size of the logits."""
     return loss if loss != "auto" else "full" if tokens * vocab <= FULL_LOGITS else "chunked"
@@ -250,6 +273,7 @@ def capacity(
     micro_batch: int | None = None,
     seq_len: int | None = None,
     checkpointing: bool = False,
+    optimizer: str = "adamw",
 ) -> Capacity:
     """Estimate which ZeRO stage of a model fits on given GPUs, its memory there, and how long training takes.
 
@@ -264,6 +288,7 @@ def capacity(
         micro_batch: sequences a GPU holds at once; by default the largest power of two that fits.
         seq_len: tokens a sequence; by default ``max_position_embeddings``.
         checkpointing: recompute every layer in the backward pass.
+        optimizer: one of `OPTIMIZERS`. FLOPs of its steps are not counted.
 
     Raises:
         GrowthError: the model is not a Phi, or an option makes no sense; the error names the option.
@@ -281,6 +306,12 @@ def capacity(
     if peak not in PEAK_FLOPS:
         raise GrowthError(
             f"phigrow does not know the GPU {peak!r}", where="--gpu", fix=f"choose one of {', '.join(PEAK_FLOPS)}"
+        )
+    if optimizer not in OPTIMIZERS:
+        raise GrowthError(
+            f"There is no memory formula for the optimizer {optimizer!r}.",
+            where="--optimizer",
+            fix=f"Choose one of {', '.join(OPTIMIZERS)}.",
         )
     if not 0 < mfu <= 1:
         raise GrowthError(f"the MFU is {mfu}", where="--mfu", fix="give a share above 0 and at most 1, such as 0.4")
@@ -300,9 +331,10 @@ def capacity(
         )
     cost = count_cost(model, seq_len)
     usable = memory * (1 - RESERVED)
+    muon = muon_parameters(model) if optimizer == "muon" else 0
     fits = tuple(
-        _fit(layout, model, cost.parameters, number, usable, seq_len, share, micro_batch, checkpointing)
-        for layout in LAYOUTS
+        _fit(layout, model, (cost.parameters, muon), number, usable, seq_len, share, micro_batch, checkpointing)
+        for layout in OPTIMIZERS[optimizer]
     )
     chosen = next((fit.layout for fit in fits if fit.fits and fit.layout.stage > 0), None)
     flops = None if tokens is None else tokens * cost.training_flops
@@ -327,13 +359,14 @@ def capacity(
         seconds=seconds,
         gpu_hours=hours,
         cost=None if price is None or hours is None else price * hours,
+        optimizer=optimizer,
     )
 
 
 def _fit(
     layout: ZeroLayout,
     model: Config,
-    parameters: int,
+    parameters: tuple[int, int],
     ranks: int,
     usable: float,
     seq_len: int,
@@ -341,7 +374,7 @@ def _fit(
     micro_batch: int | None,
     checkpointing: bool,
 ) -> Fit:
-    states = model_states(parameters, ranks, layout)
+    states = model_states(parameters[0], ranks, layout, muon=parameters[1])
 
     def total(rows: int) -> float:
         passing = activations(model, rows, seq_len, checkpointing=checkpointing).peak

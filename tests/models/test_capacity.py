@@ -14,6 +14,7 @@ from phigrow.models.capacity import (
     activations,
     capacity,
     model_states,
+    muon_parameters,
     parse_amount,
     parse_gpus,
 )
@@ -54,6 +55,20 @@ def test_states_by_hand():
     offloaded = model_states(10**9, 4, ZeroLayout(3, True, True), bucket=10**8, live=10**8)
     assert (offloaded.held, offloaded.buffers, offloaded.host) == (0, 4e8, 4.5e9)
     assert model_states(10**9, 4, ZeroLayout(0), dtype="fp32").held == 16e9
+
+
+def test_muon_keeps_one_moment_of_matrices_inside_layers():
+    adam, muon = (model_states(10**9, 4, ZeroLayout(1), muon=count) for count in (0, 9 * 10**8))
+    assert (adam.optimizer - muon.optimizer, adam.held - muon.held) == (9e8, 9e8)
+    phi2 = load_config("phi2")
+    assert muon_parameters(phi2) == 32 * (4 * 2560**2 + 2 * 2560 * 10240)
+    found = capacity(phi2, "8x80", optimizer="muon")
+    assert [fit.layout.stage for fit in found.fits] == [1, 3]
+    assert found.recipe["optimizer"] == "muon"
+    less = capacity(phi2, "8x80").fits[1].states.optimizer - found.fits[0].states.optimizer
+    assert less == 4 * muon_parameters(phi2) / 8
+    with pytest.raises(GrowthError, match="no memory formula for the optimizer 'lion'"):
+        capacity(phi2, "8x80", optimizer="lion")
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing():
