@@ -38,7 +38,8 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         (load_run_config, "demo, phi-1, phi-1-small, phi-1_5, phi-1_5-web, phi-2"),
         (
             load_study,
-            "miniature, phi-1.5-to-phi-2-miniature, phi-regime-m, phi-regime-s, phi-regime-s2, tiny",
+            "miniature, phi-1.5-to-phi-2-miniature, phi-regime-m, phi-regime-s, phi-regime-s-arms, "
+            "phi-regime-s-muon, phi-regime-s2, tiny",
         ),
         (load_stages, "tiny"),
     ):
