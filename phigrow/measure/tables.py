@@ -17,6 +17,7 @@ from phigrow.measure.wording import (
     saving_text,
     speedup_text,
 )
+from phigrow.records.run import Run
 from phigrow.records.schema import UNITS, Unit
 
 if TYPE_CHECKING:
@@ -151,6 +152,12 @@ def headline_rows(comparison: Comparison, arms: Sequence[Arm] | None = None) -> 
 def start_in_words(arm: Arm) -> str:
     """Describe how the runs of an arm began, from their records; older ones have no summary of their growth."""
     run = arm.runs[0]
+    teacher = run.meta.get("teacher")
+    taught = f"; taught by {teacher['name']} in {teacher['steps']:,} steps" if isinstance(teacher, dict) else ""
+    return _start_in_words(run) + taught
+
+
+def _start_in_words(run: Run) -> str:
     growth = run.meta.get("growth")
     if isinstance(growth, dict) and growth.get("method"):
         method = str(growth["method"])

@@ -114,7 +114,9 @@ def source_sentences(comparison: Comparison) -> list[str]:
         f"The source of {whose} is itself below {base}'s final loss ({' and '.join(losses)} against {target:.3f}).",
         "Speedups at this target say nothing about growth.",
     ]
-    continued = [arm for arm in comparison.arms if not is_grown(arm) and arm.source_loss is not None]
+    continued = [
+        arm for arm in comparison.arms if not (is_grown(arm) or is_taught(arm)) and arm.source_loss is not None
+    ]
     continued = continued or [arm for arm in comparison.arms if is_continued(arm)]
     if continued:
         best = min(continued, key=lambda arm: arm.final_loss)
@@ -134,6 +136,11 @@ def source_sentences(comparison: Comparison) -> list[str]:
 def is_grown(arm: Arm) -> bool:
     """True if the arm was grown from a smaller model."""
     return any(run.meta.get("growth") for run in arm.runs)
+
+
+def is_taught(arm: Arm) -> bool:
+    """True if a teacher's predictions were part of the loss; such an arm may name a source and start from scratch."""
+    return any(run.meta.get("teacher") for run in arm.runs)
 
 
 def is_continued(arm: Arm) -> bool:

@@ -35,6 +35,7 @@ class TeacherInfo:
 
     Attributes:
         config: of its model.
+        name: of its folder, or of the run that exported it.
         steps: distilled steps of the run.
         weight: of the divergence in the loss.
         flops_per_token: of its forward pass.
@@ -93,8 +94,10 @@ def teacher_of(config: RunConfig, model_dict: Config, blocks: DataSource) -> Tea
             fix="prepare the data with a smaller --seq-len, or give another teacher",
         )
     cost = count_cost(stored, blocks.seq_len)
+    path = folder.resolve()
+    name = path.parent.name if path.name == "export" else path.name  # a run's own name tells more
     return TeacherInfo(
-        stored, folder.resolve().name, min(config.teacher_steps, config.steps), config.teacher_weight,
+        stored, name, min(config.teacher_steps, config.steps), config.teacher_weight,
         cost.forward_flops,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from phigrow.errors import GrowthError
 from phigrow.measure import budget_figure, compare, curves, findings, latex, load_runs, markdown, report, terminal
 from phigrow.measure.page import page
+from phigrow.measure.tables import start_in_words
 from phigrow.measure.wording import verdict
 
 STEP = 1000
@@ -120,6 +121,18 @@ def test_a_source_below_the_target_is_named_first(write_study):
     assert "Train scratch to a larger budget" in text
     assert "source is below" in page(comparison, "")
     assert comparison["wr"].vanishing("tokens", "sunk").state == "unknown"
+
+
+def test_an_arm_that_the_source_teaches_is_not_the_source_trained_on(write_study):
+    write_study("scratch")
+    final = law(800)
+    write_study("wr", 3.0, source_loss=final - 0.05, growth={"method": "wr"})
+    taught = {"name": "small", "steps": 1200, "weight": 0.5, "flops_per_token": 7.0}
+    parent = write_study("salt", 1.5, source_loss=final - 0.05, teacher=taught)
+    comparison = compare(load_runs(parent))
+    assert "The arm to beat is the source trained on, and these folders have none." in verdict(comparison)
+    assert start_in_words(comparison["salt"]) == "random weights; taught by small in 1,200 steps"
+    assert start_in_words(comparison["wr"]) == "grown by wr"
 
 
 def test_budgets_at_which_the_source_meets_the_target_are_not_read(write_study, tmp_path):
