@@ -24,7 +24,8 @@ def source_age(run: Run) -> float | None:
 def labelled(runs: Iterable[Run]) -> list[Run]:
     """Rename the runs of arms that a study grew from several sources or ages, so that each is an arm.
 
-    An arm with one source of one age keeps its name. Others get the source and the age in tokens per parameter.
+    An arm with one source of one age keeps its name. Others get the source and the age in tokens per parameter, and
+    stand by rising age.
 
     >>> [run.arm for run in labelled(load_runs("runs"))]  # doctest: +SKIP
     ['scratch', 'wr @ 2', 'wr @ 20']
@@ -33,6 +34,8 @@ def labelled(runs: Iterable[Run]) -> list[Run]:
     starts: dict[str, list[Start]] = {}
     for run in runs:
         starts.setdefault(run.arm, []).append(_start(run))
+    order = {arm: place for place, arm in enumerate(starts)}
+    runs.sort(key=lambda run: (order[run.arm], source_age(run) or 0.0))
     return [replace(run, arm=_label(run, starts[run.arm])) for run in runs]
 
 

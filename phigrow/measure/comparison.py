@@ -17,6 +17,7 @@ from phigrow.measure.crossing import Crossing
 from phigrow.measure.ends import Ends
 from phigrow.measure.errors_of_means import interval_of, over_runs
 from phigrow.measure.estimates import ACCOUNTINGS, STEPS, Arm, Basis, BudgetPoint, Comparison, Covered, Estimate
+from phigrow.measure.frontier import frontier_of, frontier_savings
 from phigrow.measure.intervals import Interval, speedup_intervals
 from phigrow.measure.notebook import ShownComparison
 from phigrow.measure.one_study import check_held_out_groups, check_one_study
@@ -81,6 +82,7 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
             why="its final held-out loss is the target",
             fix="add the run folders of the grown model trained from scratch, or name another baseline",
         )
+    flat = _without_flat(arms, baseline)
     check_sizes(arms, baseline)
     check_held_out_groups(
         {arm: [run for by in runs_of.values() for run in by.values()] for arm, runs_of in arms.items()}
@@ -111,7 +113,37 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
         for name, found in with_baseline.items()
         if any(len(by_budget) > 1 for by_budget in found.values())
     }
-    return ShownComparison(replace(described, notes=notes), tuple(compared), targets, ends, tuple(left_out))
+    result = ShownComparison(replace(described, notes=notes), tuple(compared), targets, ends, tuple(left_out), flat)
+    return with_frontier(result) if flat else result
+
+
+def _without_flat(arms: dict[str, Seeds], baseline: str) -> dict[str, tuple[Run, ...]]:
+    """Take the flat arms out of the arms, and return their finished runs."""
+    names = [name for name, found in arms.items() if name != baseline and _is_flat(found)]
+    return {
+        name: tuple(run for by_budget in arms.pop(name).values() for run in by_budget.values() if run.finished)
+        for name in names
+    }
+
+
+def _is_flat(found: Seeds) -> bool:
+    return any(run.is_flat for by_budget in found.values() for run in by_budget.values())
+
+
+def with_frontier(comparison: ShownComparison) -> ShownComparison:
+    """Add to every arm its saving against the flat frontier."""
+    frontier = frontier_of(comparison)
+    if frontier is None:
+        note = "there is no flat frontier: FLOPs, or decayed ends, of flat models are missing"
+        return replace(comparison, notes=(*comparison.notes, note))
+    arms = []
+    for arm in comparison.arms:
+        by_key: dict[Key, Budgets] = {run.key: {} for run in arm.runs}
+        for run in comparison.ends.get(arm.name, arm.runs):
+            if run.key in by_key:
+                by_key[run.key][run.budget] = run
+        arms.append(replace(arm, frontier=frontier_savings(frontier, arm, Ends.of(by_key, "flops"))))
+    return replace(comparison, arms=tuple(arms))
 
 
 class _Bases:

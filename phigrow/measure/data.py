@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison, Estimate
+from phigrow.measure.estimates import ACCOUNTINGS, Arm, BudgetPoint, Comparison, Estimate, FrontierSaving
+from phigrow.measure.frontier import frontier_of
 from phigrow.measure.intervals import CONFIDENCE
 from phigrow.measure.provenance import all_runs
+from phigrow.measure.study_figures import age_lines, mean_ends
 from phigrow.measure.wording import findings, is_grown
 from phigrow.records.run import Columns, Run
 from phigrow.records.schema import DIAGNOSTICS, UNITS
@@ -29,6 +31,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "findings": findings(comparison),
         "notes": list(comparison.notes),
+        **({"flat": flat_data(comparison)} if comparison.flat else {}),
         "arms": [_arm(arm) for arm in (comparison.baseline, *comparison.arms)],
         "runs": [_plain(run.meta) for run in all_runs(comparison)],
     }
@@ -64,6 +67,50 @@ def _arm(arm: Arm) -> dict[str, Any]:
             if (vanishing := arm.vanishing(unit, accounting)) and arm.budgets
         ],
         "notes": list(arm.notes),
+        **({"frontier": [_frontier(saving) for saving in arm.frontier]} if arm.frontier else {}),
+    }
+
+
+def _frontier(saving: FrontierSaving) -> dict[str, Any]:
+    return {
+        "accounting": saving.accounting,
+        "loss": _finite(saving.loss),
+        "flops": _finite(saving.cost),
+        "flat_flops": _finite(saving.flat_cost),
+        "saving": _finite(saving.saving),
+        "saving_interval": [_finite(end) for end in saving.interval or ()] or None,
+        "bound": saving.bound or None,
+    }
+
+
+def ages_data(comparison: Comparison) -> list[dict[str, Any]]:
+    """For each method with sources of several ages, its name and the place and age of each of its arms."""
+    arms = (comparison.baseline, *comparison.arms)
+    return [
+        {"method": name, "points": [{"age": age, "arm": arms.index(arm)} for age, arm in line]}
+        for name, line in age_lines(comparison)
+    ]
+
+
+def flat_data(comparison: Comparison) -> dict[str, Any]:
+    """Decayed ends of flat models and their envelope, and the mean ends of every arm: (FLOPs, loss) each."""
+    frontier = frontier_of(comparison)
+    sizes = frontier.sizes if frontier else {}
+    return {
+        "sizes": [
+            {
+                "arm": name,
+                "ends": [[_finite(x), y] for x, y in zip(size.tokens.tolist(), size.losses.tolist(), strict=True)],
+            }
+            for name, size in sizes.items()
+        ],
+        "envelope": [[math.exp(x), y] for x, y, _ in frontier.hull] if frontier else [],
+        "arms": [
+            {accounting: mean_ends(comparison.ends.get(arm.name, arm.runs), accounting) for accounting in ACCOUNTINGS}
+            for arm in (comparison.baseline, *comparison.arms)
+        ]
+        if frontier
+        else [],
     }
 
 

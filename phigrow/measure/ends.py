@@ -72,8 +72,8 @@ class Ends:
     left_out: tuple[tuple[Run, str], ...] = ()
 
     @classmethod
-    def of(cls, arm_runs: Mapping[Key, Budgets]) -> Ends:
-        """Collect the ends of runs whose schedule has decayed.
+    def of(cls, arm_runs: Mapping[Key, Budgets], unit: Unit = "tokens") -> Ends:
+        """Collect the ends of runs whose schedule has decayed. Costs are in ``unit``, where ``tokens`` stands.
 
         Ends that went wrong are left out: a loss that is not finite, one that is far above that of a smaller budget,
         and a single end that is no better than one of half its budget. More than one such end in a run, or such an end
@@ -106,7 +106,7 @@ class Ends:
             keys,
             np.array([keys.index(run.key) for run in kept], dtype=np.int64),
             np.array([budgets.index(run.budget) for run in kept if run.budget is not None], dtype=np.int64),
-            np.array([float(run.evals["tokens"][-1]) for run in kept]),
+            np.array([float(run.evals[unit][-1]) for run in kept]),
             np.array([float(run.evals["loss"][-1]) for run in kept]),
             np.stack([run.group_losses for run in kept]) if grouped else None,
             kept[0].group_blocks if grouped else None,

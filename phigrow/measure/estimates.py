@@ -89,6 +89,32 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class FrontierSaving:
+    """An arm against the best flat model of any size, in FLOPs, at the arm's own loss.
+
+    Attributes:
+        accounting: of the arm's cost.
+        loss: of the arm at the end of its budget.
+        cost: FLOPs that the arm spent.
+        flat_cost: FLOPs that the flat frontier needs for this loss.
+        bound: ``at least`` or ``at most``, if the loss lies outside the frontier and ``flat_cost`` is its end.
+        interval: 95 % interval of the saving, if there is one.
+    """
+
+    accounting: Accounting
+    loss: float
+    cost: float
+    flat_cost: float
+    bound: str = ""
+    interval: Interval | None = None
+
+    @property
+    def saving(self) -> float:
+        """``1 - cost / flat_cost``, a fraction; negative for an arm that needs more than a flat model."""
+        return 1.0 - self.cost / self.flat_cost
+
+
+@dataclass(frozen=True)
 class BudgetPoint:
     """An arm against the baseline at one budget of the baseline: tokens, the mean target there, what was spent.
 
@@ -128,6 +154,7 @@ class Arm:
     ``basis`` says what the costs of ``estimates`` were read off, ``budgets`` holds the same at other budgets.
     ``settings`` names the settings in which its training differs from the baseline's, with both values.
     ``target`` is the loss at which its costs were read; None where each seed has a target of its own.
+    ``frontier`` is its saving against the flat frontier, sunk and charged; empty without flat arms.
     ``covered`` says what its intervals cover; None where they are bootstrapped over paired seeds alone.
     """
 
@@ -143,6 +170,7 @@ class Arm:
     settings: tuple[str, ...] = ()
     target: float | None = None
     covered: Covered | None = None
+    frontier: tuple[FrontierSaving, ...] = ()
 
     @property
     def lr_edge(self) -> str | None:
@@ -259,6 +287,7 @@ class Comparison:
     """A baseline and the arms compared with it. ``targets`` is the baseline's final held-out loss, seed by seed.
 
     ``ends`` has every decayed end of a study of several budgets, for each arm; ``notes`` are about no one arm.
+    ``flat`` has the decayed ends of flat models of other sizes, by arm.
     """
 
     baseline: Arm
@@ -266,6 +295,7 @@ class Comparison:
     targets: dict[int, float]
     ends: dict[str, tuple[Run, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    flat: dict[str, tuple[Run, ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Arm:
         for arm in (self.baseline, *self.arms):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from phigrow.measure.estimates import EDGE_MARK, Comparison
-from phigrow.measure.tables import Rows, caption, headline_rows, loss_rows
+from phigrow.measure.tables import Rows, caption, frontier_rows, headline_rows, loss_rows
 from phigrow.measure.wording import mark_sentences, settings_sentences
 
 SPECIAL = {
@@ -33,6 +33,9 @@ def latex(comparison: Comparison) -> str:
             f"the source's training out, charged counts it. {' '.join([remarks, *settings_sentences(comparison)])}"
         )
         parts.append(latex_table(rows, words, "tab:speedup", grouped=True))
+    if rows := frontier_rows(comparison):
+        words = "FLOPs against the best flat model of any size, at the loss of each arm's end; sunk and charged."
+        parts.append(latex_table(rows, words, "tab:frontier"))
     words = " ".join(
         ["Held-out loss, nats per token.", *(s for s in mark_sentences(comparison) if s.startswith(EDGE_MARK))]
     )

@@ -14,13 +14,30 @@ import re
 from importlib.resources import files
 
 from phigrow.measure.cost_curves import cost_curve
-from phigrow.measure.data import as_json, curves_data
+from phigrow.measure.data import ages_data, as_json, curves_data, flat_data
 from phigrow.measure.estimates import Arm, Comparison
 from phigrow.measure.figures import loss_range, page_range
 from phigrow.measure.provenance import all_runs, common_rows, difference_rows, run_rows, version_lines
-from phigrow.measure.tables import Rows, arm_rows, budget_rows, caption, cost_rows, headline_rows, loss_rows
+from phigrow.measure.tables import (
+    Rows,
+    arm_rows,
+    budget_rows,
+    caption,
+    cost_rows,
+    frontier_rows,
+    headline_rows,
+    loss_rows,
+)
 from phigrow.measure.trends import WORDS
-from phigrow.measure.wording import NAMES, best_first, grouped_findings, recorded_units, settings_sentences, verdict
+from phigrow.measure.wording import (
+    NAMES,
+    best_first,
+    frontier_sentences,
+    grouped_findings,
+    recorded_units,
+    settings_sentences,
+    verdict,
+)
 
 FIRST = 5
 """Arms whose findings are open; the page draws as many curves at first."""
@@ -48,6 +65,7 @@ def page(comparison: Comparison, definitions: str) -> str:
         "words": WORDS,
         "curves": curves_data(comparison),
     }
+    shown |= {"flat": flat_data(comparison), "ages": ages_data(comparison)}
     shown["targets"] = [comparison.target(arm) for arm in arms]
     shown |= {"fits": [_fits(comparison, arm, high) for arm in arms], "units": recorded_units(comparison)}
     shown["order"] = [arms.index(arm) for arm in (comparison.baseline, *best_first(comparison))]
@@ -72,6 +90,7 @@ def page(comparison: Comparison, definitions: str) -> str:
             for place, unit in enumerate(recorded_units(comparison))
         ),
         "budgets": _table(budget_rows(comparison, "tokens")),
+        "frontier": _sentences(" ".join(frontier_sentences(comparison))) + _table(frontier_rows(comparison)),
         "notes": _section("Notes", _list(list(notes))) if notes else "",
         "runs": _table(run_rows(comparison)) + _list(version_lines(comparison)),
         "settings": _table(common_rows(comparison), wrap=True) or "<p>No settings were recorded.</p>",

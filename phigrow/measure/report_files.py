@@ -18,6 +18,7 @@ from phigrow.measure.figures import curves, save
 from phigrow.measure.latex_tables import latex
 from phigrow.measure.page import page
 from phigrow.measure.provenance import difference_rows, run_rows, version_lines
+from phigrow.measure.study_figures import age_figure, frontier_figure
 from phigrow.measure.tables import budget_rows, markdown, markdown_table
 from phigrow.measure.trends import budget_figure, diagnostics_figure
 from phigrow.measure.wording import findings
@@ -41,6 +42,8 @@ MID_SCHEDULE = (
 PICTURES = {
     "curves": "Held-out loss against tokens",
     "budgets": "Speedup against budget",
+    "frontier": "Held-out loss against FLOPs, with the flat frontier",
+    "ages": "Saving against the source's age",
     "diagnostics": "Symmetry diagnostics",
 }
 
@@ -54,9 +57,9 @@ def report(
     """Compare the runs in ``folders`` and write the report.
 
     ``report.html`` is one page with everything and needs no network; ``report.md``, ``report.tex`` (booktabs) and
-    ``report.json`` hold its tables and numbers; ``curves``, ``budgets`` and, where runs recorded them,
-    ``diagnostics`` are figures as PNG, SVG and PDF. Every file is written under a temporary name and then put in
-    place, so that a reader never sees half of one.
+    ``report.json`` hold its tables and numbers. ``curves``, ``budgets`` and, where runs recorded them, ``frontier``
+    (flat models), ``ages`` (sources of several ages) and ``diagnostics`` are figures as PNG, SVG and PDF. Every file is
+    written under a temporary name and then put in place, so that a reader never sees half of one.
 
     Args:
         folders: run folders or parents of them, as for ``load_runs``; a note says which had no records.
@@ -86,6 +89,8 @@ def _write(comparison: Comparison, folder: Path) -> None:
     drawn = {
         "curves": curves(comparison),
         "budgets": budget_figure(comparison),
+        "frontier": frontier_figure(comparison),
+        "ages": age_figure(comparison),
         "diagnostics": diagnostics_figure(comparison),
     }
     figures: dict[str, Figure] = {name: figure for name, figure in drawn.items() if figure is not None}
@@ -126,7 +131,13 @@ def _made(folder: Path) -> Iterator[Path]:
 def definitions(comparison: Comparison) -> str:
     """Define the measured quantities in a paragraph of Markdown."""
     middle = any(point.basis == "curve" for arm in comparison.arms for point in arm.budgets[:-1])
-    return DEFINITIONS.format(baseline=comparison.baseline.name) + (MID_SCHEDULE if middle else "")
+    ends = any(arm.basis == "ends" for arm in comparison.arms)
+    text = (
+        DEFINITIONS.replace("monotone fit of its evaluations", "curve fitted through its decayed ends")
+        if ends
+        else DEFINITIONS
+    )
+    return text.format(baseline=comparison.baseline.name) + (MID_SCHEDULE if middle else "")
 
 
 def markdown_report(comparison: Comparison, figures: Iterable[str] = ("curves",)) -> str:
@@ -146,6 +157,8 @@ def markdown_report(comparison: Comparison, figures: Iterable[str] = ("curves",)
         "## Costs at the target",
         markdown(comparison).rstrip(),
         *(["## Speedup against budget", drawn.get("budgets", ""), markdown_table(points)] if points else []),
+        *(["## Flat frontier", drawn["frontier"]] if "frontier" in drawn else []),
+        *(["## Saving against the source's age", drawn["ages"]] if "ages" in drawn else []),
         *(["## Diagnostics", drawn["diagnostics"]] if "diagnostics" in drawn else []),
         *(["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []),
         "## Runs",

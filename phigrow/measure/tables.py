@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phigrow.measure.estimates import ACCOUNTINGS, Accounting, Arm, Basis, BudgetPoint, Comparison, Estimate
+from phigrow.measure.estimates import (
+    ACCOUNTINGS,
+    Accounting,
+    Arm,
+    Basis,
+    BudgetPoint,
+    Comparison,
+    Estimate,
+    FrontierSaving,
+)
 from phigrow.measure.wording import (
     NAMES,
     amount,
     best_first,
     cost_text,
+    frontier_sentences,
+    frontier_text,
     is_grown,
     mark_sentences,
     recorded_units,
@@ -188,6 +199,31 @@ def arm_rows(comparison: Comparison) -> Rows:
     return rows
 
 
+def frontier_rows(comparison: Comparison) -> Rows:
+    """One row an arm: its loss, its FLOPs and those of the flat frontier there, and the saving, sunk and charged."""
+    rows: Rows = []
+    for arm in comparison.arms:
+        if not arm.frontier:
+            continue
+        sunk, charged = arm.frontier
+        rows.append(
+            {
+                "arm": arm.label,
+                "loss at its end": f"{sunk.loss:.3f}",
+                "FLOPs, sunk": amount(sunk.cost, "flops"),
+                "FLOPs, charged": amount(charged.cost, "flops"),
+                "FLOPs of the best flat model": f"{_bound(sunk)}{amount(sunk.flat_cost, 'flops')}",
+                "frontier saving, sunk": frontier_text(sunk),
+                "frontier saving, charged": frontier_text(charged),
+            }
+        )
+    return rows
+
+
+def _bound(saving: FrontierSaving) -> str:
+    return {"at least": "> ", "at most": "< "}.get(saving.bound, "")
+
+
 def budget_text(arm: Arm, point: BudgetPoint, unit: Unit, accounting: Accounting) -> str:
     """Return the speedup at a budget, or that the source itself is below the target there."""
     if is_grown(arm) and arm.source_meets(point.target):
@@ -218,6 +254,9 @@ def markdown(comparison: Comparison) -> str:
     parts = ["Held-out loss, nats per token.", markdown_table(loss_rows(comparison))]
     for unit in recorded_units(comparison):
         parts += [caption(comparison, unit), markdown_table(cost_rows(comparison, unit))]
+    parts += frontier_sentences(comparison)
+    if rows := frontier_rows(comparison):
+        parts.append(markdown_table(rows))
     return "\n\n".join(parts) + "\n"
 
 

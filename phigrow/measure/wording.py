@@ -13,6 +13,7 @@ from phigrow.measure.estimates import (
     Arm,
     Comparison,
     Estimate,
+    FrontierSaving,
     listed,
 )
 from phigrow.measure.intervals import Interval
@@ -133,6 +134,41 @@ def source_sentences(comparison: Comparison) -> list[str]:
     return sentences
 
 
+def frontier_text(saving: FrontierSaving | None) -> str:
+    """The saving against the flat frontier, with its interval or its bound."""
+    if saving is None or not math.isfinite(saving.saving):
+        return "unknown"
+    text = percent(saving.saving)
+    if saving.bound:
+        return f"{'>' if saving.bound == 'at least' else '<'} {text}"
+    if saving.interval is None:
+        return text
+    return f"{text} [{', '.join(percent(end).removesuffix(' %') for end in saving.interval)}]"
+
+
+def frontier_sentences(comparison: Comparison) -> list[str]:
+    """Return sentences on the flat frontier: the savings of the best arm, or that there are no flat models."""
+    if not comparison.arms:
+        return []
+    if not comparison.flat:
+        return ["There are no flat models of other sizes, so nothing is compared with the flat frontier."]
+    known = [arm for arm in comparison.arms if arm.frontier and math.isfinite(arm.frontier[1].saving)]
+    if not known:
+        return []
+    best = max(known, key=lambda arm: arm.frontier[1].saving)
+    sunk, charged = best.frontier
+    if charged.saving <= 0:
+        return [
+            "With the source's training counted, no arm saves FLOPs against the best flat model of any size.",
+            f"{best.label} comes closest: {frontier_text(charged)}, and {frontier_text(sunk)} without the source's "
+            "training.",
+        ]
+    return [
+        f"Against the best flat model of any size, {best.label} saves most: {frontier_text(charged)} of the FLOPs with "
+        f"the source's training counted, {frontier_text(sunk)} without.",
+    ]
+
+
 def is_grown(arm: Arm) -> bool:
     """True if the arm was grown from a smaller model."""
     return any(run.meta.get("growth") for run in arm.runs)
@@ -239,6 +275,12 @@ def _lines(comparison: Comparison, arm: Arm) -> list[str]:
     lines.append(f"Its final loss is {arm.final_loss:.2f}; {base}'s is {comparison.target(arm):.2f}.")
     if arm.settings:
         lines.append(f"Its {_difference(comparison, arm)}")
+    if arm.frontier:
+        sunk_frontier, charged_frontier = arm.frontier
+        line = f"Saving against the flat frontier, in FLOPs: {frontier_text(sunk_frontier)}."
+        if charged_frontier.cost != sunk_frontier.cost:
+            line += f" {COUNTING}: {frontier_text(charged_frontier)}."
+        lines.append(line)
     if arm.lr_edge:
         word = "largest" if arm.lr_edge == "high" else "smallest"
         lines.append(f"{EDGE_MARK} Its best learning rate is the {word} tried, so a better one may exist.")

@@ -268,6 +268,65 @@
     document.getElementById("budget-caption").textContent = sentences.join(" ");
   }
 
+  // Decayed ends of flat models with their lower envelope, and of the arms.
+  function drawFrontier(options) {
+    const { sizes, envelope, arms: ends } = data.flat;
+    const figure = document.getElementById("frontier-figure");
+    figure.hidden = !sizes.length;
+    if (!sizes.length) return;
+    const mean = (points) => {
+      const sorted = [...points].sort((a, b) => a[0] - b[0]), groups = [];
+      for (const point of sorted) {
+        const last = groups[groups.length - 1];
+        if (last && point[0] < last[0][0] * 1.01) last.push(point);
+        else groups.push([point]);
+      }
+      return groups.map((group) => [0, 1].map((axis) => group.reduce((sum, point) => sum + point[axis], 0) / group.length));
+    };
+    const dots = (points) => points.map(([x, y]) => ({ x, y, solid: true }));
+    const flat = sizes.map((size) => ({ name: size.arm, place: 0, seed: true, points: mean(size.ends), marks: dots(mean(size.ends)) }));
+    const lines = [
+      ...flat, { name: "flat frontier", place: 0, points: envelope },
+      ...visible().filter((arm) => arm.place).map((arm) => ({ name: arm.name, place: arm.place, points: ends[arm.place][options.accounting], marks: dots(ends[arm.place][options.accounting]) })),
+    ];
+    const losses = lines.flatMap((line) => line.points.map(([, y]) => y)).filter(known);
+    const [low, high] = [Math.min(...losses), Math.max(...losses)];
+    chart(document.getElementById("frontier"), {
+      lines, xlog: true, yrange: [low - 0.03 * (high - low), high + 0.03 * (high - low)], x: formatter("flops"), xlabel: `training FLOPs, ${options.accounting}`, y: (value, fine) => value.toFixed(fine ? 3 : 2),
+      title: "Held-out loss of decayed ends, nats per token",
+    });
+    document.getElementById("frontier-caption").textContent =
+      "Thin dark lines: flat models, each size trained from scratch. Thick dark line: their lower envelope. Below it an arm needs fewer FLOPs than the best flat model. The switch of the loss curves counts the source's training.";
+  }
+
+  function drawAges(options) {
+    document.getElementById("ages-section").hidden = !data.ages.length;
+    if (!data.ages.length) return;
+    const lines = data.ages.map(({ method, points }) => {
+      const every = points.map(({ age, arm }) => ({ age, arm: all[arm], e: find(all[arm].estimates, options) })).filter(({ e }) => known(e.saving));
+      const text = (arm, e) => `${e.censored ? "< " : e.early ? "> " : ""}${(100 * e.saving).toFixed(0)} %${arm.lr_edge ? " †" : ""}`;
+      return {
+        name: method, place: points[0].arm,
+        points: every.flatMap(({ age, arm, e }) => (e.censored || e.early ? [[null, null], [age, 100 * e.saving, text(arm, e)], [null, null]] : [[age, 100 * e.saving, text(arm, e)]])),
+        whiskers: every.filter(({ e }) => e.saving_interval && e.saving_interval.every(known)).map(({ age, e }) => [age, 100 * e.saving_interval[0], 100 * e.saving_interval[1]]),
+        marks: every.map(({ age, e }) => ({ x: age, y: 100 * e.saving, solid: true, shape: e.censored ? "down" : e.early ? "up" : null })),
+      };
+    });
+    const key = document.getElementById("ages-key");
+    key.replaceChildren();
+    for (const line of lines) paint(make(key, "span", {}, line.name), line.place);
+    const values = lines.flatMap((line) => [...line.points.map(([, y]) => y), ...line.whiskers.flatMap(([, low, high]) => [low, high])]).filter(known);
+    const ages = [...new Set(lines.flatMap((line) => line.points.map(([x]) => x)).filter(known))];
+    chart(document.getElementById("ages"), {
+      lines, xlog: true, goal: 0, xs: ages, dodge: ages.length, x: (value) => figures(value), y: (value) => `${figures(value)} %`,
+      xlabel: "source's age, tokens per parameter",
+      yrange: [Math.max(-100, Math.min(0, ...values)) - 3, Math.max(0, ...values) + 3],
+      title: `Saving against age (${options.unit === "flops" ? "FLOPs" : options.unit}, ${options.accounting})`,
+    });
+    document.getElementById("ages-caption").textContent =
+      `0 % is ${data.baseline}. Vertical lines: 95 % intervals. Triangles: bounds. Arms whose source is itself below the target are left out. The switches above choose the unit and count the source's training.`;
+  }
+
   function drawDiagnostics() {
     const host = document.getElementById("diagnostics");
     host.replaceChildren();
@@ -349,6 +408,8 @@
     drawKeys();
     drawLoss(options);
     drawBudgets(options);
+    drawFrontier(options);
+    drawAges(options);
     drawDiagnostics();
   }
 
