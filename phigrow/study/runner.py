@@ -300,7 +300,6 @@ def final_keys(study: Study, jobs: list[Job], job: Job) -> dict[str, Any]:
         if other.kind == "source" and job.start == other.folder / "export" and (ended := progress.done(other)):
             facts["source_loss"] = ended["heldout_loss"]
     keys["study"] = facts
-    keys["study"] = facts
     if "branch_from" in keys and job.first not in progress.saved_steps(Path(keys["branch_from"])):
         # A trunk that was longer before this budget was asked for. Alone the run has the same losses, at more cost.
         del keys["branch_from"]
