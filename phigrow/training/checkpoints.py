@@ -36,6 +36,7 @@ from phigrow.records.schema import FILE as RECORDS
 from phigrow.training import engine_state
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
+from phigrow.training.optimizers import default_grad_clip, optimizer_names
 from phigrow.training.process import gather_objects, on_rank_zero
 
 if TYPE_CHECKING:
@@ -101,9 +102,17 @@ def changed_keys(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
     >>> changed_keys({"lr": 1e-3}, {"lr": 2e-3, "warmup": 20})
     {'lr': (0.001, 0.002)}
     """
+    names = {**former, **now}
+    one, other = _defaults(former), _defaults(now)
+    pairs = {key: (former.get(key, one.get(key)), now.get(key, other.get(key))) for key in names}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _defaults(curve: dict[str, Any]) -> dict[str, Any]:
+    """Values of absent settings; that of ``grad_clip`` depends on the optimizer."""
     defaults = {field.name: field.default for field in fields(RunConfig) if Role.RESUME in field.metadata["role"]}
-    pairs = {key: (former.get(key, defaults.get(key)), now.get(key, defaults.get(key))) for key in {**former, **now}}
-    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
+    optimizer = curve.get("optimizer", defaults["optimizer"])
+    return defaults | {"grad_clip": default_grad_clip(optimizer if optimizer in optimizer_names() else "adamw")}
 
 
 def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:

@@ -21,11 +21,11 @@ from phigrow.models.config import Config, load_config
 from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig
 from phigrow.training.data import check_tokenizer
-from phigrow.training.loss import TeacherOutput
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from phigrow.training.loss import TeacherOutput
     from phigrow.training.resolved import ResolvedRun
 
 
@@ -111,7 +111,7 @@ class Teacher:
     def __call__(self, blocks: Tensor) -> TeacherOutput:
         import torch
 
-        from phigrow.training.loss import hidden_states
+        from phigrow.training.loss import TeacherOutput, hidden_states
 
         with torch.no_grad():
             hidden = hidden_states(self.model, blocks[:, :-1], self.within)

@@ -28,8 +28,8 @@ FROZEN = {
     "plan": "--src --dst-config --method --depth --rounding --seed --noise --maps --revision --seq-len --tokens --json "
     "--quiet",
     "diff": "first second --json --quiet",
-    "capacity": "config --gpus --tokens --gpu --mfu --price --batch --micro-batch --seq-len --checkpointing --json "
-    "--quiet",
+    "capacity": "config --gpus --tokens --gpu --mfu --price --batch --micro-batch --seq-len --checkpointing "
+    "--optimizer --json --quiet",
     "inspect": "folder --tensor --plot --json --quiet",
     "verify": "src dst --dtype --text --tokens --seed --revision --backend --save --certificate --json --quiet",
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "

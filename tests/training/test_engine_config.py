@@ -173,7 +173,7 @@ def test_loading_is_exact_and_strict(tmp_path):
         build(config)
     assert name in str(error.value)
     file_.unlink()
-    with pytest.raises(GrowthError, match=r"no model\.safetensors"):
+    with pytest.raises(GrowthError, match=r"the file model\.safetensors is missing"):
         build(config)
 
 

@@ -101,7 +101,7 @@ def test_blocks_describe_themselves_for_the_run_record():
         "most": {"weight": 0.75, "tokens": 640},
         "rest": {"weight": 0.25, "tokens": 384},
     }
-    with pytest.raises(GrowthError, match="The data has no blocks to train on"):
+    with pytest.raises(GrowthError, match="the data has no blocks to train on"):
         FakeBlocks(train=FakeSplit(0, 1)).make_feed(0, 8)
 
 

@@ -21,7 +21,7 @@ TYPES = typing.get_type_hints(RunConfig)
 CROSS_CHECKED = {
     "init", "init_optimizer", "model", "data", "mixture", "stream", "steps", "warmup", "decay", "schedule",
     "schedule_start", "schedule_steps", "rewarm", "branch_from", "source_tokens", "source_flops", "source_seconds",
-    "data_part", "eval_part",
+    "data_part", "eval_part", "optimizer", "grad_clip", "lr_base_width", "teacher", "teacher_steps", "teacher_weight",
 }  # fmt: skip
 """Settings whose values must fit one another."""
 
