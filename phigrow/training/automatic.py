@@ -7,6 +7,7 @@ and a recipe of stages choose once for all of their runs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -40,7 +41,10 @@ COMPILE_SECONDS = 60.0
 """Seconds that one compilation is taken to cost."""
 
 COMPILE_SAVES = 0.3
-"""Part of the training time that compilation is taken to save."""
+"""Part of the training time that compilation is taken to save at most. Only where that pays, the saving is timed."""
+
+PASS_TOKENS = 4096
+"""Tokens of a pass that is timed plain and compiled; at least one block."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def choose(config: RunConfig, world: World, out: Path, model: Callable[[], Confi
             chosen |= choices_of(missing, config, model(), seq_len, world.device, flops)
         return {name: chosen[name] for name in asked}
 
-    chosen = on_rank_zero(world, decide)
+    chosen = on_rank_zero(world, decide, patient=True)  # a compilation is timed where training is long
     values = {name: choice["chosen"] for name, choice in chosen.items()}
     return dataclasses.replace(config, **values, auto_choices=chosen)
 
@@ -132,7 +136,8 @@ def choices_of(
         if device.type == "cpu" and dtype not in seconds:
             seconds = time_passes(model, seq_len, (dtype,))
         rate = pass_flops(model, seq_len) / seconds[dtype] if dtype in seconds else math.inf
-        out["compile"] = choose_compile(config, device, flops / rate, models).record()
+        probe = functools.partial(time_compiled, model, seq_len, dtype)
+        out["compile"] = choose_compile(config, device, flops / rate, models, probe).record()
     return out
 
 
@@ -159,14 +164,19 @@ def choose_dtype(config: RunConfig, model: Config, seq_len: int, device: torch.d
     return Choice("fp32", "the device has no bf16, and fp16 requires ZeRO stage 1, 2 or 3")
 
 
-def choose_compile(config: RunConfig, device: torch.device, seconds: float, models: int = 1) -> Choice:
-    """Choose whether to compile: on a CPU, where training without it takes long enough to pay for the compilations.
+def choose_compile(
+    config: RunConfig, device: torch.device, seconds: float, models: int, probe: Callable[[], dict[str, float]]
+) -> Choice:
+    """Choose whether to compile: on a CPU, where it saves more than the compilations cost.
+
+    How much it saves depends on the CPU, so it is timed. Only training that is long enough waits for that.
 
     Args:
         config: the settings as asked.
         device: that the run trains on.
         seconds: estimated training time without compilation.
         models: number of compilations.
+        probe: times a pass, ``plain`` and ``compiled``.
     """
     if device.type != "cpu":
         return Choice(False, "auto compiles on CPUs only")
@@ -174,9 +184,14 @@ def choose_compile(config: RunConfig, device: torch.device, seconds: float, mode
         return Choice(False, "compile requires ZeRO stage 0, 1 or 2")
     if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
         return Choice(False, "there is no C++ compiler")
-    saved, cost = COMPILE_SAVES * seconds, COMPILE_SECONDS * models
-    reason = f"about {saved:.0f} s saved and {cost:.0f} s of compilation expected"
-    return Choice(saved > cost, reason)
+    cost = COMPILE_SECONDS * models
+    if COMPILE_SAVES * seconds <= cost:
+        return Choice(False, f"training of about {seconds:.0f} s is too short for {cost:.0f} s of compilation")
+    timed = probe()
+    share = 1 - timed["compiled"] / timed["plain"]
+    times = " and ".join(f"{name} {1000 * value:.3g} ms" for name, value in timed.items())
+    reason = f"a timing, {times} a pass; about {share * seconds:.0f} s saved and {cost:.0f} s of compilation expected"
+    return Choice(share * seconds > cost, reason, timed)
 
 
 def recorded_choices(out: Path, trunk: Path | None = None) -> Choices:
@@ -208,17 +223,54 @@ def time_passes(model: Config, seq_len: int, dtypes: tuple[str, ...]) -> dict[st
     The shortest of several passes counts, and the data types take turns, so that other work on the machine matters
     little. It takes about half a second.
     """
-    passes = {name: _layer_pass(model, seq_len, name) for name in dtypes}
+    return _shortest({name: _layer_pass(model, seq_len, name) for name in dtypes}, ROUNDS, SECONDS)
+
+
+def time_compiled(model: Config, seq_len: int, dtype: str) -> dict[str, float]:
+    """Return the seconds of a training pass of the model with one layer, ``plain`` and ``compiled``, on this CPU.
+
+    Compiling one layer takes ten to thirty seconds.
+    """
+    import torch
+
+    from phigrow.training.compilation import compile_training
+    from phigrow.training.model import DTYPES, build_model
+    from phigrow.training.process import World
+
+    one_layer = model | {"num_hidden_layers": 1}
+    config = RunConfig(model=one_layer, zero=0, dtype=dtype)
+    alone = World(0, 1, 0, 1, torch.device("cpu"))
+    rows = max(1, PASS_TOKENS // seq_len)
+    random = torch.Generator().manual_seed(0)
+    blocks = torch.randint(model["vocab_size"], (rows, seq_len + 1), generator=random)
+
+    def make(compiled: bool) -> Callable[[], None]:
+        network = build_model(config, one_layer, alone, "sdpa", {}).to(DTYPES[dtype])
+        if compiled:
+            compile_training(network, plain_positions=True)
+
+        def run() -> None:
+            network.zero_grad()
+            network(blocks).backward()
+
+        return run
+
+    with torch.random.fork_rng(devices=[]):
+        return _shortest({"plain": make(False), "compiled": make(True)}, 3 * ROUNDS, 10 * SECONDS)
+
+
+def _shortest(passes: dict[str, Callable[[], None]], rounds: int, seconds: float) -> dict[str, float]:
+    """Return the shortest time of each pass; they take turns, for at most so many rounds or seconds."""
     for run in passes.values():
         run()  # PyTorch chooses and prepares its kernels
-    best = dict.fromkeys(dtypes, math.inf)
+    best = dict.fromkeys(passes, math.inf)
     began = time.perf_counter()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in passes.items():
             start = time.perf_counter()
             run()
             best[name] = min(best[name], time.perf_counter() - start)
-        if time.perf_counter() - began > SECONDS:
+        if time.perf_counter() - began > seconds:
             break
     return best
 

@@ -145,37 +145,16 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
         if config.compile is not True or engine.device.type == "cpu":
             zero.run_muon_eagerly(engine)
     if config.compile is True:
+        from phigrow.training.compilation import compile_training
+
         if engine.device.type == "cpu" and config.dtype == "bf16":
             # PyTorch 2.13 writes two sums of bf16 gradients that it fused into one kernel under one name, and g++
             # refuses ("conflicting declaration").
             from torch._inductor import config as inductor
 
             inductor.cpp.max_horizontal_fusion_size = 1
-        compile_training(engine.module)
+        compile_training(engine.module, plain_positions=config.documents == "plain")
     return engine
-
-
-def compile_training(model: Any) -> None:
-    """Compile the training pass of a model; evaluations and diagnostics run as they are.
-
-    All training passes have one shape, so each model is compiled once. Held-out blocks may come in other shapes, and
-    the hooks of diagnostics would compile the model again. A later model of the same shape in this process uses
-    what was compiled for the first.
-    """
-    import torch
-    from torch._dynamo import config as dynamo
-
-    # A worker may train models of many shapes. Above its limit PyTorch would quietly compile no more.
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)
-    plain: Any = model.forward
-    compiled: Any = torch.compile(plain, dynamic=False)
-
-    def forward(blocks: torch.Tensor, by_row: bool = False, **distillation: Any) -> Any:
-        trains = model.training and not by_row and torch.is_grad_enabled()
-        return compiled(blocks, **distillation) if trains else plain(blocks, by_row)
-
-    model.forward = forward
 
 
 def forget_empty_step(engine: Any) -> None:

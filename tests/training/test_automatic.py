@@ -79,14 +79,31 @@ def test_a_deepspeed_file_is_not_contradicted(monkeypatch, tmp_path, content, dt
 
 
 def test_compilation_must_save_more_than_it_costs(monkeypatch):
-    assert not choose_compile(RunConfig(), CPU, 199.0).chosen
-    assert choose_compile(RunConfig(), CPU, 201.0).chosen
-    assert not choose_compile(RunConfig(), CPU, 201.0, models=2).chosen
-    assert choose_compile(RunConfig(), CPU, 201.0).reason == "about 60 s saved and 60 s of compilation expected"
-    assert choose_compile(RunConfig(zero=3), CPU, math.inf) == Choice(False, "compile requires ZeRO stage 0, 1 or 2")
-    assert choose_compile(RunConfig(), GPU, math.inf) == Choice(False, "auto compiles on CPUs only")
+    probes = []
+
+    def saves(share: float) -> Any:
+        return lambda: probes.append(share) or {"plain": 0.01, "compiled": 0.01 * (1 - share)}
+
+    def decided(seconds: float, share: float = 0.25, models: int = 1, device: Any = CPU, **settings: Any) -> Choice:
+        return choose_compile(RunConfig(**settings), device, seconds, models, saves(share))
+
+    short = decided(199.0)
+    assert (short.chosen, short.reason) == (False, "training of about 199 s is too short for 60 s of compilation")
+    assert not decided(399.0, models=2).chosen
+    assert not probes  # too short to be worth a timing
+    assert not decided(201.0).chosen  # 50 s
+    assert decided(260.0).chosen  # 65 s
+    assert not decided(1e6, share=-0.01).chosen
+    assert decided(400.0).reason == (
+        "a timing, plain 10 ms and compiled 7.5 ms a pass; about 100 s saved and 60 s of compilation expected"
+    )
+    assert decided(400.0).seconds == {"plain": 0.01, "compiled": 0.0075}
+    probes.clear()
+    assert decided(math.inf, zero=3) == Choice(False, "compile requires ZeRO stage 0, 1 or 2")
+    assert decided(math.inf, device=GPU) == Choice(False, "auto compiles on CPUs only")
     monkeypatch.setenv("PATH", "")
-    assert choose_compile(RunConfig(), CPU, math.inf) == Choice(False, "there is no C++ compiler")
+    assert decided(math.inf) == Choice(False, "there is no C++ compiler")
+    assert not probes
 
 
 def test_the_timing_is_short_and_counts_its_products():

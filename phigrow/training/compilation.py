@@ -1,0 +1,100 @@
+"""Compile the training pass of a model with torch.compile, in the form that compiles well on CPUs."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GELU_SCALE = 2 * (2 / torch.pi) ** 0.5
+
+
+def compile_training(model: Any, *, plain_positions: bool) -> None:
+    """Compile the training pass of a model; evaluations and diagnostics run as they are.
+
+    All training passes have one shape, so each model is compiled once. Held-out blocks may come in other shapes, and
+    the hooks of diagnostics would compile the model again. A later model of the same shape in this process uses
+    what was compiled for the first.
+
+    Args:
+        model: with the ``forward`` of `phigrow.training.loss.attach_loss`.
+        plain_positions: positions count from 0 in every block, so the tables of rotary embeddings are constant.
+    """
+    from torch._dynamo import config as dynamo
+
+    # A worker may train models of many shapes. Above its limit PyTorch would quietly compile no more.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)
+    use_sigmoid_gelu(model)
+    rotary = keep_rotary_tables(model) if plain_positions else []
+    plain: Any = model.forward
+    compiled: Any = torch.compile(plain, dynamic=False)
+
+    def forward(blocks: Tensor, by_row: bool = False, **distillation: Any) -> Any:
+        if not model.training or by_row or not torch.is_grad_enabled():
+            return plain(blocks, by_row)
+        for module in rotary:
+            if module.tables is None:
+                module.tables = _tables(module, blocks, model.get_input_embeddings().weight.dtype)
+        return compiled(blocks, **distillation)
+
+    model.forward = forward
+
+
+class SigmoidGELU(nn.Module):
+    """The tanh approximation of GELU, compiled for CPUs as ``x * sigmoid(2 u)``, which equals ``x (1 + tanh u) / 2``.
+
+    PyTorch's vectorised tanh takes four times as long as its sigmoid. Forward and backward of a million values took
+    3.9 instead of 8.3 ms on one thread of an EPYC without AVX-512.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the activations of values of any shape."""
+        if torch.compiler.is_compiling() and values.device.type == "cpu":
+            return values * torch.sigmoid(GELU_SCALE * (values + 0.044715 * values * values * values))
+        return F.gelu(values, approximate="tanh")
+
+
+def use_sigmoid_gelu(model: nn.Module) -> int:
+    """Replace ``nn.GELU(approximate="tanh")`` modules by `SigmoidGELU`; returns how many.
+
+    >>> use_sigmoid_gelu(nn.Sequential(nn.GELU(approximate="tanh"), nn.GELU()))
+    1
+    """
+    found = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.GELU) and child.approximate == "tanh"
+    ]
+    for parent, name in found:
+        setattr(parent, name, SigmoidGELU())
+    return len(found)
+
+
+def keep_rotary_tables(model: nn.Module) -> list[Any]:
+    """Let compiled passes read cosines and sines of rotary embeddings from tables, and return the modules.
+
+    Otherwise the compiler computes a cosine and a sine for every value of every query and key, in each layer.
+    """
+    found: list[Any] = [m for m in model.modules() if "inv_freq" in dict(m.named_buffers(recurse=False))]
+    for module in found:
+        module.tables = None
+        module.forward = types.MethodType(_rotary_forward, module)
+    return found
+
+
+def _rotary_forward(self: Any, values: Tensor, position_ids: Tensor) -> Any:
+    if self.tables is not None and torch.compiler.is_compiling():
+        return self.tables
+    return type(self).forward(self, values, position_ids)
+
+
+def _tables(module: Any, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The cosines and sines of the positions of a block."""
+    positions = torch.arange(blocks.shape[1] - 1, device=blocks.device)[None]
+    tables: tuple[Tensor, ...] = type(module).forward(module, blocks.new_empty(0, dtype=dtype), positions)
+    return tables

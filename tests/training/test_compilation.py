@@ -1,0 +1,82 @@
+"""Compiled training passes: equal to plain ones to rounding, one compilation a shape, and none for evaluations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scenarios import TINY, VOCAB
+from torch import nn
+from torch.nn import functional as F
+
+from phigrow.training import RunConfig, automatic
+from phigrow.training.compilation import GELU_SCALE, SigmoidGELU, compile_training, keep_rotary_tables, use_sigmoid_gelu
+from phigrow.training.model import build_model
+from phigrow.training.process import World
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # PyTorch's own
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def built(seed: int = 0) -> Any:
+    return build_model(RunConfig(zero=0, dtype="fp32", seed=seed), TINY, ALONE, "sdpa", {})
+
+
+def blocks(rows: int, length: int = 17) -> torch.Tensor:
+    return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(rows))
+
+
+def test_the_sigmoid_form_is_the_tanh_form():
+    values = torch.linspace(-30, 30, 4001, dtype=torch.float64, requires_grad=True)
+    sigmoid = values * torch.sigmoid(GELU_SCALE * (values + 0.044715 * values**3))
+    tanh = F.gelu(values, approximate="tanh")
+    torch.testing.assert_close(sigmoid, tanh, rtol=0, atol=1e-14)
+    one, other = (torch.autograd.grad(each.sum(), values)[0] for each in (sigmoid, tanh))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    assert math.isclose(GELU_SCALE, 2 * math.sqrt(2 / math.pi))
+
+
+def test_what_is_not_compiled_computes_as_before():
+    model = built()
+    before = model(blocks(2))
+    assert use_sigmoid_gelu(model) == TINY["num_hidden_layers"]
+    (rotary,) = keep_rotary_tables(model)
+    rotary.tables = "not read"
+    assert torch.equal(model(blocks(2)), before)
+    assert use_sigmoid_gelu(nn.Sequential(nn.GELU(), nn.ReLU())) == 0
+    values = torch.randn(9)
+    assert torch.equal(SigmoidGELU()(values), F.gelu(values, approximate="tanh"))
+
+
+@pytest.mark.long
+def test_models_of_one_shape_are_compiled_once_and_evaluations_never():
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    for seed in (0, 1):
+        plain, compiled = built(seed), built(seed)
+        compile_training(compiled, plain_positions=True)
+        losses = []
+        for model in (plain, compiled):
+            loss = model(blocks(4))
+            loss.backward()
+            losses.append(float(loss))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        for (name, one), (_, other) in zip(plain.named_parameters(), compiled.named_parameters(), strict=True):
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-7, msg=name)
+        # Held-out blocks of any number, with and without evaluation mode.
+        with torch.no_grad():
+            assert torch.equal(compiled(blocks(3)), plain(blocks(3)))
+            compiled.eval()
+            assert torch.equal(compiled(blocks(5), by_row=True), plain(blocks(5), by_row=True))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.long
+def test_both_forms_of_a_pass_are_timed():
+    seconds = automatic.time_compiled(TINY, 16, "fp32")
+    assert set(seconds) == {"plain", "compiled"}
+    assert all(0 < value < math.inf for value in seconds.values())
