@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from phigrow.files.shipped import find_shipped
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.models.config import Config, load_config
 from phigrow.models.cost import count_cost
-from phigrow.study.jobs import result_keys
+from phigrow.study.job_builder import hash_of, result_keys
 from phigrow.study.reading import (
     GROWTH,
     beside,
@@ -149,7 +147,7 @@ class _Reader:
     def __init__(self, path: Path, given: dict[str, Any], out: Path, schedule: str, ranks: int | None) -> None:
         self.path, self.given, self.out, self.schedule, self.ranks = path, given, out, schedule, ranks
         self.data, self.seq_len = data_of(given["data"], path)
-        self.data_key = _hash(str(self.data) if isinstance(self.data, Path) else self.data)
+        self.data_key = hash_of(str(self.data) if isinstance(self.data, Path) else self.data)
         self.folder = self.data if isinstance(self.data, Path) else out / f"data-{self.data_key}"
         self.arm = str(given.get("arm", path.stem))
         self.seed = single(given.get("seed", 0), "seed", path, least=0)
@@ -234,7 +232,7 @@ class _Reader:
             config = config_of(part["model"], self.path, "model")
             train |= {"model": config}
             identity.append(config)
-        folder = self.out / f"stage{number}-{_hash(identity)}"
+        folder = self.out / f"stage{number}-{hash_of(identity)}"
         stage = self._made(number, config, steps, first, train, folder, growing)
         if growing is not None:
             stage.keys.update(init=str(stage.start), init_optimizer=str(stage.state))
@@ -265,7 +263,7 @@ class _Reader:
 
     def _scratch(self, stages: list[Stage], steps: int) -> Stage:
         config, train = stages[-1].config, dict(self.train)
-        key = _hash([self.data_key, self.seed, config, steps, result_keys(train)])
+        key = hash_of([self.data_key, self.seed, config, steps, result_keys(train)])
         made = self._made(0, config, steps, 0, train | {"model": config}, self.out / f"scratch-{key}", None)
         made.keys["arm"] = "scratch"
         self._check(made.keys, f"scratch in {self.path}")
@@ -289,7 +287,3 @@ class _Reader:
             RunConfig(**keys)
         except GrowthError as error:
             raise error.at(where) from error
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]

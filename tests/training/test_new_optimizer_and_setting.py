@@ -90,7 +90,7 @@ import json
 from pathlib import Path
 import torch
 from phigrow.errors import GrowthError
-from phigrow.study.jobs import result_keys
+from phigrow.study.job_builder import result_keys
 from phigrow.training import RunConfig, load_run_config
 from phigrow.training.checkpoints import claim
 from phigrow.training.configuration import comparison_keys
