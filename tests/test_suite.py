@@ -1,8 +1,9 @@
-"""The page about these tests is complete: it names every helper module, mark, golden file and variable."""
+"""The page about these tests names every helper, mark, golden file and variable; no two files have one name."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,9 @@ def test_every_helper_on_the_page_exists():
 @pytest.mark.parametrize("path", re.findall(r"tests/[\w/]+\.py", PAGE))
 def test_commands_on_the_page_name_files_that_exist(path):
     assert (HERE.parent / path).is_file()
+
+
+def test_no_two_files_of_tests_have_one_name():
+    # Without packages, pytest imports them by their name, and refuses the second of one name in a fresh checkout.
+    names = Counter(path.name for path in HERE.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
