@@ -12,10 +12,10 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 launch: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile -m "launch and not slow and not long"
+	$(BIN)/python -m pytest -m "launch and not slow and not long"
 
 slow: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile -m "slow and not long"
+	$(BIN)/python -m pytest -m "slow and not long"
 
 long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long
