@@ -50,7 +50,7 @@ def cut_shards(source: Path, folder: Path, states: Iterable[str]) -> None:
     complete: dict[tuple[str, str], Tensor] = {}
     steps, scaler = [], None
     for rank, path in enumerate(files):
-        content = torch.load(path, map_location="cpu")["optimizer_state_dict"]
+        content = torch.load(path, map_location="cpu", weights_only=True)["optimizer_state_dict"]
         scaler = content.get("loss_scaler")
         stage3 = "fp32_flat_groups" in content
         fragments = _of_stage_3 if stage3 else _of_stages_1_and_2
@@ -71,6 +71,8 @@ def cut_shards(source: Path, folder: Path, states: Iterable[str]) -> None:
                 where=f"{state} of {name}, {source}",
                 fix="Take a checkpoint that is complete.",
             )
+        if not re.fullmatch(r"\w+(\.\w+)*", name):  # names come from the file, and become folders
+            raise GrowthError(f"The checkpoint names a parameter {name!r}.", where=str(source), fix="Take another one.")
         path = folder / "zero" / name / f"{state}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         values = values.detach().float()
@@ -88,7 +90,7 @@ def _param_shapes(source: Path) -> list[Shapes]:
     import torch
 
     first = min(source.glob("*mp_rank_00_model_states.pt"))
-    content = torch.load(first, map_location="cpu")
+    content = torch.load(first, map_location="cpu", weights_only=True)
     return [{name: tuple(shape) for name, shape in group.items()} for group in content["param_shapes"]]
 
 
