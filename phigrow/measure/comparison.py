@@ -29,6 +29,7 @@ from phigrow.measure.pairing import (
     paired_runs,
     settings_that_differ,
 )
+from phigrow.measure.refined import refined_notes
 from phigrow.measure.sizes import check_sizes, without_sources
 from phigrow.records.run import Budgets, Key, Run, Seeds
 from phigrow.records.schema import UNITS, Unit
@@ -314,6 +315,7 @@ def _read_from_ends(arm: Arm, runs: dict[Key, Run], found: Seeds, ends: Ends, ba
         notes.append(f"{arm.name}: already below the target at its smallest budget, so its cost is an upper bound")
     if result.crossing.where == "inside" and (beyond := ends.fit.beyond(result.crossing.log_tokens)):
         notes.append(f"{arm.name}: its cost lies {beyond}, to which its curve was extended")
+    notes += refined_notes(arm.name, {key: found[key] for key in runs}, base_runs, base_ends, result.crossing)
     points = []
     for budget in sorted({budget for by_budget in bases.seeds.values() for budget in by_budget if budget is not None}):
         there = bases.runs_at(budget)

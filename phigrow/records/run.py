@@ -77,6 +77,11 @@ class Run:
         return self.study.get("flat") is True
 
     @property
+    def is_refined(self) -> bool:
+        """True for an end that was added where a cost had been read between two other ends."""
+        return self.study.get("refined") is True
+
+    @property
     def shared_machine(self) -> bool:
         """True if other runs shared the machine, so that its seconds say little."""
         return bool(self.study.get("side_by_side", 1) > 1)

@@ -141,6 +141,7 @@ class StudyInfo(TypedDict, total=False):
     of tokens that it had read at the moment of growth, divided by its number of parameters. ``source_constant``: its
     learning rate had not decayed. ``source_loss`` is its held-out loss at that moment. ``flat``: the run is a model of
     another size, trained from scratch for the flat frontier. ``same_text``: it reads the blocks that the source read.
+    ``refined``: the run is an end that was added where a cost had been read between two other ends.
     ``side_by_side`` is the number of runs that shared the machine, itself included. ``teacher`` has the tokens of
     distillation and the teacher's FLOPs for each.
     """
@@ -152,6 +153,7 @@ class StudyInfo(TypedDict, total=False):
     source_loss: float | None
     flat: bool
     same_text: bool
+    refined: bool
     side_by_side: int
     teacher: dict[str, float] | None
 

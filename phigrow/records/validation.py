@@ -111,7 +111,7 @@ STUDY_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "side_by_side": ("a whole number from 1", lambda value: type(value) is int and value >= 1),
     **{
         key: ("true or false", lambda value: isinstance(value, bool))
-        for key in ("source_constant", "flat", "same_text")
+        for key in ("source_constant", "flat", "same_text", "refined")
     },
 }
 """Key of ``study`` -> its values in words, and the check of one. Null stands for a key that is missing."""

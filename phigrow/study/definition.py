@@ -31,7 +31,7 @@ from phigrow.training.declaration import Role
 
 KEYS = (
     "data", "text", "source", "sources", "dst", "arms", "flat", "baseline", "seeds", "budgets", "decay", "train",
-    "sweep", "workers", "ranks", "out", "flops_per_second",
+    "sweep", "refine", "workers", "ranks", "out", "flops_per_second",
 )  # fmt: skip
 NEEDED = ("data", "dst", "arms", "budgets", "train")
 PER_PARAMETER = "tokens_per_parameter"
@@ -100,6 +100,7 @@ def load_study(
         flops_per_second=number(given["flops_per_second"], "flops_per_second", path)
         if given.get("flops_per_second")
         else None,
+        refine=_switch(given.get("refine", False), "refine", path),
     )
     _check(study, path)
     return study
@@ -273,6 +274,12 @@ def _sweep(value: Any, seeds: tuple[int, ...], dst: Config, batch_tokens: int, p
         seeds=whole(given.get("seeds", [seeds[0]]), "seeds", path, least=0),
         widen=single(given.get("widen", MOST_WIDENINGS if len(steps) > 1 else 0), "widen", path, least=0),
     )
+
+
+def _switch(value: Any, key: str, path: Path) -> bool:
+    if not isinstance(value, bool):
+        raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix=f"give {key}: true or {key}: false")
+    return value
 
 
 def _folder_name(name: str, path: Path) -> str:

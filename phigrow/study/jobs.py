@@ -6,6 +6,7 @@ of the folder's name: a changed study reuses every result that is still valid, a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from phigrow.study.job import Job
 from phigrow.study.job_builder import JobBuilder
 from phigrow.study.rate_jobs import RateJobs
 from phigrow.study.rates import Rates
+from phigrow.study.refining import Refining
 from phigrow.study.settings import Arm, Study
 from phigrow.study.source_jobs import SourceJobs
 
@@ -38,12 +40,14 @@ class StudyJobs:
         self.sources = SourceJobs(self.build)
         self.arms = ArmJobs(self.build, self.sources)
         self.tried = RateJobs(self.arms)
+        self.refining = Refining(study)
 
     def all(self) -> list[Job]:
         """Return all jobs in the order in which they run.
 
-        First the first seed of all arms, from the first source; then the others; then longer budgets. The learning rate
-        of an arm is chosen right before its first run.
+        First the first seed of all arms, from the first source; then the others; then longer budgets; then refined
+        ends, which are known once the others are done. The learning rate of an arm is chosen right before its first
+        run.
         """
         study = self.study
         self.tried.forget()
@@ -69,6 +73,10 @@ class StudyJobs:
         for arm, source_seed, seed in replicates:
             if arm.longer:
                 jobs += self._runs(arm, source_seed, seed, arm.longer, after=study.budgets_of(arm))
+        refined = {arm.label: self.refining.steps(arm, jobs) for arm in study.arms}
+        for arm, source_seed, seed in replicates:
+            if (steps := refined[arm.label]) is not None:
+                jobs.append(self._refined(arm, source_seed, seed, steps))
         return list({job.name: job for job in jobs}.values())  # a start is made once for a sweep and a run of one seed
 
     def data(self) -> Job:
@@ -129,6 +137,11 @@ class StudyJobs:
             arm=arm, source_seed=source_seed, seed=seed, budget=budget,
             first=self.build.branch_step(budget) if branches else 0, steps=budget,
         )  # fmt: skip
+
+    def _refined(self, arm: Arm, source_seed: int | None, seed: int, steps: int) -> Job:
+        """Train a whole run to where the arm's cost was read; its trunk has no checkpoint at that step."""
+        end = self._end(arm, source_seed, seed, steps, branches=False)
+        return replace(end, keys=end.keys | {"study": {**end.keys.get("study", {}), "refined": True}})
 
     def _run_folder(self, arm: Arm, source_seed: int | None, seed: int) -> Path:
         key = self.arms.run_key(arm, source_seed, seed, self._rate(arm))

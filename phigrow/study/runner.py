@@ -117,7 +117,7 @@ def _run_all(work: _Work, crew: Crew, display: Display, outcome: Outcome) -> Non
                 continue
             display.finish(job)
             prune_trunk(work.jobs, job)
-            if job.kind == "sweep":
+            if job.kind == "sweep" or (work.study.refine and job.kind == "end"):
                 work.update()
                 display.update(work.everything, work.jobs)
                 crew.jobs = work.jobs

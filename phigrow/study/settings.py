@@ -167,6 +167,7 @@ class Study:
         workers: runs trained side by side; None: chosen for the machine.
         ranks: DeepSpeed ranks of each; None: chosen for the machine.
         flops_per_second: of one run on the machine that it was written for, for estimates of time before any run.
+        refine: train one more end for each arm, where its cost was read between two ends.
     """
 
     name: str
@@ -186,6 +187,7 @@ class Study:
     workers: int | None = None
     ranks: int | None = None
     flops_per_second: float | None = None
+    refine: bool = False
 
     def source(self, name: str = "") -> Source:
         """The source of that name."""
