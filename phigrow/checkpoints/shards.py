@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.untrusted import check_plain_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 Fragment = tuple[str, str, "Tensor", bool]
-"""Parameter, state (or ``fp32``), values, and whether these are all of the parameter's."""
+"""Parameter, state (or ``fp32``), values, and True if the values are all of the parameter's."""
 
 
 def cut_shards(source: Path, folder: Path, states: Iterable[str]) -> None:
@@ -39,7 +40,7 @@ def cut_shards(source: Path, folder: Path, states: Iterable[str]) -> None:
         states: names of the state tensors; a parameter may have some of them.
 
     Raises:
-        GrowthError: a parameter's values are not complete.
+        GrowthError: a parameter's values are not complete, or a name could lead out of ``folder``.
     """
     import torch
 
@@ -62,17 +63,18 @@ def cut_shards(source: Path, folder: Path, states: Iterable[str]) -> None:
         inner = content["optimizer_state_dict" if stage3 else "base_optimizer_state"]["state"]
         steps += [float(entry["step"]) for entry in inner.values() if "step" in entry]
     sizes = {name: shape for group in shapes for name, shape in group.items()}
+    for name, state in {*parts, *complete}:
+        check_plain_name(name, "a parameter", str(source))
+        check_plain_name(state, "a state", str(source))
     for name, state in sorted({*parts, *complete}):
-        found = complete.get((name, state))
-        values = torch.cat(parts[name, state]) if found is None else found
+        whole = complete.get((name, state))
+        values = torch.cat(parts[name, state]) if whole is None else whole
         if name in sizes and values.numel() != math.prod(sizes[name]):
             raise GrowthError(
-                f"The checkpoint has {values.numel():,} of {math.prod(sizes[name]):,} values of a parameter.",
+                f"the checkpoint has {values.numel():,} of {math.prod(sizes[name]):,} values of a parameter",
                 where=f"{state} of {name}, {source}",
-                fix="Take a checkpoint that is complete.",
+                fix="take a checkpoint that is complete",
             )
-        if not re.fullmatch(r"\w+(\.\w+)*", name):  # names come from the file, and become folders
-            raise GrowthError(f"The checkpoint names a parameter {name!r}.", where=str(source), fix="Take another one.")
         path = folder / "zero" / name / f"{state}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         values = values.detach().float()
@@ -103,12 +105,12 @@ def _of_stages_1_and_2(
     for index, (mapping, masters) in enumerate(
         zip(content["param_slice_mappings"], content["single_partition_of_fp32_groups"], strict=True)
     ):
-        found = {"fp32": masters} | {state: inner[index][state] for state in states if state in inner.get(index, {})}
+        kept = {"fp32": masters} | {state: inner[index][state] for state in states if state in inner.get(index, {})}
         # DeepSpeed's optimizer for bf16 at stage 1 has no loss scaler, and cuts momentum like every other state.
         keeps_matrices = base["param_groups"][index].get("use_muon", False) and "loss_scaler" in content
         start = 0
         for name, fragment in sorted(mapping.items(), key=lambda item: item[1].start):
-            for state, values in found.items():
+            for state, values in kept.items():
                 if keeps_matrices and state != "fp32":
                     yield name, state, values[start : start + sizes[name]], True
                 else:
@@ -121,12 +123,12 @@ def _of_stage_3(
 ) -> Iterator[Fragment]:
     inner = content["optimizer_state_dict"]["state"]
     for index, (group, masters) in enumerate(zip(shapes, content["fp32_flat_groups"], strict=True)):
-        found = {"fp32": masters} | {state: inner[index][state] for state in states if state in inner.get(index, {})}
+        kept = {"fp32": masters} | {state: inner[index][state] for state in states if state in inner.get(index, {})}
         start = 0
         for name, shape in group.items():
             size = math.prod(shape)
             share = -(-size // ranks)
             own = max(0, min(share, size - rank * share))
-            for state, values in found.items():
+            for state, values in kept.items():
                 yield name, state, values[start : start + own], False
             start += share

@@ -22,7 +22,7 @@ import argparse
 import contextlib
 import io
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from phigrow.checkpoints.shards import cut_shards
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import staged_folder
-from phigrow.files.untrusted import read_json_strict
+from phigrow.files.untrusted import check_plain_name, read_json_strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,8 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
         marker: what the source's marker says.
 
     Raises:
-        GrowthError: it holds an optimizer's state that was offloaded to NVMe, or none.
+        GrowthError: it holds an optimizer's state that was offloaded to NVMe, or none; or it names a parameter or a
+            state that could lead out of ``folder``.
     """
     if is_complete(folder):
         return
@@ -73,6 +74,7 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
     with staged_folder(folder) as partial:
         # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
         with restricted_pickles(), config.patch("load.mmap", True):  # type: ignore[attr-defined]
+            _check_names(source, states)
             if any(source.glob("*_optim_states.pt")):
                 if set(states) == set(ADAM_STATES):
                     _convert_zero(source, partial)
@@ -92,6 +94,40 @@ def is_complete(folder: Path) -> bool:
         return not damage(folder, read_marker(folder)["files"])
     except ValueError:
         return False
+
+
+def _check_names(source: Path, states: Iterable[str]) -> None:
+    """Refuse a checkpoint whose names could lead out of the folder that it is converted into.
+
+    Its author chose them, and DeepSpeed's converter makes folders of them without a check.
+    """
+    import torch
+
+    for state in states:
+        check_plain_name(state, "a state", str(source))
+    for path in sorted(source.glob("*_states.pt")):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.get("ds_autoep_layers"):  # the converter makes names of experts from these
+            raise GrowthError(
+                "the checkpoint has mixture-of-experts layers",
+                where=str(path),
+                why="phigrow has no family with experts",
+                fix="take the checkpoint of a dense model",
+            )
+        for name in _names_in(content):
+            check_plain_name(name, "a parameter", str(path))
+
+
+def _names_in(content: dict[str, Any]) -> Iterator[Any]:
+    """Yield every parameter name in a file of a rank that becomes the name of a folder."""
+    shapes, shard = content.get("param_shapes") or [], content.get("optimizer_state_dict") or {}
+    for group in shapes if isinstance(shapes, list) else [shapes]:
+        yield from group
+    for mapping in shard.get("param_slice_mappings") or []:
+        yield from mapping
+    yield from content.get("module") or ()
+    for group in (content.get("phigrow") or {}).get("groups") or []:
+        yield from group
 
 
 def _convert_zero(source: Path, folder: Path) -> None:
@@ -175,8 +211,18 @@ def _state(source: Path, folder: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return the content of ``state.json``, with the optimizer's states; folders of the first release are AdamW's."""
+    """Return the content of ``state.json``, with the optimizer's states; folders of the first release are AdamW's.
+
+    Raises:
+        GrowthError: the file cannot be read, or names a state that could lead out of the folder.
+    """
     state: dict[str, Any] = {"states": ADAM_STATES} | read_json_strict(folder / STATE, "the optimizer's state")
+    if not isinstance(state["states"], dict):
+        raise GrowthError(
+            f"states is {state['states']!r}, but must be an object", where=str(folder / STATE), fix=_AGAIN
+        )
+    for name in state["states"]:
+        check_plain_name(name, "a state", str(folder / STATE))
     return state
 
 

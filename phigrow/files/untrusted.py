@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,6 +49,28 @@ def contained(folder: Path, name: str) -> Path:
             fix="replace the link with the file itself, or give the folder that holds the files",
         )
     return path
+
+
+def check_plain_name(name: Any, what: str, where: str) -> None:
+    """Refuse a name of an untrusted file that is to become a file name, and could lead out of its folder.
+
+    Args:
+        name: of a parameter or a state: letters, digits and underscores, in parts with single dots between them.
+        what: the kind of name for messages, such as ``a parameter``.
+        where: the file or folder that has the name.
+
+    Raises:
+        GrowthError: the name is no string, or has any other character.
+
+    >>> check_plain_name("model.layers.0.mlp.fc1.weight", "a parameter", "step-3")
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise GrowthError(
+            f"the checkpoint names {what} {name!r}",
+            where=where,
+            why="the name becomes a file name, and could lead out of the folder that is written",
+            fix="take another checkpoint: this one is damaged, or was made to mislead",
+        )
 
 
 def read_json_strict(path: Path, what: str, *, nan: bool = False) -> dict[str, Any]:
