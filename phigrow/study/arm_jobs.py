@@ -1,4 +1,4 @@
-"""What the arms of a study start from, and the keys of their runs."""
+"""Jobs before the runs of an arm (source, expansion, optimizer state), and the keys of its runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from phigrow.study.source_jobs import SourceJobs
 class ArmJobs:
     """Starts of arms, and the keys, hashes and names that their runs and sweeps share.
 
-    A run of an arm is identified by the seed of its source and its own seed.
+    The seed of its source and its own seed identify a run of an arm.
     """
 
     def __init__(self, build: JobBuilder, sources: SourceJobs) -> None:
@@ -22,7 +22,7 @@ class ArmJobs:
         self._start_keys: dict[tuple[str, int | None, int], str] = {}
 
     def starts(self, arm: Arm, source_seed: int | None, seed: int) -> list[Job]:
-        """Make what an arm starts from: the source, its expansion, and the grown state of the optimizer."""
+        """Return the jobs that make the start of an arm: the source, its expansion, and the grown optimizer state."""
         jobs = self.sources.of(arm, source_seed)
         if not arm.grows:
             return jobs
@@ -39,37 +39,37 @@ class ArmJobs:
         return jobs
 
     def needs(self, arm: Arm, source_seed: int | None, seed: int) -> tuple[str, ...]:
-        """Names of the jobs before a run."""
+        """Return the names of the jobs that a run needs."""
         starts = self.starts(arm, source_seed, seed)
         wanted = ("expand", "state") if arm.grows else ("source",)
         return (*self.build.needs_data, *(job.name for job in starts if job.kind in wanted))
 
     def prefix(self, arm: Arm, source_seed: int | None, seed: int) -> str:
-        """What the names of the jobs of a run begin with."""
+        """Return the common beginning of the names of a run's jobs."""
         return f"{arm.label}/{self.replicate(arm, source_seed, seed)}"
 
     def replicate(self, arm: Arm, source_seed: int | None, seed: int) -> str:
-        """Name the seeds of a run."""
+        """Return a name made of the seeds of a run."""
         several = arm.needs_source and len(self.study.source(arm.source).seeds) > 1
         return f"source{source_seed}-seed{seed}" if several else f"seed{seed}"
 
     def run_key(self, arm: Arm, source_seed: int | None, seed: int, rate: Any, steps: int | None = None) -> str:
-        """A hash of everything that a run of ``steps`` depends on; without steps, that its trunk depends on."""
+        """Return a hash of everything on which a run of ``steps`` depends, or its trunk if ``steps`` is None."""
         decay = steps and self.study.decay_steps(steps)
         train = result_keys(self.study.train | arm.train)
         state = [arm.state] if arm.state is not None else []
         more = [text] if (text := self._parts(arm)) else []
-        if arm.is_taught and not arm.has_source:  # elsewhere the teacher is part of what the arm starts from
+        if arm.is_taught and not arm.has_source:  # in other arms the teacher is part of the start, which is hashed
             more.append({"teacher": self.sources.key(arm, source_seed)})
         start = self._start_key(arm, source_seed, seed)
         return hash_of([self.build.data_key, start, train, seed, rate, steps, decay, *state, *more])
 
     def run_keys(self, arm: Arm, source_seed: int | None, seed: int, *, choosing: bool = False) -> dict[str, Any]:
-        """Keys of a training run; ``choosing``: one by which a learning rate is chosen."""
+        """Return the keys of a training run; with ``choosing``, of a run that helps to choose a learning rate."""
         study = self.study
         keys = study.train | arm.train | {"arm": arm.name, "seed": seed} | self._parts(arm, choosing=choosing)
-        if facts := self._facts(arm, source_seed):
-            keys["study"] = facts
+        if properties := self._properties(arm, source_seed):
+            keys["study"] = properties
         if not arm.needs_source:
             return keys | {"model": study.model_of(arm)}
         if arm.is_taught:
@@ -77,7 +77,7 @@ class ArmJobs:
         cost = {f"source_{unit}": spent for unit, spent in study.source(arm.source).cost.items()}
         if not arm.has_source:
             return keys | {"model": study.model_of(arm)} | cost
-        # Every arm reads the same text at the same step, whatever state it starts with.
+        # data_start 0: every arm reads the same text at the same step, with or without grown optimizer state.
         state = (
             {"init_optimizer": str(self._state(arm, source_seed, seed)), "data_start": 0}
             if arm.state is not None
@@ -86,12 +86,12 @@ class ArmJobs:
         return keys | {"init": str(self._start(arm, source_seed, seed))} | cost | state
 
     def training(self, *given: Any, arm: Arm, source_seed: int | None, **which: Any) -> Job:
-        """A job that trains an arm; see `JobBuilder.training`."""
+        """Return a job that trains an arm; see `JobBuilder.training`."""
         start = self.sources.weights(arm, source_seed) if arm.needs_source else None
         return self.build.training(*given, arm=arm, source_seed=source_seed, start=start, **which)
 
     def _parts(self, arm: Arm, *, choosing: bool = False) -> dict[str, Any]:
-        """Which blocks an arm reads and is evaluated on."""
+        """Return the keys of the blocks that an arm reads and is evaluated on."""
         if (text := self.study.text) is None:
             return {}
         return {
@@ -99,21 +99,23 @@ class ArmJobs:
             "eval_part": list(text.choose if choosing else text.report),
         }
 
-    def _facts(self, arm: Arm, source_seed: int | None) -> dict[str, Any]:
-        """What the records of a run say about its place in the study."""
-        facts: dict[str, Any] = {}
+    def _properties(self, arm: Arm, source_seed: int | None) -> dict[str, Any]:
+        """Return the properties of a run in its study, for the records."""
+        properties: dict[str, Any] = {}
         if arm.method == FLAT:
-            facts["flat"] = True
+            properties["flat"] = True
         if arm.needs_source and self.study.source(arm.source).path is None:
-            facts |= {"source_seed": source_seed, "source_age": arm.age}
-            facts |= {"source": arm.source} if arm.source else {}
-            facts |= {"source_constant": True} if arm.constant else {}
-            facts |= {"same_text": True} if arm.same_text else {}
-        return facts
+            properties |= {"source_seed": source_seed, "source_age": arm.age}
+            properties |= {"source": arm.source} if arm.source else {}
+            properties |= {"source_constant": True} if arm.constant else {}
+            properties |= {"same_text": True} if arm.same_text else {}
+        return properties
 
     def _start_key(self, arm: Arm, source_seed: int | None, seed: int) -> str:
-        """A hash of everything that the first weights depend on; of a growth the resolved plan, so that a changed
-        method is noticed."""
+        """Return a hash of everything on which the first weights depend.
+
+        For a growth it includes the hash of the plan, so that it changes if the method changes.
+        """
         from phigrow.growth.planner import make_plan
 
         study = self.study

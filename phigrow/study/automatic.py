@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     import torch
 
 FILE = "choices.json"
-"""In the folder of everything: the choices, which later commands keep on any machine."""
+"""File with the choices in the study's folder; later commands keep these choices on any machine."""
 
 NAMES = ("dtype", "compile")
-"""Settings that a study chooses for all of its runs, where they are auto."""
+"""Settings that a study chooses for all of its runs if they are auto."""
 
 
 def study_choices(study: Study, jobs: Sequence[Job], say: Callable[[str], None]) -> Choices:
     """Return the choices of a study, which every run gets as ``auto_choices``.
 
-    They come from the study's folder, else from a run that it has, else from this machine. A study compiles if that
-    saves more time over all of its runs than one compilation for each model and worker costs.
+    They come from the study's folder, else from one of its runs, else from this machine. A study compiles if the saving
+    over all of its runs is larger than the cost of one compilation per model and worker.
     """
     trained = [job for job in jobs if job.trains]
     undecided = {name: [job for job in trained if job.keys.get(name, AUTO) == AUTO] for name in NAMES}
@@ -59,13 +59,13 @@ def kept_choices(
     make: Callable[[list[str]], Choices],
     say: Callable[[str], None],
 ) -> Choices:
-    """Return the choices that a folder keeps; those that it lacks come from its runs, or are made, and are kept.
+    """Return the choices in a folder. Missing ones are read from its runs or made, and then stored in the folder.
 
     Args:
-        out: folder of everything.
-        names: of the settings.
-        runs: folders of runs whose records have the choices, by setting; they need not exist.
-        make: makes the choices for the names it is given.
+        out: folder of the study or of the stages.
+        names: settings to choose.
+        runs: for each setting, folders of runs whose records may have the choice; they need not exist.
+        make: makes the choices of the given settings.
         say: receives one line for each new choice.
     """
     path = out / FILE
@@ -87,7 +87,7 @@ def kept_choices(
 
 
 def with_choices(keys: dict[str, Any], choices: Choices) -> dict[str, Any]:
-    """Return the keys of one run, with the choices for what they leave open.
+    """Return the keys of one run, with the study's choices for settings that are auto.
 
     >>> with_choices({"dtype": "fp32"}, {"compile": {"chosen": False}})
     {'compile': 'auto', 'dtype': 'fp32', 'auto_choices': {'compile': {'chosen': False}}}
@@ -96,12 +96,12 @@ def with_choices(keys: dict[str, Any], choices: Choices) -> dict[str, Any]:
 
 
 def engine_settings(train: dict[str, Any]) -> RunConfig:
-    """Return a run with those settings of a study on which the choices depend."""
+    """Return a run with only those settings of a study on which the choices depend."""
     return RunConfig(**{key: train[key] for key in ("zero", "deepspeed", *NAMES) if key in train})
 
 
 def device() -> torch.device:
-    """Return the device that runs of this machine train on."""
+    """Return the device on which runs of this machine train."""
     import torch
 
     return torch.device("cuda" if gpus() else "cpu")
@@ -109,7 +109,7 @@ def device() -> torch.device:
 
 @contextlib.contextmanager
 def threads_of_a_run(processes: int) -> Iterator[None]:
-    """Use as many threads as a run has while so many processes share the machine; a context."""
+    """Give this process, inside the context, as many threads as a rank has when so many processes share the machine."""
     import torch
 
     former = torch.get_num_threads()

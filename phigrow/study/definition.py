@@ -36,10 +36,10 @@ KEYS = (
 NEEDED = ("data", "dst", "arms", "budgets", "train")
 PER_PARAMETER = "tokens_per_parameter"
 LEARN: dict[str, type] = {"steps": int, "map_batch": int, "map_lr": float, "map_noise": float}
-"""Of an arm whose method is learned: how; or else ``maps``, what was learned before."""
+"""Keys of an arm with learned maps and their types; an arm with ``maps``, which were learned before, has none."""
 
 MOST_WIDENINGS = 6
-"""Rates that an arm tries beyond the grid, by default."""
+"""Default of the largest number of rates that an arm tries beyond the grid."""
 
 DEFAULTS: dict[str, Any] = {"batch": 16, "eval_at": [1, 10, 100], "keep": 1, "export": None}
 
@@ -47,16 +47,16 @@ DEFAULTS: dict[str, Any] = {"batch": 16, "eval_at": [1, 10, 100], "keep": 1, "ex
 def load_study(
     path: str | Path, *, out: str | Path | None = None, workers: int | None = None, ranks: int | None = None
 ) -> Study:
-    """Read a study file; configurations that it names are looked for beside it first.
+    """Read a study file; relative paths in it are tried beside the file first.
 
     Args:
         path: a YAML file, or the name of a shipped study.
-        out: folder of everything, in place of the file's ``out``.
+        out: folder of all results, in place of the file's ``out``.
         workers, ranks: in place of the file's.
 
     Raises:
-        GrowthError: no such file; an unknown key (with the nearest ones), a missing one, a value of the wrong kind; an
-            arm that cannot be grown; budgets too short for warmup and decay.
+        GrowthError: there is no such file; a key is unknown (with the nearest ones), missing, or has a wrong value; an
+            arm cannot be grown; or a budget is too short for warmup and decay.
 
     >>> load_study("tiny").budgets
     (20, 40)
@@ -66,7 +66,7 @@ def load_study(
     only(given, KEYS, str(path))
     for key in NEEDED:
         if key not in given:
-            raise GrowthError(f"the study has no {key!r}", where=str(path), fix=f"it needs {', '.join(NEEDED)}")
+            raise GrowthError(f"the study has no {key!r}", where=str(path), fix=f"give all of {', '.join(NEEDED)}")
     data, seq_len = data_of(given["data"], path)
     train = run_keys(given["train"], Role.STUDY, f"train in {path}")
     train = DEFAULTS | train
@@ -142,7 +142,7 @@ def _check(study: Study, path: Path) -> None:
     names = [arm.label for arm in study.arms]
     for name in names:
         if names.count(name) > 1:
-            raise GrowthError(f"two arms are called {name!r}", where=f"arms in {path}", fix="give each its own name")
+            raise GrowthError(f"two arms are called {name!r}", where=f"arms in {path}", fix="rename one of them")
     for job in jobs_of(study):
         if not job.trains:
             continue
@@ -153,7 +153,7 @@ def _check(study: Study, path: Path) -> None:
 
 
 def _steps(value: Any, key: str, model: Config, batch_tokens: int, path: Path) -> tuple[int, ...]:
-    """Numbers of steps: as they are, or from tokens or tokens per parameter of a model, rounded up."""
+    """Return numbers of steps, given as they are, or as tokens or tokens per parameter of a model (rounded up)."""
     if isinstance(value, dict):
         where = f"{key} in {path}"
         only(value, ("tokens", PER_PARAMETER), where)
@@ -175,7 +175,7 @@ def _sources(given: dict[str, Any], batch_tokens: int, path: Path) -> tuple[Sour
         raise GrowthError(
             "the study has no 'source'" if "source" not in given else "source and sources are both set",
             where=str(path),
-            fix="give source: {...}, or sources: {name: {...}, ...} where there are several",
+            fix="give source: {...} for one source, or sources: {name: {...}, ...} for several",
         )
     if "source" in given:
         return (_source(given["source"], "", batch_tokens, path),)
@@ -212,7 +212,7 @@ def _source(value: Any, name: str, batch_tokens: int, path: Path) -> Source:
 
 
 def _flat(value: Any, dst: Config, budgets: tuple[int, ...], batch_tokens: int, seq_len: int, path: Path) -> list[Arm]:
-    """Arms of the flat frontier: by default each spends, at its ends, the FLOPs of the destination at its own."""
+    """Return the arms of the flat frontier; by default their budgets have the FLOPs of the destination's budgets."""
     arms = []
     for name, content in mapping(value or {}, f"flat in {path}").items():
         where = f"flat {name} in {path}"
@@ -234,13 +234,13 @@ def _flat(value: Any, dst: Config, budgets: tuple[int, ...], batch_tokens: int, 
         if arms[-1].is_taught:
             raise GrowthError(
                 "teacher_steps is set for a flat model", where=f"train of {where}",
-                why="the flat frontier is what models reach without any source", fix="give it to an arm instead",
+                why="the flat frontier has models that are trained without a source", fix="set it in an arm instead",
             )  # fmt: skip
     return arms
 
 
 def _text(value: Any, path: Path) -> Text:
-    """Parts of the text, each ``[first, last, of]``."""
+    """Read the parts of the text, each ``[first, last, of]``."""
     names = ("source", "arms", "choose", "report")
     where = f"text in {path}"
     given = mapping(value, where)
@@ -288,7 +288,7 @@ def _folder_name(name: str, path: Path) -> str:
             f"{name!r} is not a valid name",
             where=f"{name} in {path}",
             why="it names a folder",
-            fix="use letters, digits, -",
+            fix="use letters, digits, -, _ and ., and do not begin with .",
         )
     return name
 
@@ -310,19 +310,21 @@ def _arms(
         extra = {"source": named, "ages": ages or at_ages, "constant": constant, "same_text": same_text}
         for key, value in extra.items():
             if value:
-                raise GrowthError(f"{key} is set, and the arm starts from scratch", where=where, fix=f"remove {key}")
+                raise GrowthError(f"{key} is set, but the arm starts from scratch", where=where, fix=f"remove {key}")
         return [arm]
     known = [source.name for source in sources]
     if named is None and len(sources) > 1:
         raise GrowthError("the arm names no source", where=where, fix=f"give source: one of {', '.join(known)}")
     if named is not None and named not in known:
-        raise near(f"no source {named!r}", where, str(named), [name for name in known if name])
+        raise near(f"there is no source {named!r}", where, str(named), [name for name in known if name])
     source = next(source for source in sources if named in (None, source.name))
     arm = replace(arm, source=source.name, same_text=bool(same_text), constant=bool(constant))
     if source.path is not None:
         if ages or at_ages or constant or same_text:
             raise GrowthError(
-                "ages, constant and same_text need a source that the study trains", where=where, fix="remove them"
+                "ages, constant and same_text require a source that the study trains",
+                where=where,
+                fix="remove them, or give the source a model and steps instead of a path",
             )
         return [arm]
     parameters = count_cost(source.config).parameters
@@ -334,7 +336,7 @@ def _arms(
             have = ", ".join(f"{own * per_step:.3g}" for own in source.steps)
             raise GrowthError(
                 f"the source has no age of {length * per_step:.3g} tokens per parameter",
-                where=where, fix=f"give ages out of {have}, or add it to the source's steps",
+                where=where, fix=f"choose ages from {have}, or add this age to the source's steps",
             )  # fmt: skip
     return [
         replace(
@@ -346,12 +348,12 @@ def _arms(
 
 
 def _ages(value: Any, source: Source, batch_tokens: int, path: Path) -> tuple[int, ...]:
-    """Steps of a source at ages given as tokens per parameter of its own."""
+    """Return the steps of a source at ages in tokens per parameter of the source."""
     return _steps({PER_PARAMETER: value}, "ages", source.config, batch_tokens, path)
 
 
 def _in_order(arms: list[Arm], sources: tuple[Source, ...]) -> list[Arm]:
-    """Arms without a source first, then those of the first age of every source, and so on."""
+    """Sort arms: those without a source first, then those at the first age of their source, and so on."""
 
     def rank(arm: Arm) -> int:
         if not arm.needs_source:
@@ -369,7 +371,7 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
     _folder_name(name, path)
     given = mapping(content or {}, where)
     method = str(given.pop("method", name))
-    mixture = bool(set(method) & set(",=:"))  # one method an axis: what it is made of is checked by its plan
+    mixture = bool(set(method) & set(",=:"))  # several methods, or one with options; the plan checks it
     known = [SCRATCH, CONTINUED, *all_methods()]
     if method not in known and not mixture:
         raise near(f"there is no method {method!r}", where, method, known)
@@ -377,7 +379,8 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
     train = run_keys(given.pop("train", None), shared, f"train of {where}", "it is the same for every arm")
     grows = method not in (SCRATCH, CONTINUED)
     state = given.pop("state", None) if grows else None
-    learns = grows and not mixture and find_method(method).learns
+    base = method.partition(":")[0]
+    learns = grows and base in all_methods() and find_method(base).learns
     if not mixture:
         more = (*GROWTH, *find_method(method).options) if grows else ()
         only(given, ("method", "train", *more, *((*LEARN, "maps") if learns else ())), where)
@@ -386,12 +389,14 @@ def _arm(name: str, content: Any, path: Path) -> Arm:
 
 
 def _learn(given: dict[str, Any], path: Path, where: str) -> dict[str, Any] | None:
-    """Take how its maps are learned out of an arm's keys; None where they were learned before."""
+    """Take the keys of learning its maps out of an arm's keys; None if the maps were learned before."""
     how = {key: given.pop(key) for key in LEARN if key in given}
     if "maps" in given:
         if how:
             raise GrowthError(
-                f"maps and {next(iter(how))} are both set", where=where, fix="give learned maps, or how to learn them"
+                f"maps and {next(iter(how))} are both set",
+                where=where,
+                fix=f"remove maps to learn new ones, or remove {', '.join(how)}",
             )
         given["maps"] = str(beside(str(given["maps"]), path))
         return None

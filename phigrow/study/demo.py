@@ -1,8 +1,8 @@
-"""The demo: everything that phigrow does, in one folder and in minutes, on real text and under DeepSpeed.
+"""The demo: a complete study in one folder and in minutes, on real text and under DeepSpeed.
 
-Embedded corpus -> small Phi pretrained -> expanded by wr, tile and lossless -> each, and a from-scratch arm, pretrained
-with the same data order and schedule -> report. It is a study (`phigrow.study`) of one seed; a second run does what the
-first has left.
+It pretrains a small Phi on the embedded corpus and expands it by wr, tile and lossless. Then it pretrains each
+expansion and a from-scratch arm, with the same data order and schedule, and writes a report. It is a study
+(`phigrow.study`) of one seed. A second run continues where the first one stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS = 140
 
 
 def phi(hidden: int, heads: int, layers: int) -> dict[str, Any]:
-    """A tiny Phi: heads of 32, half of each rotary as in phi-1.5, and an mlp four times as wide as hidden."""
+    """Return a tiny Phi with heads of 32 (half of each rotary, as in phi-1.5) and an MLP of 4 * hidden."""
     return {
         "architectures": ["PhiForCausalLM"],
         "model_type": "phi",
@@ -53,9 +53,9 @@ DESTINATION = phi(hidden=96, heads=3, layers=6)
 
 
 def demo_study(out: str | Path, *, ranks: int | None = None, steps: int | None = None, seed: int = 0) -> Study:
-    """The study that the demo is: scratch and three growths, one seed.
+    """Return the study of the demo: scratch and three growths, with one seed.
 
-    Four budgets, each with a decayed end: an eighth, a quarter and a half of the steps, and all.
+    It has four budgets, each with a decayed end: an eighth, a quarter and a half of the steps, and all steps.
 
     Args:
         out: folder of all results.
@@ -67,7 +67,7 @@ def demo_study(out: str | Path, *, ranks: int | None = None, steps: int | None =
     return Study(
         name="demo",
         out=Path(out),
-        # A tenth held out: with the default twentieth the held-out part is a handful of modules.
+        # A tenth is held out. The default, a twentieth, would be a handful of Python modules.
         data={
             "ref": "embedded", "seq_len": SEQ_LEN, "vocab_size": VOCAB, "heldout": 0.1, "seed": seed,
             "across_sources": True,
@@ -81,7 +81,7 @@ def demo_study(out: str | Path, *, ranks: int | None = None, steps: int | None =
         budgets=tuple(sorted({max(4, steps // part) for part in (8, 4, 2, 1)})),
         decay=0.2,
         train={
-            # fp32: most laptops have no bf16 instructions, and multiply bf16 matrices several times slower.
+            # fp32, because most laptops have no bf16 instructions and multiply bf16 matrices several times slower.
             "dtype": "fp32", "batch": BATCH, "lr": 4e-3, "warmup": max(1, steps // 15),
             "eval_every": max(1, steps // 20), "eval_blocks": 64, "eval_at": [1, 10, 100],
             "save_every": max(1, steps // 3), "log_every": max(1, steps // 20), "keep": 1, "zero": 1, "export": None,
@@ -98,17 +98,17 @@ def run(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Run the demo in the folder ``out``, or what is left of it; see `demo_study`.
+    """Run the demo in the folder ``out``, or continue it; see `demo_study`.
 
     Args:
         out: folder of all results.
         ranks: DeepSpeed ranks of each run; by default chosen for this machine.
         steps: optimizer steps of every arm; by default `STEPS`.
         seed: of data order and new weights.
-        say: receives what the demo says, line by line.
+        say: receives the demo's messages, line by line.
 
     Raises:
-        GrowthError: a stage failed.
+        GrowthError: a job failed.
     """
     from rich.console import Console
 
@@ -140,7 +140,7 @@ def _size(config: dict[str, Any]) -> str:
 
 
 def _certify(study: Study, say: Callable[[str], None]) -> None:
-    """Verify what each start computes, once."""
+    """Verify each start against its source, once, and print the differences."""
     from phigrow.expansion.verify import verify
 
     path = study.out / "certificates.json"

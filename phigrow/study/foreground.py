@@ -1,4 +1,4 @@
-"""Pretrain in the foreground: start DeepSpeed's ranks, show what they print, and let them save at Ctrl-C."""
+"""Pretrain in the foreground: start DeepSpeed's ranks, show their output, and let them save at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from phigrow.training.training_cost import run_folder
 def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = True) -> int:
     """Train one run on ranks of this machine.
 
-    One rank is this process. Several are started by DeepSpeed's launcher, in a process group of their own: Ctrl-C then
-    reaches this process alone, and the run is asked to stop in the way that gives it time to save.
+    A single rank runs in this process. DeepSpeed's launcher starts several ranks in a process group of their own, so
+    Ctrl-C reaches this process alone. It then asks the run to stop, which gives the run time to save.
 
     Args:
         words: a recipe and ``--key value`` words, as `phigrow.training.main` takes them.
         ranks: number of processes; by default one for every GPU, or one where there is no GPU.
-        shown: show what the ranks print on stdout.
+        shown: show the ranks' output on stdout.
 
     Returns:
         The exit code: 0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains.
@@ -35,7 +35,7 @@ def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = Tr
         GrowthError: the recipe or one of the keys cannot be read.
         KeyboardInterrupt: Ctrl-C came before the run could save anything, or a second time.
     """
-    config = parse(words)  # what is wrong with the words is told before any rank starts
+    config = parse(words)  # raises an error about the words before any rank starts
     ranks = ranks or gpus() or 1
     if ranks == 1:
         os.environ.update(environment())
@@ -60,7 +60,7 @@ def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = Tr
 def _stop(process: subprocess.Popen[bytes], stop_file: Path) -> int | None:
     """Ask the ranks to save and leave, for up to `STOP_SECONDS`; return their exit code, None if they did not leave.
 
-    A run that starts forgets what asked the run before it, so the file is made again until the ranks have left.
+    A run deletes the file when it starts, so the file is made again until the ranks have left.
     """
     print("\nstopping: the run saves a checkpoint first", file=sys.stderr, flush=True)
     try:

@@ -16,20 +16,20 @@ class Job:
     """One piece of work with one result.
 
     Attributes:
-        name: in words, unique in its study.
-        kind: ``expand`` makes the weights that an arm starts from, ``state`` the optimizer's state for them. ``trunk``
-            is the part of training that decayed ends share, ``end`` the rest of one budget, ``sweep`` the same of a
-            learning rate that is tried, and ``source`` of a source.
-        key: hash of everything that the result depends on.
-        folder: of the result.
-        needs: names of the jobs before it.
-        keys: of the training run, without those that are known only when it starts.
-        arm, source_seed, seed, budget: identify the run; ``budget`` is the steps of an end.
+        name: name for people, unique in its study.
+        kind: ``data`` packs the text, ``expand`` makes an arm's first weights, and ``state`` the optimizer's state for
+            them. ``trunk`` is the training that decayed ends share, and ``end`` the rest of one budget. ``sweep`` is
+            the end of a learning rate that is tried, and ``source`` the end of a source.
+        key: hash of everything on which the result depends.
+        folder: folder of the result.
+        needs: names of the jobs that must be done before.
+        keys: keys of the training run, without those that are known only when it starts.
+        arm, source_seed, seed, budget: identify the run; ``budget`` is the number of steps of an end.
         first, steps: the run trains from after step ``first`` up to ``steps``.
-        tokens, flops: cost of that training.
+        tokens, flops: cost of this training.
         keeps: keep its last checkpoint, because states are grown from it.
-        start: folder of the weights of the source that the arm starts from.
-        undecided: stands for a run whose learning rate depends on others, so that costs are counted; it never runs.
+        start: folder of the source's weights from which the arm starts.
+        undecided: a placeholder, for counting costs, of a run whose learning rate depends on others; it never runs.
     """
 
     name: str

@@ -20,8 +20,8 @@ class JobBuilder:
 
     Attributes:
         study: the study.
-        data_key, data_folder: of its packed blocks.
-        needs_data: name of the job that packs them; empty where they are there.
+        data_key, data_folder: hash and folder of its packed blocks.
+        needs_data: the name of the job that packs them, as a tuple; empty if the study names a folder of blocks.
     """
 
     def __init__(self, study: Study) -> None:
@@ -46,9 +46,9 @@ class JobBuilder:
         steps: int,
         **which: Any,
     ) -> Job:
-        """A job that trains ``arm`` from step ``first`` to ``steps``, with its tokens and FLOPs.
+        """Return a job that trains ``arm`` from step ``first`` to ``steps``, with its tokens and FLOPs.
 
-        An arm that the study does not have stands for a source.
+        A source is given as an arm that is not one of the study's.
         """
         study = self.study
         tokens = (steps - first) * study.batch_tokens
@@ -67,25 +67,25 @@ class JobBuilder:
         )  # fmt: skip
 
     def branch_step(self, budget: int) -> int:
-        """The step at which a budget's decay begins."""
+        """Return the step at which a budget's decay begins."""
         return budget - self.study.decay_steps(budget)
 
     def schedule(self, steps: int) -> dict[str, Any]:
-        """Keys of a run that decays at its end."""
+        """Return the keys of a run that decays at its end."""
         return {"steps": steps, "schedule": "wsd", "decay": self.study.decay_steps(steps)}
 
     def constant(self, trunk: str, points: list[int]) -> dict[str, Any]:
-        """Keys of a trunk that is trained piece by piece, up to the last of the points where ends branch off."""
+        """Return the keys of a trunk, trained up to the last of the points at which ends branch off."""
         keys = {"steps": points[-1], "schedule": "wsd", "decay": 0, "save_at": points, "export": None}
         return keys | {"trunk": trunk.replace("/", "-")}
 
     def branch(self, trunk: str, folder: Path) -> dict[str, Any]:
-        """Keys of an end that branches off such a trunk."""
+        """Return the keys of an end that branches off such a trunk."""
         return {"trunk": trunk.replace("/", "-"), "branch_from": str(folder)}
 
 
 def result_keys(train: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a training run that its result depends on: those that are set and not operational.
+    """Return the keys on which the result of a training run depends: those that are set and not operational.
 
     >>> result_keys({"warmup": 20, "threads": 2, "decay": None})
     {'warmup': 20}
@@ -93,7 +93,7 @@ def result_keys(train: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in train.items() if key not in _operational() and value is not None}
 
 
-@functools.cache  # asked for once for each job
+@functools.cache  # called for every job
 def _operational() -> frozenset[str]:
     return frozenset(RunConfig.keys_with(Role.OPERATIONAL))
 

@@ -1,7 +1,7 @@
-"""Jobs of a study: the work it takes, the jobs that each one needs, and the folder of each result.
+"""Jobs of a study, with the jobs that each one needs and the folder of each result.
 
-The key of a job is a hash of everything that its result depends on, the keys of the jobs before it included. It is part
-of the folder's name: a changed study reuses every result that is still valid, and makes the others beside it.
+The key of a job is a hash of everything on which its result depends, including the keys of the jobs before it. It is
+part of the folder's name. So a changed study reuses every result that is still valid, and makes the others beside it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def jobs_of(study: Study) -> list[Job]:
 
 
 class StudyJobs:
-    """Jobs of a study, in order. Where rates are chosen by halving, they depend on results: `all` reads them anew."""
+    """Jobs of a study, in order. If rates are chosen by halving, the jobs depend on results, which `all` reads anew."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -45,9 +45,8 @@ class StudyJobs:
     def all(self) -> list[Job]:
         """Return all jobs in the order in which they run.
 
-        First the first seed of all arms, from the first source; then the others; then longer budgets; then refined
-        ends, which are known once the others are done. The learning rate of an arm is chosen right before its first
-        run.
+        The first seeds of all arms come first, then the other seeds, then longer budgets. Refined ends come last,
+        because they depend on the other ends. The learning rate of an arm is chosen directly before its first run.
         """
         study = self.study
         self.tried.forget()
@@ -56,7 +55,7 @@ class StudyJobs:
             jobs += [
                 job for arm in study.arms for seed in self.sources.seeds(arm) for job in self.sources.of(arm, seed)
             ]
-        if study.sweep and not study.sweep.halves:  # all of them first, as short runs
+        if study.sweep and not study.sweep.halves:  # the sweeps of all arms come first, because they are short
             for arm in study.arms:
                 jobs += self.tried.of(arm)
         replicates = [
@@ -77,24 +76,24 @@ class StudyJobs:
         for arm, source_seed, seed in replicates:
             if (steps := refined[arm.label]) is not None:
                 jobs.append(self._refined(arm, source_seed, seed, steps))
-        return list({job.name: job for job in jobs}.values())  # a start is made once for a sweep and a run of one seed
+        return list({job.name: job for job in jobs}.values())  # a sweep and a run of the same seed share one start
 
     def data(self) -> Job:
-        """Pack the text into blocks."""
+        """Return the job that packs the text into blocks."""
         return Job("data", "data", self.build.data_key, self.build.data_folder)
 
     def rates(self, arm: Arm) -> Rates:
-        """Return what is known of an arm's learning rate."""
+        """Return the state of an arm's choice of a learning rate."""
         return self.tried.rates(arm)
 
     def _runs(
         self, arm: Arm, source_seed: int | None, seed: int, budgets: tuple[int, ...], after: tuple[int, ...] = ()
     ) -> list[Job]:
-        """All runs of one arm and seed: a trunk, and a decayed end for each budget; of a single budget one run.
+        """Return the runs of one arm and seed: a trunk and a decayed end per budget, or one run for a single budget.
 
         Args:
-            arm, source_seed, seed: which.
-            budgets: whose ends to train.
+            arm, source_seed, seed: identify the runs.
+            budgets: budgets of the ends.
             after: shorter budgets that are trained before, off the same trunk.
         """
         jobs = self.arms.starts(arm, source_seed, seed)
@@ -106,7 +105,7 @@ class StudyJobs:
     def _trunk(
         self, arm: Arm, source_seed: int | None, seed: int, budgets: tuple[int, ...], after: tuple[int, ...]
     ) -> Job:
-        """Train at a constant rate up to where the last budget begins to decay."""
+        """Return the job that trains at a constant rate until the decay of the last budget begins."""
         points = [self.build.branch_step(budget) for budget in (*after, *budgets)]
         first = self.build.branch_step(after[-1]) if after else 0
         name = self.arms.prefix(arm, source_seed, seed)
@@ -123,7 +122,7 @@ class StudyJobs:
     def _end(
         self, arm: Arm, source_seed: int | None, seed: int, budget: int, branches: bool, longer: bool = False
     ) -> Job:
-        """Train to the end of one budget, off the trunk where there are several budgets."""
+        """Return the job that trains to the end of one budget, off the trunk if there are several budgets."""
         runs, schedule = self._run_folder(arm, source_seed, seed), self.build.schedule(budget)
         branch = {"branch_from": str(runs / "trunk")} if branches else {}
         name = self.arms.prefix(arm, source_seed, seed)
@@ -148,13 +147,13 @@ class StudyJobs:
         return self.study.out / "runs" / arm.label / f"{self.arms.replicate(arm, source_seed, seed)}-{key}"
 
     def _rate(self, arm: Arm) -> Any:
-        """What identifies the learning rate of the runs: the rate, or the sweep of fixed length that chooses it."""
+        """Return the identity of the runs' learning rate: the rate, or the sweep of one length that chooses it."""
         if self.study.sweep is None:
             return self.study.train.get("lr")
         return self.rates(arm).best if self.study.sweep.halves else self.study.sweep.record()
 
     def _shared(self, arm: Arm, source_seed: int | None, seed: int) -> dict[str, Any]:
-        """Keys that a trunk and its branches share."""
+        """Return the keys that a trunk and its branches share."""
         shared: dict[str, Any] = {"trunk": self.arms.prefix(arm, source_seed, seed).replace("/", "-")}
         if self.study.sweep:
             rates = self.rates(arm)

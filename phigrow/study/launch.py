@@ -1,4 +1,4 @@
-"""Start DeepSpeed's ranks, have them train one run after another, and leave nothing behind."""
+"""Start DeepSpeed's ranks, let them train one run after another, and end them without leftover processes or files."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ LOG = "log.txt"
 RECIPE = "recipe.yaml"
 GROUP = "running.pid"
 STOP_SECONDS = 120.0
-"""Seconds that a run has to save and leave, once it is asked to."""
+"""Seconds that a run has to save and leave after a request to stop."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Share of a machine: the number of runs side by side, and the ranks of each."""
+    """Division of a machine: the number of runs side by side, and the ranks of each."""
 
     workers: int
     ranks: int
 
 
 def layout(batch: int, workers: int | None = None, ranks: int | None = None) -> Layout:
-    """Choose what is not given: one rank a run, and a run on every GPU, or on every core up to four.
+    """Choose the values that are not given: one rank per run, and one run per GPU, or per core up to four.
 
-    A run that fits on one device is trained with the least work there; several runs share nothing and wait for nothing.
-    On two cores two short runs of one rank side by side took 48 s, and 97 s after each other on two ranks, starts
-    included. A model that does not fit on one device needs more ranks.
+    A run on one device does the least work, and runs side by side do not wait for each other. On two cores two short
+    runs took 48 s side by side with one rank each, and 97 s in sequence with two ranks each, starts included. A model
+    that does not fit on one device needs more ranks.
     """
     devices = gpus() or min(cores(), 4)
     if ranks is None:
@@ -56,9 +56,10 @@ def layout(batch: int, workers: int | None = None, ranks: int | None = None) -> 
 
 
 def default_ranks(batch: int) -> int:
-    """Ranks where runs go one after another: one a GPU or a core, up to eight and a power of two, to share the batch.
+    """Return the number of ranks for runs that go one after another.
 
-    On two cores two ranks of one thread were faster than one of two, most of all when other work takes a core.
+    It is a power of two that divides the batch, up to the number of GPUs or cores, and up to eight. On two cores two
+    ranks with one thread were faster than one rank with two, especially if other work takes a core.
     """
     ranks = 1 << (min(gpus() or cores(), 8).bit_length() - 1)
     while batch % ranks:
@@ -67,23 +68,23 @@ def default_ranks(batch: int) -> int:
 
 
 def gpus() -> int:
-    """GPUs that torch sees."""
+    """Return the number of GPUs that torch sees."""
     import torch
 
     return torch.cuda.device_count()
 
 
 class Ranks:
-    """Ranks of this machine that train one run after another; a context, at whose end they are gone.
+    """Ranks of this machine that train one run after another; a context that ends them.
 
-    They are started with the first run, under DeepSpeed's launcher, one process a rank, in a process group of their
-    own, and anew after a run that failed. The launcher is asked to end with this process, whatever ends it, and asks
-    the ranks, which save first.
+    DeepSpeed's launcher starts them with the first run, one process per rank, in a process group of their own. After a
+    failed run they are started again. If this process ends, even if it is killed, the launcher asks the ranks to stop,
+    and they save first.
 
     Args:
-        ranks: processes.
-        place, places: which part of the machine's devices they take, of how many equal parts.
-        say: is told when they are started, which takes longer than many a run.
+        ranks: number of processes.
+        place, places: number of this part of the machine's devices, and the number of equal parts.
+        say: receives a message when the ranks are started, because a start takes longer than many runs.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Ranks:
         self._end()
 
     def begin(self, keys: dict[str, Any]) -> None:
-        """Start a run: its keys are written to ``recipe.yaml`` in its folder, what the ranks print to ``log.txt``."""
+        """Start a run; its keys go to ``recipe.yaml`` in its folder, and the ranks' output to ``log.txt``."""
         import yaml
 
         folder = Path(keys["out"])
@@ -127,7 +128,7 @@ class Ranks:
         """Return True if the run has ended.
 
         Raises:
-            GrowthError: it failed; the last lines of its log are the reason.
+            GrowthError: the run failed; the reason has the last lines of its log.
         """
         assert self._process is not None
         assert self._folder is not None
@@ -151,7 +152,7 @@ class Ranks:
         return True
 
     def ask_to_stop(self) -> None:
-        """Have the run save and end; others may be asked before this one is waited for."""
+        """Ask the run to save and end, without waiting for it."""
         if self._folder is not None:
             with contextlib.suppress(FileNotFoundError):  # the ranks have left
                 (self._folder / service.LEAVE).touch()
@@ -159,7 +160,7 @@ class Ranks:
             (self._run / STOP_FILE).touch()
 
     def command(self, folder: Path) -> list[str]:
-        """Return the command that starts the ranks, which read from ``folder`` which run is next."""
+        """Return the command that starts the ranks, which read their next run from ``folder``."""
         return launcher(self.ranks, self.place, "phigrow.training.service", str(folder))
 
     def _start(self, log: Path) -> None:
@@ -196,13 +197,14 @@ class Ranks:
 
 
 def launcher(ranks: int, place: int, module: str, *words: str) -> list[str]:
-    """Return the command that starts a module on ranks of this machine, without lines of the launcher's own.
+    """Return the command that starts a module on ranks of this machine, without output of the launcher itself.
 
-    It is what `deepspeed` itself starts on one machine; started without `deepspeed`, which would not pass a signal on.
+    `deepspeed` runs the same command on one machine. It is started directly, because `deepspeed` does not pass signals
+    on.
 
     Args:
         ranks: number of processes.
-        place: which part of the machine's devices they take.
+        place: number of the part of the machine's devices that they use.
         module: name of the Python module that every rank runs.
         words: arguments of the module.
     """
@@ -222,8 +224,8 @@ def still_running(folder: Path) -> bool:
 
 
 def environment(processes: int = 1) -> dict[str, str]:
-    """The environment variables of a launch, where so many processes share the machine."""
-    # The launcher and DeepSpeed's builds look for their tools on PATH, where an inactive environment is not.
+    """Return the environment variables of a launch if so many processes share the machine."""
+    # The launcher and DeepSpeed's builds search PATH, which does not have the tools of an inactive environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path}
     if not gpus():
@@ -233,7 +235,7 @@ def environment(processes: int = 1) -> dict[str, str]:
 
 
 def rank_devices(ranks: int, place: int) -> list[int | str]:
-    """Return the devices of one part of the machine, of those that this process may see."""
+    """Return the devices of one part of the machine, out of those that this process may use."""
     first = place * ranks
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if visible and gpus():
@@ -248,7 +250,7 @@ def _free_port() -> int:
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """On Linux: have the launcher asked to end when this process is gone, even if it was killed."""
+    """Return a function for ``preexec_fn``: on Linux the child gets SIGTERM when this process ends, even if killed."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it only the call is safe
@@ -256,6 +258,11 @@ def end_with_parent() -> Callable[[], None] | None:
 
 
 def last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    told = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    return "\n".join(lines[told[-1] :][:4] if told else lines[-6:])
+    """Return the last error message in a log, or its last lines if it has none."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:  # the ranks ended before they opened it
+        return "the ranks ended without any output"
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[errors[-1] :][:4] if errors else lines[-6:])

@@ -14,10 +14,10 @@ from phigrow.study.settings import Study
 
 
 def learned_maps(study: Study, job: Job, source: Path, data: Path) -> Path:
-    """Learn the maps of an arm, on one rank, in a process of its own; done before, they stay.
+    """Learn the maps of an arm on one rank, in a process of its own, and return their folder; existing maps are kept.
 
     Raises:
-        GrowthError: it failed; the last lines of its log are the reason.
+        GrowthError: learning failed; the reason has the last lines of its log.
     """
     assert job.arm is not None
     assert job.arm.learn is not None
@@ -42,6 +42,6 @@ def learned_maps(study: Study, job: Job, source: Path, data: Path) -> Path:
             f"learning the maps ended with code {done.returncode}",
             where=str(out),
             why=last_words(log),
-            fix=f"read {log}",
+            fix=f"read {log}, then run the same command again: it learns the maps anew",
         )
     return out

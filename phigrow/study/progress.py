@@ -16,14 +16,14 @@ from phigrow.study.job import Job
 from phigrow.study.settings import Study
 
 DONE = "done.json"
-"""In the folder of a training run that has ended: its key, cost and last losses."""
+"""File in the folder of a training run that has ended, with its key, cost and last losses."""
 
 START = 6.0
-"""Seconds that a run takes besides training: an allowance, not a measurement, until runs have been timed here."""
+"""Assumed seconds of a run besides training. It is not measured, and is used only until runs have been timed here."""
 
 
 def done(job: Job) -> dict[str, Any] | None:
-    """Return the content that a finished job left, or None while it is not finished."""
+    """Return the content of a finished job's `DONE` file ({} for jobs that do not train), or None if it is not done."""
     if job.undecided:
         return None
     if not job.trains:
@@ -35,11 +35,11 @@ def done(job: Job) -> dict[str, Any] | None:
         ended = _content(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return None
-    longer = ended["step"] < job.steps  # a trunk, for a budget that the study did not have
+    longer = ended["step"] < job.steps  # a trunk that a new budget makes longer
     return None if longer or ended["key"] != job.key else dict(ended)
 
 
-@functools.lru_cache(maxsize=1 << 14)  # a study asks for each of its jobs several times a second
+@functools.lru_cache(maxsize=1 << 14)  # a study checks each of its jobs several times a second
 def _content(path: Path, modified: int) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
@@ -52,18 +52,21 @@ class Throughput:
     start: float
 
     def seconds(self, flops: float, launches: int) -> float:
-        """The time that runs take, one after another."""
+        """Return the seconds that runs take one after another."""
         return flops / self.flops_per_second + launches * self.start
 
 
 def finish(job: Job, wall: float, flops: float, before: float) -> dict[str, Any] | None:
-    """Mark a training run as done, if its records reach its end; what it leaves behind for a resume goes.
+    """Mark a training run as done if its records reach its end, and delete checkpoints that are no longer needed.
 
     Args:
         job: the run.
         wall: seconds that this launch took, start and evaluations included.
-        flops: of the training in this launch.
-        before: seconds of training that were done before it.
+        flops: FLOPs of the training in this launch.
+        before: seconds of training before this launch.
+
+    Returns:
+        The content of its `DONE` file, None if the run has not reached its end.
     """
     last = last_record(job.folder, "eval")
     if last is None or last["step"] < job.steps:
@@ -85,14 +88,14 @@ def finish(job: Job, wall: float, flops: float, before: float) -> dict[str, Any]
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps of a run's complete checkpoints, rising."""
+    """Return the steps of a run's complete checkpoints, in rising order."""
     from phigrow.checkpoints.run_checkpoints import marked_checkpoints
 
     return [ended.progress.step for ended in marked_checkpoints(folder)[0]]
 
 
 def throughput(jobs: list[Job], flops_per_second: float | None) -> Throughput | None:
-    """Return the speed of the finished runs. Before the first it is that of the study file, or None."""
+    """Return the speed of the finished runs; before the first one, the speed in the study file, or None."""
     ended = [content for job in jobs if job.trains and (content := done(job)) and content["flops"] > 0]
     if not ended:
         return None if flops_per_second is None else Throughput(flops_per_second, START)
@@ -101,7 +104,7 @@ def throughput(jobs: list[Job], flops_per_second: float | None) -> Throughput | 
 
 
 def time_left(study: Study, everything: list[Job], jobs: list[Job]) -> float | None:
-    """Seconds that missing jobs will take; None where nothing says how fast runs go."""
+    """Return the seconds that missing jobs will take; None if the speed of runs is unknown."""
     if (speed := throughput(everything, study.flops_per_second)) is None:
         return None
     missing = [job for job in jobs if job.trains and done(job) is None]
@@ -109,7 +112,7 @@ def time_left(study: Study, everything: list[Job], jobs: list[Job]) -> float | N
 
 
 def remaining(job: Job) -> float:
-    """FLOPs that a job has yet to do."""
+    """Return the FLOPs that a job has left to do."""
     if not job.trains or done(job) is not None:
         return 0.0
     last = last_record(job.folder, "step")

@@ -14,7 +14,7 @@ from phigrow.study.settings import FLAT, Arm
 
 
 class RateJobs:
-    """Jobs that try learning rates, and what they have shown so far. Which jobs there are depends on results."""
+    """Jobs that try learning rates, and their results so far. Later jobs depend on the results of earlier ones."""
 
     def __init__(self, arms: ArmJobs) -> None:
         self.arms, self.build, self.study = arms, arms.build, arms.study
@@ -22,11 +22,11 @@ class RateJobs:
         self._choices: dict[str, list[Job]] = {}
 
     def forget(self) -> None:
-        """Read results anew when they are asked for."""
+        """Forget the results, so that they are read again."""
         self._rates, self._choices = {}, {}
 
     def rates(self, arm: Arm) -> Rates:
-        """Return what is known of an arm's learning rate."""
+        """Return the state of an arm's choice of a learning rate."""
         if arm.label not in self._rates:
             sweep = self.study.sweep
             assert sweep is not None
@@ -44,7 +44,7 @@ class RateJobs:
         return self._rates[arm.label]
 
     def of(self, arm: Arm) -> list[Job]:
-        """Try learning rates: the runs that are known, and for each that is not one that stands for it."""
+        """Return the jobs that try learning rates: the known runs, and a placeholder for each undecided run."""
         if arm.label not in self._choices:
             self._choices[arm.label] = self._made(arm)
         return self._choices[arm.label]
@@ -80,7 +80,7 @@ class RateJobs:
         return jobs
 
     def _lengths(self, arm: Arm) -> tuple[int, ...]:
-        """Steps of the sweep's runs; a flat arm's are those that spend as many FLOPs."""
+        """Return the steps of the sweep's runs; a flat arm has the steps that cost the same FLOPs."""
         study = self.study
         assert study.sweep is not None
         if arm.method != FLAT:
@@ -103,7 +103,7 @@ class RateJobs:
         )  # fmt: skip
 
     def _end(self, arm: Arm, seed: int, rate: float, length: int) -> Job:
-        """The decayed end of one rate at one of the sweep's lengths."""
+        """Return the decayed end of one rate at one of the sweep's lengths."""
         sweep = self.study.sweep
         assert sweep is not None
         steps, source_seed = self._lengths(arm)[length], self.arms.sources.seeds(arm)[0]

@@ -22,11 +22,11 @@ class Rates:
     """State of one arm's choice.
 
     Attributes:
-        tried: for each rate, to how many of the sweep's lengths it is trained, those that are running included.
-        losses: for each rate, its held-out losses at the lengths that are done; infinite where it diverged.
-        undecided: how many runs of rates that are not known yet go to each length.
-        best: the chosen rate; None while runs are missing, and where all diverged.
-        edge: the best rate is the smallest or the largest that was tried.
+        tried: for each rate, the number of the sweep's lengths to which it is trained, running ones included.
+        losses: for each rate, its held-out losses at the finished lengths; infinite if it diverged.
+        undecided: for each length, the number of runs whose rates are not known yet.
+        best: the chosen rate; None while runs are missing, or if all rates diverged.
+        edge: "low" or "high" if the best rate is the smallest or the largest that was tried.
     """
 
     tried: dict[float, int] = field(default_factory=dict)
@@ -44,11 +44,11 @@ class Rates:
 
 
 def choose(sweep: Sweep, loss_of: Callable[[float, int], float | None]) -> Rates:
-    """Return what is known of the best rate, and what has to be trained to know it.
+    """Return the best rate, or the rates that must still be trained to choose it.
 
     Args:
         sweep: the grid and the lengths.
-        loss_of: held-out loss of a rate at the end of the length of this number; None while it is missing.
+        loss_of: returns the held-out loss of a rate at the length with this index; None while it is missing.
 
     >>> sweep = Sweep(lr=(1e-3, 2e-3, 4e-3), steps=(10, 40), seeds=(0,))
     >>> choose(sweep, lambda rate, length: abs(rate - 2e-3)).best
@@ -76,7 +76,7 @@ def choose(sweep: Sweep, loss_of: Callable[[float, int], float | None]) -> Rates
         rate = _beyond(sorted(rates.tried), edge)
         for length in range(len(sweep.steps)):
             if (loss := _read(rates, loss_of, rate, length)) is None:
-                rates.tried[rate] = len(sweep.steps)  # its lengths share a trunk: all of them are trained
+                rates.tried[rate] = len(sweep.steps)  # it is trained at all lengths, which share a trunk
                 return rates
         finals[rate] = loss  # type: ignore[assignment]
     best = min(finals, key=lambda rate: finals[rate])
@@ -94,17 +94,17 @@ def _read(rates: Rates, loss_of: Callable[[float, int], float | None], rate: flo
 
 
 def _edge(finals: dict[float, float], rates: Rates) -> Edge | None:
-    """A rate that was dropped on the way was tried: the best is inside if it lies between two that were."""
+    """Return the edge at which the best rate lies, None if it lies between two rates that were tried."""
     best, tried = min(finals, key=lambda rate: finals[rate]), sorted(rates.tried)
     if len(tried) < 2:
         return None
-    if math.isinf(finals[best]):  # all diverged: smaller ones may not
+    if math.isinf(finals[best]):  # all rates diverged; smaller ones may not
         return "low"
     return "low" if best == tried[0] else "high" if best == tried[-1] else None
 
 
 def _beyond(tried: list[float], edge: Edge) -> float:
-    """The next rate of a grid, as far from its end as that is from its neighbour."""
+    """Return the next rate beyond the end of a grid, at the same ratio as the last two rates."""
     rate = tried[0] ** 2 / tried[1] if edge == "low" else tried[-1] ** 2 / tried[-2]
     return float(f"{rate:.3g}")
 

@@ -14,11 +14,11 @@ from phigrow.models.config import Config, load_config
 from phigrow.training.declaration import Role
 
 GROWTH = ("depth", "rounding", "noise")
-"""Options of every growth; the method has more."""
+"""Options of every growth; methods have further options."""
 
 
 def read_yaml(path: Path, kind: str = "study") -> Any:
-    """The content of the YAML file of a study or of stages."""
+    """Return the content of the YAML file of a study or of stages."""
     import yaml
 
     name = "recipe of stages" if kind == "stages" else kind
@@ -34,14 +34,14 @@ def read_yaml(path: Path, kind: str = "study") -> Any:
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """A mapping whose keys are texts."""
+    """Return a mapping with its keys as text; anything else is an error."""
     if not isinstance(value, dict):
         raise GrowthError(f"{value!r} is not a mapping", where=where, fix="write 'key: value' lines")
     return {str(key): content for key, content in value.items()}
 
 
 def only(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse keys that are not known, with the nearest that are."""
+    """Refuse unknown keys; the error has the nearest known ones."""
     known = list(known)
     for key in given:
         if key not in known:
@@ -49,9 +49,9 @@ def only(given: Iterable[str], known: Iterable[str], where: str) -> None:
 
 
 def near(message: str, where: str, word: str, known: list[str]) -> GrowthError:
-    """An error about a word that names nothing, with the nearest that do."""
+    """Return an error about an unknown word, with the nearest known ones."""
     close = difflib.get_close_matches(word, known, n=3)
-    fix = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+    fix = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(known)}"
     return GrowthError(message, where=where, fix=fix)
 
 
@@ -68,7 +68,7 @@ def run_keys(value: Any, refused: Role, where: str, why: str = "the study decide
 
 
 def number(value: Any, key: str, path: Path) -> float:
-    """A positive number."""
+    """Return a value as a number; an error if it is not positive and finite."""
     try:  # 1e-3 is text in YAML 1.1
         given = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -79,29 +79,29 @@ def number(value: Any, key: str, path: Path) -> float:
 
 
 def whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
-    """One whole number or several, each once."""
+    """Return one or several whole numbers as a tuple; an error if one is below ``least`` or occurs twice."""
     items = value if isinstance(value, list) else [value]
     if not items or any(isinstance(n, bool) or not isinstance(n, int) or n < least for n in items):
         raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix=f"give whole numbers, {least} or more")
     if len(set(items)) < len(items):
-        raise GrowthError(f"{key} has a value twice", where=f"{key} in {path}", fix="give each once")
+        raise GrowthError(f"{key} has a value twice: {value!r}", where=f"{key} in {path}", fix="give each value once")
     return tuple(items)
 
 
 def single(value: Any, key: str, path: Path, *, least: int) -> int:
-    """One whole number."""
+    """Return one whole number; a list is an error."""
     if isinstance(value, list):
         raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give one whole number")
     return whole(value, key, path, least=least)[0]
 
 
 def optional(given: dict[str, Any], key: str, path: Path) -> int | None:
-    """A whole number, or None where the key is left out."""
+    """Return a whole number, or None if the key is left out."""
     return single(given[key], key, path, least=1) if given.get(key) else None
 
 
 def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:
-    """A folder of packed blocks, or the arguments of `phigrow.corpus.prepare`; and the tokens of a block."""
+    """Return a folder of packed blocks or the arguments of `phigrow.corpus.prepare`, and the tokens per block."""
     from phigrow.corpus.build import prepare
     from phigrow.corpus.metadata import read_metadata
 
@@ -115,13 +115,13 @@ def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:
 
 
 def config_of(value: Any, path: Path, key: str) -> Config:
-    """A configuration: a file, looked for beside the recipe first, a shipped name or a mapping."""
+    """Return a configuration from a mapping, a shipped name, or a file, which is tried beside the recipe first."""
     if not isinstance(value, str | dict):
         raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give a config.json or a mapping")
     return load_config(beside(value, path) if isinstance(value, str) else value)
 
 
 def beside(value: str, path: Path) -> Path:
-    """A path as it was given, or beside the recipe if it is there."""
+    """Return a path beside the recipe if it exists, else the path as it was given."""
     there = path.parent / value
     return there if there.exists() else Path(value)

@@ -15,7 +15,7 @@ from phigrow.study.settings import Study
 
 
 def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> Path:
-    """Compare the decayed ends that are done, write the report, and say its findings.
+    """Compare the decayed ends that are done, write the report, and print its findings.
 
     Returns:
         The folder of the report.
@@ -32,15 +32,14 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
         for line in sweep_lines(sweeps):
             say(line)
     ends = [job for job in jobs if job.kind == "end" and progress.done(job) is not None]
-    based = {(job.seed, job.budget) for job in ends if job.arm is not None and job.arm.name == study.baseline}
-    # An end that the baseline does not have yet could not be compared, and would be refused.
-    seeds = {seed for seed, _ in based}
+    # Ends of a seed that the baseline does not have yet cannot be compared, and the report would refuse them.
+    seeds = {job.seed for job in ends if job.arm is not None and job.arm.name == study.baseline}
     folders = [job.folder for job in ends if job.seed in seeds]
     if not folders:
         raise GrowthError(
-            f"there is no report yet, because {study.baseline} has not ended",
+            f"there is no report yet, because no run of the baseline {study.baseline} has ended",
             where=str(study.out),
-            fix="run the study, or its baseline",
+            fix=f"run the study, or only its baseline with --only {study.baseline}",
         )
     comparison = report(folders, study.out / "report", study.baseline)
     for line in finding_lines(comparison):
@@ -71,11 +70,15 @@ def sweep_results(study: Study, jobs: list[Job]) -> dict[str, Any] | None:
 
 
 def sweep_lines(sweeps: dict[str, Any]) -> list[str]:
-    """The sweeps in sentences."""
+    """Return one sentence about each sweep."""
     lines = []
     for name, outcome in sweeps["arms"].items():
         losses = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in outcome["heldout_loss"].items())
-        edge = "; it is the end of the list: the best rate may lie beyond" if outcome["at_edge"] else ""
+        edge = (
+            "; it is at the edge of the rates that were tried, so a better one may lie beyond"
+            if outcome["at_edge"]
+            else ""
+        )
         lines.append(
             f"{name}: learning rate {outcome['lr']:g} of a sweep ({losses}){edge}; "
             f"the sweep's {outcome['tokens'] / 1e6:.3g}M tokens are in no cost"

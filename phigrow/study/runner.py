@@ -1,4 +1,4 @@
-"""Run what is missing of a study: as many runs at a time as the machine has places, each complete or not there."""
+"""Run the missing jobs of a study, as many side by side as the machine has places."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from phigrow.study import progress
 from phigrow.study.automatic import study_choices, with_choices
 from phigrow.study.job import Job
 from phigrow.study.jobs import StudyJobs
-from phigrow.study.launch import Ranks, still_running
+from phigrow.study.launch import GROUP, Ranks, still_running
 from phigrow.study.learning import learned_maps
 from phigrow.study.results import write_results
 from phigrow.study.settings import Study
@@ -29,12 +29,19 @@ from phigrow.training.automatic import Choices
 LOCK = ".lock"
 POLL_SECONDS = 0.2
 PATIENCE = 60.0
-"""Seconds to wait for the processes of a former command that was killed."""
+"""Seconds to wait for the processes of an earlier command that was killed."""
 
 
 @dataclass
 class Outcome:
-    """Outcome of a study: failed jobs with their errors, jobs that needed those, and the folder of the report."""
+    """Outcome of a study.
+
+    Attributes:
+        failed: failed jobs with their errors.
+        blocked: jobs that needed a failed job.
+        report: folder of the report; None if there is none.
+        why_no_report: the error instead of the report.
+    """
 
     failed: dict[str, GrowthError] = field(default_factory=dict)
     blocked: list[str] = field(default_factory=list)
@@ -49,18 +56,19 @@ def run_study(
     seeds: Collection[int] = (),
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Run what is missing of a study, and write the report of what there is.
+    """Run the missing jobs of a study, and write a report about all finished runs.
 
-    A job that fails stops the jobs that need it, and no other. Run again, or after a kill, it goes on where it stopped.
+    A failed job stops only the jobs that need it. A second call, or one after a kill, continues where the first
+    stopped.
 
     Args:
-        study: from `load_study`.
-        only: names of arms; empty: all.
-        seeds: of the study's; empty: all.
-        say: receives what is said outside of the live table.
+        study: the result of `load_study`.
+        only: names of arms to run; empty for all.
+        seeds: seeds to run; empty for all.
+        say: receives messages that are not part of the live table, line by line.
 
     Raises:
-        GrowthError: an unknown arm or seed; another command runs this study.
+        GrowthError: an arm or a seed is unknown, or another command runs this study.
     """
     work = _Work(study, only, seeds)
     with alone(study.out):
@@ -80,7 +88,7 @@ def run_study(
 
 
 class _Work:
-    """Jobs of a study, all of them and those that were asked for; both follow from the rates that were tried so far."""
+    """All jobs of a study, and the requested ones. Both depend on the results of the sweeps so far."""
 
     def __init__(self, study: Study, only: Collection[str], seeds: Collection[int]) -> None:
         self.study, self.only, self.seeds = study, only, seeds
@@ -88,7 +96,7 @@ class _Work:
         self.update()
 
     def update(self) -> None:
-        """Read anew which rates were tried."""
+        """Read the results of the sweeps, and update the jobs."""
         self.everything = self._source.all()
         self.jobs = chosen(self.study, self.everything, self.only, self.seeds)
 
@@ -144,7 +152,7 @@ class Crew:
     ) -> None:
         self.study, self.jobs, self.choices = study, jobs, choices or {}
         chosen = study.layout()
-        # The places start together: one of them says so.
+        # All places start at the same time, so only the first prints a message.
         self.places = [
             _Place(Ranks(chosen.ranks, place, chosen.workers, say=None if place else say))
             for place in range(chosen.workers)
@@ -157,7 +165,7 @@ class Crew:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for place in self.places:  # all are asked before one is waited for
+        for place in self.places:  # ask all to stop before waiting for one
             place.ranks.ask_to_stop()
         for place in self.places:
             place.ranks.__exit__(*error)
@@ -168,7 +176,7 @@ class Crew:
         return any(place.job is None for place in self.places) if job.trains else self._made is None
 
     def begin(self, job: Job) -> None:
-        """Begin a job; what is wrong with it is told by `ended`."""
+        """Begin a job; `ended` reports its errors."""
         if not job.trains:
             self._made = job, self._thread.submit(_make, self.study, self.jobs, job)
             return
@@ -184,7 +192,7 @@ class Crew:
             self._refused.append((job, error))
 
     def ended(self) -> Iterator[tuple[Job, GrowthError | None]]:
-        """The jobs that have ended since the last call, and why one failed."""
+        """Yield the jobs that have ended since the last call, each with its error, or None."""
         yield from self._refused
         self._refused = []
         if self._made is not None and self._made[1].done():
@@ -208,10 +216,10 @@ class Crew:
 
 
 def chosen(study: Study, jobs: list[Job], only: Collection[str], seeds: Collection[int]) -> list[Job]:
-    """The jobs of some arms and seeds, and what these need.
+    """Return the jobs of some arms and seeds, and the jobs that these need.
 
     Raises:
-        GrowthError: an arm or a seed that the study does not have.
+        GrowthError: the study does not have an arm or a seed of this name.
     """
     for name in only:
         if name not in (names := [arm.name for arm in study.arms]):
@@ -249,7 +257,7 @@ def wanted(jobs: list[Job]) -> list[Job]:
 
 
 def _make(study: Study, jobs: list[Job], job: Job) -> None:
-    """The data, a start, or the optimizer's state for one."""
+    """Do a job that does not train: pack the data, expand a source, or grow an optimizer's state."""
     if job.kind == "data":
         from phigrow.corpus import prepare
 
@@ -293,28 +301,28 @@ def final_keys(study: Study, jobs: list[Job], job: Job) -> dict[str, Any]:
         raise GrowthError(
             f"every learning rate of the sweep diverged for {job.arm.label}",
             where=f"sweep of study {study.name}",
-            fix="add smaller rates to lr",
+            fix="add smaller rates to lr of the sweep",
         )
-    facts = dict(keys.get("study", {}), side_by_side=study.layout().workers)
+    properties = dict(keys.get("study", {}), side_by_side=study.layout().workers)
     for other in jobs:
         if other.kind == "source" and job.start == other.folder / "export" and (ended := progress.done(other)):
-            facts["source_loss"] = ended["heldout_loss"]
-    keys["study"] = facts
+            properties["source_loss"] = ended["heldout_loss"]
+    keys["study"] = properties
     if "branch_from" in keys and job.first not in progress.saved_steps(Path(keys["branch_from"])):
-        # A trunk that was longer before this budget was asked for. Alone the run has the same losses, at more cost.
+        # The trunk was already longer when this budget was added. A run without it has the same losses at more cost.
         del keys["branch_from"]
     return keys
 
 
 def _former_seconds(job: Job, keys: dict[str, Any]) -> float:
-    """Seconds of training that a run has in its records, or in those of its trunk at the step where it branches."""
+    """Return the seconds of training in a run's records; before its first record, those of its trunk at its branch."""
     if (last := last_record(job.folder, "step")) is None and "branch_from" in keys:
         last = last_record(Path(keys["branch_from"]), "step", at_most=job.first)
     return float(last["seconds"]) if last else 0.0
 
 
 def prune_trunk(jobs: list[Job], job: Job) -> None:
-    """Once all ends of a trunk are done, delete its checkpoints but the last, from which it could be made longer."""
+    """Delete a trunk's checkpoints after all of its ends are done, except the last, which a longer budget needs."""
     for trunk in [other for other in jobs if other.kind == "trunk" and other.name in job.needs]:
         if all(progress.done(other) is not None for other in jobs if trunk.name in other.needs):
             for step in progress.saved_steps(trunk.folder)[:-1]:
@@ -323,10 +331,10 @@ def prune_trunk(jobs: list[Job], job: Job) -> None:
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Make a folder, if it is not there, and hold it for one command; a context.
+    """Make a folder if there is none, and lock it for this command; a context.
 
     Raises:
-        GrowthError: another command holds it, or it cannot be written.
+        GrowthError: another command has locked it, or it cannot be written.
     """
     make_folder(out)
     with contextlib.ExitStack() as held:
@@ -337,7 +345,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def wait_for_former(folder: Path) -> None:
-    """Wait for the processes of a command on this run that was killed.
+    """Wait for processes that a killed command left on this run.
 
     Raises:
         GrowthError: they do not end.
@@ -346,6 +354,8 @@ def wait_for_former(folder: Path) -> None:
     while still_running(folder):
         if time.monotonic() > until:
             raise GrowthError(
-                "processes of an earlier command still train this run", where=str(folder), fix="end them, or wait"
+                "processes of an earlier command still train this run",
+                where=str(folder),
+                fix=f"wait until they end, or end the process group in {folder / GROUP}",
             )
         time.sleep(0.5)

@@ -24,12 +24,13 @@ class Arm:
         name: in records, tables and folders.
         method: a width method, ``scratch``, ``flat``, or ``continued``: the source itself, trained on without growing.
         growth: options of `phigrow.expand`, such as depth, noise, scale.
-        train: keys of the training run that this arm has for itself.
-        learn: keys of `phigrow.ligo.train.learn_growth`, such as steps, where the maps of its method are learned first.
-        state: how the source's optimizer state is grown, of `phigrow.growth.moments.STATES`; None: AdamW starts afresh.
-        source: name of the source that it starts from, or that teaches it.
-        source_steps: steps that the source has trained for; 0 where the source is a checkpoint, or there is none.
-        age: tokens that the source has read, divided by the number of its parameters; None where it is not known.
+        train: keys of the training run that only this arm has.
+        learn: arguments of `phigrow.ligo.train.learn_growth`, such as steps; None if its maps are not learned first.
+        state: one of `phigrow.growth.moments.STATES`, by which the source's optimizer state is grown; None for a fresh
+            optimizer.
+        source: name of the source from which it starts, or which teaches it.
+        source_steps: training steps of the source; 0 if the source is a checkpoint, or there is none.
+        age: tokens that the source has read, divided by the number of its parameters; None if unknown.
         several_ages: the study has this arm at more than one age.
         constant: the source's learning rate has not decayed.
         same_text: the arm reads the blocks that its source read.
@@ -71,31 +72,31 @@ class Arm:
 
     @property
     def needs_source(self) -> bool:
-        """True if the source is trained before the arm: for its weights, or as its teacher."""
+        """True if the arm needs the source, for its weights or as its teacher."""
         return self.has_source or self.is_taught
 
     @property
     def label(self) -> str:
-        """The name, with the age of its source where the study has several: ``wr@20``."""
+        """The name; with the age of its source, as in ``wr@20``, if the study has several ages."""
         return f"{self.name}@{float(f'{self.age:.2g}'):g}" if self.several_ages and self.age is not None else self.name
 
     def spec(self, seed: int) -> GrowthSpec:
-        """Everything that the arm chooses about its growth."""
+        """Return the settings of the arm's growth."""
         return GrowthSpec.of(self.method, seed=seed, **self.growth)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A small model: a checkpoint that there is (``path``), or a model to train first.
+    """A small model: an existing checkpoint (``path``), or a model to train first.
 
     Attributes:
-        config: of the model.
-        path: of the checkpoint.
-        steps: lengths of its training: arms grow from it at each of these ages, in this order.
-        seeds: of its training; every arm grows from the source of each seed.
-        train: keys in which its training differs from that of the arms.
-        cost: tokens, flops and seconds of its training, where a checkpoint does not record them.
-        name: of one of several sources.
+        config: configuration of the model.
+        path: folder of the checkpoint; None for a model to train.
+        steps: lengths of its training. Arms grow from it at each of these ages, in this order.
+        seeds: seeds of its training. Every arm grows from the source of each seed.
+        train: keys of its training that differ from those of the arms.
+        cost: tokens, flops and seconds of its training, if the checkpoint does not record them.
+        name: name among several sources; empty for the only one.
     """
 
     config: Config
@@ -123,9 +124,9 @@ class Sweep:
 
     Attributes:
         lr: the grid, rising.
-        steps: one length, or several: at each but the last the better half of the rates goes on ("successive halving").
-        seeds: of the runs.
-        widen: how often an arm whose best rate is the smallest or largest tries one more beyond it.
+        steps: one length or several. At each but the last, the better half of the rates goes on (successive halving).
+        seeds: seeds of the runs.
+        widen: largest number of rates that an arm tries beyond the grid, while its best rate is at the edge.
     """
 
     lr: tuple[float, ...]
@@ -135,7 +136,7 @@ class Sweep:
 
     @property
     def halves(self) -> bool:
-        """True where rates are dropped on the way or added: which runs there are then depends on results."""
+        """True if rates are dropped or added during the sweep, so that later runs depend on results."""
         return len(self.steps) > 1 or self.widen > 0
 
     def record(self) -> dict[str, Any]:
@@ -149,25 +150,24 @@ class Study:
     """A study; `phigrow.study.load_study` reads it from YAML.
 
     Attributes:
-        name: of the file.
-        out: folder of everything.
+        name: name of its file.
+        out: folder of all results.
         data: a folder of packed blocks, or the arguments of `phigrow.corpus.prepare`.
-        seq_len: tokens a block.
-        vocab_size: of the data, where it is known before it is made.
-        sources: the small models; arms name theirs where there are several.
-        dst: configuration of the large one.
-        arms: in the order in which they run.
-        baseline: the arm that sets the target.
-        seeds: of data order, new weights and expansions.
-        budgets: steps at whose end a run has decayed, rising.
-        decay: the last part of every budget, as a fraction, over which the learning rate falls.
+        seq_len: tokens per block.
+        sources: the small models; if there are several, each arm names its own.
+        dst: configuration of the large model.
+        arms: the arms, in the order in which they run.
+        baseline: name of the arm whose loss is the target.
+        seeds: seeds of data order, new weights and expansions.
+        budgets: lengths of decayed runs in steps, in rising order.
+        decay: last part of every budget, as a fraction, over which the learning rate falls.
         train: keys of every training run.
-        sweep: how each arm's learning rate is chosen; None: ``train`` has it.
-        text: which blocks sources and arms read, and are evaluated on; None: all of them.
-        workers: runs trained side by side; None: chosen for the machine.
-        ranks: DeepSpeed ranks of each; None: chosen for the machine.
-        flops_per_second: of one run on the machine that it was written for, for estimates of time before any run.
-        refine: train one more end for each arm, where its cost was read between two ends.
+        sweep: the learning rates from which each arm chooses; None if ``train`` has the rate.
+        text: parts of the text that sources and arms read and are evaluated on; None for all blocks.
+        workers: number of runs side by side; None lets the machine decide.
+        ranks: DeepSpeed ranks of each run; None lets the machine decide.
+        flops_per_second: speed of one run, for estimates of time before the first run.
+        refine: train one more end for each arm whose cost was read between two ends.
     """
 
     name: str
@@ -190,15 +190,15 @@ class Study:
     refine: bool = False
 
     def source(self, name: str = "") -> Source:
-        """The source of that name."""
+        """Return the source of a name."""
         return next(source for source in self.sources if source.name == name)
 
     def budgets_of(self, arm: Arm) -> tuple[int, ...]:
-        """Budgets of an arm, without the longer ones."""
+        """Return the budgets of an arm, without the longer ones."""
         return arm.budgets or self.budgets
 
     def model_of(self, arm: Arm | None) -> Config:
-        """Configuration of the model that an arm trains."""
+        """Return the configuration of the model that an arm trains."""
         if arm is None or arm.method == CONTINUED:
             return self.source(arm.source if arm else self.sources[0].name).config
         return arm.model or self.dst
@@ -209,9 +209,9 @@ class Study:
         return int(self.train["batch"]) * self.seq_len
 
     def layout(self) -> Layout:
-        """Runs side by side, and the ranks of each, on this machine."""
+        """Return the number of runs side by side and the ranks of each, on this machine."""
         return layout(int(self.train["batch"]), self.workers, self.ranks)
 
     def decay_steps(self, steps: int) -> int:
-        """Steps over which a run of this length decays: at least two, as the first is still at the full rate."""
+        """Return the steps over which a run of this length decays; at least two, as the first has the full rate."""
         return max(2, round(self.decay * steps))

@@ -19,11 +19,11 @@ class SourceJobs:
         self._jobs: dict[tuple[str, int], list[Job]] = {}
 
     def seeds(self, arm: Arm) -> tuple[int | None, ...]:
-        """Seeds of the source of an arm; None alone where it has none."""
+        """Return the seeds of an arm's source; ``(None,)`` if it has no source."""
         return self.study.source(arm.source).seeds if arm.needs_source else (None,)
 
     def of(self, arm: Arm, seed: int | None) -> list[Job]:
-        """Train the source of an arm up to its age; none where it is a checkpoint."""
+        """Return the jobs that train an arm's source up to its age; none if the source is a checkpoint."""
         if not arm.needs_source or seed is None or (source := self.study.source(arm.source)).path is not None:
             return []
         if (source.name, seed) not in self._jobs:
@@ -36,13 +36,13 @@ class SourceJobs:
         return chain[::-1]
 
     def weights(self, arm: Arm, source_seed: int | None) -> Path:
-        """The weights of the source of an arm."""
+        """Return the folder of the weights of an arm's source."""
         source = self.study.source(arm.source)
         run = self._folder(source, source_seed, arm.source_steps, arm.constant)
         return run if source.path is not None else run / "export"
 
     def key(self, arm: Arm, seed: int | None) -> str:
-        """A hash of everything that the source of an arm depends on."""
+        """Return a hash of everything on which an arm's source depends."""
         return self._key(self.study.source(arm.source), seed, arm.source_steps, arm.constant)
 
     def _jobs_of(self, source: Source, seed: int) -> list[Job]:
@@ -106,7 +106,7 @@ class SourceJobs:
         return name if len(source.steps) == 1 else f"{name}/{steps}"
 
     def _folder(self, source: Source, seed: int | None, steps: int, constant: bool = False) -> Path:
-        """The folder of the run that trained a source; of a checkpoint, its own."""
+        """Return the folder of the run that trains a source; for a checkpoint, the checkpoint's folder."""
         if source.path is not None:
             return source.path
         assert seed is not None

@@ -1,4 +1,4 @@
-"""Run stages: train, grow weights and optimizer, train on; what is done is kept, and what was cut off goes on."""
+"""Run stages: train, grow weights and optimizer, train on. Finished stages are kept, interrupted ones continue."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from phigrow.training.automatic import Choices, choices_of
 from phigrow.training.settings import AUTO
 
 LINE_SECONDS = 30.0
-"""Between lines about a stage that is being trained."""
+"""Seconds between lines about a running stage."""
 
 POLL_SECONDS = 0.2
 
 
 def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
-    """Run what is missing of a recipe of stages.
+    """Run the missing stages of a recipe.
 
-    Run again, or after a kill, it goes on where it stopped. ``records.jsonl`` in the folder of everything holds all
-    stages as one run.
+    A second call, or one after a kill, continues where the first stopped. ``records.jsonl`` in the folder of all
+    results has all stages as one run.
 
     Args:
-        staged: from `load_stages`.
-        say: receives what is told_at, line by line.
+        staged: the result of `load_stages`.
+        say: receives messages, line by line.
 
     Returns:
         The export of the last stage.
 
     Raises:
-        GrowthError: a stage failed; another command works in this folder.
+        GrowthError: a stage failed, or another command works in this folder.
     """
     with alone(staged.out):
         if isinstance(staged.data, dict) and not staged.data_folder.is_dir():
@@ -67,7 +67,7 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
 
 
 def described(staged: Staged, stage: Stage) -> str:
-    """A stage in words: what it is, how long, how much, and whether it is done."""
+    """Return one line about a stage: its model, growth, steps, tokens, FLOPs, and a note if it is done."""
     from phigrow.models.cost import count_cost
 
     size = f"{count_cost(stage.config).parameters / 1e6:.3g}M parameters"
@@ -94,7 +94,7 @@ def _grow(staged: Staged, stage: Stage, say: Callable[[str], None]) -> None:
 
 
 def _choices(staged: Staged, ranks: int, say: Callable[[str], None]) -> Choices:
-    """Return the data type of all stages that leave it open; it is chosen for the last model."""
+    """Return the choice of a data type for stages with ``dtype: auto``; it is made for the model of the last stage."""
     every = [*staged.stages, *([staged.scratch] if staged.scratch else [])]
     undecided = [stage for stage in every if stage.keys.get("dtype", AUTO) == AUTO]
     if not undecided or all(stage.done for stage in every):

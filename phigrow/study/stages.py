@@ -1,4 +1,4 @@
-"""Staged growth from one YAML file: train, grow weights and optimizer, train on; read strictly, and laid out."""
+"""Read staged growth from one YAML file, strictly: train, grow weights and optimizer, train on."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ class Growing:
 
     @property
     def spec(self) -> GrowthSpec:
-        """Everything that is chosen about the growth."""
+        """Settings of the growth."""
         return GrowthSpec.of(self.method, seed=self.seed, **self.options)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training.
+    """One stage: a growth, except in the first stage, and a training run.
 
     Attributes:
-        number: from 1.
-        config: of the model.
-        steps, first: optimizer steps, and those of all stages before.
-        keys: of its training run, complete.
-        folder: of its run; its name ends in a hash of all that it depends on, the stages before it included.
-        growing: how it begins; None for the first stage.
-        tokens, flops: of its training.
+        number: number of the stage, from 1; 0 for the run from scratch.
+        config: configuration of the model.
+        steps, first: optimizer steps of this stage, and of all stages before it.
+        keys: all keys of its training run.
+        folder: folder of its run. Its name ends in a hash of everything on which it depends, earlier stages included.
+        growing: the growth before its training; None for the first stage.
+        tokens, flops: cost of its training.
     """
 
     number: int
@@ -73,17 +73,17 @@ class Stage:
 
     @property
     def start(self) -> Path:
-        """The grown weights that it begins with."""
+        """Folder of the grown weights with which it begins."""
         return self.folder.with_name(self.folder.name + "-start")
 
     @property
     def state(self) -> Path:
-        """The grown optimizer state that it begins with."""
+        """Folder of the grown optimizer state with which it begins."""
         return self.folder.with_name(self.folder.name + "-state")
 
     @property
     def done(self) -> bool:
-        """True if the stage has ended: a run writes its export last."""
+        """True if the stage has ended. It then has an export, which a run writes last."""
         return (self.folder / "export").is_dir()
 
 
@@ -92,16 +92,16 @@ class Staged:
     """A recipe of stages; `load_stages` reads it from YAML.
 
     Attributes:
-        name: of the file.
-        arm: in records.
-        out: folder of everything.
+        name: name of its file.
+        arm: name of the arm in records.
+        out: folder of all results.
         data: a folder of packed blocks, or the arguments of `phigrow.corpus.prepare`.
-        data_folder: where the blocks are, or will be.
-        stages: in order.
-        scratch: the last model trained from scratch for as many steps, as a stage of its own; None where not asked for.
-        ranks: DeepSpeed ranks; None: chosen for the machine.
-        batch: sequences a step of the first stage.
-        seed: of data order, new weights and growths.
+        data_folder: folder of the blocks, which may not exist yet.
+        stages: the stages, in order.
+        scratch: the last model, trained from scratch for the same number of steps; None without ``scratch: true``.
+        ranks: number of DeepSpeed ranks; None lets the machine decide.
+        batch: sequences per step of the first stage.
+        seed: seed of data order, new weights and growths.
     """
 
     name: str
@@ -117,16 +117,16 @@ class Staged:
 
 
 def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int | None = None) -> Staged:
-    """Read a recipe of stages; configurations that it names are looked for beside it first.
+    """Read a recipe of stages; relative paths in it are tried beside the file first.
 
     Args:
-        path: a YAML file.
-        out: folder of everything, in place of the file's ``out``.
+        path: a YAML file, or the name of a shipped recipe of stages.
+        out: folder of all results, in place of the file's ``out``.
         ranks: in place of the file's ``ranks``.
 
     Raises:
-        GrowthError: no such file; an unknown key (with the nearest ones), a missing one, a value of the wrong kind; a
-            stage that cannot be grown, or whose batch size does not divide the sequences read before it.
+        GrowthError: there is no such file; a key is unknown (with the nearest ones), missing, or has a wrong value; a
+            stage cannot be grown; or its batch size does not divide the sequences read before it.
 
     >>> [stage.steps for stage in load_stages("tiny").stages]
     [30, 30, 30]
@@ -136,7 +136,7 @@ def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int |
     only(given, KEYS, str(path))
     for key in ("data", "stages"):
         if key not in given:
-            raise GrowthError(f"the recipe of stages has no {key!r}", where=str(path), fix="it needs data and stages")
+            raise GrowthError(f"the recipe of stages has no {key!r}", where=str(path), fix="give data and stages")
     schedule = str(given.get("schedule", "one"))
     if schedule not in SCHEDULES:
         raise near(f"schedule is {schedule!r}", f"schedule in {path}", schedule, list(SCHEDULES))
@@ -191,7 +191,9 @@ class _Reader:
     def _run_keys(self, value: Any, where: str) -> dict[str, Any]:
         keys = run_keys(value, Role.STAGES, where, "the stages decide it")
         if keys.get("save_every") == 0:
-            raise GrowthError("save_every is 0", where=where, why="stages grow from checkpoints", fix="leave it out")
+            raise GrowthError(
+                "save_every is 0", where=where, why="stages grow from checkpoints", fix="remove save_every"
+            )
         return keys
 
     def _stage(self, number: int, part: dict[str, Any], lengths: list[int], before: list[Stage]) -> Stage:
@@ -206,7 +208,7 @@ class _Reader:
                 f"stage {number} starts after {read} sequences, which is not a multiple of its batch size "
                 f"{train['batch']}",
                 where=where,
-                fix="give a batch that divides them",
+                fix=f"set batch to a divisor of {read}",
             )  # fmt: skip
         growing: Growing | None = None
         identity: list[Any] = [
@@ -219,7 +221,7 @@ class _Reader:
             train |= {"schedule_start": first or None, "schedule_steps": sum(lengths)}
             identity.append(sum(lengths))
         if "grow" in part:
-            # Every growth draws its own values; a thousand stages apart, so do other seeds.
+            # Every growth draws its own values. With up to 999 stages, growths of other seeds differ, too.
             seed = 1000 * self.seed + number
             growing, config, plan_hash = self._growing(part["grow"], before[-1].config, seed, where)
             identity += [plan_hash, growing.state]

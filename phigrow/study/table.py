@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LINE_SECONDS = 60.0
-"""Between plain lines about one run."""
+"""Seconds between plain lines about one run."""
 
 MOST_COLUMNS = 12
-"""Columns of losses up to which each seed has its own."""
+"""Largest number of columns of losses. With more, one column has the mean over seeds."""
 
 DRAW_SECONDS = 0.5
-"""Between two drawings of the table."""
+"""Seconds between two drawings of the table."""
 
 
 class Display:
@@ -37,7 +37,7 @@ class Display:
         self._rates: dict[str, float | None] = {}
         self.running: dict[str, Job] = {}
         self._began: dict[str, float] = {}
-        self._said: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
         self._drawn = 0.0
         self._live: Any = None
 
@@ -61,28 +61,28 @@ class Display:
             self._live.stop()
 
     def start(self, job: Job) -> None:
-        """A job begins."""
+        """Show that a job begins."""
         self.running[job.name] = job
-        self._began[job.name] = self._said[job.name] = time.monotonic()
+        self._began[job.name] = self._printed[job.name] = time.monotonic()
         if self._live:
             self.refresh()
         else:
             self.say(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {described(job)}")
 
     def refresh(self) -> None:
-        """Show where the running jobs are."""
+        """Show the progress of the running jobs."""
         if self._live:
             if time.monotonic() - self._drawn > DRAW_SECONDS:
                 self._drawn = time.monotonic()
                 self._live.update(self.table())
             return
         for name, job in self.running.items():
-            if time.monotonic() - self._said[name] > LINE_SECONDS:
-                self._said[name] = time.monotonic()
+            if time.monotonic() - self._printed[name] > LINE_SECONDS:
+                self._printed[name] = time.monotonic()
                 self.say(f"    {name}: {position(job)}; {self.left()}")
 
     def finish(self, job: Job) -> None:
-        """A job is done."""
+        """Show that a job is done."""
         took = clock(time.monotonic() - self._began[job.name])
         del self.running[job.name]
         if self._live:
@@ -93,7 +93,7 @@ class Display:
         self.say(f"    {job.name}: done in {took}{end}; {self.left()}")
 
     def fail(self, job: Job, error: GrowthError) -> None:
-        """A job failed; what does not need it goes on."""
+        """Show that a job failed."""
         self.failed.add(job.name)
         self.running.pop(job.name, None)
         self.tell(f"{job.name} failed: {error}")
@@ -103,12 +103,12 @@ class Display:
         self._live.console.print(text, markup=False) if self._live else self.say(text)
 
     def left(self) -> str:
-        """The time that is left, in words."""
+        """Return the time that is left, in words."""
         seconds = progress.time_left(self.study, self.everything, self.jobs)
         return "time left unknown before the first run" if seconds is None else f"about {clock(seconds)} left"
 
     def table(self) -> Table:
-        """One row an arm: its rate and the held-out loss at every budget, seed by seed unless there are many."""
+        """Return a table with a row per arm: its rate, and its held-out loss at every budget, seed by seed if few."""
         from rich.table import Table
 
         table = Table(title=f"study {self.study.name}", caption=self._caption())
@@ -133,7 +133,7 @@ class Display:
         return table
 
     def update(self, everything: list[Job], jobs: list[Job]) -> None:
-        """Take up the jobs that follow from rates that were tried."""
+        """Take over the new jobs after a sweep has new results."""
         self.everything, self.jobs, self._rates = everything, jobs, {}
 
     def _rate(self, arm: Arm) -> str:
@@ -145,7 +145,7 @@ class Display:
         return f"{sum(progress.done(job) is not None for job in tried)}/{len(tried)}"
 
     def _cell(self, jobs: list[Job]) -> str:
-        """The mean loss of the runs of one arm and budget, and how many of them are done."""
+        """Return the mean loss of the runs of one arm and budget, and the number of finished runs."""
         losses = [ended["heldout_loss"] for job in jobs if (ended := progress.done(job)) is not None]
         if losses:
             mean = sum(math.nan if loss is None else loss for loss in losses) / len(losses)
@@ -165,7 +165,7 @@ class Display:
 
 
 def described(job: Job) -> str:
-    """A job in words: what it is, how long, how much."""
+    """Return one line about a job: its name, steps, tokens and FLOPs."""
     if job.kind == "data":
         return f"data: packed blocks in {job.folder}"
     if job.kind == "state":
@@ -187,7 +187,7 @@ def position(job: Job) -> str:
 
 
 def listing(study: Study, jobs: list[Job]) -> list[str]:
-    """Return a table of the work of a study, a line an arm, and totals; hours and minutes if a speed is known."""
+    """Return the jobs and costs of a study as lines, one per arm, and totals; with times if a speed is known."""
     speed, seconds = progress.throughput(jobs, study.flops_per_second), progress.time_left(study, jobs, jobs)
     groups: dict[str, list[Job]] = {}
     for job in jobs:
@@ -239,7 +239,7 @@ def _millions(tokens: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``, or ``m:ss`` below an hour."""
+    """Return seconds as ``h:mm:ss``, or ``m:ss`` below an hour."""
     from phigrow.training.progress import clock
 
     return clock(seconds)

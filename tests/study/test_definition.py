@@ -149,3 +149,10 @@ def test_a_learned_arm_says_how_it_is_learned(tmp_path):
         starts[steps] = start.key
         assert start.needs == ("data", "source")  # text, which other growths do not need
     assert starts[5] != starts[6]
+
+
+def test_a_method_spelled_with_options_is_learned_too(tmp_path):
+    for name, expected in (("ligo:start=tile", {"steps": 7}), ("tile:scale=preserve", None)):
+        learn = {"steps": 7} if expected else {}
+        study = load_study(written(tmp_path, **arms(spelled={"method": name} | learn)))
+        assert next(arm for arm in study.arms if arm.name == "spelled").learn == expected

@@ -153,6 +153,7 @@ def test_the_reason_of_a_failure_is_what_the_run_said(tmp_path):
     assert last_words(log) == "error: no blocks\n  where: data\n  why: empty\n  what to do: more"
     log.write_text("".join(f"line {n}\n" for n in range(9)))
     assert last_words(log).splitlines() == [f"line {n}" for n in range(3, 9)]
+    assert last_words(tmp_path / "nothing.txt") == "the ranks ended without any output"
 
 
 def test_a_machine_is_shared_by_runs_of_one_rank_unless_told_otherwise(monkeypatch):

@@ -204,7 +204,7 @@ def test_halving_adds_runs_as_losses_come_in_and_a_better_rate_moves_the_runs(tm
         ({"arms": {"scratch": None, "tile": None}}, r"the arm names no source\n.*\n  what to do: .*wide, shallow"),
         ({"arms": {"scratch": None, "tile": {"source": "wyde"}}}, r"no source 'wyde'\n.*\n  what to do: .*wide"),
         ({"arms": {"scratch": None, "tile": {"source": "wide", "ages": [5]}}}, r"has no age of 5\.\d* tokens per par"),
-        ({"arms": {"scratch": {"ages": [5]}}}, r"ages is set, and the arm starts from scratch"),
+        ({"arms": {"scratch": {"ages": [5]}}}, r"ages is set, but the arm starts from scratch"),
         ({"text": {"arms": [3, 3, 4]}}, r"\[3, 3, 4\] is no part of the text\n  where: arms of text in"),
         ({"text": {"arms": "most"}}, r"'most' is no part of the text"),
         ({"flat": {"a/b": SOURCE}}, r"'a/b' is not a valid name"),
