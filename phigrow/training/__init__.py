@@ -1,7 +1,7 @@
 """Pretrain a causal language model with DeepSpeed, from scratch or from any checkpoint folder.
 
-It knows nothing of growth: a grown checkpoint is a folder like any other, so the from-scratch arm cannot be
-contaminated. Importing this loads neither torch, transformers nor deepspeed.
+This package knows nothing of growth. It treats a grown checkpoint like any other folder, so growth cannot influence the
+from-scratch arm. Importing this package loads neither torch, transformers nor deepspeed.
 
 >>> from phigrow.training import load_run_config, train
 >>> config = load_run_config(steps=200, out="runs/first")

@@ -1,4 +1,4 @@
-"""``deepspeed --module phigrow.training [recipe.yaml] [--key value ...]``: the recipe, without a checkout."""
+"""``deepspeed --module phigrow.training [recipe.yaml] [--key value ...]`` pretrains from an installed phigrow."""
 
 import sys
 

@@ -6,11 +6,11 @@ from torch import nn
 
 
 def fuse_gelu(model: nn.Module) -> int:
-    """Replace transformers' ``NewGELUActivation`` modules by ``nn.GELU(approximate="tanh")``; returns how many.
+    """Replace transformers' ``NewGELUActivation`` modules by ``nn.GELU(approximate="tanh")``; return their number.
 
-    It is the same formula, and rounds once where the other rounds after every operation. The other also keeps each of
-    its intermediate results for the backward pass: 520 of 1,200 MB a step of 8 layers x 256 on 4,096 tokens.
-    Configuration and export still say ``gelu_new``.
+    The formula is the same, but PyTorch's kernel rounds once and not after every operation. transformers' module also
+    keeps each intermediate result for the backward pass: 520 of 1,200 MB in a step of 8 layers x 256 on 4,096 tokens.
+    The configuration and the export still have ``gelu_new``.
 
     >>> fuse_gelu(nn.Linear(2, 2))
     0

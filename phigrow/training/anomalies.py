@@ -19,10 +19,10 @@ _MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 
 class Spikes:
-    """Flags a loss that lies 6 standard deviations above the median of the last 100, once there are 20.
+    """Detector of losses that lie 6 standard deviations above the median of the last 100 (at least 20).
 
-    The deviation is 1.4826 times the median absolute deviation, so that neither a spike nor the steep beginning of a
-    curve hides the next one. Where a loss stays high, its new level is the median after 50 steps, and the flags end.
+    The deviation is 1.4826 times the median absolute deviation. So neither a spike nor the steep beginning of a curve
+    hides the next spike. If the loss stays high, its new level becomes the median after 50 steps, and the flags end.
 
     >>> spikes = Spikes(2.0 + 0.01 * (i % 7) for i in range(100))
     >>> [spikes.is_spike(loss) for loss in (2.05, 2.5, 2.04)]
@@ -33,7 +33,7 @@ class Spikes:
         self._last = deque((loss for loss in losses if math.isfinite(loss)), maxlen=SPIKE_WINDOW)
 
     def is_spike(self, loss: float) -> bool:
-        """Return true where this loss is a spike. Every finite loss joins the window."""
+        """Return true if this loss is a spike. Every finite loss joins the window."""
         if not math.isfinite(loss):
             return False
         is_spike = False
@@ -46,24 +46,24 @@ class Spikes:
 
 
 class NonFinite:
-    """Counts the steps that were skipped because a loss or a gradient was not finite, on every rank alike."""
+    """Counter of steps that were skipped because a loss or a gradient was not finite; equal on every rank."""
 
     def __init__(self, limit: int, dtype: str) -> None:
         self.limit, self.dtype, self.count = limit, dtype, 0
 
     def is_overflow(self, reading: Reading) -> bool:
-        """Return true where fp16's loss scaler skipped the step; it finds its scale by overflowing, no fault."""
+        """Return true if fp16's loss scaler skipped the step. It searches its scale by overflows, so this is normal."""
         return self.dtype == "fp16" and reading.skipped and not reading.broken
 
     def check(self, reading: Reading, rows: Iterable[int]) -> None:
-        """Count a step, and end the run at the limit.
+        """Count a skipped step, and end the run at the limit.
 
         Args:
             reading: measurements of the step.
             rows: the blocks of its global batch.
 
         Raises:
-            GrowthError: as many steps of this launch as the limit allows were skipped; on every rank at once.
+            GrowthError: the number of skipped steps of this launch has reached the limit. Every rank raises it.
         """
         if not reading.skipped or self.is_overflow(reading):
             return

@@ -1,9 +1,8 @@
 """Causal attention over whole blocks, without a mask, for transformers' models.
 
-Left to itself transformers looks through the positions of every batch for packed sequences. That reads from the device
-at every forward pass; and where it must not read, under torch.compile, it builds a mask instead, with which PyTorch's
-attention cannot take its flash kernel. Blocks have no padding, so a function that needs no mask is registered under a
-name of its own: transformers then leaves masks out.
+By default transformers searches the positions of every batch for packed sequences, which reads from the device at every
+forward pass. Under torch.compile it builds a mask instead, for which PyTorch's attention has no flash kernel. Blocks
+have no padding, so phigrow registers attention functions under its own names, for which transformers makes no mask.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 
 def without_mask(attention: str) -> str:
-    """Return the name under which an attention is registered that needs no mask; ``eager`` needs one and stays.
+    """Register the variant of an attention that needs no mask, and return its name; ``eager`` has no such variant.
 
     >>> without_mask("sdpa"), without_mask("eager")
     ('phigrow_sdpa', 'eager')
@@ -40,7 +39,7 @@ def _sdpa(
     scaling: Any = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Heads first, ``[n, heads, tokens, head_dim]``; the result has tokens first, as transformers wants it."""
+    """Attend with heads first, ``[n, heads, tokens, head_dim]``; the result has tokens first, as in transformers."""
     if by_products_is_faster(query, key, dropout):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return attention_by_products(query, key, value, scale).transpose(1, 2).contiguous(), None
@@ -51,10 +50,11 @@ def _sdpa(
 
 
 def by_products_is_faster(query: Tensor, key: Tensor, dropout: float) -> bool:
-    """Return true where plain matrix products beat PyTorch's attention: on CPUs in bf16 for short blocks.
+    """Return true if plain matrix products are faster than PyTorch's attention: on CPUs in bf16 for short blocks.
 
-    Forward and backward of 4,096 tokens in 4 heads of 64 on two cores of an EPYC, torch 2.13: 8 against 23 ms in blocks
-    of 256, 25 against 54 ms in blocks of 512, 64 against 48 ms in blocks of 1,024; in fp32 the products were slower.
+    Measured for forward and backward of 4,096 tokens in 4 heads of 64, on two cores of an EPYC with torch 2.13:
+    products took 8 ms in blocks of 256, 25 ms in 512 and 64 ms in 1,024; PyTorch's attention took 23, 54 and 48 ms.
+    In fp32 the products were slower.
     """
     return (
         query.device.type == "cpu"
@@ -69,7 +69,7 @@ def attention_by_products(query: Tensor, key: Tensor, value: Tensor, scale: floa
     """Compute causal attention with plain matrix products.
 
     Args:
-        query, key, value: ``[n, heads, tokens, head_dim]``, of one number of heads.
+        query, key, value: ``[n, heads, tokens, head_dim]``, all with the same number of heads.
         scale: factor of the scores.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Choose the settings that a run leaves to the hardware (``auto``): the data type, and whether the model is compiled.
+"""Choose the settings that a run leaves to the hardware (``auto``): data type and compilation.
 
-A choice is made once. The ``run`` record holds it, and a run that resumes or branches keeps it, on any machine. A study
+A choice is made once and stored in the ``run`` record. A run that resumes or branches keeps it, on any machine. A study
 and a recipe of stages choose once for all of their runs.
 """
 
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from phigrow.training.process import World
 
 PASS_FLOPS = 1e8
-"""FLOPs that one timed pass takes at most: 50 ms on a core that emulates bf16."""
+"""Most FLOPs of one timed pass: 50 ms on a core that emulates bf16."""
 
 ROUNDS, SECONDS = 9, 0.4
-"""Timed passes of each data type at most, and seconds after which no further one begins."""
+"""Most timed passes of each data type, and the seconds after which no further pass begins."""
 
 LARGEST_SIDE = 1024
-"""Rows and columns of a timed matrix at most. Beyond it the ratio of two data types no longer depends on the size."""
+"""Most rows and columns of a timed matrix. In larger ones the ratio of two data types no longer depends on the size."""
 
 COMPILE_SECONDS = 60.0
-"""Seconds that one compilation is taken to cost."""
+"""Assumed seconds of one compilation."""
 
 COMPILE_SAVES = 0.3
-"""Part of the training time that compilation is taken to save at most. Only where that pays, the saving is timed."""
+"""Largest assumed saving of compilation, as a part of the training time. If it does not pay, nothing is timed."""
 
 PASS_TOKENS = 4096
-"""Tokens of a pass that is timed plain and compiled; at least one block."""
+"""Tokens of a pass that is timed both plain and compiled. A pass has at least one block."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Choice:
     """A setting that was ``auto``.
 
     Attributes:
-        chosen: the value in force.
-        reason: one clause for people.
-        seconds: of one timed pass, for each data type that was timed.
+        chosen: the value that takes effect.
+        reason: the reason as one clause, for printing.
+        seconds: seconds of one timed pass, for each variant that was timed.
     """
 
     chosen: str | bool
@@ -62,7 +62,7 @@ class Choice:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """Return the choice as it is recorded."""
+        """Return the choice as an entry of a record."""
         return {"asked": AUTO, **dataclasses.asdict(self)}
 
 
@@ -71,10 +71,10 @@ Choices = dict[str, dict[str, Any]]
 
 
 def choose(config: RunConfig, world: World, out: Path, model: Callable[[], Config], seq_len: int) -> RunConfig:
-    """Return the settings with a value for each that is ``auto``, and with the reasons in ``auto_choices``.
+    """Return the settings with values in place of ``auto``, and with the reasons in ``auto_choices``.
 
-    Rank 0 chooses for all ranks. In this order a value comes from the run's own record or its trunk's, from a choice
-    that was made for the whole study, and from the hardware.
+    Rank 0 chooses for all ranks. A recorded value of the run or its trunk comes first, then a choice that was made for
+    the whole study, then the hardware.
 
     Args:
         config: the settings as asked.
@@ -84,7 +84,7 @@ def choose(config: RunConfig, world: World, out: Path, model: Callable[[], Confi
         seq_len: tokens per block.
 
     Raises:
-        GrowthError: the recorded values cannot be read, or the DeepSpeed file cannot be.
+        GrowthError: the records or the DeepSpeed file cannot be read.
     """
     from phigrow.training.process import on_rank_zero
 
@@ -118,12 +118,12 @@ def choices_of(
     """Choose values for settings by the hardware.
 
     Args:
-        names: of ``dtype`` and ``compile``.
+        names: settings to choose, out of ``dtype`` and ``compile``.
         config: the settings as asked.
         model: the model's configuration.
         seq_len: tokens per block.
-        device: that the run trains on.
-        flops: of the training that one compilation serves, on one rank.
+        device: the device of the run.
+        flops: FLOPs on one rank of all training that shares these compilations.
         models: number of compilations.
     """
     out: Choices = {}
@@ -142,9 +142,9 @@ def choices_of(
 
 
 def choose_dtype(config: RunConfig, model: Config, seq_len: int, device: torch.device) -> Choice:
-    """Choose the data type of a run: the DeepSpeed file's, else the GPU's best, else the faster one on this CPU.
+    """Choose the data type of a run: the DeepSpeed file's, else the best of the GPU, else the faster one on this CPU.
 
-    fp16 needs a loss scale, which DeepSpeed applies at ZeRO 1 to 3; a run at ZeRO 0 gets fp32 instead.
+    fp16 needs a loss scale, which DeepSpeed applies at ZeRO 1 to 3 only. A run at ZeRO 0 gets fp32 instead.
     """
     file = config.deepspeed_file()
     for name in ("bf16", "fp16"):
@@ -167,13 +167,13 @@ def choose_dtype(config: RunConfig, model: Config, seq_len: int, device: torch.d
 def choose_compile(
     config: RunConfig, device: torch.device, seconds: float, models: int, probe: Callable[[], dict[str, float]]
 ) -> Choice:
-    """Choose whether to compile: on a CPU, where it saves more than the compilations cost.
+    """Choose compilation on a CPU if it saves more time than the compilations cost.
 
-    How much it saves depends on the CPU, so it is timed. Only training that is long enough waits for that.
+    The saving depends on the CPU, so it is timed, but only if the training is long enough to pay for the timing.
 
     Args:
         config: the settings as asked.
-        device: that the run trains on.
+        device: the device of the run.
         seconds: estimated training time without compilation.
         models: number of compilations.
         probe: times a pass, ``plain`` and ``compiled``.
@@ -195,7 +195,7 @@ def choose_compile(
 
 
 def recorded_choices(out: Path, trunk: Path | None = None) -> Choices:
-    """Return the values that a run's record has for ``dtype`` and ``compile``; of a run without records its trunk's."""
+    """Return the recorded ``dtype`` and ``compile`` of a run; a run without records has those of its trunk."""
     for folder in (out, trunk):
         record = first_record(folder) if folder is not None else None
         if record is None or not isinstance(record.get("config"), dict):
@@ -210,7 +210,7 @@ def recorded_choices(out: Path, trunk: Path | None = None) -> Choices:
 
 
 def choice_lines(choices: Choices | None) -> list[str]:
-    """Return one line for people about each choice."""
+    """Return one line for printing about each choice."""
     return [
         f"{name}: {json.dumps(c['chosen']).strip(chr(34))} chosen ({c['reason']})"
         for name, c in (choices or {}).items()
@@ -220,8 +220,8 @@ def choice_lines(choices: Choices | None) -> list[str]:
 def time_passes(model: Config, seq_len: int, dtypes: tuple[str, ...]) -> dict[str, float]:
     """Return the seconds of a forward and backward pass of one layer and the output layer, on this CPU.
 
-    The shortest of several passes counts, and the data types take turns, so that other work on the machine matters
-    little. It takes about half a second.
+    The result is the shortest of several passes, and the data types take turns. So other work on the machine has little
+    influence. The timing takes about half a second.
     """
     return _shortest({name: _layer_pass(model, seq_len, name) for name in dtypes}, ROUNDS, SECONDS)
 
@@ -260,9 +260,9 @@ def time_compiled(model: Config, seq_len: int, dtype: str) -> dict[str, float]:
 
 
 def _shortest(passes: dict[str, Callable[[], None]], rounds: int, seconds: float) -> dict[str, float]:
-    """Return the shortest time of each pass; they take turns, for at most so many rounds or seconds."""
+    """Return the shortest time of each pass; they take turns until the limit of rounds or of seconds is reached."""
     for run in passes.values():
-        run()  # PyTorch chooses and prepares its kernels
+        run()  # not timed: PyTorch chooses and prepares its kernels
     best = dict.fromkeys(passes, math.inf)
     began = time.perf_counter()
     for _ in range(rounds):
@@ -276,7 +276,7 @@ def _shortest(passes: dict[str, Callable[[], None]], rounds: int, seconds: float
 
 
 def pass_flops(model: Config, seq_len: int) -> float:
-    """FLOPs of the matrix products of a timed pass."""
+    """Return the FLOPs of the matrix products of a timed pass."""
     matrices, tokens = timed_shapes(model, seq_len)
     return 6.0 * tokens * sum(rows * columns for rows, columns in matrices)
 
@@ -328,10 +328,10 @@ def _layer_pass(model: Config, seq_len: int, dtype: str) -> Callable[[], None]:
 
 
 def has_bf16() -> bool:
-    """Return true where the accelerator computes in bf16, rather than emulating it."""
+    """Return true if the accelerator computes in bf16 itself, without emulation."""
     import torch
     from deepspeed.accelerator import get_accelerator
 
-    if torch.cuda.is_available():  # PyTorch says yes where it emulates bf16, too
+    if torch.cuda.is_available():  # by default PyTorch counts emulation, too
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(get_accelerator().is_bf16_supported())

@@ -1,7 +1,7 @@
-"""Branches of a trunk: a run that starts from another's checkpoint, where both have trained alike so far.
+"""Branches of a trunk: runs that start from the checkpoint of a run with which they share their first steps.
 
 Under warmup-stable-decay the learning rate is constant until the decay, so runs of several lengths share their
-beginning: it is trained once, as a trunk. A branch has the losses that it would have had alone, to the bit.
+beginning. It is trained once, as a trunk. A branch has the same losses, to the bit, as a run without a trunk.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from phigrow.training.declaration import Role
 
 
 def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
-    """Give a run that branches off another the checkpoint that it starts from; on rank 0, before it is looked for.
+    """Put the trunk's checkpoint into the folder of a branch; call it on rank 0, before the run looks for checkpoints.
 
-    The files are linked, not copied, where the file system can. A folder that has begun is left as it is.
+    The files are linked, or copied where the file system has no links. A run that has begun is left as it is.
 
     Args:
-        config: the run; nothing happens unless ``branch_from`` is given.
-        curve: what its loss curve depends on.
+        config: the run; nothing happens unless it sets ``branch_from``.
+        curve: the settings and properties of the data on which its loss curve depends.
         out: its folder.
 
     Raises:
-        GrowthError: the other folder holds no run, one of other settings, one whose rate has begun to decay by then,
-            or no checkpoint of that step.
+        GrowthError: the trunk's folder holds no run, a run with other settings, a run whose learning rate has decayed
+            before the branch starts, or no checkpoint of that step.
     """
     if config.branch_from is None or has_begun(out):
         return
@@ -48,7 +48,7 @@ def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
         raise GrowthError(
             f"the trunk has no checkpoint of step {step}",
             where=str(trunk / FOLDER),
-            why=f"steps that are there: {there}",
+            why=f"it has checkpoints of these steps: {there}",
             fix=f"train it with --save-at {step}, or leave branch_from out",
         )
     target = out / FOLDER / f"step-{step}"
@@ -57,7 +57,7 @@ def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
 
 
 def starts_branch(config: RunConfig, out: Path) -> Path | None:
-    """The trunk's folder, for a run that has its checkpoint and no records of its own yet; else None."""
+    """Return the trunk's folder for a branch that has no records of its own yet; else None."""
     return Path(config.branch_from) if config.branch_from and not (out / FILE).is_file() else None
 
 
@@ -69,7 +69,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
-    """Refuse a trunk that has not done what the branch would have done up to a step."""
+    """Refuse a trunk whose training up to a step differs from the branch's."""
     path = trunk / RUN_FILE
     if not path.is_file():
         raise GrowthError("there is no run to branch from", where=str(path), fix="give the folder of a run")
@@ -85,7 +85,8 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
             fix=f"give both the same; only {' and '.join(own)} may differ",
         )
     steps, decay = theirs["steps"], theirs["decay"]
-    if steps is not None and step > (constant := steps - (steps // 5 if decay is None else decay)):
+    constant = None if steps is None else steps - (steps // 5 if decay is None else decay)
+    if constant is not None and constant < steps and step > constant:
         raise GrowthError(
             f"the branch starts at step {step}, but the trunk's learning rate has decayed since step {constant}",
             where=str(trunk),

@@ -48,7 +48,7 @@ class Evaluate:
             trainer.monitors.eval(trainer.progress.tokens, loss, columns.get("sources", {}))
 
     def losses(self, trainer: Trainer, *, by_group: bool = False) -> HeldOutLoss | None:
-        """Return the held-out loss; None where nothing is held out."""
+        """Return the held-out loss; None if there are no held-out blocks."""
         from phigrow.training.evaluation import heldout_loss
 
         if not len(self.held_out.rows):
@@ -58,7 +58,7 @@ class Evaluate:
         return heldout_loss(trainer.engine, heldout, self.held_out, micro_batch, run.world, by_group=by_group)
 
     def _by_source(self, trainer: Trainer, losses: dict[str, float]) -> dict[str, Any]:
-        """Return the columns of several sources: the held-out loss of each, and the train tokens read of each."""
+        """Return the held-out loss and the training tokens of each source; empty if there is only one source."""
         feed, step = trainer.feed, trainer.progress.step
         if len(feed.sources) < 2:
             return {}
@@ -129,7 +129,7 @@ class Save:
 
 
 def export(trainer: Trainer, source: InitSource, blocks: DataSource) -> Path | None:
-    """Write the trained model as a Hugging Face folder; returns the folder, None where the run writes none."""
+    """Write the trained model as a Hugging Face folder, and return the folder; None if ``export`` is none."""
     from phigrow.training.export import export_model
 
     run, config, progress = trainer.run, trainer.run.config, trainer.progress

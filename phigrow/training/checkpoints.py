@@ -1,4 +1,4 @@
-"""DeepSpeed checkpoints that are complete or not there, and the rule for continuing one."""
+"""Save DeepSpeed checkpoints completely or not at all, and continue from the newest complete one."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ _DEVICES = {"device": "on the device", "cpu": "in the host's memory", "nvme": "o
 
 
 def newest_complete(out: Path, world: World) -> tuple[RunCheckpoint | None, list[Damaged]]:
-    """Return the newest checkpoint whose every file is as it was written, and the newer ones that are not.
+    """Return the newest checkpoint whose files are all unchanged since they were written, and the damaged newer ones.
 
-    All ranks read, each the files that bear its number. Damaged checkpoints are set aside under another name once a
-    complete one is reached, so that they neither count among those that are kept nor are tried again.
+    All ranks read; each reads the files that carry its number. If a complete checkpoint exists, the damaged ones are
+    renamed, so that they are neither counted by ``keep`` nor tried again.
 
     Raises:
-        GrowthError: there are checkpoints, and none is whole; nothing is started over, nothing is set aside.
+        GrowthError: there are checkpoints, but none is complete. Nothing is renamed.
     """
     complete, damaged = on_rank_zero(world, lambda: marked_checkpoints(out))
     for item in reversed(complete):
@@ -84,17 +84,17 @@ def _set_aside(damaged: list[Damaged]) -> None:
 
 
 def has_begun(out: Path) -> bool:
-    """Return true where a folder has records or checkpoints of a run. A run that failed to start has neither."""
+    """Return true if a folder has records or checkpoints of a run. A run that failed to start has neither."""
     return (out / RECORDS).is_file() or any((out / FOLDER).glob("step-*"))
 
 
 def changed_keys(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Compare what two loss curves depend on.
+    """Compare the settings on which two loss curves depend.
 
-    A key that one of them lacks has its default there: a run that began before a setting existed did not use it.
+    A missing key has its default: a run that began before a setting existed did not use it.
 
     Args:
-        former, now: what `RunConfig.reproducibility_keys` returned, with the keys of the data, as they are in JSON.
+        former, now: results of `RunConfig.reproducibility_keys` together with the keys of the data, as JSON data.
 
     Returns:
         The keys that differ, each with its former and its new value.
@@ -109,25 +109,25 @@ def changed_keys(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
 
 
 def _defaults(curve: dict[str, Any]) -> dict[str, Any]:
-    """Values of absent settings; that of ``grad_clip`` depends on the optimizer."""
+    """Return the values of missing settings; the one of ``grad_clip`` depends on the optimizer."""
     defaults = {field.name: field.default for field in fields(RunConfig) if Role.RESUME in field.metadata["role"]}
     optimizer = curve.get("optimizer", defaults["optimizer"])
     return defaults | {"grad_clip": default_grad_clip(optimizer if optimizer in optimizer_names() else "adamw")}
 
 
 def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
-    """Make a folder this run's, and return whether an earlier run is continued.
+    """Claim a folder for this run, and return true if an earlier run is continued.
 
-    A run that failed before its first record has trained nothing: its folder is anybody's.
+    A run that failed before its first record has trained nothing, so another run may claim its folder.
 
     Args:
         out: the folder of the run.
-        curve: what its loss curve depends on: settings, and the fingerprint of the data.
-        resume: whether an earlier run may be continued.
+        curve: the settings and properties of the data on which its loss curve depends.
+        resume: allow an earlier run to be continued.
 
     Raises:
-        GrowthError: the folder belongs to a run with other settings (each is named), may not be continued, or cannot
-            be written.
+        GrowthError: the folder belongs to a run with other settings (each is named) or to one that may not be
+            continued, or it cannot be written.
     """
     path = out / RUN_FILE
     curve = json.loads(json.dumps(curve))
@@ -155,7 +155,7 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
 
 
 def resumable(out: Path, curve: dict[str, Any], world: World, *, resume: bool) -> RunCheckpoint | None:
-    """Claim a folder and return the checkpoint to continue from, None to start; rank 0 says what was passed over.
+    """Claim a folder and return the checkpoint to continue from, None to start; rank 0 prints the damaged ones.
 
     Raises:
         GrowthError: as `claim` and `newest_complete`.
@@ -168,7 +168,7 @@ def resumable(out: Path, curve: dict[str, Any], world: World, *, resume: bool) -
         where = f"it is now {_DAMAGED}{item.folder.name}"
         print(f"warning: a damaged checkpoint, {item}; {where}", file=sys.stderr, flush=True)
     if damaged and checkpoint:
-        print(f"falling back to the checkpoint of step {checkpoint.progress.step}, which is whole", flush=True)
+        print(f"falling back to the checkpoint of step {checkpoint.progress.step}, which is complete", flush=True)
     if continued and checkpoint is None:
         print(f"{out} has no complete checkpoint yet: starting at step 0", flush=True)
     return checkpoint
@@ -186,11 +186,11 @@ def save(
     optimizer: OptimizerSpec,
     stay: Collection[int] = (),
 ) -> Path:
-    """Save model, optimizer and schedule on all ranks; every rank hashes what it wrote, and rank 0 marks it complete.
+    """Save model, optimizer and schedule on all ranks; each rank hashes its files, and rank 0 writes the marker.
 
-    The marker notes the device of the optimizer's state, because DeepSpeed's Adam for the host stores another state
-    than PyTorch's; and the names of the state tensors, by which the checkpoint is converted and grown. Of the older
-    checkpoints the last ``keep`` are kept, and those of the steps in ``stay``.
+    The marker has the device of the optimizer's state, because DeepSpeed's Adam for the host stores another state than
+    PyTorch's. It also has the names of the state tensors, by which the checkpoint is converted and grown. The last
+    ``keep`` checkpoints are kept, and those of the steps in ``stay``.
 
     Returns:
         The folder of the checkpoint, ``out/checkpoints/step-N``.
@@ -199,7 +199,7 @@ def save(
 
     root, tag = out / FOLDER, f"step-{progress.step}"
     if world.first:
-        (root / tag / MARKER).unlink(missing_ok=True)  # before the files: what is half deleted is not complete
+        (root / tag / MARKER).unlink(missing_ok=True)  # first, so that a half-deleted checkpoint is not complete
         shutil.rmtree(root / tag, ignore_errors=True)
     dist.barrier()
     client = {"phigrow": asdict(progress) | {"groups": _group_names(engine)}}
@@ -237,17 +237,17 @@ def _group_names(engine: Any) -> list[list[str]]:
 
 
 def check_fits(checkpoint: RunCheckpoint, world: World, stage: int, *, convert: bool, device: str = "device") -> None:
-    """Refuse a checkpoint of other ranks, another stage or an optimizer elsewhere, unless it may be converted.
+    """Refuse a checkpoint with another number of ranks, ZeRO stage or optimizer device, unless ``convert`` is set.
 
     Raises:
-        GrowthError: naming both, and the option.
+        GrowthError: the checkpoint does not fit.
     """
     if convert or checkpoint.fits(world.size, stage, device):
         return
     if (checkpoint.world_size, checkpoint.stage) == (world.size, stage):
         raise GrowthError(
             f"the checkpoint's optimizer state was {_DEVICES.get(str(checkpoint.optimizer_device), 'elsewhere')}, "
-            f"but this run has it {_DEVICES[device]}",
+            f"but in this run it is {_DEVICES[device]}",
             where=str(checkpoint.folder),
             why="DeepSpeed's Adam for the host keeps its state in another form",
             fix="add --universal, which converts the checkpoint, or set offload_optimizer as it was",
@@ -262,13 +262,13 @@ def check_fits(checkpoint: RunCheckpoint, world: World, stage: int, *, convert: 
 
 
 def load(engine: Any, checkpoint: RunCheckpoint, run: ResolvedRun) -> Progress:
-    """Load a checkpoint whose files have been checked into an engine, on all ranks.
+    """Load a checkpoint into an engine on all ranks, after its files have been checked.
 
-    With the ranks, the ZeRO stage and the offload that wrote it the run continues to the bit. With others it is
-    converted to DeepSpeed's universal format first, into ``out/universal``, and continues to rounding.
+    With the same ranks, ZeRO stage and offload the run continues to the bit. Otherwise the checkpoint is first
+    converted to DeepSpeed's universal format, into ``out/universal``, and the run continues up to rounding.
 
     Raises:
-        GrowthError: DeepSpeed finds nothing, or the checkpoint cannot be converted.
+        GrowthError: DeepSpeed does not load the checkpoint, or it cannot be converted.
     """
     world = run.world
     if checkpoint.fits(world.size, run.stage, run.optimizer_device):
@@ -276,7 +276,9 @@ def load(engine: Any, checkpoint: RunCheckpoint, run: ResolvedRun) -> Progress:
             path, _ = engine.load_checkpoint(str(checkpoint.folder.parent), tag=checkpoint.folder.name)
         if path is None:
             raise GrowthError(
-                "DeepSpeed did not load the checkpoint", where=str(checkpoint.folder), fix="delete this folder"
+                "DeepSpeed did not load the checkpoint",
+                where=str(checkpoint.folder),
+                fix="delete this folder; the run then continues from the checkpoint before it",
             )
         return checkpoint.progress
     folder = checkpoint.folder.parent.parent / UNIVERSAL / checkpoint.folder.name
@@ -289,12 +291,12 @@ def load(engine: Any, checkpoint: RunCheckpoint, run: ResolvedRun) -> Progress:
 
 
 def ranks(count: int) -> str:
-    """A number of ranks, in words."""
+    """Return a number of ranks in words, such as ``1 rank`` or ``2 ranks``."""
     return f"{count} rank" + "s" * (count != 1)
 
 
 def how_to_continue(out: Path) -> str:
-    """One sentence for a run that broke off: which checkpoint there is, and what to do."""
+    """Return one sentence on how to continue a run that was interrupted, with the step of its last checkpoint."""
     complete = marked_checkpoints(out)[0]
     if not complete:
         return f"There is no complete checkpoint in {out}: the same command starts at step 0."

@@ -66,10 +66,10 @@ class RunConfig(
 ):
     """Settings of one training run, as asked; `phigrow.training.settings` declares each of them.
 
-    The base classes stand in reverse, because fields of a dataclass follow its bases from last to first.
+    The base classes are in reverse order, because the fields of a dataclass follow its bases from last to first.
 
     Raises:
-        GrowthError: values that contradict each other or lie outside their range, naming the key.
+        GrowthError: values contradict each other or lie outside their range. The error names the key.
 
     >>> RunConfig(steps=20, warmup=2).batch
     16
@@ -99,6 +99,14 @@ class RunConfig(
                 where="branch_from",
                 fix="remove one of them",
             )
+        for name in ("beta1", "beta2", "momentum"):
+            if getattr(self, name) == 1:
+                raise GrowthError(
+                    f"{name} is 1",
+                    where=name,
+                    why="at decay rate 1 the running average stays 0",
+                    fix="give a value from 0 to below 1, such as 0.95",
+                )
         whole = self.whole_schedule
         if (self.schedule_start or 0) + self.steps > whole:
             raise GrowthError(
@@ -116,7 +124,8 @@ class RunConfig(
                 fix="lower warmup or raise steps",
             )
         if self.stream is not None and (self.data is not None or self.mixture is not None):
-            raise GrowthError("stream and data are both set", where="stream", fix="remove one")
+            other = "data" if self.data is not None else "mixture"
+            raise GrowthError(f"stream and {other} are both set", where="stream", fix="remove one of them")
         if self.mixture is not None and not isinstance(self.data, str):
             raise GrowthError(
                 "mixture requires data to be one folder",
@@ -129,7 +138,7 @@ class RunConfig(
                 raise GrowthError(
                     f"{name} is {part}",
                     where=name,
-                    why="it is first, last and of, with first < last <= of",
+                    why="a part is given as first,last,of with first < last <= of",
                     fix="give, for example, 0,1,2 for every second block",
                 )
         if self.stream is not None and self.data_part is not None:
@@ -143,7 +152,7 @@ class RunConfig(
             raise GrowthError(
                 f"lr_base_width requires optimizer adamw (got {self.optimizer})",
                 where="lr_base_width",
-                why="its rule is that of Adam, whose updates have the size of the learning rate in every value",
+                why="the rule holds for Adam, which changes every value by about the learning rate",
                 fix="remove lr_base_width, or set optimizer: adamw",
             )
         if (self.teacher is None) != (not self.teacher_steps):
@@ -165,17 +174,17 @@ class RunConfig(
 
     @property
     def decay_steps(self) -> int:
-        """Steps over which wsd decays."""
+        """Number of steps over which wsd decays."""
         return self.whole_schedule // 5 if self.decay is None else self.decay
 
     @property
     def whole_schedule(self) -> int:
-        """Steps of the learning-rate schedule, those before and after this run included."""
+        """Number of steps of the learning-rate schedule, including those before and after this run."""
         return self.schedule_steps or (self.schedule_start or 0) + self.steps
 
     @property
     def is_trunk(self) -> bool:
-        """True where this run never decays and others branch off it."""
+        """True if this run never decays and others branch off it."""
         return self.trunk is not None and self.schedule == "wsd" and not self.decay_steps
 
     @property
@@ -191,7 +200,7 @@ class RunConfig(
 
     @property
     def stage(self) -> int:
-        """The ZeRO stage in force.
+        """The ZeRO stage that takes effect.
 
         Raises:
             GrowthError: ``zero`` and the DeepSpeed file disagree, or the file cannot be read.
@@ -201,17 +210,17 @@ class RunConfig(
             raise GrowthError(
                 f"zero is {self.zero}, but the DeepSpeed file has stage {in_file}",
                 where=str(self.deepspeed),
-                fix="remove one of them",
+                fix="remove zero, or the stage in the file",
             )
         if self.zero is not None:
             return self.zero
         return 1 if in_file in (None, "auto") else int(in_file)
 
     def deepspeed_file(self) -> dict[str, Any]:
-        """The content of the DeepSpeed JSON file, or an empty dictionary.
+        """Return the content of the DeepSpeed JSON file; an empty dictionary if the run has no such file.
 
         Raises:
-            GrowthError: the file is not there or is not a JSON object.
+            GrowthError: the file cannot be read, or is not a JSON object.
         """
         if self.deepspeed is None:
             return {}
@@ -227,12 +236,12 @@ class RunConfig(
             ) from error
         if not isinstance(content, dict):
             raise GrowthError(
-                "the DeepSpeed file is not a JSON object", where=str(path.absolute()), fix='write {"key": value}'
+                "the DeepSpeed file is not a JSON object", where=str(path.absolute()), fix='write {"key": value, ...}'
             )
         return content
 
     def as_dict(self) -> dict[str, Any]:
-        """Every key and value, for records."""
+        """Return every key and value, for records."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -254,10 +263,10 @@ class RunConfig(
 
 
 def comparison_keys() -> dict[str, Any]:
-    """Return what a report must know of the settings, for the ``run`` record: measuring imports nothing of training.
+    """Return the rules by which a report compares settings, for the ``run`` record.
 
-    ``equal`` names the settings that all arms must share, ``named`` those that a report names where arms differ in
-    them, and ``unset`` has the value that null stands for.
+    Reports read them there, because `phigrow.measure` does not import `phigrow.training`. ``equal`` has the settings
+    that all arms must share, ``named`` those that a report names if arms differ, and ``unset`` the values of null.
     """
     start = RunConfig.keys_with(Role.START)
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}

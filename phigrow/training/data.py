@@ -1,4 +1,4 @@
-"""The data of a run: folders of blocks, mixtures of them, or a stream; and what records say of it."""
+"""The data of a run: folders of blocks, mixtures of them, or a stream; and its description for records."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from phigrow.training.process import World, on_rank_zero
 
 
 def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
-    """Open the data of a run, on every rank; without ``data`` rank 0 prepares the embedded corpus first.
+    """Open the data of a run on every rank; without ``data`` rank 0 prepares the embedded corpus first.
 
     Raises:
-        GrowthError: folders that cannot be read or do not fit together.
+        GrowthError: folders cannot be read or do not fit together.
     """
     from phigrow import corpus
 
@@ -59,10 +59,10 @@ def restricted(config: RunConfig, blocks: DataSource) -> DataSource:
 
 
 def check_tokenizer(checkpoint: Path, blocks: DataSource) -> None:
-    """Refuse data of another tokenizer than that of a checkpoint's folder, where both have one.
+    """Refuse data whose tokenizer differs from the checkpoint's, if both have one.
 
     Raises:
-        GrowthError: an id means one thing to the model and another in the data; a tokenizer that cannot be read.
+        GrowthError: an id stands for different tokens in the model and in the data, or a tokenizer cannot be read.
     """
     from phigrow.corpus.tokenizer import same_tokens
 
@@ -76,15 +76,15 @@ def check_tokenizer(checkpoint: Path, blocks: DataSource) -> None:
             "the data was prepared with another tokenizer",
             where=where,
             why="one token id stands for two different tokens",
-            fix=f"prepare it with --tokenizer {checkpoint}",
+            fix=f"prepare the data with 'phigrow data --tokenizer {checkpoint}'",
         )
 
 
 def make_feed(config: RunConfig, blocks: DataSource, first: int = 0) -> Feed:
-    """Return the feed of a run, which begins at a step ``first`` of the data's order.
+    """Return the feed of a run, whose first batch is the one of step ``first`` in the order of the data.
 
     Raises:
-        GrowthError: there is nothing to train on.
+        GrowthError: the data has no training blocks.
     """
     feed = blocks.make_feed(config.seed, config.batch)
     return LaterFeed(feed, first) if first else feed
@@ -99,7 +99,7 @@ def data_keys(blocks: DataSource) -> dict[str, Any]:
 
 
 def data_line(config: RunConfig, blocks: DataSource, feed: Feed) -> str:
-    """Return the words with which a run's opening describes its data."""
+    """Return the line about the data that a run prints when it starts."""
     described = blocks.describe()
     count = described["train_blocks"]
     many = "a stream of blocks" if count is None else f"{count:,} blocks"

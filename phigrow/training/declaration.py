@@ -1,13 +1,14 @@
-"""Declare a setting of a training run once: type, default, help, range, and the role it plays elsewhere.
+"""Declare a setting of a training run once: type, default, help, range, and its roles.
 
-Lists of settings are not written anywhere else. What a resumed run must repeat, what arms of a comparison must share,
-what a study decides by itself: all of these are read off the roles.
+No other module lists settings. The roles decide which settings a resumed run must repeat, which ones the arms of a
+comparison must share, and which ones a study sets.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import numbers
 from typing import Any
 
@@ -23,7 +24,7 @@ class Role(enum.Flag):
     ARMS = enum.auto()
     """All arms of a comparison must have the same value."""
     START = enum.auto()
-    """It chooses the first weights, in which arms differ by design."""
+    """It chooses the first weights, which differ between arms by design."""
     BRANCH = enum.auto()
     """A branch may have another value than its trunk."""
     STUDY = enum.auto()
@@ -31,7 +32,7 @@ class Role(enum.Flag):
     STAGES = enum.auto()
     """A recipe of stages decides it, so the recipe must not set it."""
     OPERATIONAL = enum.auto()
-    """It changes nothing in the records of a finished run except seconds, so finished runs stay valid."""
+    """It changes nothing in the records of a run except seconds, so finished runs stay valid."""
 
 
 RESUME, ARMS, START, BRANCH = Role.RESUME, Role.ARMS, Role.START, Role.BRANCH
@@ -54,10 +55,10 @@ def key(
     Args:
         default: value of a run that does not set it. A run folder or record without the setting has this value.
         help: one or two sentences, with the unit.
-        role: what else depends on the setting.
-        ge, le: smallest and largest allowed value; of a list, of each of its items.
-        choices: allowed words, and allowed ones of true and false.
-        unset: value that None stands for, where there is one that does not depend on other settings.
+        role: the other parts of the package that depend on the setting.
+        ge, le: smallest and largest allowed value; in a list, of every item.
+        choices: allowed values: words, true or false.
+        unset: value that None stands for, unless it depends on other settings.
     """
     if OPERATIONAL in role and role & (RESUME | ARMS | START):
         raise ValueError(f"an operational setting cannot have the role {role & (RESUME | ARMS | START)}")
@@ -69,7 +70,7 @@ def check_ranges(settings: Any) -> None:
     """Check every value of a dataclass of settings against its declared range and choices.
 
     Raises:
-        GrowthError: a value lies outside its range or is none of its choices.
+        GrowthError: a value is not finite, lies outside its range, or is none of its choices.
     """
     for field in dataclasses.fields(settings):
         value, choices = getattr(settings, field.name), field.metadata["choices"]
@@ -81,14 +82,14 @@ def check_ranges(settings: Any) -> None:
             continue
         for item in value if isinstance(value, list) else [value]:
             kind = numbers.Integral if isinstance(value, list) else numbers.Real
-            wrong = isinstance(item, bool) or not isinstance(item, kind)
+            wrong = isinstance(item, bool) or not isinstance(item, kind) or not math.isfinite(item)
             if wrong or not (ge is None or item >= ge) or not (le is None or item <= le):
                 text = f"{field.name} has {item!r}" if isinstance(value, list) else f"{field.name} is {value!r}"
                 raise GrowthError(text, where=field.name, fix=f"give {allowed(field)}")
 
 
 def words(choices: tuple[str | bool, ...]) -> list[str]:
-    """Return choices as they are written in a recipe.
+    """Return choices as a recipe spells them.
 
     >>> words((True, "auto"))
     ['true', 'auto']
@@ -97,7 +98,7 @@ def words(choices: tuple[str | bool, ...]) -> list[str]:
 
 
 def allowed(field: dataclasses.Field[Any]) -> str:
-    """Describe the range of a setting, such as ``1 or more``; empty where it has none.
+    """Describe the range of a setting, such as ``1 or more``; empty if it has no range.
 
     >>> allowed(dataclasses.fields(dataclasses.make_dataclass("S", [("zero", int, key(1, "", ge=0, le=3))]))[0])
     'a value from 0 to 3'

@@ -13,19 +13,19 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def unlink_shared_buffers(rank: int, size: int, local_size: int, folder: Path = SHARED_MEMORY) -> None:
-    """Take the name off the shared memory through which DeepSpeed reduces between CPU ranks of one host.
+    """Unlink the shared memory through which DeepSpeed reduces between CPU ranks of one host.
 
     DeepSpeed 0.19 makes ``deepspeed_allreduce_buffer_<uid>_<address>_<port>_<rank>`` of 67 MB when the process group
-    is made, and never unlinks it. Every rank has mapped every other rank's buffer when its own call returns; once all
-    have returned, nobody needs the names. What is mapped stays so, and goes with the last process, even one killed.
+    is made, and never unlinks it. When the call has returned on all ranks, each has mapped every buffer, and the names
+    are no longer needed. The kernel frees the memory when the last process ends, even if it is killed.
 
-    Call it on every rank, after the process group was made: it waits for the others.
+    Call it on every rank after the process group was made. It waits for the other ranks.
 
     Args:
-        rank: of this process.
-        size: ranks in all.
-        local_size: ranks on this host; DeepSpeed makes the buffers only where these are all.
-        folder: where the system keeps shared memory.
+        rank: number of this rank.
+        size: number of all ranks.
+        local_size: number of ranks on this host; DeepSpeed makes the buffers only if all ranks are on one host.
+        folder: folder of the system's shared memory.
     """
     if sys.platform != "linux" or size != local_size:
         return
@@ -37,21 +37,22 @@ def unlink_shared_buffers(rank: int, size: int, local_size: int, folder: Path = 
 
 
 STALE = 180.0
-"""Seconds without a write after which a lock that no process here holds is taken for a killed compilation's. A file
-of the extensions that are compiled here takes up to a minute; the holder may be another host, with this folder on
-its network."""
+"""Seconds without a write after which a lock counts as left over, if no process of this host holds it.
+
+One file of these extensions takes up to a minute to compile, and another host may hold the lock on a network disk.
+"""
 
 
 def free_compile_lock(extension: str, stale: float = STALE) -> None:
-    """Remove the lock of a compilation that was killed: PyTorch would wait for it for ever, without a word.
+    """Remove the lock of a compilation that was killed. PyTorch would wait for it forever, without a message.
 
-    A process that compiles keeps its lock open. Where no process of this machine has it open, wait until another
-    machine gives it back, or nothing was written beside it for a while. Call it before DeepSpeed loads the extension,
-    on every rank: the first of each host removes and speaks, the others wait until it has.
+    A process that compiles keeps its lock open. If no process of this host has it open, wait until another host
+    releases it, or until nothing was written beside it for ``stale`` seconds. Call it on every rank before DeepSpeed
+    loads the extension. The first rank of each host removes the lock and prints; the others wait.
 
     Args:
-        extension: DeepSpeed's name of it, as ``deepspeed_shm_comm``.
-        stale: seconds.
+        extension: DeepSpeed's name of the extension, such as ``deepspeed_shm_comm``.
+        stale: seconds without a write after which the lock is removed.
 
     Raises:
         GrowthError: the lock cannot be removed.
@@ -90,14 +91,14 @@ def _made(lock: Path) -> int | None:
 
 
 def _held(lock: Path) -> bool:
-    """Return true where a process of this machine has the file open."""
+    """Return true if a process of this host has the file open."""
     end = f"/{lock.parent.name}/{lock.name}"
     for entry in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if os.readlink(entry).endswith(end):
                 return True
         except OSError:
-            continue  # it was closed meanwhile, or is another user's
+            continue  # it was closed meanwhile, or belongs to another user
     return False
 
 

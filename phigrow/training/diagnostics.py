@@ -1,8 +1,8 @@
-"""Diagnostics of symmetry in a grown model: how alike copies are, the rank of the residual, and what is updated.
+"""Diagnostics of symmetry in a grown model: similarity of copies, rank of the residual, and share of new values.
 
-Copies that get equal gradients stay equal for ever, and the new width is then never used. The plan in the checkpoint's
-``phigrow.json`` tells which coordinate of every axis is a copy of which, and the family's table by which axes each
-parameter is stored. Parameters are gathered one at a time, at any ZeRO stage.
+Copies with equal gradients stay equal forever, and then the new width is never used. The plan in the checkpoint's
+``phigrow.json`` has the source coordinate of every copy, and the family's table has the axes of each parameter.
+Parameters are gathered one at a time, at any ZeRO stage.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Diagnostics:
             self.family, self.axes = source_indices(made.plan, self.folder / PROVENANCE_FILE)
 
     def measure(self, engine: Any, blocks: Any, rows: Ints, micro_batch: int) -> dict[str, float]:
-        """Return the columns of one ``diagnostics`` record; those that cannot be told are left out.
+        """Return the columns of one ``diagnostics`` record, without those that cannot be computed.
 
         Args:
             engine: DeepSpeed's engine.
-            blocks: the held-out split: ``batch(indices)`` gives int64 ``[n, seq_len + 1]``.
-            rows: of the held-out split that may be read; the same on every rank.
-            micro_batch: blocks at once.
+            blocks: the held-out split; ``batch(indices)`` gives int64 ``[n, seq_len + 1]``.
+            rows: the held-out blocks that may be read, the same on every rank.
+            micro_batch: blocks per forward pass.
         """
         columns: dict[str, float] = {}
         if len(rows):
@@ -59,7 +59,7 @@ class Diagnostics:
         return columns
 
     def _residual(self, engine: Any, blocks: Any, rows: Ints, micro_batch: int) -> Tensor:
-        """Return the residual before the last norm, [tokens, hidden], of twice as many tokens as it is wide."""
+        """Return the residual before the last norm, [tokens, hidden], of 2 * hidden tokens or more, or of all rows."""
         seen: list[Tensor] = []
         family = family_of(engine.module.config.to_dict(), "the configuration of the model")
         handle = engine.module.get_submodule(last_norm(family)).register_forward_pre_hook(
@@ -87,7 +87,7 @@ class Diagnostics:
                 name = stored_names.get(model_name, model_name)
                 line = lines.get(re.sub(r"\.\d+\.", ".{layer}.", name, count=1), lines.get(name))
                 sides = sides_of(line, self.axes) if line else ()
-                # Collective under ZeRO: every rank takes part, rank 0 gets the value.
+                # A collective under ZeRO: every rank takes part, and rank 0 gets the value.
                 value = full_value(parameter, engine.optimizer, master=True) if sides else None
                 if value is None or not self.world.first or tuple(value.shape) != tuple(map(len, sides)):
                     continue
@@ -114,7 +114,7 @@ class Diagnostics:
 
 
 def last_norm(family: Family) -> str:
-    """Return the module whose input is the residual of a whole model.
+    """Return the name of the last norm, whose input is the final residual.
 
     >>> last_norm(all_families()["phi"])
     'model.final_layernorm'
@@ -123,9 +123,9 @@ def last_norm(family: Family) -> str:
 
 
 def sides_of(parameter: Parameter, axes: dict[str, Ints]) -> tuple[Ints, ...]:
-    """Return for each stored axis of a parameter the source index of every coordinate, -1 where it is no copy.
+    """Return the source index of every coordinate, for each stored axis of a parameter; -1 for new coordinates.
 
-    A composite axis is a Kronecker product: it is a copy where all of its parts are.
+    A composite axis is a Kronecker product. A coordinate of it is a copy if all of its parts are copies.
     """
     sides = []
     for parts in parameter.axes:
@@ -139,7 +139,7 @@ def sides_of(parameter: Parameter, axes: dict[str, Ints]) -> tuple[Ints, ...]:
 
 
 def _stacked(sources: list[Ints]) -> Ints:
-    """Return the source indices of axes that lie one after the other."""
+    """Return the source indices of axes that are stored one after the other."""
     parts, offset = [], 0
     for source in sources:
         parts.append(np.where(source < 0, -1, source + offset))
@@ -148,9 +148,9 @@ def _stacked(sources: list[Ints]) -> Ints:
 
 
 def copy_cosine(value: Tensor, source: Ints, side: int) -> float | None:
-    """The cosine between first copies and later ones along one axis, all taken as one long vector each.
+    """Return the cosine between first copies and later copies along one axis, each flattened into one vector.
 
-    None where nothing is copied twice, or where one of the two is zero.
+    None if nothing is copied twice, or if one of the vectors is zero.
 
     >>> copy_cosine(torch.tensor([1.0, 2.0, 1.0, 2.0]), np.array([0, 1, 0, 1]), 0)
     1.0
@@ -168,13 +168,13 @@ def copy_cosine(value: Tensor, source: Ints, side: int) -> float | None:
     return float(one @ other) / norms if norms else None
 
 
-def effective_rank(stream: Tensor) -> float:
-    """exp of the entropy of the normalised eigenvalues of the covariance (O. Roy, M. Vetterli, 2007); 1 to width.
+def effective_rank(residual: Tensor) -> float:
+    """Return exp of the entropy of the covariance's normalised eigenvalues (O. Roy, M. Vetterli, 2007); 1 to width.
 
     >>> round(effective_rank(torch.eye(4).repeat(2, 1) - 0.25), 6)
     3.0
     """
-    centred = stream.double() - stream.double().mean(0)
+    centred = residual.double() - residual.double().mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
     total = float(values.sum())
     if not math.isfinite(total) or total == 0:
@@ -214,7 +214,7 @@ def _sources(axis: Any) -> Ints:
     for length, start, _, _ in axis["runs"]:
         if type(length) is not int or not 0 <= length <= axis["dst_size"]:
             raise ValueError(f"the length of a range is {length!r}")
-        if start == "dense":  # every coordinate is made of the source, and none like another
+        if start == "dense":  # every coordinate is computed from the source, and no two are copies of each other
             start = 0
         parts.append(np.arange(start, start + length) if type(start) is int else np.full(length, -1))
     coordinates = np.concatenate(parts).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Attention kept within documents: positions that start again at each, and nothing seen across their borders."""
+"""Attention within documents: positions restart at every document, and no token attends across a border."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 def document_positions(ids: Tensor, eos_token_id: int) -> Tensor:
     """Return each token's position in its document, int64 like ``ids``, ``[n, tokens]``.
 
-    The end-of-text token is the first of the document that follows: in Phi it is the beginning-of-text token too. So
-    the first word of a document is predicted from it alone, as in generation, and the end-of-text token itself from
-    the document it ends. Every token keeps its loss.
+    The end-of-text token counts as the first token of the next document, because in Phi it also begins texts. So the
+    first word of a document is predicted from this token alone, as in generation. The end-of-text token itself is
+    predicted from the document before it. Every token keeps its loss.
 
     >>> document_positions(torch.tensor([[5, 6, 0, 7, 8, 0, 0, 9]]), 0).tolist()
     [[0, 1, 0, 1, 2, 0, 0, 1]]
@@ -24,16 +24,15 @@ def document_positions(ids: Tensor, eos_token_id: int) -> Tensor:
 
 
 def attention_inputs(ids: Tensor, eos_token_id: int, *, varlen: bool) -> dict[str, Any]:
-    """Return what a transformers model takes to keep attention within documents.
+    """Return the arguments that make a transformers model keep attention within documents.
 
-    transformers builds the block-diagonal causal mask from positions that start again (``packed sequences``); SDPA
-    then gets a mask, for which it has no flash kernel. flash-attn takes ``varlen``: all blocks as one row of documents
-    with their cumulative lengths, for which its kernel never looks across a border.
+    transformers builds the block-diagonal causal mask from positions that restart (packed sequences). SDPA has no flash
+    kernel for masks. flash-attn reads all blocks as one row of documents with their cumulative lengths (``varlen``).
 
     Args:
         ids: ``[n, tokens]``.
-        eos_token_id: what separates documents.
-        varlen: for flash-attn 2: one row, lengths instead of a mask.
+        eos_token_id: the token that separates documents.
+        varlen: return one row and lengths, for flash-attn 2, instead of positions for a mask.
     """
     positions = document_positions(ids, eos_token_id)
     if not varlen:

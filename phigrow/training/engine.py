@@ -12,7 +12,7 @@ from phigrow.training.optimizer_spec import find_optimizer
 
 
 def micro_batch(config: RunConfig, world_size: int, seq_len: int) -> int:
-    """Return the sequences a rank holds at once.
+    """Return the number of sequences that a rank processes at once.
 
     Raises:
         GrowthError: ranks and micro-batch do not divide the batch.
@@ -35,24 +35,24 @@ def micro_batch(config: RunConfig, world_size: int, seq_len: int) -> int:
 
 
 def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: the run's keys laid over its JSON file.
+    """Return DeepSpeed's configuration: its JSON file, with the settings of the run in it.
 
-    Gradients are accumulated and reduced in fp32 where DeepSpeed can, which is ZeRO 1 to 3; at stage 0 with bf16
-    weights they are bf16.
+    Gradients are accumulated and reduced in fp32 at ZeRO 1 to 3. At stage 0 with bf16 weights they are bf16, because
+    DeepSpeed supports nothing else there.
 
     Raises:
-        GrowthError: the file says otherwise than the run, or has an optimizer or a scheduler.
+        GrowthError: the file contradicts the run, or has an optimizer or a scheduler.
     """
     from phigrow.training.monitors import SECTIONS
 
-    # The engine would write its own values to monitors; the loop writes the run's.
+    # Without its sections, DeepSpeed's engine does not write to monitors; `Monitors` does.
     out = {key: value for key, value in config.deepspeed_file().items() if key not in SECTIONS.values()}
     for key in ("optimizer", "scheduler"):
         if key in out:
             raise GrowthError(
                 f"the DeepSpeed file has a section {key!r}",
                 where=str(config.deepspeed),
-                fix="set lr, schedule, betas and weight_decay in the recipe, where every arm shares them",
+                fix="remove it, and set lr, schedule, beta1, beta2 and weight_decay in the recipe",
             )
     stage, spec = config.stage, find_optimizer(config.optimizer)
     if spec.check is not None:
@@ -77,15 +77,15 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
             where=str(config.deepspeed),
             why="DeepSpeed then mixes up the masters and moments of different parameters, in memory and in universal "
             "checkpoints",
-            fix="remove it",
+            fix="remove it from the file",
         )
-    ours: dict[str, Any] = {
+    own: dict[str, Any] = {
         "train_batch_size": config.batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": config.batch // (micro * world_size),
         "gradient_clipping": config.grad_clip,
     }
-    for key, value in ours.items():
+    for key, value in own.items():
         _agree(config, key, out.get(key, "auto"), value)
     for key, dtype in (("bf16", "bf16"), ("fp16", "fp16")):
         section = dict(out.get(key, {}))
@@ -103,23 +103,24 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
         out.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     out.setdefault("zero_allow_untested_optimizer", True)
     out.setdefault("steps_per_print", None)
-    return out | ours
+    return out | own
 
 
-def _agree(config: RunConfig, key: str, theirs: Any, value: Any) -> None:
-    if theirs not in ("auto", value):
+def _agree(config: RunConfig, key: str, in_file: Any, value: Any) -> None:
+    """Refuse a value of the DeepSpeed file that differs from the run's."""
+    if in_file not in ("auto", value):
         raise GrowthError(
-            f"{key} is {theirs} in the DeepSpeed file, but the run's is {value}",
+            f"{key} is {in_file} in the DeepSpeed file, but {value} in the run",
             where=str(config.deepspeed),
-            fix='write "auto" there: the recipe decides',
+            fix=f'write "auto" for {key} in the file, or remove it there',
         )
 
 
 def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> Any:
-    """Give a model to DeepSpeed with the optimizer and the schedule of the run.
+    """Make DeepSpeed's engine from a model, with the optimizer and the schedule of the run.
 
     Raises:
-        GrowthError: the optimizer or the parameters lie on a disk that DeepSpeed cannot use here.
+        GrowthError: the optimizer or the parameters are offloaded to a disk, which DeepSpeed cannot use on this host.
     """
     import deepspeed
 
@@ -128,8 +129,8 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
     from phigrow.training.schedule import learning_rate_schedule
 
     check_disk(engine_dict)
-    # DeepSpeed takes one step with zero gradients at some stages, to allocate the moments. At lr 0 that step cannot
-    # decay the weights; the schedule, made afterwards, sets the real lr.
+    # At some stages DeepSpeed takes one step with zero gradients, to allocate the moments. At lr 0 this step does not
+    # decay the weights. The schedule is made afterwards and sets the real lr.
     spec = find_optimizer(config.optimizer)
     optimizer = spec.build(spec.groups(model, config), config, offloads_optimizer(engine_dict))
     with quiet():
@@ -148,8 +149,8 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
         from phigrow.training.compilation import compile_training
 
         if engine.device.type == "cpu" and config.dtype == "bf16":
-            # PyTorch 2.13 writes two sums of bf16 gradients that it fused into one kernel under one name, and g++
-            # refuses ("conflicting declaration").
+            # PyTorch 2.13 gives two sums of bf16 gradients in one fused kernel the same name, and g++ refuses it
+            # ("conflicting declaration"). Without horizontal fusion each sum has its own kernel.
             from torch._inductor import config as inductor
 
             inductor.cpp.max_horizontal_fusion_size = 1
@@ -158,7 +159,7 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
 
 
 def forget_empty_step(engine: Any) -> None:
-    """Set Adam's step counters back to 0: DeepSpeed's empty step (above) would halve the first bias corrections."""
+    """Reset Adam's step counters to 0, because DeepSpeed's empty step would halve the first bias corrections."""
     import torch
 
     for state in engine.basic_optimizer.state.values():

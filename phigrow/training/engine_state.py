@@ -11,7 +11,7 @@ from phigrow.training.optimizer_spec import OptimizerSpec
 
 
 def load(engine: Any, folder: Path, optimizer: OptimizerSpec) -> None:
-    """Fill an engine as `load_state`, and continue with the schedule and DeepSpeed's counters.
+    """Fill an engine as `load_state` does, and restore the schedule and DeepSpeed's counters.
 
     Raises:
         GrowthError: as `load_state`.
@@ -28,14 +28,14 @@ def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str,
     """Fill an engine on every rank from a universal folder whose files have been checked.
 
     Weights, masters and state tensors are copied parameter by parameter from files mapped into memory, so a rank reads
-    little more than its share. The optimizer's step and the loss scale come with them.
+    little more than its share. The optimizer's step and the loss scale are restored, too.
 
     Returns:
         The content of ``state.json``.
 
     Raises:
-        GrowthError: state of another optimizer; a parameter that the folder lacks or has in another size; an optimizer
-            offloaded to NVMe.
+        GrowthError: the state belongs to another optimizer, a parameter is missing or has another size, or the
+            optimizer is offloaded to NVMe.
     """
     from phigrow.training import zero
 
@@ -51,7 +51,7 @@ def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str,
             f"the optimizer state has {', '.join(state['states'])}, but {optimizer.name} needs "
             f"{', '.join(optimizer.states)}",
             where=str(folder),
-            why="another optimizer wrote it",
+            why="another optimizer wrote this state",
             fix="set optimizer to the one that wrote it",
         )
     zero.make_states(engine, optimizer.states_of)

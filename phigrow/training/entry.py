@@ -1,4 +1,4 @@
-"""The command: parse, train, and turn bad input into one message and exit code 2 on every rank."""
+"""The training command: parse, train, and turn bad input into one message and exit code 2 on every rank."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from phigrow.training.options import parse, usage
 from phigrow.training.process import own_rank
 
 DEMO_WORDS = """\
-No arguments: this is the demonstration. It trains a Phi of a few million parameters, from scratch, on the corpus that
-ships with phigrow, for some minutes; it learns the look of text, no more. For a real run give a recipe:
+Without arguments this is a demonstration. It trains a Phi of a few million parameters from scratch for some minutes, on
+the corpus that ships with phigrow. The model learns the form of text and little more. For a real run give a recipe:
     phigrow pretrain phi-1-small --data <folder made by 'phigrow data'>
-and to train what 'phigrow expand' made, add --init <its folder>. 'phigrow pretrain --help' lists every key.
+To train an expanded model, add --init <folder made by 'phigrow expand'>. 'phigrow pretrain --help' lists every key.
 """
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains on stderr. A rank that loses
-        another one ends with code 1, after a message.
+        another rank prints a message and exits with code 1.
     """
     keep_freed_memory()
     try:
@@ -41,7 +41,7 @@ def run(words: list[str]) -> tuple[int, bool]:
     """Run the recipe and stay in the process group.
 
     Returns:
-        The exit code, as `main` has it, and whether the run ended, rather than failed or stopped as asked.
+        The exit code of `main`, and True if the run reached its end.
     """
     try:
         config = parse(words)
@@ -58,20 +58,20 @@ def run(words: list[str]) -> tuple[int, bool]:
         if own_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(3)  # the launcher kills every rank as soon as it sees one fail: let rank 0 speak first
+            time.sleep(3)  # the launcher kills every rank when one fails; rank 0 prints its message before
         return 2, False
     except RuntimeError as error:
         from phigrow.training.process import LostRank
 
         if not isinstance(error, LostRank):
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank: the lost one may be rank 0
+        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank, because rank 0 may be the lost one
         sys.stdout.flush()
         os._exit(1)  # leaving the process group would wait for the lost rank
 
 
 def leave() -> None:
-    """Leave the process group without a warning about what is still open."""
+    """Leave the process group, without PyTorch's warning about a group that is still open."""
     dist = sys.modules.get("torch.distributed")
     if dist is not None and os.environ.get("WORLD_SIZE") and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The held-out loss, of all text and of each source: the same blocks in every run, shared among the ranks."""
+"""The held-out loss of all text and of each source. Every run reads the same blocks, divided among its ranks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from phigrow.corpus.order import Indices, apportion, heldout_rows, picked, share
 from phigrow.training.process import World
 
 GROUPS = 100
-"""Most groups of held-out blocks whose losses a run records at its end."""
+"""Largest number of groups of held-out blocks whose losses a run records at its end."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """The held-out blocks of an evaluation: their numbers, the source of each, and the sources' names and weights.
 
-    Weights are None where every block counts the same; those of a mixture add up to 1 over the sources that have
-    held-out blocks.
+    Weights are None if every block counts the same. In a mixture they add up to 1 over the sources that have held-out
+    blocks.
     """
 
     rows: Indices
@@ -31,15 +31,18 @@ class HeldOut:
     weights: tuple[float, ...] | None
 
     def loss(self, sums: Any, counts: Any) -> float:
-        """The mean of the blocks' losses; for a mixture the weighted mean of the sources' means."""
+        """Return the mean of the blocks' losses; for a mixture the weighted mean of the sources' means."""
         if self.weights is None:
             return float(sum(sums) / sum(counts))
         return float(sum(w * s / n for w, s, n in zip(self.weights, sums, counts, strict=True) if n))
 
     def groups(self) -> tuple[Indices, Indices]:
-        """Assign each block to one of at most `GROUPS` groups; returns the group of each, and the size of each group.
+        """Assign each block to one of at most `GROUPS` groups.
 
-        Groups are contiguous and of equal size, to within a block. Each has its share of every source of a mixture.
+        Groups are contiguous and differ in size by one block at most. Each has its share of every source of a mixture.
+
+        Returns:
+            The group of each block, and the size of each group.
         """
         sizes = np.bincount(self.labels, minlength=len(self.names)) if self.weights else np.array([len(self.rows)])
         count = min(GROUPS, int(sizes.max()))
@@ -67,10 +70,10 @@ class HeldOutLoss:
 
 
 def held_out(blocks: Any, wanted: int) -> HeldOut:
-    """Choose the held-out blocks of a run's evaluations: a function of the data, its weights and ``wanted`` alone.
+    """Choose the held-out blocks of a run's evaluations, as a function of the data, its weights and ``wanted`` alone.
 
-    Of a mixture every source gives blocks by its weight, and at least one; 0 takes all blocks. Blocks outside of the
-    data's ``heldout_part`` are not read.
+    Every source of a mixture gives blocks by its weight, and at least one. With ``wanted`` 0, all blocks are chosen.
+    Blocks outside of the data's ``heldout_part`` are not read.
     """
     part = blocks.heldout_part
     if not blocks.mixture:
@@ -95,14 +98,15 @@ def heldout_loss(
 ) -> HeldOutLoss:
     """Compute the loss over held-out blocks, in nats per token, in evaluation mode.
 
-    Every rank makes the same number of forward passes, as ZeRO-3's gathers need; one without rows of its own reads
-    the first block and counts it as nothing.
+    Every rank makes the same number of forward passes, as ZeRO-3's gathers need. A rank that has no rows left reads the
+    first block and ignores its loss.
 
     Args:
         engine: DeepSpeed's engine, whose forward with ``by_row`` is the loss of every block.
-        blocks: the held-out split: ``batch(indices)`` gives int64 ``[n, seq_len + 1]``.
-        held: what to read, see `held_out`.
-        micro_batch: blocks at once.
+        blocks: the held-out split; ``batch(indices)`` gives int64 ``[n, seq_len + 1]``.
+        held: the blocks to read, see `held_out`.
+        micro_batch: blocks per forward pass.
+        world: the ranks.
         by_group: compute the losses of groups of blocks too. Their mean, weighted by their sizes, is the loss.
     """
     import torch.distributed as dist

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from phigrow.training.process import World
 
 SHARD_BYTES = 5 * 10**9
-"""Most bytes of values in one file of an export, as transformers has it."""
+"""Most bytes of values in one file of an export; transformers has the same limit."""
 
 
 def export_model(
@@ -37,14 +37,15 @@ def export_model(
 ) -> None:
     """Gather the weights parameter by parameter and write config, safetensors, tokenizer and ``training.json``.
 
-    Every value goes to its place in its file before the next is gathered: rank 0 holds one parameter, never the model.
-    The folder is written under another name and renamed at the end, so it is there complete or not at all. An older
-    one is replaced.
+    Every parameter is written before the next one is gathered, so rank 0 holds one parameter and never the model. The
+    folder is written under another name and renamed at the end, so the export is complete or absent. An older export is
+    replaced.
 
     Args:
         engine: DeepSpeed's engine, on every rank.
-        folder: where the export goes.
+        folder: folder of the export.
         dtype: ``bf16``, ``fp16`` or ``fp32``; fp32 writes the masters.
+        world: the ranks.
         tokenizer_dir: a folder whose tokenizer files are copied.
         training: the content of ``training.json``, with the whole cost of the model.
         shard_bytes: most bytes of values in one safetensors file, unless one tensor alone has more.
@@ -52,7 +53,7 @@ def export_model(
     import torch.distributed as dist
 
     model = engine.module
-    # Sorted, as the safetensors library lays a file out.
+    # The safetensors library, too, stores tensors sorted by name.
     parameters = sorted(model.named_parameters(), key=lambda item: item[0])
     stored_dtype = str(DTYPES[dtype]).removeprefix("torch.")
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""A run that goes on from another's optimizer: state that was grown with the model, and the place in the data.
+"""Initial state of a run: optimizer state that was grown with the model, and the position in the data.
 
-The state is a universal folder (`phigrow.checkpoints.universal`) for the checkpoint of ``init``. Its ``state.json``
-says where it comes from and where the data stood, and that is all that is read: training knows nothing of growth.
+The state is a universal folder (`phigrow.checkpoints.universal`) for the checkpoint of ``init``. Its ``state.json`` has
+the plan that the state was grown by and the position in the data. Training reads nothing else about the growth.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InitialState:
-    """State that a run begins with: the optimizer's (None: fresh), and its first step in the order of the data.
+    """State that a run begins with.
 
-    ``position`` is where a stream stood; ``state`` what was done with the moments, ``seconds`` what that took, and
-    ``step`` that of the checkpoint which they come from.
+    Attributes:
+        optimizer: folder of the optimizer's state; None for a fresh optimizer.
+        first: first step of the run in the order of the data.
+        position: position of a stream of data.
+        state: name of the way in which the moments were grown.
+        seconds: time that the growth of the state took.
+        step: step of the checkpoint from which the state was grown.
     """
 
     optimizer: Path | None = None
@@ -44,10 +49,11 @@ class InitialState:
 
 
 def initial_state_of(config: RunConfig, blocks: DataSource) -> InitialState:
-    """Return where a run begins, from its keys ``init_optimizer`` and ``data_start``.
+    """Return the initial state of a run, from its keys ``init_optimizer`` and ``data_start``.
 
     Raises:
-        GrowthError: no such state, state of another growth than ``init``, or data in which nobody knows where to go on.
+        GrowthError: there is no such state, it belongs to another growth than ``init``, or the position in the data is
+            unknown.
     """
     if config.init_optimizer is None:
         return InitialState(first=_steps(config.data_start or 0, config))
@@ -62,15 +68,15 @@ def initial_state_of(config: RunConfig, blocks: DataSource) -> InitialState:
         )
     if data is None:
         raise _unknown(folder, "it does not record how many blocks the run before it read")
-    ours = {"seed": config.seed, "data_part": config.data_part, "data_fingerprint": blocks.fingerprint}
-    if different := [key for key, value in ours.items() if data.get(key) != value]:
-        changes = ", ".join(f"{key} ({data.get(key)!r}, now {ours[key]!r})" for key in different)
+    own = {"seed": config.seed, "data_part": config.data_part, "data_fingerprint": blocks.fingerprint}
+    if different := [key for key, value in own.items() if data.get(key) != value]:
+        changes = ", ".join(f"{key} ({data.get(key)!r}, now {own[key]!r})" for key in different)
         raise _unknown(folder, f"the run before it read in another order: {changes}")
     return InitialState(folder, _steps(data["blocks"], config), data["position"], *made)
 
 
 def with_state(source: InitSource, initial: InitialState) -> InitSource:
-    """Return the source of a run with the optimizer state that it starts with, and the time to grow that state."""
+    """Return the source of a run, with the name of its optimizer state and the time that growing the state took."""
     if initial.optimizer is None or source.growth is None:
         return source
     took = (source.expand_seconds or 0.0) + initial.seconds
@@ -81,13 +87,16 @@ def load(engine: Any, folder: Path, world: World, optimizer: OptimizerSpec) -> N
     """Check the files of a state and fill an engine with it, on every rank.
 
     Raises:
-        GrowthError: files that are not what was written; or as `engine_state.load_state`.
+        GrowthError: files differ from those that were written; or as `engine_state.load_state`.
     """
 
     def check() -> None:
         if wrong := damage(folder, read_marker(folder)["files"]):
             raise GrowthError(
-                "the optimizer state is damaged", where=str(folder), why="; ".join(wrong[:3]), fix="grow it again"
+                "the optimizer state is damaged",
+                where=str(folder),
+                why="; ".join(wrong[:3]),
+                fix="delete the folder and run 'phigrow grow-optimizer' again",
             )
 
     on_rank_zero(world, check, patient=True)
@@ -95,19 +104,20 @@ def load(engine: Any, folder: Path, world: World, optimizer: OptimizerSpec) -> N
 
 
 def _steps(blocks: int, config: RunConfig) -> int:
-    """Steps of this run's batch that make up blocks."""
+    """Return the number of this run's steps that read so many blocks."""
     steps, rest = divmod(blocks, config.batch)
     if rest:
         raise GrowthError(
-            f"the run before read {blocks:,} blocks, which is not a multiple of the batch size {config.batch}",
+            f"the run starts after {blocks:,} blocks of its data, which is not a multiple of its batch size "
+            f"{config.batch}",
             where="data_start",
-            fix=f"give a batch that divides them, or data_start: {blocks - rest}",
+            fix=f"set batch to a divisor of {blocks}, or set data_start: {blocks - rest}",
         )
     return steps
 
 
 def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """The content of ``state.json``, if the state belongs to the run's checkpoint."""
+    """Return the content of ``state.json``, after checking that the state belongs to the run's checkpoint."""
     try:
         read_marker(folder)
     except ValueError as error:
@@ -115,14 +125,15 @@ def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
             "the folder holds no optimizer state",
             where=str(folder.absolute()),
             why=str(error),
-            fix="give the folder of 'phigrow grow-optimizer'",
+            fix="give a folder that 'phigrow grow-optimizer' wrote",
         ) from error
     content = _content(folder)
     if not isinstance(content.get("grown"), dict):
         raise GrowthError(
             "the optimizer state was not grown",
             where=str(folder),
-            fix="give the folder of 'phigrow grow-optimizer'; a run that only goes on finds its checkpoint itself",
+            fix="give a folder that 'phigrow grow-optimizer' wrote. To resume a run, repeat its command without "
+            "init_optimizer",
         )
     path = Path(config.init) / PROVENANCE_FILE
     weights = read_provenance(path.parent)
@@ -131,7 +142,7 @@ def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
             "the optimizer state was grown by another plan than the weights",
             where=f"{folder}, and {path if config.init != SCRATCH else 'init: scratch'}",
             why="their plans differ" if weights else f"the weights have no {PROVENANCE_FILE}",
-            fix="grow both by one plan: 'phigrow grow-optimizer' takes the folder of 'phigrow expand'",
+            fix="give 'phigrow grow-optimizer' the folder that 'phigrow expand' wrote, and that folder as init",
         )
     return content
 
@@ -145,5 +156,5 @@ def _unknown(folder: Path, why: str) -> GrowthError:
         "the position in the data is not known",
         where=str(folder),
         why=why,
-        fix="give data_start: the blocks to pass over (0 starts at the beginning)",
+        fix="set data_start to the number of blocks to skip (0 starts at the beginning)",
     )

@@ -37,7 +37,7 @@ STOP_FILE = "stop"
 
 @dataclass(frozen=True)
 class Summary:
-    """Result of a run. Losses are in nats per token; ``export`` is None where none was written."""
+    """Result of a run. Losses are in nats per token; ``export`` is None if no export was written."""
 
     out: Path
     step: int
@@ -56,10 +56,10 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
             the embedded corpus beside the run folder.
 
     Raises:
-        GrowthError: on every rank: the configuration, the data and the checkpoint do not fit together, or the run
-            folder holds another run.
+        GrowthError: the configuration, the data and the checkpoint do not fit together, or the run folder holds another
+            run. Every rank raises it.
     """
-    config.stage  # noqa: B018  # an unreadable DeepSpeed file is reported before anything is loaded
+    config.stage  # noqa: B018  # report an unreadable DeepSpeed file before anything is loaded
     source = source_of(config)
     out = run_folder(config, source)
     forget_stop(out / STOP_FILE)
@@ -105,11 +105,11 @@ def build_run(
 
     Args:
         run: the settings as they take effect.
-        source: the arm, and what was spent before the run.
+        source: the arm, and the cost of earlier training.
         blocks: the data.
-        initial: where the run begins.
-        checkpoint: where it resumes; None where it starts.
-        monitors: DeepSpeed's sections of its monitors.
+        initial: the optimizer's state and the position in the data at the start.
+        checkpoint: the checkpoint from which the run resumes; None for a run that starts.
+        monitors: DeepSpeed's sections of the monitors.
     """
     from phigrow.training.engine import make_engine
     from phigrow.training.model import build_model, has_dropout, initializer_range
@@ -132,7 +132,7 @@ def build_run(
         if initial.optimizer is not None:
             initial_state.load(engine, initial.optimizer, world, run.optimizer)
     elif checkpoint is None and run.optimizer_device != "nvme":
-        # On a disk DeepSpeed would move a gigabyte or more for every parameter.
+        # With state on a disk DeepSpeed would move a gigabyte or more for every parameter.
         masters_from_scratch(engine, config.seed, initializer_range(model_dict))
     progress = Progress(data=initial.position, blocks=initial.first * config.batch)
     if checkpoint:

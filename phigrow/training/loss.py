@@ -1,4 +1,4 @@
-"""Next-token cross entropy that need not hold all logits, computed inside the model's own forward."""
+"""Next-token cross entropy inside the model's own forward, with or without all logits in memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from phigrow.models.capacity import loss_path
 from phigrow.training.documents import attention_inputs
 
 CHUNK_LOGITS = 2**24
-"""Logits that the fallback holds at once."""
+"""Most logits that the chunked fallback holds at once."""
 
 
 class TeacherOutput(NamedTuple):
-    """What the loss needs of a teacher: ``hidden`` ``[tokens, hidden]``, and the weight and bias of its output layer.
+    """A teacher's hidden states ``[tokens, hidden]``, and the weight and bias of its output layer.
 
-    Its logits are not among it, because a chunked loss never holds all of them.
+    It has no logits, because a chunked loss never holds all of them.
     """
 
     hidden: Tensor
@@ -31,12 +31,12 @@ class TeacherOutput(NamedTuple):
 def attach_loss(model: Any, mode: str = "auto", *, within: int | None = None) -> None:
     """Make ``model(blocks)`` return the mean cross entropy of int64 blocks ``[n, seq_len + 1]``, a float32 scalar.
 
-    With ``by_row`` it returns that of every block, float32 ``[n]``. With the output of a ``teacher`` it returns three
-    scalars, see `distilled_loss`. ``within`` is the end-of-text token where attention is kept within documents; None
-    lets it reach over the whole block.
+    With ``by_row`` it returns the cross entropy of every block, float32 ``[n]``. With the output of a ``teacher`` it
+    returns three scalars, see `distilled_loss`. ``within`` is the end-of-text token, and keeps attention inside
+    documents; with None, attention reaches over the whole block.
 
-    ``lm_head`` still runs as a module, so ZeRO-3's hooks gather its weight where it is used, forward and backward;
-    and the model is not wrapped, so parameters keep their names in checkpoints.
+    ``lm_head`` still runs as a module, so ZeRO-3's hooks gather its weight in forward and backward passes. The model is
+    not wrapped, so parameters keep their names in checkpoints.
     """
     head = model.get_output_embeddings()
 
@@ -71,7 +71,7 @@ def hidden_states(model: Any, ids: Tensor, within: int | None = None) -> Tensor:
     """Return the last hidden states of a transformers model, ``[n, tokens, hidden]``.
 
     Args:
-        model: without the training loss, or with it.
+        model: a transformers model, with or without the training loss.
         ids: ``[n, tokens]``.
         within: as in `attach_loss`.
     """
@@ -97,8 +97,8 @@ def distilled_loss(
 
     Args:
         hidden, weight, bias, targets, mode: as in `token_loss`.
-        teacher: of the same tokens, with an output layer of the same vocabulary.
-        share: from 0 to 1.
+        teacher: the teacher's output for the same tokens, with the same vocabulary.
+        share: weight of the divergence, from 0 to 1.
     """
     if loss_path(mode, len(targets), len(weight)) == "full":
         sums = _distilled_chunk(hidden, weight, bias, targets, *teacher)
@@ -122,7 +122,7 @@ def _distilled_chunk(
     teacher_weight: Tensor,
     teacher_bias: Tensor | None,
 ) -> Tensor:
-    """[2]: the sums of cross entropies and of divergences."""
+    """Return the sum of cross entropies and the sum of divergences, as a tensor [2]."""
     own = _wide(F.linear(hidden, weight, bias)).log_softmax(dim=-1)
     with torch.no_grad():
         wanted = _wide(F.linear(taught, teacher_weight, teacher_bias)).log_softmax(dim=-1)
@@ -145,7 +145,8 @@ def token_loss(
     if chosen_path(mode, len(targets), len(weight)) == "full logits":
         return F.cross_entropy(_wide(F.linear(hidden, weight, bias)), targets, reduction="none" if by_token else "mean")
     if hasattr(F, "linear_cross_entropy"):
-        # reduction "mean" would round the loss to bf16, to 0.016 near 3; the mean of rounded tokens is 1e-5 away.
+        # reduction "mean" would round the loss to bf16, by up to 0.016 near 3. The mean of rounded losses of tokens
+        # differs from the exact mean by 1e-5.
         losses = F.linear_cross_entropy(
             hidden,
             weight,
@@ -159,7 +160,7 @@ def token_loss(
 
 
 def chosen_path(mode: str, tokens: int, vocab: int) -> str:
-    """Name the way `token_loss` computes: ``full logits``, or chunks by PyTorch's function or this module's."""
+    """Name the implementation that `token_loss` chooses: full logits, PyTorch's chunks, or chunks of this module."""
     if loss_path(mode, tokens, vocab) == "full":
         return "full logits"
     return "chunked linear_cross_entropy" if hasattr(F, "linear_cross_entropy") else "chunked, recomputed"
@@ -168,7 +169,7 @@ def chosen_path(mode: str, tokens: int, vocab: int) -> str:
 def recomputed_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, by_token: bool = False
 ) -> Tensor:
-    """The chunked loss for PyTorch before 2.13: each chunk's logits are recomputed in the backward pass."""
+    """Return the chunked loss for PyTorch before 2.13; the logits of a chunk are recomputed in the backward pass."""
     rows = max(1, CHUNK_LOGITS // len(weight))
     parts = [
         checkpoint(_chunk, part, weight, bias, wanted, by_token, use_reentrant=False)

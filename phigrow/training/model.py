@@ -38,7 +38,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
     """Return the Hugging Face configuration that a run trains, checked against its data.
 
     Raises:
-        GrowthError: ``model`` contradicts the checkpoint; the vocabulary is smaller than the data's; the blocks are
+        GrowthError: ``model`` contradicts the checkpoint, the vocabulary is smaller than the data's, or the blocks are
             longer than ``max_position_embeddings``.
     """
     if config.init != SCRATCH:
@@ -46,7 +46,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
             raise GrowthError(
                 "there is no checkpoint to start from",
                 where=str(Path(config.init).absolute()),
-                fix="give a folder, or scratch",
+                fix="set init to a checkpoint folder, or to scratch",
             )
         out = load_config(config.init)
         if config.model is not None:
@@ -55,7 +55,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
             raise GrowthError(
                 f"vocab_size is {config.vocab_size}, but the checkpoint has {out['vocab_size']}",
                 where=f"{config.init}/config.json",
-                fix="leave vocab_size out",
+                fix="remove vocab_size: a run that starts from a checkpoint trains the checkpoint's model",
             )
     else:
         out = _named(config.model or DEMO)
@@ -67,7 +67,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
             out["eos_token_id"] = eos_token_id
     if out["vocab_size"] < data_vocab:
         raise GrowthError(
-            f"the model has {out['vocab_size']} rows of vocabulary, but the data uses {data_vocab} tokens",
+            f"the model has a vocabulary of {out['vocab_size']} tokens, but the data has one of {data_vocab}",
             where="vocab_size",
             fix="raise vocab_size, or prepare the data with the model's tokenizer",
         )
@@ -96,11 +96,25 @@ def _check_agreement(stored: Config, named: Config, config: RunConfig) -> None:
 
 
 def choose_attention(config: RunConfig, device: torch.device) -> tuple[str, str]:
-    """Return transformers' name of the attention to use, and one sentence that says which and why."""
+    """Choose the attention of a run.
+
+    Returns:
+        transformers' name of it, and one sentence with the choice and its reason.
+
+    Raises:
+        GrowthError: the run asks for flash-attn 2, which is not installed.
+    """
+    installed = importlib.util.find_spec("flash_attn") is not None
+    if config.attention == "flash_attention_2" and not installed:
+        raise GrowthError(
+            "attention flash_attention_2 requires flash-attn, which is not installed",
+            where="attention",
+            fix="install the package flash-attn, or set attention: auto",
+        )
     if config.attention != "auto":
         return config.attention, f"attention: {config.attention}, as asked"
     usable = device.type == "cuda" and config.dtype != "fp32"
-    if usable and importlib.util.find_spec("flash_attn") is not None:
+    if usable and installed:
         return "flash_attention_2", "attention: flash-attn 2"
     backend: Any = torch.backends.cuda  # its functions have no annotations
     kernels = [
@@ -127,13 +141,13 @@ def build_model(
     engine_config: dict[str, Any],
     eos_token_id: int | None = None,
 ) -> Any:
-    """Build the model on every rank and fill it; under ZeRO-3 no rank ever holds more than a layer of it whole.
+    """Build the model on every rank and fill it; under ZeRO-3 a rank holds at most one complete layer at a time.
 
     Returns:
         A transformers model whose ``forward(blocks)`` is the loss, see `attach_loss`.
 
     Raises:
-        GrowthError: transformers has no such model, or the checkpoint does not fit.
+        GrowthError: transformers has no such model, or the checkpoint does not fit it.
     """
     hf_config = causal_lm_config(model_dict)
     _spare_imports()
@@ -144,7 +158,7 @@ def build_model(
 
             stack.enter_context(deepspeed.zero.Init(config_dict_or_path=engine_config))
         model = empty_model(hf_config, config, attention)
-    model.tie_weights()  # what transformers does with its initialisation, which was skipped
+    model.tie_weights()  # transformers does this in its initialisation, which was skipped
     if partitioned:
         _restore_buffers(model, hf_config, world)
     if config.init == SCRATCH:
@@ -152,7 +166,7 @@ def build_model(
     else:
         fill_from_checkpoint(model, Path(config.init))
     if config.activation_checkpointing:
-        # Reentrant under ZeRO-3: the other kind compares shapes with those of weights that are gathered no more.
+        # Under ZeRO-3 only the reentrant kind works: the other compares shapes of weights after they were released.
         model.gradient_checkpointing_enable({"use_reentrant": partitioned})
     fuse_gelu(model)
     attach_loss(model, config.loss, within=eos_token_id if config.documents == "within" else None)
@@ -163,7 +177,7 @@ def build_model(
 def causal_lm_config(model_dict: Config) -> Any:
     """Return transformers' configuration object, and import the code of its model.
 
-    The import comes first: under zero.Init, which replaces torch.tensor, torch's own modules fail to import.
+    The import must come before zero.Init, which replaces torch.tensor: inside it, torch's own modules fail to import.
 
     Raises:
         GrowthError: transformers has no such causal language model.
@@ -185,31 +199,32 @@ def empty_model(hf_config: Any, config: RunConfig, attention: str) -> Any:
     """Build a transformers model in fp32 without giving its parameters values; the caller ties its weights.
 
     Args:
-        hf_config: of `causal_lm_config`.
-        config: the run, whose ``documents`` decides whether attention needs a mask.
+        hf_config: the result of `causal_lm_config`.
+        config: the run; with ``documents: within`` attention needs a mask.
         attention: transformers' name of the attention.
     """
     from transformers import AutoModelForCausalLM
 
     if config.documents == "plain":
         attention = without_mask(attention)
-    make: Any = AutoModelForCausalLM.from_config  # without annotations
+    make: Any = AutoModelForCausalLM.from_config  # it has no annotations
     with _without_initialisation():
         return make(hf_config, attn_implementation=attention, dtype=torch.float32)
 
 
 @functools.cache
 def _spare_imports() -> None:
-    """Take what was imported out of garbage collection, once a process and before there is a model.
+    """Exclude all present objects from garbage collection; done once per process, before the model is built.
 
-    DeepSpeed collects garbage up to five times when an engine is made: 0.2 to 0.3 s each over a million objects.
+    DeepSpeed collects garbage up to five times when it makes an engine. With a million imported objects each collection
+    takes 0.2 to 0.3 s.
     """
     gc.collect()
     gc.freeze()
 
 
 def _without_initialisation() -> contextlib.AbstractContextManager[Any]:
-    """transformers' switch that skips its random initialisation, which `fill_from_scratch` would only overwrite."""
+    """Skip transformers' random initialisation in this context, because `fill_from_scratch` would overwrite it."""
     try:
         from transformers.initialization import no_init_weights
     except ImportError:
@@ -219,7 +234,7 @@ def _without_initialisation() -> contextlib.AbstractContextManager[Any]:
 
 
 def _restore_buffers(model: nn.Module, hf_config: Any, world: World) -> None:
-    """Compute the rotary frequencies again: inside ``zero.Init`` torch.arange gives bf16, which would round them."""
+    """Compute the rotary frequencies again, because torch.arange inside ``zero.Init`` has rounded them to bf16."""
     for module in model.modules():
         if "inv_freq" in dict(module.named_buffers(recurse=False)):
             fresh = type(module)(config=hf_config)
@@ -228,11 +243,11 @@ def _restore_buffers(model: nn.Module, hf_config: Any, world: World) -> None:
 
 
 def initializer_range(model_dict: Config) -> float:
-    """Standard deviation of a model's scratch weights."""
+    """Return the standard deviation of a model's scratch weights."""
     return float(model_dict.get("initializer_range", 0.02))
 
 
 def has_dropout(model_dict: Config) -> bool:
-    """Return true where training draws random numbers: a dropout rate of the model's family is above 0."""
+    """Return true if training draws random numbers, because a dropout rate of the model is above 0."""
     keys = family_of(model_dict, "the model's configuration").dropout_keys
     return any(float(model_dict.get(key) or 0.0) > 0 for key in keys)

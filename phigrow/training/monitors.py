@@ -1,7 +1,7 @@
-"""TensorBoard, Weights & Biases and CSV, through DeepSpeed's monitors; the records are written whatever is chosen.
+"""TensorBoard, Weights & Biases, Comet and CSV through DeepSpeed's monitors, beside the records of a run.
 
-DeepSpeed's engine would write its own values against samples. These are the run's: loss, learning rate, gradient norm,
-tokens a second and held-out losses, against tokens, which is what runs are compared by.
+DeepSpeed's engine would write its own values against samples. phigrow writes the loss, learning rate, gradient norm,
+tokens per second and held-out losses against tokens, because runs are compared by tokens.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def monitor_sections(config: RunConfig, out: Path) -> dict[str, dict[str, Any]]:
     """Return DeepSpeed's sections of the monitors that the recipe names or its DeepSpeed file enables.
 
     Args:
-        config: of the run; ``monitor`` names monitors, separated by commas.
-        out: the folder of the run, below which files go unless the section says otherwise.
+        config: the run; its ``monitor`` names monitors, separated by commas.
+        out: the folder of the run, in which monitors write their files unless their section names another.
 
     Raises:
-        GrowthError: an unknown name, or a monitor whose package is not installed.
+        GrowthError: a name is unknown, or the package of a monitor is not installed.
     """
     asked = [name.strip() for name in (config.monitor or "").split(",") if name.strip()]
     file, sections = config.deepspeed_file(), {}
@@ -48,9 +48,9 @@ def monitor_sections(config: RunConfig, out: Path) -> dict[str, dict[str, Any]]:
         package = _PACKAGES.get(name)
         if package is not None and importlib.util.find_spec(package) is None:
             raise GrowthError(
-                f"the monitor {name} needs a package that is not installed",
+                f"the monitor {name} requires the package {package}, which is not installed",
                 where="monitor" if name in asked else f"{section} in {config.deepspeed}",
-                fix=f"pip install {package}, or leave {name} out",
+                fix=f"run 'pip install {package}', or leave {name} out",
             )
         places = {"output_path": str(out), "job_name": name} if name in ("csv", "tensorboard") else {}
         sections[section] = places | ({"project": "phigrow"} if name == "wandb" else {}) | given | {"enabled": True}
@@ -58,9 +58,9 @@ def monitor_sections(config: RunConfig, out: Path) -> dict[str, dict[str, Any]]:
 
 
 class Monitors:
-    """Writes what happens to the monitors of a run; rank 0 has the only one.
+    """Writer of a run's measurements to its monitors, on rank 0 only.
 
-    A run that resumes goes on in its CSV files, without the rows past its checkpoint, as its records do.
+    A run that resumes continues its CSV files after removing the rows past its checkpoint, as it does with its records.
     """
 
     def __init__(self, sections: dict[str, dict[str, Any]], out: Path, *, tokens: int) -> None:
@@ -70,7 +70,7 @@ class Monitors:
         from deepspeed.monitor.config import get_monitor_config
         from deepspeed.monitor.monitor import MonitorMaster
 
-        if "wandb" in sections:  # whose section has no name
+        if "wandb" in sections:  # DeepSpeed's section has no key for the name of a run
             os.environ.setdefault("WANDB_NAME", out.name)
             os.environ.setdefault("WANDB_DIR", str(out))
         self._master = MonitorMaster(get_monitor_config(sections))

@@ -16,18 +16,18 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
     """Return DeepSpeed's ``zero_optimization`` with the run's offload keys in it.
 
     Raises:
-        GrowthError: the file says otherwise, the stage cannot, or a disk without a folder.
+        GrowthError: the file contradicts the run, the ZeRO stage does not allow it, or nvme has no folder.
     """
     out = dict(section)
     for key in _SECTIONS:
-        device, theirs = getattr(config, key), dict(out.get(key) or {})
-        if device is not None and theirs.get("device", device) != device:
+        device, in_file = getattr(config, key), dict(out.get(key) or {})
+        if device is not None and in_file.get("device", device) != device:
             raise GrowthError(
-                f"{key} is {device}, but the DeepSpeed file has {theirs['device']}",
+                f"{key} is {device}, but the DeepSpeed file has {in_file['device']}",
                 where=str(config.deepspeed),
-                fix="remove one of them",
+                fix=f"remove {key}, or its section in the file",
             )
-        device = device or theirs.get("device")
+        device = device or in_file.get("device")
         if device in (None, "none"):
             continue
         if device not in DEVICES:
@@ -37,21 +37,20 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
             raise GrowthError(
                 f"{key} to {device} requires ZeRO stage {least} or more (got {config.stage})",
                 where=key,
-                why="DeepSpeed moves " + ("whole parameters" if key == "offload_param" else "them") + " only where "
-                "every rank has its own part",
+                why=f"DeepSpeed offloads to {device} only parts that a rank does not share with others",
                 fix="set zero: 3" if least == 3 else "set zero: 1, 2 or 3",
             )
-        path = config.offload_dir or theirs.get("nvme_path")
+        path = config.offload_dir or in_file.get("nvme_path")
         if device == "nvme" and not path:
             raise GrowthError(
                 f"{key} to nvme requires offload_dir", where="offload_dir", fix="give a folder on that disk"
             )
-        out[key] = theirs | {"device": device} | ({"nvme_path": str(path)} if device == "nvme" else {})
+        out[key] = in_file | {"device": device} | ({"nvme_path": str(path)} if device == "nvme" else {})
     return out
 
 
 def offloads_optimizer(engine_dict: dict[str, Any]) -> bool:
-    """Return true where the optimizer's state lies on the host."""
+    """Return true if the optimizer's state is in the memory or on the disk of the host."""
     section = engine_dict.get("zero_optimization", {}).get("offload_optimizer") or {}
     return section.get("device") in DEVICES
 
@@ -68,10 +67,10 @@ def optimizer_device(config: RunConfig) -> str:
 
 
 def check_disk(engine_dict: dict[str, Any]) -> None:
-    """Refuse the disk where DeepSpeed cannot read and write it.
+    """Refuse offload to a disk if DeepSpeed cannot read and write it on this host.
 
     Raises:
-        GrowthError: DeepSpeed cannot build its asynchronous reads and writes.
+        GrowthError: DeepSpeed cannot build its extension for asynchronous reads and writes.
     """
     zero = engine_dict.get("zero_optimization", {})
     if not any((zero.get(key) or {}).get("device") == "nvme" for key in _SECTIONS):

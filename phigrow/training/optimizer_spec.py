@@ -1,4 +1,4 @@
-"""`OptimizerSpec`: what the training loop, checkpoints and grown state must know of an optimizer."""
+"""`OptimizerSpec`: the description of an optimizer for the training loop, checkpoints and grown state."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class OptimizerSpec:
     """An optimizer, as a run builds it.
 
     Attributes:
-        name: word of the setting ``optimizer``, the name of the file.
-        summary: one line for people.
+        name: value of the setting ``optimizer``, which is the name of the optimizer's file.
+        summary: description in one line.
         states: names of its state tensors, each of the shape of its parameter, with the power of the gradient that it
             averages: 1 for a first moment, 2 for a second. Checkpoints are converted and grown by them.
-        build: makes the optimizer from parameter groups, the settings and whether its state lies on the host.
-            The learning rate must be 0: the schedule sets it.
+        build: makes the optimizer from parameter groups, the settings, and true if its state is on the host.
+            It must set the learning rate to 0; the schedule sets it later.
         groups: splits a model's parameters into groups with options of their own.
         states_in: names the states that a parameter has, from the options of its group or from its attributes.
         check: refuses settings that the optimizer cannot work with.
-        grad_clip: value of the setting ``grad_clip`` where it is not set.
-        zero3: what DeepSpeed's ``zero_optimization`` must have at stage 3.
+        grad_clip: default of the setting ``grad_clip``.
+        zero3: values that DeepSpeed's ``zero_optimization`` must have at stage 3.
     """
 
     name: str
@@ -70,7 +70,7 @@ def find_optimizer(name: str) -> OptimizerSpec:
     """Return the optimizer of a name: ``OPTIMIZER`` of its file in `phigrow.training.optimizers`.
 
     Raises:
-        GrowthError: there is none.
+        GrowthError: there is no optimizer of this name.
 
     >>> dict(find_optimizer("adamw").states)
     {'exp_avg': 1, 'exp_avg_sq': 2}

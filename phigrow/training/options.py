@@ -1,4 +1,4 @@
-"""From a YAML file and ``--key value`` options to a `RunConfig`, with errors that name key, file and type."""
+"""Read a `RunConfig` from a YAML file and ``--key value`` options, with errors that name key, file and type."""
 
 from __future__ import annotations
 
@@ -74,15 +74,15 @@ _TRUE, _FALSE, _NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), 
 
 
 def load_run_config(recipe: str | Path | None = None, options: Sequence[str] = (), **overrides: Any) -> RunConfig:
-    """Read a recipe and lay options over it.
+    """Read a recipe; options replace its values.
 
     Args:
         recipe: a YAML file of keys of `RunConfig`, the name of a shipped recipe, or None for the defaults.
         options: command-line words, ``--key value``, ``--key=value`` or, for true/false keys, ``--key`` alone.
-        overrides: keys and values, laid over both.
+        overrides: keys and values that replace those of both.
 
     Raises:
-        GrowthError: no such file, an unknown key (with the nearest ones) or a value of the wrong type.
+        GrowthError: there is no such file, a key is unknown (with the nearest ones), or a value has the wrong type.
 
     >>> load_run_config(options=["--steps", "40", "--grad-clip=0.5"]).grad_clip
     0.5
@@ -98,17 +98,17 @@ def load_run_config(recipe: str | Path | None = None, options: Sequence[str] = (
 
 
 def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Keys of `RunConfig` with values of their types: ``1e-3`` is text in YAML 1.1, and meant as a number.
+    """Return keys of `RunConfig` with values of their types; the text ``1e-3`` of YAML 1.1 becomes a number.
 
     Raises:
-        GrowthError: as `load_run_config`; ``where`` is named.
+        GrowthError: as `load_run_config`; the error names ``where``.
     """
     known = {_known(str(key), where): value for key, value in values.items()}
     return {key: _coerced(key, value, where) for key, value in known.items()}
 
 
 def parse(words: Sequence[str]) -> RunConfig | None:
-    """Turn a command line into a configuration; None where help was asked for.
+    """Turn a command line into a configuration; None if it asks for help.
 
     Raises:
         GrowthError: as `load_run_config`.
@@ -116,7 +116,7 @@ def parse(words: Sequence[str]) -> RunConfig | None:
     words = list(words)
     if "--help" in words or "-h" in words:
         return None
-    # DeepSpeed's launcher adds --local_rank=N, before the words of the user.
+    # DeepSpeed's launcher adds --local_rank=N before the words of the user.
     words = [word for word in words if not word.replace("-", "_").startswith("__local_rank=")]
     recipe = words.pop(0) if words and not words[0].startswith("-") else None
     return load_run_config(recipe, words)
@@ -191,7 +191,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _beside(recipe: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Paths of files that lie beside the recipe, so that a recipe works from any folder."""
+    """Return paths of files beside the recipe that it names, so that a recipe works from any folder."""
     out = {}
     for key in ("deepspeed", "model"):
         value = values.get(key)
@@ -256,25 +256,25 @@ def _coerced(key: str, value: Any, where: str) -> Any:
         return value
     if bool in kinds and text is not None and text.lower() in _TRUE + _FALSE:
         return text.lower() in _TRUE
-    # YAML 1.1 reads 1e-3 as text, and 1_000 as a number: both are meant as numbers here.
+    # YAML 1.1 reads 1e-3 as text and 1_000 as a number; here both are numbers.
     for kind in (int, float):
         if kind in kinds and not isinstance(value, bool) and isinstance(value, int | float | str):
             try:
                 number = kind(value)
-            except ValueError:
+            except (OverflowError, ValueError):  # an infinite float has no int
                 continue
             if isinstance(value, str) or number == value:
                 return number
     if list in kinds:
         items = text.split(",") if text is not None else value if isinstance(value, list) else [value]
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             if all(not isinstance(item, bool) and int(item) == float(item) for item in items):
                 return [int(item) for item in items]
     if dict in kinds and text is not None and text.startswith("{"):
         value = _mapping(key, text, where)
     if key == "monitor" and isinstance(value, list) and all(isinstance(name, str) for name in value):
         return ",".join(value)
-    # A word beside true and false is checked here, where the place of the mistake is known.
+    # A word in place of true or false is checked here, where the file is known.
     if str in kinds and isinstance(value, str) and (bool not in kinds or value in _FIELDS[key].metadata["choices"]):
         return value
     if dict in kinds and isinstance(value, dict):

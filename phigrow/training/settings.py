@@ -385,13 +385,13 @@ class RecordSettings:
         role=OPERATIONAL,
     )
     source_tokens: float | None = key(
-        None, "Tokens spent on training the checkpoint (default: read from its folder).", role=DECIDED
+        None, "Tokens spent on training the checkpoint (default: read from its folder).", role=DECIDED, ge=0
     )
     source_flops: float | None = key(
-        None, "FLOPs spent on training the checkpoint (default: read from its folder).", role=DECIDED
+        None, "FLOPs spent on training the checkpoint (default: read from its folder).", role=DECIDED, ge=0
     )
     source_seconds: float | None = key(
-        None, "Seconds spent on training the checkpoint (default: read from its folder).", role=DECIDED
+        None, "Seconds spent on training the checkpoint (default: read from its folder).", role=DECIDED, ge=0
     )
 
 

@@ -141,7 +141,7 @@ def test_data_of_another_tokenizer_is_refused(tmp_path):
         "the data was prepared with another tokenizer\n"
         f"  where: {tmp_path}/data/tokenizer.json, and {tmp_path}/source/tokenizer.json\n"
         "  why: one token id stands for two different tokens\n"
-        f"  what to do: prepare it with --tokenizer {tmp_path}/source"
+        f"  what to do: prepare the data with 'phigrow data --tokenizer {tmp_path}/source'"
     )
     # Its own, and none on either side.
     check_data(plan, data_of(tmp_path / "source"), tmp_path / "source")

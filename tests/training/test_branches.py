@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from launching import losses, records
 from scenarios import TINY
 
+from phigrow.checkpoints.run_checkpoints import RUN_FILE
 from phigrow.errors import GrowthError
 from phigrow.measure import compare, load_runs
 from phigrow.training import RunConfig, load_run_config
+from phigrow.training.branches import branch as make_branch
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +101,10 @@ def test_measuring_reads_branches_as_a_study_of_budgets(runs):
             "other",
             "the trunk has other settings than the branch\n.*\n  why: these keys differ: lr \\(0.01, now 0.02\\)",
         ),
-        ("nothing-there", "the trunk has no checkpoint of step 2\n.*\n  why: steps that are there: 4, 5, 6"),
+        (
+            "nothing-there",
+            "the trunk has no checkpoint of step 2\n.*\n  why: it has checkpoints of these steps: 4, 5, 6",
+        ),
         ("late", "the branch starts at step 7, but the trunk's learning rate has decayed since step 6"),
         ("no-run", "there is no run to branch from"),
     ],
@@ -132,3 +138,12 @@ def test_lists_of_steps_are_read_from_words_and_yaml(tmp_path):
     assert (config.eval_at, config.save_at, config.lr) == ([1, 10], [7], 0.001)
     with pytest.raises(GrowthError, match=r"save_at is '1,x'\n.*\n  what to do: give whole numbers or none"):
         load_run_config(options=["--save-at", "1,x"])
+
+
+def test_a_trunk_that_ends_before_the_branch_has_not_decayed(tmp_path):
+    branch = RunConfig(schedule="wsd", steps=100, decay=20, branch_from=str(tmp_path))
+    for decay, message in ((0, "the trunk has no checkpoint of step 80"), (5, "has decayed since step 35")):
+        trunk = RunConfig(schedule="wsd", steps=40, decay=decay)
+        (tmp_path / RUN_FILE).write_text(json.dumps(trunk.reproducibility_keys()))
+        with pytest.raises(GrowthError, match=message):
+            make_branch(branch, branch.reproducibility_keys(), tmp_path / "branch")

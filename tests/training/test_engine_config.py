@@ -53,7 +53,7 @@ def test_stage_0_and_fp32_have_no_gradient_dtype_of_their_own():
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ({"train_batch_size": 8}, "train_batch_size is 8 in the DeepSpeed file, but the run's is 16"),
+        ({"train_batch_size": 8}, "train_batch_size is 8 in the DeepSpeed file, but 16 in the run"),
         ({"gradient_clipping": 0.3}, "gradient_clipping is 0.3"),
         ({"bf16": {"enabled": False}}, "bf16.enabled is False"),
         ({"fp16": {"enabled": True}}, "fp16.enabled is True"),
@@ -95,7 +95,7 @@ def test_the_vocabulary_of_the_demo_is_the_datas_and_of_others_must_hold_it():
     assert model_config(RunConfig(model="phi-1", vocab_size=2000), data_vocab=1234, seq_len=64)["vocab_size"] == 2000
     assert model_config(RunConfig(), data_vocab=9, seq_len=64, eos_token_id=3)["eos_token_id"] == 3
     assert model_config(RunConfig(model="phi2"), data_vocab=9, seq_len=64, eos_token_id=3)["eos_token_id"] == 50256
-    with pytest.raises(GrowthError, match="100 rows of vocabulary, but the data uses 101 tokens"):
+    with pytest.raises(GrowthError, match="a vocabulary of 100 tokens, but the data has one of 101"):
         model_config(RunConfig(model=TINY, vocab_size=100), data_vocab=101, seq_len=16)
     with pytest.raises(GrowthError, match="blocks of 64 tokens, but the model has 32 positions"):
         model_config(RunConfig(model=TINY), data_vocab=50, seq_len=64)
@@ -217,6 +217,19 @@ def test_attention_is_chosen_by_what_is_there(monkeypatch):
     assert choose_attention(RunConfig(dtype="bf16"), torch.device("cuda"))[0] == "flash_attention_2"
     assert choose_attention(RunConfig(dtype="fp32"), torch.device("cuda"))[0] == "sdpa"
     assert choose_attention(RunConfig(attention="eager"), torch.device("cpu"))[0] == "eager"
+
+
+def test_flash_attention_that_is_not_installed_is_refused(monkeypatch):
+    import importlib.util
+
+    config = RunConfig(attention="flash_attention_2", dtype="bf16")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert choose_attention(config, torch.device("cuda"))[0] == "flash_attention_2"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        GrowthError, match=r"requires flash-attn, which is not installed\n  where: attention\n  what to do"
+    ):
+        choose_attention(config, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -95,7 +95,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(tm
     assert (found.progress.step, found.world_size, found.stage) == (6, 2, 1)
     said = capsys.readouterr()
     assert f"a damaged checkpoint, step-9: {DAMAGE[harm]}; it is now damaged-step-9" in said.err
-    assert "falling back to the checkpoint of step 6, which is whole" in said.out
+    assert "falling back to the checkpoint of step 6, which is complete" in said.out
     assert sorted(p.name for p in (tmp_path / FOLDER).iterdir()) == ["damaged-step-9", "step-3", "step-6"]
 
 

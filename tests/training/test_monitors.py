@@ -92,7 +92,9 @@ def test_tensorboard_has_the_same_values(runs):
 
 def test_a_missing_package_is_said_before_anything_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(GrowthError, match="the monitor wandb needs a package that is not installed") as error:
+    with pytest.raises(
+        GrowthError, match="the monitor wandb requires the package wandb, which is not installed"
+    ) as error:
         train(RunConfig(monitor="csv, wandb", out=str(tmp_path / "run")))
     assert "pip install wandb" in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -118,7 +118,7 @@ def test_optimizer_names_an_optimizer_and_a_folder_is_told_where_to_go(tmp_path)
     recipe.write_text("init: large\noptimizer: large-optimizer\n")
     message = refused(recipe=recipe)
     assert "there is no optimizer 'large-optimizer'" in message
-    assert "give the folder of 'phigrow grow-optimizer' as init_optimizer" in message
+    assert "A folder of 'phigrow grow-optimizer' belongs into init_optimizer" in message
     assert load_run_config(options=["--init", "a", "--init-optimizer", "b"]).init_optimizer == "b"
 
 
@@ -193,6 +193,31 @@ def test_a_mixture_is_a_mapping_in_the_file_and_on_the_command_line(tmp_path):
         load_run_config(options=["--data", "books", "--mixture", "{a: 1"])
     with pytest.raises(GrowthError, match="mixture is 'a'"):
         load_run_config(options=["--data", "books", "--mixture", "a"])
+
+
+def test_infinite_numbers_are_refused(tmp_path):
+    recipe = tmp_path / "run.yaml"
+    for name, words in (("batch", ".inf"), ("lr", ".inf"), ("beta1", ".nan"), ("save_at", "[.inf]")):
+        recipe.write_text(f"{name}: {words}\n")
+        with pytest.raises(GrowthError, match=rf"{name} is (inf|nan|\[inf\])\n  where: {name}"):
+            load_run_config(recipe)
+    recipe.write_text("lr: 1e-2\n")
+    assert load_run_config(recipe).lr == 0.01
+
+
+@pytest.mark.parametrize("name", ["beta1", "beta2", "momentum"])
+def test_a_decay_rate_of_1_is_refused(name):
+    with pytest.raises(
+        GrowthError, match=rf"{name} is 1\n  where: {name}\n  why: .* stays 0\n  what to do: give a value"
+    ):
+        RunConfig(**{name: 1.0})
+    assert getattr(RunConfig(**{name: 0.999}), name) == 0.999
+
+
+def test_a_negative_source_cost_is_refused():
+    with pytest.raises(GrowthError, match=r"source_tokens is -5\n  where: source_tokens\n  what to do: give 0 or more"):
+        RunConfig(init="checkpoint", source_tokens=-5)
+    assert RunConfig(init="checkpoint", source_tokens=5).source_tokens == 5
 
 
 def test_data_comes_from_one_place():

@@ -25,6 +25,9 @@ CROSS_CHECKED = {
 }  # fmt: skip
 """Settings whose values must fit one another."""
 
+DECAY_RATES = ("beta1", "beta2", "momentum")
+"""Settings that must be below their upper bound."""
+
 
 def values_of(name: str) -> st.SearchStrategy[Any]:
     """Values that a setting may have by its declaration."""
@@ -39,7 +42,7 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
     elif kind is int:
         found = st.integers(low, 10**6 if high is None else high)
     elif kind is float:
-        found = st.floats(low, 1e6 if high is None else high, allow_nan=False)
+        found = st.floats(low, 1e6 if high is None else high, allow_nan=False, exclude_max=name in DECAY_RATES)
     elif kind is list:
         found = st.lists(st.integers(low, 10**6), min_size=1, max_size=5)
     elif kind is dict:

@@ -28,7 +28,7 @@ def run(out: Path, **settings: Any) -> Any:
 def test_a_start_that_failed_does_not_block_the_corrected_command(alone, tmp_path):
     with pytest.raises(GrowthError, match="no configuration 'small'"):
         run(tmp_path, model="small")
-    with pytest.raises(GrowthError, match="the model has 90 rows of vocabulary, but the data uses 96 tokens"):
+    with pytest.raises(GrowthError, match="the model has a vocabulary of 90 tokens, but the data has one of 96"):
         run(tmp_path, vocab_size=90)
     assert run(tmp_path, steps=1, warmup=0).finished
     (record,) = records(tmp_path, "run")
@@ -99,7 +99,7 @@ def test_data_of_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):
     other.save_pretrained(tmp_path / "data" / "tokenizer")
     message = (
         r"another tokenizer\n  where: .*\n  why: one token id stands for two different tokens\n"
-        r"  what to do: prepare it with --tokenizer .*init"
+        r"  what to do: prepare the data with 'phigrow data --tokenizer .*init'"
     )
     with pytest.raises(GrowthError, match=message):
         check_tokenizer(init, FakeBlocks(tokenizer_dir=tmp_path / "data" / "tokenizer"))

@@ -184,7 +184,7 @@ def test_an_optimizer_that_lay_elsewhere_is_refused_without_the_flag():
     checkpoint = RunCheckpoint(Path("runs/x/checkpoints/step-3"), Progress(3), 2, 1, {"place": "device"})
     with pytest.raises(GrowthError) as error:
         check_fits(checkpoint, world, 1, convert=False, device="cpu")
-    assert "optimizer state was on the device, but this run has it in the host's memory" in str(error.value)
+    assert "optimizer state was on the device, but in this run it is in the host's memory" in str(error.value)
     assert "add --universal" in str(error.value)
     check_fits(checkpoint, world, 1, convert=True, device="cpu")
     check_fits(checkpoint, world, 1, convert=False)
@@ -220,7 +220,7 @@ def test_an_offloaded_optimizer_is_converted_and_filled(tmp_path, dtype):
     run_scenarios(2, tmp_path, [same, same | {"out": "refused", "universal": False}])
     for rank in range(2):
         assert (
-            "was on the device, but this run has it in the host's memory"
+            "was on the device, but in this run it is in the host's memory"
             in (tmp_path / "refused" / f"error-{rank}.txt").read_text()
         )
     run_scenarios(1, tmp_path, [{"out": "whole", "dtype": dtype, "zero": 2, **COMMON}, *readers])

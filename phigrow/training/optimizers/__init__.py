@@ -20,7 +20,7 @@ def optimizer_names() -> tuple[str, ...]:
 
 
 def default_grad_clip(name: str) -> float:
-    """Return the value of the setting ``grad_clip`` with an optimizer, if it is not set."""
+    """Return the default of the setting ``grad_clip`` for an optimizer."""
     value: float = importlib.import_module(f"{__name__}.{name}").OPTIMIZER.grad_clip
     return value
 
@@ -29,12 +29,12 @@ def check_optimizer(name: str) -> None:
     """Refuse a name that no optimizer has.
 
     Raises:
-        GrowthError: there is none.
+        GrowthError: there is no optimizer of this name.
     """
     if name not in optimizer_names():
         raise GrowthError(
             f"there is no optimizer {name!r}",
             where="optimizer",
-            fix=f"choose one of {', '.join(optimizer_names())}; give the folder of 'phigrow grow-optimizer' as "
+            fix=f"choose one of {', '.join(optimizer_names())}. A folder of 'phigrow grow-optimizer' belongs into "
             "init_optimizer",
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _build(groups: Groups, config: RunConfig, on_host: bool) -> Any:
-    """Build PyTorch's AdamW, fused where it can be; for state on the host DeepSpeed's, compiled at its first use."""
+    """Build PyTorch's AdamW, fused on CPUs and CUDA; for state on the host DeepSpeed's, which compiles at first use."""
     betas = (config.beta1, config.beta2)
     if on_host:
         from deepspeed.ops.adam import DeepSpeedCPUAdam

@@ -1,12 +1,12 @@
-"""Muon (K. Jordan et al., 2024): momentum whose matrix is orthogonalised, for matrices inside layers; AdamW elsewhere.
+"""Muon (K. Jordan et al., 2024): orthogonalised momentum for matrices inside layers, and AdamW for the rest.
 
 A matrix W of shape [rows, columns] with momentum M becomes ``W - lr * (sqrt(max(1, rows / columns)) * O + decay * W)``,
 where O is M with its singular values brought near 1 by five Newton-Schulz iterations (0.7 to 1.2 for most of them; tiny
-ones stay smaller). This is DeepSpeed's implementation. ``lr`` is thus the spectral norm of an update, and does not
-depend on the size of gradients.
+ones stay smaller). This is DeepSpeed's implementation. So the spectral norm of an update is ``lr``, whatever the size
+of the gradients.
 
-DeepSpeed orthogonalises inside its ZeRO optimizers, so there must be one. It clips what they hand on, which is
-the orthogonalised update: clipping would divide the learning rate by the norm of all updates.
+DeepSpeed orthogonalises inside its ZeRO optimizers, so Muon requires ZeRO. Its clipping applies to the orthogonalised
+update, and would divide the learning rate by the norm of all updates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IN_LAYER = re.compile(r"\.\d+\.")
 def _groups(model: nn.Module, config: RunConfig) -> Groups:
     """Split parameters in three groups: matrices inside layers for Muon, other matrices, and biases and norms.
 
-    DeepSpeed reads the mark ``use_muon`` of each parameter too.
+    DeepSpeed also reads the attribute ``use_muon`` of each parameter.
     """
     from phigrow.training.zero import full_shape
 
@@ -51,7 +51,7 @@ def _groups(model: nn.Module, config: RunConfig) -> Groups:
 
 
 def _build(groups: Groups, config: RunConfig, on_host: bool) -> Any:
-    """Build DeepSpeed's optimizer, with PyTorch's AdamW for what is not Muon's."""
+    """Build DeepSpeed's optimizer, with PyTorch's AdamW for the parameters that Muon does not train."""
     import torch
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
@@ -66,10 +66,10 @@ def _states_in(marks: Mapping[str, Any]) -> Mapping[str, int]:
 
 
 def _check(config: RunConfig) -> None:
-    """Refuse settings under which DeepSpeed's Muon would not orthogonalise, or not train as described.
+    """Refuse settings under which DeepSpeed's Muon would not orthogonalise, or would train in another way.
 
     Raises:
-        GrowthError: no ZeRO, a data type, offload, or clipping.
+        GrowthError: the ZeRO stage, the data type, offload or clipping does not work with Muon.
     """
     if config.stage == 0:
         raise GrowthError(
