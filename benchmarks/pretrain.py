@@ -18,33 +18,39 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from timed_runs import (
+    PHI,
+    loss_difference,
+    median_and_range,
+    on_every_step,
+    prepare_data,
+    ratios_to,
+    read_records,
+    run_process,
+    show,
+    step_losses,
+    write_results,
+)
 
 BATCH, SEQ_LEN, VOCAB, WARMUP = 16, 256, 4096, 5
 ARMS = ("phigrow", "trainer", "trainer, tuned")
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "grad_clip": 1.0}
 MODEL: dict[str, Any] = {
+    **PHI,
     "hidden_size": 256,
     "intermediate_size": 1024,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "partial_rotary_factor": 0.5,
     "max_position_embeddings": SEQ_LEN,
     "vocab_size": VOCAB,
-    "hidden_act": "gelu_new",
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attention_dropout": 0.0,
-    "tie_word_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -55,11 +61,7 @@ def prepare(folder: Path) -> None:
     import torch
     from transformers import PhiConfig, PhiForCausalLM
 
-    from phigrow import corpus
-
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    corpus.prepare("embedded", folder / "data", seq_len=SEQ_LEN, vocab_size=VOCAB, progress=False)
+    prepare_data(folder, seq_len=SEQ_LEN, vocab_size=VOCAB)
     torch.manual_seed(0)
     PhiForCausalLM(PhiConfig(**MODEL)).save_pretrained(folder / "init")
 
@@ -90,17 +92,10 @@ def by_phigrow(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, A
     from phigrow.training.allocator import keep_freed_memory
 
     keep_freed_memory()  # as the recipe's entry point does, before torch is loaded
-    from phigrow.training import RunConfig, step, train
+    from phigrow.training import RunConfig, train
 
-    clock, take = Clock(), step.Stepper.__call__
-
-    def ticked(self: Any, number: int) -> None:
-        clock.tick()
-        take(self, number)
-        if number == steps - 1:
-            clock.tick()
-
-    step.Stepper.__call__ = ticked  # type: ignore[method-assign]
+    clock = Clock()
+    on_every_step(clock.tick, lambda number: clock.tick() if number == steps - 1 else None)
     out = folder / "run"
     if os.environ.get("RANK", "0") == "0":
         shutil.rmtree(out, ignore_errors=True)
@@ -117,8 +112,7 @@ def by_phigrow(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, A
         "export": None,
     }
     train(RunConfig(**(settings | SETTINGS | options)))
-    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
-    return clock.result([record["loss"] for record in records if record["type"] == "step"])
+    return clock.result(step_losses(read_records(out)))
 
 
 def by_trainer(folder: Path, steps: int, *, tuned: bool) -> dict[str, Any]:
@@ -181,7 +175,7 @@ def by_trainer(folder: Path, steps: int, *, tuned: bool) -> dict[str, Any]:
 
 
 def child(arm: str, folder: Path, steps: int, out: Path, options: dict[str, Any]) -> None:
-    """Train in this process, and write what it took."""
+    """Train in this process, and write its speed, memory and losses."""
     rank = os.environ.get("RANK", "0")
     if arm == "phigrow":
         result = by_phigrow(folder, steps, options)
@@ -199,16 +193,10 @@ def run(arm: str, folder: Path, steps: int, ranks: int, options: dict[str, Any])
     """One process (or ``ranks`` of them) of one arm."""
     for old in folder.glob("result.*"):
         old.unlink()
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=29611"]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=29611"] if ranks > 1 else []
     words = ["--child", arm, "--folder", str(folder), "--steps", str(steps), "--options", json.dumps(options)]
     cores = len(os.sched_getaffinity(0))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // ranks)), "HF_HUB_OFFLINE": "1"}
-    command = [*launcher, __file__, *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"{arm} failed: {done.stdout[-2000:]}{done.stderr[-3000:]}")
+    run_process(arm, [*launcher, __file__, *words], threads=max(1, cores // ranks))
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("result.*"))]
     return {
         "tokens_per_second": results[0]["tokens_per_second"],
@@ -223,23 +211,17 @@ def compare(records: list[dict[str, Any]]) -> str:
         "| | tokens/s | ratio | user CPU s/step | system CPU s/step | peak MB | ratio |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    base = {record["round"]: record for record in records if record["arm"] == "trainer"}
     for arm in dict.fromkeys(record["arm"] for record in records):
         own = [record for record in records if record["arm"] == arm]
         median = {key: statistics.median(r[key] for r in own) for key in own[0] if isinstance(own[0][key], float)}
-        ratios = {key: sorted(r[key] / base[r["round"]][key] for r in own) for key in ("tokens_per_second", "peak_mb")}
-        speed, memory = (f"{statistics.median(v):.2f} ({v[0]:.2f} to {v[-1]:.2f})" for v in ratios.values())
+        speed, memory = (
+            median_and_range(ratios_to("trainer", own, records, key)) for key in ("tokens_per_second", "peak_mb")
+        )
         lines.append(
             f"| {arm} | {median['tokens_per_second']:,.0f} | {speed} | {median['user_seconds']:.2f} | "
             f"{median['system_seconds']:.2f} | {median['peak_mb']:.0f} | {memory} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def disagreement(records: list[dict[str, Any]]) -> float:
-    """The largest relative difference of any step's loss between phigrow and the Trainer."""
-    ours, theirs = (next(r["losses"] for r in records if r["arm"] == arm) for arm in ("phigrow", "trainer"))
-    return max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
 
 
 def main() -> None:
@@ -264,23 +246,17 @@ def main() -> None:
             options = arguments.options if arm == "phigrow" else {}
             record = {"round": number, "arm": arm, **run(arm, folder, arguments.steps, arguments.ranks, options)}
             records.append(record)
-            print({key: value for key, value in record.items() if key != "losses"}, flush=True)
+            show(record)
     shutil.rmtree(folder)
     text = compare(records) if "trainer" in arguments.arms else ""
     if {"phigrow", "trainer"} <= set(arguments.arms):
-        text += (
-            f"\nLargest relative difference of a step's loss, phigrow against Trainer: {disagreement(records):.1e}.\n"
-        )
+        difference = loss_difference(records, "phigrow", "trainer")
+        text += f"\nLargest relative difference of a step's loss, phigrow against Trainer: {difference:.1e}.\n"
     print(text)
     if arguments.out:
-        from importlib.metadata import version
-
-        versions = {name: version(name) for name in ("torch", "transformers", "deepspeed", "accelerate")}
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         settings = {"ranks": arguments.ranks, "steps": arguments.steps, "options": arguments.options}
-        content = {"machine": machine, "versions": versions, "settings": settings, "records": records}
-        arguments.out.with_suffix(".json").write_text(json.dumps(content, indent=1))
-        arguments.out.with_suffix(".md").write_text(text)
+        content = {"settings": settings, "records": records}
+        write_results(arguments.out, content, text, "torch", "transformers", "deepspeed", "accelerate")
 
 
 if __name__ == "__main__":

@@ -20,20 +20,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from timed_runs import (
+    PHI,
+    loss_difference,
+    median_and_range,
+    on_every_step,
+    prepare_data,
+    ratios_to,
+    read_records,
+    run_process,
+    show,
+    step_losses,
+    write_results,
+)
 
 BATCH, SEQ_LEN, WARMUP = 32, 128, 5
 LAYERS, HIDDEN, HEADS, MLP, VOCAB = 6, 64, 4, 256, 512
 MODEL: dict[str, Any] = {
+    **PHI,
     "architectures": ["PhiForCausalLM"],
     "model_type": "phi",
     "hidden_size": HIDDEN,
@@ -41,14 +52,8 @@ MODEL: dict[str, Any] = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "num_key_value_heads": HEADS,
-    "partial_rotary_factor": 0.5,
     "max_position_embeddings": SEQ_LEN,
     "vocab_size": VOCAB,
-    "hidden_act": "gelu_new",
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attention_dropout": 0.0,
-    "tie_word_embeddings": False,
 }
 ARMS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bf16"},
@@ -97,25 +102,25 @@ def product_seconds(make: Callable[[], None], times: int = 9) -> float:
 
 
 def child(arm: str, folder: Path, steps: int) -> dict[str, Any]:
-    """Train in this process and return what a step took."""
+    """Train in this process, and return speeds and losses."""
     from phigrow.training.allocator import keep_freed_memory
 
     keep_freed_memory()  # as the recipe's entry point does, before torch is loaded
     import torch
 
-    from phigrow.training import RunConfig, step, train
+    from phigrow.training import RunConfig, train
 
     torch.set_num_threads(1)
-    wall, cpu = [], []
-    take = step.Stepper.__call__
+    began, wall, cpu = [0.0, 0.0], [], []
 
-    def timed(self: Any, number: int) -> None:
-        began = time.perf_counter(), time.process_time()
-        take(self, number)
+    def before() -> None:
+        began[:] = time.perf_counter(), time.process_time()
+
+    def after(number: int) -> None:
         wall.append(time.perf_counter() - began[0])
         cpu.append(time.process_time() - began[1])
 
-    step.Stepper.__call__ = timed  # type: ignore[method-assign]
+    on_every_step(before, after)
     make = products()
     peaks = [product_seconds(make)]
     out = folder / "run"
@@ -140,7 +145,7 @@ def child(arm: str, folder: Path, steps: int) -> dict[str, Any]:
         )
     )
     peaks.append(product_seconds(make))
-    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    records = read_records(out)
     return {
         "tokens_per_second": BATCH * SEQ_LEN / statistics.median(wall[WARMUP:]),
         "tokens_per_cpu_second": BATCH * SEQ_LEN / statistics.median(cpu[WARMUP:]),
@@ -148,19 +153,13 @@ def child(arm: str, folder: Path, steps: int) -> dict[str, Any]:
         "product_cpu_seconds": statistics.mean(peaks),
         "share_of_products": statistics.mean(peaks) / statistics.median(cpu[WARMUP:]),
         "flops_per_token": records[0]["flops_per_token"],
-        "losses": [record["loss"] for record in records if record["type"] == "step"],
+        "losses": step_losses(records),
     }
 
 
 def run(arm: str, folder: Path, steps: int) -> dict[str, Any]:
     """One fresh process of one arm."""
-    words = ["--child", arm, "--folder", str(folder), "--steps", str(steps)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, env=environment, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{arm} failed: {done.stdout[-2000:]}{done.stderr[-3000:]}")
+    run_process(arm, [__file__, "--child", arm, "--folder", str(folder), "--steps", str(steps)], threads=1)
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
 
@@ -171,41 +170,23 @@ def table(records: list[dict[str, Any]]) -> str:
         "| | tokens/s | ratio | tokens per CPU second | ratio | share of the products' peak | first step, s |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    base = {record["round"]: record for record in records if record["arm"] == BASE}
     for arm in ARMS:
         own = [record for record in records if record["arm"] == arm]
         if not own:
             continue
         speeds = []
         for key in ("tokens_per_second", "tokens_per_cpu_second"):
-            ratios = sorted(r[key] / base[r["round"]][key] for r in own if r["round"] in base)
+            ratios = ratios_to(BASE, own, records, key)
             speeds.append(f"{statistics.median(r[key] for r in own):,.0f}")
-            speeds.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "")
+            speeds.append(median_and_range(ratios) if ratios else "")
         share = statistics.median(r["share_of_products"] for r in own)
         first = statistics.median(r["first_step_seconds"] for r in own)
         lines.append(f"| {arm} | {' | '.join(speeds)} | {100 * share:.0f} % | {first:.1f} |")
     peak = statistics.median(BATCH * SEQ_LEN * r["flops_per_token"] / r["product_cpu_seconds"] for r in records)
     lines += ["", f"Matrix products alone, at the model's shapes: {peak / 1e9:.1f} GFLOP/s on one thread."]
-    lines.append(
-        f"Largest relative difference of a step's loss, fp32 compiled against plain: {difference(records):.1e}."
-    )
+    difference = loss_difference(records, "fp32", "fp32, compiled")
+    lines.append(f"Largest relative difference of a step's loss, fp32 compiled against plain: {difference:.1e}.")
     return "\n".join(lines) + "\n"
-
-
-def difference(records: list[dict[str, Any]]) -> float:
-    """The largest relative difference of any step's loss between the plain and the compiled model."""
-    plain, compiled = (
-        next((r["losses"] for r in records if r["arm"] == arm), []) for arm in ("fp32", "fp32, compiled")
-    )
-    return max((abs(a - b) / b for a, b in zip(plain, compiled, strict=False)), default=float("nan"))
-
-
-def cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -222,26 +203,19 @@ def main() -> None:
         result = child(arguments.child, folder, arguments.steps)
         (folder / "result.json").write_text(json.dumps(result))
         return
-    from phigrow import corpus
-
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    corpus.prepare("embedded", folder / "data", seq_len=SEQ_LEN, vocab_size=VOCAB, progress=False)
+    prepare_data(folder, seq_len=SEQ_LEN, vocab_size=VOCAB)
     records: list[dict[str, Any]] = []
     for number in range(arguments.rounds):
         for arm in arguments.arms:
             load = os.getloadavg()[0]
             records.append({"round": number, "arm": arm, "load": load, **run(arm, folder, arguments.steps)})
-            print({key: value for key, value in records[-1].items() if key != "losses"}, flush=True)
+            show(records[-1])
     shutil.rmtree(folder)
     text = table(records)
     print(text)
     if arguments.out:
-        versions = {name: version(name) for name in ("torch", "transformers", "deepspeed")}
-        machine = {"processor": cpu_name(), "cores": os.cpu_count()}
-        content = {"machine": machine, "versions": versions, "steps": arguments.steps, "records": records}
-        arguments.out.with_suffix(".json").write_text(json.dumps(content, indent=1))
-        arguments.out.with_suffix(".md").write_text(text)
+        content = {"steps": arguments.steps, "records": records}
+        write_results(arguments.out, content, text, "torch", "transformers", "deepspeed")
 
 
 if __name__ == "__main__":
