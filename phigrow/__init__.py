@@ -1,4 +1,4 @@
-"""phigrow: grow small pretrained Phi language models into larger ones, and measure what growth saved.
+"""phigrow: grow small pretrained Phi language models into larger ones, and measure the saving.
 
 Importing it has no effects. A public name is loaded from its module at its first use, so that the command line, the
 ranks of a training run and the measurement of records load only what they need; neither torch nor transformers is

@@ -9,10 +9,10 @@ class GrowthError(ValueError):
     """Bad input, described so that a user can fix it without reading the code.
 
     Args:
-        what: one sentence that says what is wrong.
+        what: the problem in one sentence, with the value that was met.
         where: the place: a file, a parameter and its axis, a key of a configuration.
-        why: the reason why phigrow cannot go on.
-        fix: what the user can do.
+        why: the reason.
+        fix: an action for the user.
 
     The command line prints the message and exits with code 2. Parts of a message may come from a hostile file, so
     control characters are escaped and every part is cut after `MOST_CHARACTERS`.
@@ -30,7 +30,7 @@ class GrowthError(ValueError):
         super().__init__("\n".join([what, *(f"  {label}: {text}" for label, text in labelled if text)]))
 
     def at(self, where: str) -> GrowthError:
-        """Return the same error with a place around its own, which a caller knows and the raiser does not.
+        """Return the same error with an outer place, such as the file that holds the key.
 
         >>> print(GrowthError("lr is -1", where="lr", fix="choose lr > 0").at("arm tile in study.yaml"))
         lr is -1

@@ -68,7 +68,7 @@ def narrow(values: Values, dtype: str) -> Bits:
 
 
 def is_finite(bits: Bits, dtype: str) -> bool:
-    """Return whether all values are finite.
+    """Return True if all values are finite.
 
     As integers, NaN and infinities come after all finite values of their sign, so two maxima suffice: that of signed
     integers for the positive values, that of unsigned ones for the negative.

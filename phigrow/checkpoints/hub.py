@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE
 from phigrow.errors import GrowthError
 from phigrow.files.untrusted import contained
 from phigrow.models.config import Config, load_config, shipped_name
@@ -22,7 +23,7 @@ TOKENIZER_FILES = [
     "merges.txt",
     "chat_template.jinja",
 ]
-PROVENANCE_FILES = ["phigrow.json", "training.json"]
+PROVENANCE_FILES = [PROVENANCE_FILE, TRAINING_FILE]
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 
 

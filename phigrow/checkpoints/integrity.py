@@ -31,13 +31,14 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's marker.
 
     Raises:
-        ValueError: the marker cannot be read, or was changed; the text says how.
+        ValueError: the marker cannot be read, or was changed; the text has the reason.
     """
     try:
         content = read_json_strict(folder / MARKER, "the marker")
     except GrowthError as error:
-        raise ValueError(f"{MARKER} cannot be read") from error
-    if not isinstance(content.get("files"), dict):
+        raise ValueError(f"{MARKER} cannot be read: {error.why}") from error
+    files = content.get("files")
+    if not isinstance(files, dict) or not all(_is_digest(name, entry) for name, entry in files.items()):
         raise ValueError(f"{MARKER} has no hashes of the files")
     if content.pop("xxh3_128", None) != _hash_of(content):
         raise ValueError(f"{MARKER} was changed after it was written")
@@ -47,8 +48,8 @@ def read_marker(folder: Path) -> dict[str, Any]:
 def digests(folder: Path, rank: int = 0, size: int = 1) -> dict[str, dict[str, Any]]:
     """Force this rank's files below a folder onto the disk, and return the size and xxh3 of each.
 
-    A file belongs to the rank in its name (``zero_pp_rank_3_mp_rank_00_optim_states.pt``), else to rank 0: over a
-    network file system each rank reads what it wrote, from its own memory.
+    A file belongs to the rank in its name (``zero_pp_rank_3_mp_rank_00_optim_states.pt``), else to rank 0. So over a
+    network file system each rank reads its own files, which are still in its memory.
     """
     digest_of = {}
     for path in _files(folder):
@@ -62,7 +63,7 @@ def digests(folder: Path, rank: int = 0, size: int = 1) -> dict[str, dict[str, A
 
 
 def damage(folder: Path, files: dict[str, Any], rank: int = 0, size: int = 1) -> list[str]:
-    """Return a line for each of this rank's files in a folder that is not as it was written."""
+    """Return a line for each of this rank's files that is missing or has changed since it was written."""
     wrong = []
     for name, expected in files.items():
         if _owner(name, size) != rank:
@@ -118,6 +119,12 @@ def digest(path: Path) -> dict[str, Any]:
             state.update(block)
             bytes_ += len(block)
     return {"bytes": bytes_, "xxh3_128": state.hexdigest()}
+
+
+def _is_digest(name: str, entry: Any) -> bool:
+    """Return True for a file name, and a size and hash as `digest` makes them."""
+    is_complete = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("xxh3_128"), str)
+    return is_complete and "\0" not in name
 
 
 def _hash_of(content: dict[str, Any]) -> str:

@@ -110,10 +110,10 @@ def _load(path: Path) -> dict[Any, Any]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what it does inside
+            warnings.simplefilter("ignore")  # torch warns about its own internals
             # Files older than torch 1.6 are no archives and cannot be mapped.
             content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle fails in every way that an unpickler has
+    except Exception as error:  # a damaged pickle may raise any exception
         raise GrowthError(
             "the pickled weights cannot be read safely",
             where=str(path),

@@ -1,8 +1,8 @@
-"""Provenance: where the weights of a folder come from, as the files beside them tell.
+"""Provenance: the origin of the weights in a folder, from the files beside them.
 
-``phigrow.json`` is written by `phigrow.expand`: the plan of the growth, the source, and what both cost.
-``training.json`` is written when a run exports its model: what its training cost in all. Strangers may have written
-either file, so both are read strictly, and in this module only.
+`phigrow.expand` writes ``phigrow.json``: the plan of the growth, the source, and the cost of both. A run that exports
+its model writes ``training.json``: the total cost of its training. Strangers may have written either file, so both are
+read strictly, and in this module only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Tokens, FLOPs and seconds of training; None where nobody knows."""
+    """Tokens, FLOPs and seconds of training; None where a value is unknown."""
 
     tokens: float | None = None
     flops: float | None = None
@@ -55,7 +55,7 @@ class Provenance:
         source_training: the source's ``training.json``.
         copied: the grown values that are copies of a source's: ``spans``, ``fresh`` and ``blocks``, see
             `phigrow.expansion.provenance.copied_values`.
-        learning: how learned maps were learned; ``cost`` is what that took.
+        learning: settings of the run that learned the maps, and its ``cost``.
         dtype: of the stored weights.
         command: the command that repeats the expansion.
         seconds: of the expansion.

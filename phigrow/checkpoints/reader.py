@@ -1,6 +1,6 @@
 """Read safetensors checkpoints by rows, on demand.
 
-Reading goes through `pread` rather than a memory map, so that what was read does not count as resident memory. The
+Reading goes through `pread` rather than a memory map, so that pages read once do not count as resident memory. The
 format is that of the safetensors library: an 8-byte length, a JSON header, raw values. `phigrow.checkpoints.writer`
 writes it.
 """
@@ -127,7 +127,12 @@ class CheckpointReader:
                 raise GrowthError("the checkpoint has no tensors", where=str(folder), fix=FETCH)
         except OSError as error:
             self.close()
-            raise GrowthError("a safetensors file cannot be read", where=str(folder), why=str(error)) from error
+            raise GrowthError(
+                "a safetensors file cannot be read",
+                where=str(folder),
+                why=str(error),
+                fix="check the permissions of its files, and the disk",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -136,6 +141,11 @@ class CheckpointReader:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def dtype_name(self) -> str:
+        """dtype of the tensor with the most values, which stands for the checkpoint's."""
+        return max(self.tensors.values(), key=lambda tensor: math.prod(tensor.shape)).dtype_name
 
     def close(self) -> None:
         for descriptor in self._descriptors:
@@ -151,11 +161,18 @@ class CheckpointReader:
     def _open(self, path: Path) -> None:
         if not path.is_file():
             pickles = sorted(p.name for p in self.folder.glob("*.bin"))
+            is_shard = path.name != SINGLE
             raise GrowthError(
                 f"the file {path.name} is missing",
                 where=str(self.folder),
-                why=f"the folder holds only pickled weights ({', '.join(pickles)})" if pickles else None,
-                fix="give a folder with safetensors files, which save_pretrained of transformers writes",
+                why=f"{INDEX} names it"
+                if is_shard
+                else f"the folder holds only pickled weights ({', '.join(pickles)})"
+                if pickles
+                else None,
+                fix="download the checkpoint again, with all files"
+                if is_shard
+                else "give a folder with safetensors files, which save_pretrained of transformers writes",
             )
         descriptor = os.open(path, os.O_RDONLY)
         self._descriptors.append(descriptor)
@@ -226,11 +243,11 @@ def check_index(index: Path, weight_map: dict[str, str], file_of: dict[str, str]
     """
     for name, file in file_of.items():
         if weight_map.get(name) != file:
-            listed = weight_map.get(name, "in no file")
+            listed = f"in {weight_map[name]}" if name in weight_map else "in no file"
             raise GrowthError(
                 "the index of shards does not match its files",
                 where=f"{name} in {index}",
-                why=f"the tensor is in {file}, but the index says {listed}",
+                why=f"the tensor is in {file}, but the index lists it {listed}",
                 fix=FETCH,
             )
     if missing := [name for name in weight_map if name not in file_of]:
@@ -283,7 +300,7 @@ def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int,
         raise GrowthError(
             "the safetensors header gives a tensor a wrong shape or position",
             where=where,
-            why=f"it says shape {shape} of {dtype} at bytes {begin}..{end}, and the file has {size} bytes of values",
+            why=f"it has shape {shape} of {dtype} at bytes {begin}..{end}, and the file has {size} bytes of values",
             fix=FETCH,
         )
     return StoredTensor(name, path, descriptor, data_start + begin, tuple(shape), DTYPES[dtype])

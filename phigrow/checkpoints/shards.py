@@ -1,12 +1,12 @@
 """Cut ZeRO checkpoints into parameters, for optimizers that DeepSpeed's own converter does not know.
 
-DeepSpeed's converter reads ``exp_avg`` and ``exp_avg_sq`` of every parameter group, and fails on others. Where each
-state lies in a rank's file:
+DeepSpeed's converter reads ``exp_avg`` and ``exp_avg_sq`` of every parameter group, and fails on other states. A
+rank's file holds each state in this layout:
 
 - ZeRO 1 and 2: one flat tensor per parameter group, of the rank's part of it; ``param_slice_mappings`` has the
   start and length of each parameter.
 - Muon's momentum at ZeRO 1 (except in bf16) and 2: the complete momentum of each matrix of which the rank holds a part,
-  one after the other. Matrices on a border are on both ranks.
+  one after the other. Two ranks hold a matrix that lies on their border.
 - ZeRO 3: one flat tensor per sub-group, with an equal part of every parameter, the last ones padded.
 """
 

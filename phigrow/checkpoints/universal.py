@@ -11,7 +11,7 @@ One folder, the same whatever engine wrote it:
     complete.json                     progress, sizes and hashes, written last
 
 ``<parameter>`` is the name that ``named_parameters`` gives. A ``.pt`` file holds the tensor, flat or in its shape, or
-``{"param": tensor}`` around it: what DeepSpeed's converter writes for ZeRO 3 and for ZeRO 1 and 2. ZeRO 0 has no
+``{"param": tensor}`` around it, as DeepSpeed's converter writes it for ZeRO 3 and for ZeRO 1 and 2. ZeRO 0 has no
 converter, so this module writes its folder. DeepSpeed reads such folders only into the stage they came from;
 `phigrow.training.engine_state` reads them into any.
 """
@@ -52,7 +52,7 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
     Args:
         source: the checkpoint, with the ``*_states.pt`` of every rank.
         folder: where the universal folder goes.
-        marker: what the source's marker says.
+        marker: content of the source's marker.
 
     Raises:
         GrowthError: it holds an optimizer's state that was offloaded to NVMe, or none; or it names a parameter or a
@@ -89,7 +89,7 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether a universal folder is there, and its files are those that were written."""
+    """Return True if a universal folder exists, and its files are those that were written."""
     try:
         return not damage(folder, read_marker(folder)["files"])
     except ValueError:
@@ -160,13 +160,17 @@ def _forget_aliases(source: Path, folder: Path) -> None:
 
 
 def _convert_plain(source: Path, folder: Path, states: Iterable[str]) -> None:
-    """ZeRO 0: one file has everything, the optimizer's in the order of its parameter groups."""
+    """Convert a checkpoint of ZeRO 0: one file with everything, in the order of the optimizer's parameter groups."""
     import torch
 
     content = torch.load(_model_states(source), map_location="cpu", weights_only=True)
     optimizer, names = content.get("optimizer"), [n for group in content["phigrow"]["groups"] for n in group]
     if not optimizer:
-        raise GrowthError("the checkpoint has no optimizer state", where=str(source), fix="delete this folder")
+        raise GrowthError(
+            "the checkpoint has no optimizer state",
+            where=str(source),
+            fix="take another checkpoint; delete this folder if its run is to start again",
+        )
     masters = [t for group in optimizer["fp32_groups"] for t in group] if "fp32_groups" in optimizer else None
     moments = optimizer.get("optimizer_state_dict", optimizer)["state"]
     for index, name in enumerate(names):
@@ -184,7 +188,11 @@ def _model_states(source: Path) -> Path:
     """Return the file with the state that ranks share. ZeRO 3 writes it once a rank; all agree in this part."""
     files = sorted(source.glob("*mp_rank_00_model_states.pt"))
     if not files:
-        raise GrowthError("the checkpoint has no model states", where=str(source), fix="delete this folder")
+        raise GrowthError(
+            "the checkpoint has no model states",
+            where=str(source),
+            fix="take another checkpoint; delete this folder if its run is to start again",
+        )
     return files[0]
 
 
@@ -227,7 +235,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def states_of(folder: Path, name: str) -> tuple[str, ...]:
-    """Return the states that a parameter of a universal folder has: of Muon's matrices and of AdamW's they differ."""
+    """Return the states that a parameter of a universal folder has; parameters of Muon and of AdamW differ in them."""
     states = read_state(folder)["states"]
     return tuple(state for state in states if (folder / "zero" / name / f"{state}.pt").is_file())
 

@@ -80,7 +80,7 @@ class CheckpointWriter:
         return xxhash.xxh3_64_hexdigest(data)
 
     def checksum(self, name: str, first_row: int, last_row: int) -> str:
-        """The checksum of rows as they lie in the file."""
+        """Return the checksum of rows as stored in the file."""
         descriptor, begin, row_bytes = self._places[name]
         data = os.pread(descriptor, (last_row - first_row) * row_bytes, begin + first_row * row_bytes)
         return xxhash.xxh3_64_hexdigest(data)
@@ -95,7 +95,7 @@ class CheckpointWriter:
 
 
 def _split(sizes: list[tuple[str, int]], most: int) -> list[list[str]]:
-    """Consecutive tensors to shards of about equal size, so that several can be written at once."""
+    """Divide consecutive tensors into shards of about equal size, so that several can be written at once."""
     total = sum(size for _, size in sizes)
     even = total / max(1, math.ceil(total / most))
     shards: list[list[str]] = [[]]

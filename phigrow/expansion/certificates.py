@@ -10,7 +10,8 @@ from pathlib import Path
 
 from phigrow.checkpoints.bits import as_bytes
 from phigrow.checkpoints.hub import display_name, locate
-from phigrow.checkpoints.reader import ITEM_BYTES, CheckpointReader, StoredTensor
+from phigrow.checkpoints.pickles import open_checkpoint
+from phigrow.checkpoints.reader import ITEM_BYTES, StoredTensor
 from phigrow.errors import GrowthError
 from phigrow.expansion.verify import Certificate
 from phigrow.files.atomic import atomic_json
@@ -22,7 +23,7 @@ BLOCK_BYTES = 1 << 22
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
     """Return name -> sha256 of dtype, shape and values of every tensor of a checkpoint, for any number of shards."""
-    with CheckpointReader(folder) as reader, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with open_checkpoint(folder) as reader, ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(reader.tensors, pool.map(_hash, reader.tensors.values()), strict=True))
 
 
@@ -52,7 +53,9 @@ def save_certificate(
     try:
         atomic_json(path, content)
     except OSError as error:
-        raise GrowthError("the certificate cannot be written", where=str(path), why=str(error)) from error
+        raise GrowthError(
+            "the certificate cannot be written", where=str(path), why=str(error), fix="choose another place with --save"
+        ) from error
 
 
 def check_certificate(path: Path, src: str | Path, dst: str | Path, revision: str | None = None) -> list[str]:
@@ -64,14 +67,15 @@ def check_certificate(path: Path, src: str | Path, dst: str | Path, revision: st
     Raises:
         GrowthError: the certificate or either side cannot be read.
     """
+    content = read_json_strict(path, "the certificate", nan=True)
     try:
-        content = read_json_strict(path, "the certificate", nan=True)
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}")
+            raise ValueError(f"its format is {content['format']!r}, and this phigrow reads format {FORMAT}")
         certified = {side: dict(content[side]["tensors"]) for side in ("source", "destination")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise GrowthError(
-            "the certificate cannot be read", where=str(path), why=repr(error), fix="save it again: verify --save"
+            "the certificate cannot be read", where=str(path), why=why, fix="save it again: phigrow verify --save"
         ) from error
     hashes = {"source": tensor_hashes(locate(src, revision)), "destination": tensor_hashes(locate(dst))}
     problems = []

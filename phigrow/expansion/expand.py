@@ -53,8 +53,8 @@ def expand(
     Args:
         src: a Hugging Face folder, ``phi-1``, ``phi-1_5``, ``phi-2``, or a hub id.
         dst_config: destination configuration: a file, a shipped name (``phi2.json``) or a dictionary.
-        out: the new folder; by default `default_out`. It is there complete, or not at all; what a killed run left
-            beside it, under a hidden name, is continued.
+        out: the new folder; by default `default_out`. It is written completely or not at all. The hidden folder of a
+            killed run, beside it, is continued.
         method: width method, as in `phigrow.plan`.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``; by default the source's.
         revision: hub revision of the source.
@@ -70,8 +70,8 @@ def expand(
         The new folder: weights, config, generation config, the source's tokenizer, a model card and ``phigrow.json``.
 
     Raises:
-        GrowthError: what a plan refuses; a source that does not fit its configuration; an ``out`` that exists; values
-            that are not finite.
+        GrowthError: a growth that a plan refuses; a source that does not fit its configuration; an ``out`` that exists;
+            values that are not finite.
     """
     output = OutputSpec(out, dtype, shard_size, overwrite, allow_nonfinite, sync, progress)
     return expand_checkpoint(src, dst_config, GrowthSpec.of(method, **growth), output, revision=revision)
@@ -152,10 +152,15 @@ def expand_checkpoint(
                 atomic_json(partial.path / PROVENANCE_FILE, record.to_json())
                 partial.finish(overwrite=output.overwrite)
             except KeyboardInterrupt:
-                raise  # what is finished stays for the next run, as after a kill
+                raise  # finished blocks stay for the next run, as after a kill
             except OSError as error:
                 partial.discard()
-                raise GrowthError("the output cannot be written", where=str(out), why=str(error)) from error
+                raise GrowthError(
+                    "the output cannot be written",
+                    where=str(out),
+                    why=str(error),
+                    fix="choose an --out where you may write and that has enough space",
+                ) from error
             except BaseException:
                 partial.discard()
                 raise
@@ -197,7 +202,7 @@ def expand_model(
         The new model, in evaluation mode, with the source's attention implementation.
 
     Raises:
-        GrowthError: what a plan refuses, or a model whose tensors do not fit its configuration.
+        GrowthError: a growth that a plan refuses, or a model whose tensors do not fit its configuration.
     """
     import torch
     from accelerate import init_empty_weights
@@ -256,7 +261,10 @@ def default_out(src: str | Path, dst_config: str | Path | Config, method: str) -
         target = "grown"
     else:
         path = Path(dst_config)
-        target = path.stem if path.name != "config.json" else path.absolute().parent.name
+        if path.is_dir():
+            target = path.resolve().name
+        else:
+            target = path.stem if path.name != "config.json" else path.absolute().parent.name
     return Path(f"{name}-to-{target}-{method}")
 
 
@@ -270,30 +278,31 @@ def parse_size(text: str) -> int:
     unit = next((unit for unit in sorted(_UNITS, key=len, reverse=True) if upper.endswith(unit)), "")
     try:
         size = int(float(upper.removesuffix(unit)) * _UNITS.get(unit, 1))
-    except ValueError:
+    except (ValueError, OverflowError):  # no number, or one that is not finite
         size = 0
     if size <= 0:
-        raise GrowthError(f"shard size {text!r} cannot be read", fix="write it as 5GB, 500MB or 2GiB")
+        raise GrowthError(
+            f"shard size {text!r} cannot be read", where="--shard-size", fix="write it as 5GB, 500MB or 2GiB"
+        )
     return size
 
 
 def check_dtype(dtype: str) -> str:
-    """Return the name of a dtype, if weights can have it.
+    """Return the name of a dtype in which weights can be stored.
 
     Raises:
-        GrowthError: they cannot.
+        GrowthError: weights cannot be stored in it.
     """
     if dtype not in DTYPES.values():
-        raise GrowthError(f"dtype {dtype!r} is unknown", fix=f"choose one of {', '.join(DTYPES.values())}")
+        raise GrowthError(
+            f"dtype {dtype!r} is unknown", where="--dtype", fix=f"choose one of {', '.join(DTYPES.values())}"
+        )
     return dtype
 
 
 def resolve_dtype(dtype: str | None, reader: CheckpointReader) -> str:
-    """Return the output dtype: the given one, else that of the source's largest tensor."""
-    if dtype is not None:
-        return check_dtype(dtype)
-    largest = max(reader.tensors.values(), key=lambda tensor: tensor.shape)
-    return largest.dtype_name
+    """Return the output dtype: the given one, or that of the source."""
+    return check_dtype(dtype) if dtype is not None else reader.dtype_name
 
 
 def _check_space(plan: Plan, dtype: str, partial: StagedFolder) -> None:
@@ -326,7 +335,7 @@ def check_source(plan: Plan, reader: CheckpointReader) -> None:
 
 
 def _keep_maps(plan: Plan, folder: Path) -> dict[str, Any] | None:
-    """Copy the learned matrices of a plan beside the weights, and return how they were learned."""
+    """Copy the learned matrices of a plan beside the weights, and return the record of their learning."""
     if plan.maps is None or plan.maps.path is None:
         return None
     shutil.copyfile(plan.maps.path, folder / FILE)

@@ -60,11 +60,12 @@ def grow_optimizer(
 
     Args:
         checkpoint: the folder of a run (its newest checkpoint is taken), one of its ``checkpoints/step-N``, any folder
-            that DeepSpeed's ``save_checkpoint`` wrote at ZeRO 1 to 3, whatever the ranks, or an earlier result of this.
-        grown: what `phigrow.expand` made of that checkpoint's weights.
-        out: the new folder, by default ``GROWN-optimizer``; there complete, or not at all. What a killed run left
-            beside it is continued.
-        state: how moments are grown: ``scale``, ``copy``, ``asymmetric`` or ``reset``; see `phigrow.growth.moments`.
+            that DeepSpeed's ``save_checkpoint`` wrote at ZeRO 1 to 3, on any number of ranks, or an earlier result of
+            this function.
+        grown: the folder that `phigrow.expand` made from that checkpoint's weights.
+        out: the new folder, by default ``GROWN-optimizer``. It is written completely or not at all. The hidden folder
+            of a killed run, beside it, is continued.
+        state: the way to grow moments: ``scale``, ``copy``, ``asymmetric`` or ``reset``; see `phigrow.growth.moments`.
         overwrite: replace an existing ``out``.
         progress: show a progress bar.
 
@@ -112,11 +113,16 @@ def grow_optimizer(
             write_marker(unfinished.path, {"universal": True, "grown": content["grown"]}, files)
             unfinished.finish(overwrite=overwrite)
         except KeyboardInterrupt:
-            raise  # what is finished stays for the next run, as after a kill
+            raise  # finished files stay for the next run, as after a kill
         except OSError as error:
             unfinished.discard()
             remove(work)
-            raise GrowthError("a file cannot be read or written", where=str(out), why=str(error)) from error
+            raise GrowthError(
+                "a file cannot be read or written",
+                where=str(out),
+                why=str(error),
+                fix="check the permissions of the checkpoint, or choose another --out",
+            ) from error
         except BaseException:
             unfinished.discard()
             remove(work)
@@ -129,8 +135,8 @@ def check_state(plan: Plan, state: str) -> None:
     """Refuse a state that a plan's moments cannot have.
 
     Raises:
-        GrowthError: an unknown state, another than ``reset`` for a learned plan, or than ``scale`` and ``reset`` for
-            one that turns the stream.
+        GrowthError: an unknown state; any but ``reset`` for a learned plan; or any but ``scale`` and ``reset`` for a
+            plan that rotates the stream.
     """
     if state not in STATES:
         raise GrowthError(f"state {state!r} is unknown", where="state", fix=f"choose one of {', '.join(STATES)}")
@@ -140,7 +146,7 @@ def check_state(plan: Plan, state: str) -> None:
         raise GrowthError(
             f"moments cannot be grown by a learned plan ({plan.method})",
             where="state",
-            why="no rule says what becomes of gradients where matrices were learned",
+            why="learned matrices have no inverse, so there is no rule for gradients",
             fix="grow with state reset: fp32 masters without moments",
         )
     mixed = [name for name, axis in plan.axes.items() if axis.dense is not None]
@@ -160,7 +166,7 @@ def _check_space(plan: Plan, source: SourceCheckpoint, place: Path, work: Path) 
     kinds = 1 + len(source.states)
     needed = 4 * kinds * values(recipe.shape for recipe in plan.recipes())
     if not source.is_universal and not source.converted.is_dir() and not work.is_dir():
-        # It is converted first, which takes its state twice.
+        # The conversion needs the state's space twice.
         needed += 8 * kinds * values(iter(plan.table.state_shapes(plan.src_config).values()))
     there = sum(file.stat().st_blocks * 512 for file in place.rglob("*"))
     free = shutil.disk_usage(place).free + there
@@ -186,7 +192,7 @@ class _Writer:
         self.files: dict[str, Any] = {}
 
     def write(self, progress: bool) -> dict[str, Any]:
-        """Write all of it; returns name -> digest of every file."""
+        """Write the state of every tensor, and return name -> digest of every file."""
         import torch
 
         recipes = list(self.plan.recipes())
@@ -243,7 +249,7 @@ class _Writer:
         if master:
             _check_weights(value, self.weights, recipe)
         if kind == "exp_avg_sq" and "exp_avg" in self.powers and how.is_dense:
-            # Squares of a mixture are not known, only that they are no less than the mixture's square.
+            # The mean square of a mixture is unknown, but it is at least the square of its mean.
             value = torch.maximum(value, self._value(recipe, "exp_avg", pool).square())
         return value
 
@@ -254,8 +260,8 @@ class _Writer:
     def _source(self, name: str, kind: str) -> InMemory:
         """A tensor of the source, mapped from its file.
 
-        Muon's matrices and AdamW's biases average gradients in states of different names. If a tensor does not have the
-        state of that name, it is its state of the same power.
+        Muon's matrices and AdamW's biases average gradients in states of different names. For a tensor without the
+        state of that name, its state of the same power is read.
         """
         if kind != "fp32" and kind not in (own := self._states(name)):
             kind = next((state for state in own if self.powers[state] == self.powers[kind]), kind)
@@ -293,15 +299,15 @@ def _live_names(plan: Plan, folder: Path) -> dict[str, str]:
 
 
 def adam_step(folder: Path) -> float:
-    """The steps that Adam has counted in a universal folder."""
+    """Return the number of Adam's steps in a universal folder."""
     return float(universal.read_state(folder)["adam_step"])
 
 
 def _check_weights(value: torch.Tensor, weights: CheckpointReader, recipe: TensorRecipe) -> None:
-    """Hold lifted masters against the grown weights, which are a rounding of them.
+    """Compare lifted masters with the grown weights, which are a rounding of them.
 
     Raises:
-        GrowthError: these were grown from other weights.
+        GrowthError: the grown weights were grown from other weights.
     """
     stored, apart, size = weights.tensors[recipe.name], 0.0, 0.0
     for start, stop in block_rows(recipe.shape):
@@ -329,7 +335,7 @@ def save_value(value: torch.Tensor, path: Path) -> None:
 
 
 def _content(source: SourceCheckpoint, folder: Path, plan: Plan, state: str) -> dict[str, Any]:
-    """What ``state.json`` says: Adam's step, the loss scale, where it comes from, and where the data stood."""
+    """Return the content of ``state.json``: Adam's step, the loss scale, the origin, and the position in the data."""
     former = universal.read_state(folder)
     return {
         "states": former["states"],
@@ -373,23 +379,23 @@ class SourceCheckpoint:
 
 
 def _find_checkpoint(path: Path) -> SourceCheckpoint:
-    """Return the checkpoint that a path means. Its files are checked if phigrow wrote them."""
+    """Return the checkpoint of a path. Its files are checked if phigrow wrote them."""
     if not (path / MARKER).is_file():
         finished, damaged = marked_checkpoints(path)
         latest = path / "latest"
         if finished:
             path = finished[-1].folder
         elif damaged:
-            raise GrowthError("the checkpoint is damaged", where=str(damaged[-1].folder), why=damaged[-1].why)
+            raise _damaged(damaged[-1].folder, damaged[-1].why)
         elif latest.is_file():  # DeepSpeed's own; it names the newest folder beside it
             path = path / Path(latest.read_text(encoding="utf-8").strip()).name
     if (path / MARKER).is_file():
         try:
             marker = read_marker(path)
         except ValueError as error:
-            raise GrowthError("the checkpoint is damaged", where=str(path), why=str(error)) from error
+            raise _damaged(path, str(error)) from error
         if wrong := damage(path, marker["files"]):
-            raise GrowthError("the checkpoint is damaged", where=str(path), why="; ".join(wrong[:3]))
+            raise _damaged(path, "; ".join(wrong[:3]))
         return SourceCheckpoint(path, marker)
     if not any(path.glob("*_optim_states.pt")):
         raise GrowthError(
@@ -401,8 +407,14 @@ def _find_checkpoint(path: Path) -> SourceCheckpoint:
     return SourceCheckpoint(path, None)
 
 
+def _damaged(folder: Path, why: str) -> GrowthError:
+    return GrowthError(
+        "the checkpoint is damaged", where=str(folder), why=why, fix="give another checkpoint of the run, or a copy"
+    )
+
+
 def _check_step(source: SourceCheckpoint, provenance: Provenance | None) -> None:
-    """Refuse a checkpoint of another step than the weights that were grown, where both are known."""
+    """Refuse a checkpoint whose step differs from that of the grown weights, if both are known."""
     steps = ((provenance.source_training if provenance else None) or {}).get("steps")
     if steps is not None and source.step is not None and not source.is_universal and steps != source.step:
         raise GrowthError(
@@ -428,7 +440,7 @@ def _as_universal(source: SourceCheckpoint, work: Path, progress: bool) -> Path:
             advance(None)
     except (GrowthError, OSError):
         raise
-    except Exception as error:  # whatever DeepSpeed and torch say of a file that is not what they expect
+    except Exception as error:  # DeepSpeed and torch may raise any exception for an unexpected file
         raise GrowthError(
             "the checkpoint cannot be converted to DeepSpeed's universal format",
             where=str(source.folder),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 BACKENDS = ("auto", "numpy", "transformers")
-"""How logits can be computed; the first is the default."""
+"""Ways to compute logits; the first is the default."""
 
 LARGEST_IN_NUMPY = 100_000_000
 """Most parameters of a model that ``auto`` runs in numpy. Beyond, the imports of torch and transformers are a small
@@ -34,10 +34,12 @@ def choose_backend(backend: str, *folders: Path) -> str:
     """Return ``numpy`` or ``transformers``, one for all checkpoints, so that they are compared in the same arithmetic.
 
     Raises:
-        GrowthError: there is no such backend, a checkpoint cannot be read, or numpy cannot run one and was asked to.
+        GrowthError: the backend is unknown, a checkpoint cannot be read, or ``numpy`` was chosen and cannot run one.
     """
     if backend not in BACKENDS:
-        raise GrowthError(f"verify has no backend {backend!r}", fix=f"choose one of {', '.join(BACKENDS)}")
+        raise GrowthError(
+            f"verify has no backend {backend!r}", where="--backend", fix=f"choose one of {', '.join(BACKENDS)}"
+        )
     if backend == "transformers":
         return backend
     for folder in folders:
@@ -57,7 +59,7 @@ def choose_backend(backend: str, *folders: Path) -> str:
 
 
 def _obstacle(reader: CheckpointReader, config: Config) -> str | None:
-    """Return why a checkpoint needs transformers, or None."""
+    """Return the reason for which a checkpoint needs transformers, or None."""
     family = family_of(config, str(reader.folder))
     settings = _settings(config)
     if family.forward is None:
@@ -69,7 +71,7 @@ def _obstacle(reader: CheckpointReader, config: Config) -> str | None:
     if settings["rope_type"] != "default" or settings["rope_settings"]:
         return f"its rotary positions are scaled ({settings['rope_type']})"
     if family.sizes_of(config)["rotary"] % 2:
-        return "an odd number of coordinates turns"
+        return "the rotary part of its heads has an odd number of coordinates"
     if any(kind != "full_attention" for kind in settings.get("layer_types") or ()):
         return "some of its layers do not attend to all positions"
     if not all(is_number(settings[key]) for key in family.function_keys if key.endswith("_eps")):
@@ -104,7 +106,7 @@ def compute_logits(folder: Path, ids: Ids, dtype: str, backend: str) -> tuple[Va
     with open_checkpoint(folder) as reader:
         tied = family.tied_tensors(config)
         family.check_tensors(config, {k: v for k, v in reader.shapes.items() if k not in tied}, str(folder))
-        stored = max(reader.tensors.values(), key=lambda tensor: tensor.shape).dtype_name
+        stored = reader.dtype_name
         if backend == "numpy" and family.forward is not None:
             weights = _Weights(reader, dtype)
             with np.errstate(all="ignore"):  # NaN and infinities show in the comparison

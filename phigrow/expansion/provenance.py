@@ -50,13 +50,13 @@ def provenance(
     Args:
         plan: the resolved plan.
         source_name, revision: the source as the user named it.
-        source: its folder. If it has a ``training.json``, the cost of its training is taken over, so that runs which
-            start from the grown weights can be charged for it.
+        source: its folder. The cost of its training is copied from its ``training.json``, if there is one, so that runs
+            which start from the grown weights can be charged for it.
         hashes: file name -> sha256 of the source's weights.
         dtype: of the grown weights.
         command: the command that repeats the expansion.
         seconds: of the expansion.
-        learning: how learned maps were learned, and what that cost.
+        learning: the record of the learning of maps, with its cost.
     """
     return Provenance(
         plan={"hash": plan.hash, **plan.to_json()},
@@ -75,7 +75,7 @@ def provenance(
 
 
 def copied_values(plan: Plan) -> dict[str, Any]:
-    """Describe which grown values are copies of a source's, so that training can give them their own learning rate.
+    """Describe the grown values that are copies of a source's, so that training can give them their own learning rate.
 
     A value is a copy if all its coordinates are: copies, scaled copies or mixtures of source coordinates alone.
 
@@ -110,7 +110,7 @@ def _copied_ranges(part: Part) -> list[list[int]]:
 
 
 def _training_of(folder: Path) -> dict[str, Any] | None:
-    """Return what the folder's training cost. An untrained grown folder cost as much as its own source."""
+    """Return the cost of the folder's training. An untrained grown folder has the cost of its own source."""
     if (training := read_training(folder)) is not None:
         return training
     grown = read_provenance(folder)

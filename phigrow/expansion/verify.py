@@ -49,16 +49,17 @@ class Certificate:
     Attributes:
         method, plan_hash: of the plan in the destination's ``phigrow.json``; None where there is none.
         claims_exact: the plan claims to preserve the function.
-        backend: ran the models: ``numpy`` (the forward pass of the family in phigrow) or ``transformers``.
+        backend: program that ran the models: ``numpy`` (the forward pass of the family in phigrow) or ``transformers``.
         compute_dtype: of the arithmetic.
         source_dtype, destination_dtype: in which the weights are stored.
-        tokens: probe positions; ``probe`` says of what text.
+        tokens: number of probe positions.
+        probe: kind of the probe, ``text`` or ``random tokens``.
         max_abs_dlogit, mean_abs_dlogit: of the difference of logits.
         max_abs_logit: largest absolute logit of the source.
         kl: mean KL divergence from source to destination, nats per token.
         source_loss, destination_loss: mean cross entropy on the probe's next tokens, nats per token.
         tolerance: allowed ``max_abs_dlogit`` of an exact plan.
-        passed: whether the claim holds; None for a plan that claims nothing.
+        passed: True if the claim holds; None for a plan that claims nothing.
     """
 
     method: str | None
@@ -113,7 +114,11 @@ def verify(
         GrowthError: either side cannot be read, or they cannot be compared.
     """
     if dtype not in ARITHMETIC:
-        raise GrowthError(f"verify cannot compute in {dtype!r}", fix=f"choose {' or '.join(ARITHMETIC)}")
+        raise GrowthError(
+            f"verify cannot compute in {dtype!r}", where="--dtype", fix=f"choose {' or '.join(ARITHMETIC)}"
+        )
+    if tokens < 2:
+        raise GrowthError(f"verify cannot run on {tokens} tokens", where="--tokens", fix="give at least 2")
     source, destination = locate(src, revision), locate(dst)
     plan = read_plan(destination)
     src_config, dst_config = load_config(source), load_config(destination)
@@ -123,6 +128,7 @@ def verify(
         raise GrowthError(
             f"source and destination are of two families: {family.name} and {other.name}",
             where=f"{source} and {destination}",
+            fix="give a checkpoint and the folder that was grown from it",
         )
     src_vocab, dst_vocab = family.sizes_of(src_config)["vocab"], family.sizes_of(dst_config)["vocab"]
     if src_vocab > dst_vocab:
@@ -166,6 +172,11 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed: int) -> tuple[Ids, str]:
+    """Return token ids [rows, length], and their kind: a repeated text, or random ones without a tokenizer.
+
+    Raises:
+        GrowthError: a text without a tokenizer, a tokenizer that cannot be read, or ids outside the vocabulary.
+    """
     length = min(128, tokens, load_config(folder).get("max_position_embeddings", 2048))
     rows = max(1, tokens // length)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
@@ -179,7 +190,12 @@ def probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed: 
         try:
             ids = encode(folder, text or PROBE_TEXT)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-            raise GrowthError("the tokenizer cannot be read", where=str(folder), why=str(error)) from error
+            raise GrowthError(
+                "the tokenizer cannot be read",
+                where=str(folder),
+                why=str(error),
+                fix="download its files again, or remove them to run on random tokens",
+            ) from error
         if len(ids) < 2 or max(ids) >= vocab:
             raise GrowthError(
                 "the tokens of the probe text cannot be used",
@@ -210,7 +226,7 @@ def encode(folder: Path, text: str) -> list[int]:
 
 
 def _compare(old: Values, new: Values, ids: Ids) -> dict[str, float]:
-    """Differences of logits [rows, length, vocab]; the new vocabulary may be larger."""
+    """Measure the differences of logits [rows, length, vocab]; the new vocabulary may be larger."""
     largest, total, kl, losses = 0.0, 0.0, 0.0, [0.0, 0.0]
     targets = 0
     for before, after, row in zip(old, new, ids, strict=True):

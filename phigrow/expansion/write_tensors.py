@@ -41,11 +41,13 @@ def write_tensors(
     """Write every tensor of a plan, leaving out the blocks that an earlier run of the same expansion wrote.
 
     Args:
-        plan, reader, writer, partial: what is grown, from where, to where, and the journal of what is done.
+        plan: the growth.
+        reader, writer: source and destination.
+        partial: the unfinished folder, with the journal of finished blocks.
         dtype: of the output.
         allow_nonfinite: let NaN and infinities through.
         progress: show a progress bar.
-        beside: work to do once for each source file meanwhile, such as hashing it.
+        beside: a function that is called once for each source file meanwhile, such as a hash.
 
     Returns:
         File name -> result of ``beside``.

@@ -19,7 +19,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; text is encoded as UTF-8.
 
     Raises:
-        OSError: the operating system refuses. The former file, if any, is unchanged.
+        OSError: the operating system refuses. An existing file is then unchanged.
     """
     with atomic_path(path) as unfinished:
         unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

@@ -15,7 +15,7 @@ from phigrow.errors import GrowthError
 def locked(path: Path, message: str, *, where: Path, fix: str) -> Iterator[BinaryIO]:
     """Hold a lock file while the block runs, and give the open file; a context.
 
-    The lock ends with the process, so a killed one leaves none behind. The file is made if it is not there, and stays.
+    The lock ends with the process, even if it is killed. The file is created if it is missing, and stays.
 
     Args:
         path: the lock file.

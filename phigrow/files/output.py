@@ -23,15 +23,21 @@ def writing(out: Path) -> Iterator[None]:
     phigrow.errors.GrowthError: the output cannot be written
       where: /proc/here
       why: [Errno 2] No such file or directory: '/proc/here'
+      what to do: choose a place where you may write and that has enough space
     """
     try:
         yield
     except OSError as error:
-        raise GrowthError("the output cannot be written", where=str(out), why=str(error)) from error
+        raise GrowthError(
+            "the output cannot be written",
+            where=str(out),
+            why=str(error),
+            fix="choose a place where you may write and that has enough space",
+        ) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and the folders above it, if they are not there.
+    """Make a folder and the folders above it, if they are missing.
 
     Raises:
         GrowthError: the folder cannot be made.

@@ -56,13 +56,13 @@ def copy_shipped(names: Sequence[str], out: Path, *, overwrite: bool = False) ->
     Args:
         names: with or without folder and ending (``phi-2``, ``studies/tiny``); empty copies all files.
         out: the folder.
-        overwrite: replace files that are there already.
+        overwrite: replace existing files.
 
     Returns:
         The paths that were written.
 
     Raises:
-        GrowthError: no such file, or one that is there already.
+        GrowthError: phigrow ships no file of that name, or a target exists.
     """
     everything = sorted(path for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     wanted: set[Path] = set() if names else set(everything)

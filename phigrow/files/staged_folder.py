@@ -2,8 +2,8 @@
 
 A folder OUT is made under the hidden name ``.OUT.partial`` and renamed at the end, so that no reader meets half of it.
 One process at a time owns the hidden folder. `staged_folder` starts afresh every time. `StagedFolder` can be resumed:
-``journal.jsonl`` names what is being made, and then every block whose values are in place, with a checksum. The next
-run of the same work checks these blocks and writes only the others, so its bytes are the same.
+the first line of ``journal.jsonl`` identifies the work, and each further line names a block that is in place, with its
+checksum. The next run of the same work checks these blocks and writes only the others, so its bytes are the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Block = tuple[str, int]
 def staged_folder(out: Path) -> Iterator[Path]:
     """Give an empty folder, which becomes ``out`` when the block ends without an error; a context.
 
-    An older ``out`` is replaced at that moment. The parent of the given folder is scratch space, which goes at the
+    An older ``out`` is replaced at that moment. The parent of the given folder is scratch space, and is removed at the
     end of the block.
 
     Raises:

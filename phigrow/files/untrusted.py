@@ -16,13 +16,15 @@ into an ordinary machine's memory. The safetensors library allows 100 MB."""
 MOST_DEPTH = 64
 """Deepest nesting of JSON. Content must be writable again from any depth of the call stack."""
 
+_VALID = "correct the file, or get it again from its source"
+
 
 def contained(folder: Path, name: str) -> Path:
     """Return the path of a file directly inside a folder; it need not exist.
 
-    A symbolic link may not leave the folder, or a hostile checkpoint could have any file of this machine copied into
-    a grown model. The cache of the Hugging Face hub is made of links, ``models--OWNER--NAME/snapshots/COMMIT/file`` to
-    ``models--OWNER--NAME/blobs/HASH``, and is allowed exactly that.
+    A symbolic link may not leave the folder: otherwise a hostile checkpoint could copy any file of this machine into a
+    grown model. The cache of the Hugging Face hub is the one exception. Its links lead from
+    ``models--OWNER--NAME/snapshots/COMMIT/file`` to ``models--OWNER--NAME/blobs/HASH``, and only those are allowed.
 
     Raises:
         GrowthError: a name with a folder in it, or a link that leads out.
@@ -37,7 +39,9 @@ def contained(folder: Path, name: str) -> Path:
             return path
         home, target = folder.resolve(), path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, no valid Unicode
-        raise GrowthError("the path cannot be resolved", where=str(path), why=str(error)) from error
+        raise GrowthError(
+            "the path cannot be resolved", where=str(path), why=str(error), fix="replace the link with the file itself"
+        ) from error
     allowed = [home]
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         allowed.append(home.parent.parent / "blobs")
@@ -88,7 +92,9 @@ def read_json_strict(path: Path, what: str, *, nan: bool = False) -> dict[str, A
         with path.open("rb") as file:
             data = file.read(MOST_JSON_BYTES + 1)
     except OSError as error:
-        raise GrowthError(f"{what} cannot be read", where=str(path), why=str(error)) from error
+        raise GrowthError(
+            f"{what} cannot be read", where=str(path), why=str(error), fix="check the path and its permissions"
+        ) from error
     return parse_json_strict(data, what, str(path), nan=nan)
 
 
@@ -96,11 +102,13 @@ def parse_json_strict(data: bytes, what: str, where: str, *, nan: bool = False) 
     """Return the JSON object in UTF-8 text.
 
     Raises:
-        GrowthError: the text is too long, not UTF-8, not JSON, nested too deep or no object; or a key appears twice,
-            of which a lenient reader would keep the last in silence.
+        GrowthError: the text is too long, not UTF-8, not JSON, nested too deep or no object; or a key appears twice
+            (a lenient reader would silently keep the last).
     """
     if len(data) > MOST_JSON_BYTES:
-        raise GrowthError(f"{what} cannot be read", where=where, why=f"it is longer than {MOST_JSON_BYTES} bytes")
+        raise GrowthError(
+            f"{what} cannot be read", where=where, why=f"it is longer than {MOST_JSON_BYTES} bytes", fix=_VALID
+        )
     try:
         constant = float if nan else _no_constant
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=constant)
@@ -109,14 +117,14 @@ def parse_json_strict(data: bytes, what: str, where: str, *, nan: bool = False) 
             json.dumps(content, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise GrowthError(
-            f"{what} cannot be read", where=where, why=f"its nesting is deeper than {MOST_DEPTH} levels"
+            f"{what} cannot be read", where=where, why=f"its nesting is deeper than {MOST_DEPTH} levels", fix=_VALID
         ) from error
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError, numbers of thousands of digits
         why = str(error).replace("Expecting", "not JSON: expecting", 1)
-        raise GrowthError(f"{what} cannot be read", where=where, why=why) from error
+        raise GrowthError(f"{what} cannot be read", where=where, why=why, fix=_VALID) from error
     if not isinstance(content, dict):
         why = f"it holds a JSON {type(content).__name__}, not an object"
-        raise GrowthError(f"{what} cannot be read", where=where, why=why)
+        raise GrowthError(f"{what} cannot be read", where=where, why=why, fix=_VALID)
     return content
 
 

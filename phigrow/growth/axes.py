@@ -1,14 +1,14 @@
-"""Axis maps: how one named axis of a model becomes a larger one, stored sparsely, one entry a coordinate.
+"""Axis maps: the growth of one named axis of a model, stored sparsely, one entry a coordinate.
 
-A map has two legs. The write leg ``E`` (destination x source) says how an activation carried by the axis is spread
-over the larger one, the read leg ``R`` (source x destination) how a consumer undoes it. Every destination coordinate is
+A map has two legs. The write leg ``E`` (destination x source) spreads an activation of the axis over the larger axis;
+the read leg ``R`` (source x destination), by which a consumer reads it, undoes that. Every destination coordinate is
 
 - a copy of a source coordinate, with a write gain and a read gain,
 - a mean: written as the mean over the source coordinates,
 - fresh: not written from the source at all, or
 - dense: written and read as a mixture of all source coordinates. Then every coordinate of the axis is dense.
 
-Where a leg does not come from the source it is either zero or *random*: filled with new values by the lift.
+A leg that does not come from the source is either zero or *random*: the lift fills it with new values.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ FRESH = -1
 MEAN = -2
 """Spellings of the source of a coordinate that copies none, for `axis_map`."""
 
+MOST_COORDINATES = 1 << 24
+"""Largest axis of a plan that is read from a file: the largest vocabulary that phigrow accepts."""
+
 Anchor = Literal["edge", "center"]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -38,10 +41,10 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class DiagonalBlocks:
-    """An axis of equal blocks in a row.
+    """An axis of equal diagonal blocks.
 
-    Where row and column axis of a matrix share the number of blocks, values outside the blocks are zero and read gains
-    are multiplied by it, so that the sum over a row is that of R E.
+    If the row and the column axis of a matrix have the same number of blocks, values outside the blocks are zero and
+    read gains are multiplied by the number, so that the sum over a row is that of R E.
     """
 
     count: int
@@ -49,7 +52,7 @@ class DiagonalBlocks:
 
 @dataclass(frozen=True, eq=False)
 class FromNextLayer:
-    """An axis of which some coordinates copy what the next source layer writes, where there is one.
+    """An axis with coordinates that copy the next source layer; in the last layer they copy their own.
 
     Attributes:
         chosen: bool [dst_size]; these coordinates.
@@ -71,8 +74,8 @@ class AxisMap:
         write_random: bool [dst_size]; the write leg is filled with new random values.
         read_random: bool [dst_size]; the read leg is filled with new random values.
         fresh_bias: the value of a bias at fresh coordinates.
-        structure: what the axis is besides copies: a dense map (the legs before these gains), diagonal blocks, or
-            coordinates from the next layer; None for most axes.
+        structure: a dense map (the legs before these gains), diagonal blocks, or coordinates from the next layer;
+            None for an axis of plain copies.
     """
 
     src_size: int
@@ -121,7 +124,7 @@ class AxisMap:
 
     @cached_property
     def is_identity(self) -> bool:
-        """The axis does not change at all: same size, same order, gains 1."""
+        """True for an axis that does not change: same size, same order, gains 1."""
         same = self.dst_size == self.src_size and np.array_equal(self.source, np.arange(self.src_size))
         return bool(same and (self.write == 1).all() and (self.read == 1).all())
 
@@ -181,16 +184,17 @@ class AxisMap:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AxisMap:
-        """Read what `to_json` wrote.
+        """Read a map from the JSON of `to_json`.
 
         Raises:
             GrowthError: a malformed map (sizes that do not add up, a source out of range, an unknown word).
         """
         try:
             src_size, dst_size = int(data["src_size"]), data["dst_size"]
+            _check_lengths(data["runs"], dst_size)
             source, words, legs = _read_runs(data["runs"])
-            if len(source) != dst_size or source.max() >= src_size:
-                raise ValueError(f"runs of {len(source)} coordinates up to source {source.max()}")
+            if source.max() >= src_size:
+                raise ValueError(f"source {source.max()} of {src_size} coordinates")
             structure = _structure_from_json(data, src_size, dst_size)
             is_dense = words == "dense"
             if not is_dense.all() if "legs" in data else is_dense.any():
@@ -202,9 +206,19 @@ class AxisMap:
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(
                 "an axis map of the plan cannot be read",
+                where=f"{data.get('src_size')} -> {data.get('dst_size')}" if isinstance(data, dict) else None,
                 why=f"{type(error).__name__}: {error}",
                 fix="make the plan again with phigrow plan --json",
             ) from error
+
+
+def _check_lengths(runs: list[Any], dst_size: Any) -> None:
+    """Check that runs add up to an axis, before memory is allocated for it: a stranger may have written them."""
+    lengths = [run[0] for run in runs]
+    if not all(type(length) is int and length > 0 for length in lengths) or sum(lengths) != dst_size:
+        raise ValueError(f"the lengths of the runs do not add up to {dst_size} coordinates")
+    if dst_size > MOST_COORDINATES:
+        raise ValueError(f"{dst_size} coordinates, but phigrow accepts at most {MOST_COORDINATES}")
 
 
 def _read_runs(runs: list[Any]) -> tuple[Ints, npt.NDArray[np.str_], tuple[list[Any], list[Any]]]:
@@ -247,7 +261,7 @@ def _structure_from_json(
 
 
 def _runs(source: Ints, constant: npt.NDArray[Any] | None = None) -> list[tuple[int, int]]:
-    """Split coordinates where the source does not go on, or where a row of ``constant`` [k, n] changes."""
+    """Split coordinates at every jump of the source, and at every change of a row of ``constant`` [k, n]."""
     joined = np.where(source[:-1] >= 0, source[1:] == source[:-1] + 1, source[1:] == source[:-1])
     if constant is not None:
         joined &= (constant[:, 1:] == constant[:, :-1]).all(axis=0)
@@ -271,7 +285,7 @@ def axis_map(
         src_size: source coordinates.
         source: for every destination coordinate, the source coordinate that it copies, or ``MEAN`` or ``FRESH``.
         write, read: gains.
-        fresh_write, fresh_read: how legs that do not come from the source are filled (a mean has only such a read leg).
+        fresh_write, fresh_read: content of legs that do not come from the source (of a mean, the read leg only).
         fresh_bias: the value of a bias at fresh coordinates.
 
     >>> axis_map(2, [0, 1, FRESH], fresh_read="zero").words()

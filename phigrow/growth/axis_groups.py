@@ -1,17 +1,17 @@
-"""Groups of axes: the names by which a user gives parts of a model their own width method."""
+"""Groups of axes: names by which a user chooses a width method for a part of a model."""
 
 from __future__ import annotations
 
 from phigrow.models.family import Family
 
 AXIS_GROUPS = {
-    "hidden": "the residual stream and what is read from it",
+    "hidden": "the residual stream, before and after its normalisations",
     "head": "coordinates of a query, key or value head",
     "heads": "number of key/value heads, and of query heads for each of them",
     "mlp": "units of the mlp",
     "vocab": "tokens",
 }
-"""Group -> what it holds."""
+"""Group -> its axes in words."""
 
 
 def axis_groups(family: Family) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""What methods that copy coordinates share: one map an axis from its sources and from what c copies are read with."""
+"""Helpers for methods that grow an axis by copying coordinates (tile, fpi, net2net)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from phigrow.growth.axes import FRESH, AxisMap, Floats, Ints, axis_map, concaten
 from phigrow.growth.method import GrowthTask
 
 Sources = Callable[[str, int, int], Ints]
-"""(name of what is drawn together, source size, destination size) -> source of every coordinate."""
+"""(name, source size, destination size) -> source of every coordinate; equal names draw equal sources."""
 
 
 def copy_maps(
     task: GrowthTask, sources: Sources, read_gain: Callable[[Floats], Floats], *, averages: bool
 ) -> dict[str, AxisMap]:
-    """A map of copies for every axis.
+    """Return a map of copies for every axis.
 
-    Axes that carry one stream (hidden, normed, final; queries and keys, and both halves of their rotary part) get the
-    same sources, because ``sources`` is asked for them under one name. A query carries the read gain of its key.
+    Axes that must agree (hidden, normed and final; queries, keys and both halves of their rotary part) have the same
+    sources, because ``sources`` is called for them with one name. A query carries the read gain of its key.
 
     Args:
-        task: what grows.
-        sources: of one part of an axis.
-        read_gain: how many copies there are of what each coordinate copies -> the gain with which it is read.
-        averages: that gain is 1/c; a query then takes sqrt(h'/h), because attention divides by the root of the head
-            dimension.
+        task: the sizes.
+        sources: gives the sources of one part of an axis.
+        read_gain: number of copies c of each coordinate's source -> read gain of the coordinate.
+        averages: True if that gain is 1/c. A query is then multiplied by sqrt(h'/h), because attention divides by the
+            root of the head dimension.
     """
     family, maps = task.family, {}
     for axis in family.axis_names:
@@ -39,7 +39,7 @@ def copy_maps(
             write = read * (np.sqrt(task.dst[axis] / task.src[axis]) if averages else 1.0)
             read = 1 / (write * counts)
         elif axis == family.final and task.tied:
-            # The head is the embedding, which is written with gain 1: what it reads is scaled instead.
+            # The head is the embedding, which has gain 1, so the gain goes to the stream that the head reads.
             write, read = read, np.ones_like(counts)
         maps[axis] = axis_map(task.src[axis], source, write=write, read=read)
     return maps
@@ -55,11 +55,11 @@ def _parts(task: GrowthTask, axis: str) -> list[tuple[str, int, int]]:
 
 
 def copy_reasons(task: GrowthTask, *, even: bool) -> list[str]:
-    """Why copies that are averaged when read do not preserve the function; empty where they do.
+    """Return the reasons for which averaged copies do not preserve the function; empty if they preserve it.
 
     Args:
-        task: what grows.
-        even: every coordinate of hidden has as many copies as any other.
+        task: the sizes.
+        even: True if all coordinates of hidden have the same number of copies.
     """
     family, reasons = task.family, []
     if task.grows(family.residual) and not even:
@@ -77,18 +77,18 @@ def copy_reasons(task: GrowthTask, *, even: bool) -> list[str]:
 
 
 def average_maps(task: GrowthTask, sources: Sources) -> dict[str, AxisMap]:
-    """`copy_maps` whose copies are read with 1/c."""
+    """Return `copy_maps` with read gain 1/c."""
     return copy_maps(task, sources, lambda counts: 1 / counts, averages=True)
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers that depend on a seed and a name alone."""
+    """Return a generator whose numbers depend on a seed and a name alone."""
     digest = hashlib.sha256(f"{seed}:map:{name}".encode()).digest()
     return np.random.Generator(np.random.PCG64DXSM(int.from_bytes(digest[:16], "big")))
 
 
 def drawn_evenly(seed: int, name: str, src: int, dst: int) -> Ints:
-    """The old coordinates, then rounds of them in random order: counts differ by one at most."""
+    """Return the old coordinates, then rounds of them in random order; counts differ by one at most."""
     if src == 0:
         return np.full(dst, FRESH, dtype=np.int64)
     random = generator(seed, name)

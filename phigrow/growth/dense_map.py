@@ -21,8 +21,8 @@ class DenseMap(Protocol):
     """The two legs of a dense axis map, before its gains.
 
     Attributes:
-        fuses_norms: the weight and bias of a normalisation are fused into the matrices that read it, because turned
-            coordinates cannot be scaled one by one.
+        fuses_norms: True if the weight and bias of a normalisation are fused into the matrices that read it, because
+            rotated coordinates cannot be scaled one by one.
     """
 
     @property
@@ -58,12 +58,12 @@ class DenseMap(Protocol):
 class Isometry:
     """A random Q [dst, src] with Q^T Q = I that maps the mean of the axis to the mean of the larger one.
 
-    Q takes 1/sqrt(src) to 1/sqrt(dst); on what is orthogonal to the mean it is uniform among isometries. Both legs are
-    one matrix, so R E = I. Made by a QR decomposition, about 3 dst src^2 operations, and held once for each dtype in
-    use, 8 or 4 bytes a value: 42 MB from 2048 to 2560 in float64. LAPACK's rounding differs between machines in the
-    last bits of float64.
+    Q maps the unit vector of the mean, 1/sqrt(src) everywhere, to the larger one, 1/sqrt(dst) everywhere. On the
+    orthogonal complement it is uniform among isometries. Both legs are one matrix, so R E = I. A QR decomposition makes
+    it, in about 3 dst src^2 operations. It is held once for each dtype in use, with 8 or 4 bytes a value: 42 MB from
+    2048 to 2560 in float64. LAPACK's rounding differs between machines in the last bits of float64.
 
-    With ``power`` 2 the legs are the squares of Q's entries: second moments of a mixture whose parts are independent.
+    With ``power`` 2 the legs are the squares of Q's entries, for second moments of a sum of independent terms.
     """
 
     src_size: int
@@ -86,7 +86,7 @@ class Isometry:
         return max(_error(self.src_size, self.dst_size, self.seed), float(np.abs(gains - 1).max()))
 
     def dual(self, power: int) -> Isometry:
-        """Gradients are turned as activations are: R^T = Q."""
+        """Return the map of gradients, which Q rotates like activations: R^T = Q."""
         return replace(self, power=power)
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Isometry:
 
 
 def dense_map_from_json(data: dict[str, Any], src_size: int, dst_size: int) -> DenseMap:
-    """Read what `to_json` wrote.
+    """Read a dense map from the JSON of `to_json`.
 
     Raises:
         ValueError: another kind, or an isometry into no larger axis.
@@ -123,8 +123,8 @@ def _basis(src: int, dst: int, seed: int, dtype: str) -> npt.NDArray[Any]:
     basis = np.zeros((dst, src + 1))
     basis[0, 0] = 1.0
     basis[1:, 1:] = turned
-    # Reflections that take the first coordinate to the mean: the first row of the inner basis is left alone by all
-    # of `turned`, so the mean goes to the mean and everything else stays orthogonal to it.
+    # Reflections that take the first coordinate to the mean. `turned` does not touch the first row of the inner basis,
+    # so the mean goes to the mean and everything else stays orthogonal to it.
     _reflect(basis)
     _reflect(basis[:, :src].T)
     return basis

@@ -1,7 +1,7 @@
-"""Normal random values that depend on nothing but a seed, a name and their place.
+"""Normal random values that depend on a seed, a name and their position alone.
 
-Every row of a stream starts at its own place in a PCG64DXSM sequence, so any rows can be drawn without those before
-them: the values do not depend on blocks, threads, shards or on what else is drawn. A value is one of 65,536 quantiles
+Every row of a stream starts at its own position in a PCG64DXSM sequence, so any rows can be drawn without those before
+them. The values do not depend on blocks, threads, shards or other draws. A value is one of 65,536 quantiles
 of the normal distribution, each equally likely, scaled to a variance of exactly 1: fewer steps than float32 has, more
 than bfloat16 has; the largest is 4.3 standard deviations. One value takes 16 random bits and one table lookup, several
 times faster than computing it.
@@ -41,10 +41,10 @@ def _stored(std: float, dtype: str) -> Bits:
 
 
 class NormalStream:
-    """A stream of normal values, [rows, width], of which any rows can be drawn.
+    """A stream of normal values, [rows, width]. Any rows can be drawn.
 
     Args:
-        seed, purpose, name: what the values depend on.
+        seed, purpose, name: the key of the values; equal keys give equal values.
         width: values a row.
     """
 

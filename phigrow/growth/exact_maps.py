@@ -1,4 +1,4 @@
-"""What exact methods share: coordinates that change nothing, a stream that keeps its statistics, what is refused."""
+"""Helpers for exact methods: coordinates that are not read, a stream with unchanged statistics, and refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fill = Literal["random", "zero"]
 
 
 def extended(task: GrowthTask, axis: str, fresh_write: Fill, fresh_read: Fill, write: float = 1.0) -> AxisMap:
-    """The old coordinates first, at one gain, then new ones; in a head, new ones come after the rotary part."""
+    """Return the map of the old coordinates, with one gain, then new ones (in a head, after the rotary part)."""
     parts = task.parts(axis)
     source = concatenate([(src, block(src, dst)) for src, dst in parts])
     assert (source[: task.src[axis]] != FRESH).all(), "new coordinates come last"
@@ -25,12 +25,14 @@ def extended(task: GrowthTask, axis: str, fresh_write: Fill, fresh_read: Fill, w
 
 
 def unread(task: GrowthTask) -> dict[str, AxisMap]:
-    """Maps in which new heads, head coordinates and mlp units are written at random and not read; queries keep their
-    temperature."""
+    """Return maps in which new heads, head coordinates and mlp units are written at random and read with zeros.
+
+    Queries are scaled, so that attention has the same temperature in larger heads.
+    """
     family = task.family
     src, dst = task.sizes(family.query)
     maps = {axis: extended(task, axis, "random", "zero") for axis in family.axis_names}
-    # Attention divides by sqrt(head dimension): what a query needs to undo a larger one.
+    # Attention divides by sqrt(head dimension); this gain undoes the larger divisor.
     maps[family.query] = extended(task, family.query, "random", "zero", write=float(np.sqrt(dst / src)))
     maps[family.key] = extended(task, family.key, "zero", "zero")
     maps[family.vocab] = axis_map(
@@ -44,11 +46,11 @@ def unread(task: GrowthTask) -> dict[str, AxisMap]:
 
 
 def kept_stream(task: GrowthTask, new: int) -> dict[str, AxisMap]:
-    """Maps of the stream, written with c = sqrt(D'/D), and of what is read of it.
+    """Return the maps of the residual stream, written with c = sqrt(D'/D), and of its normalised forms.
 
     Args:
-        task: what grows.
-        new: ``MEAN`` or ``FRESH`` (zero): what new coordinates of the stream hold.
+        task: the sizes.
+        new: content of new coordinates of the stream, ``MEAN`` or ``FRESH`` (zero).
     """
     family = task.family
     src, dst = task.sizes(family.residual)
@@ -62,12 +64,12 @@ def kept_stream(task: GrowthTask, new: int) -> dict[str, AxisMap]:
 
 
 def statistics_kept(task: GrowthTask) -> int:
-    """What new coordinates of the stream hold so that its normalisation sees the same: its mean, or nothing."""
+    """Return the content of new coordinates that keeps the statistics of the stream: its mean, or zero (RMSNorm)."""
     return MEAN if task.family.centred else FRESH
 
 
 def refuse_inexact(task: GrowthTask, method: str) -> None:
-    """Refuse what no weights can make exact.
+    """Refuse growth that no weights can make exact.
 
     Raises:
         GrowthError: a growing rotary part, a vocabulary that grows without a bias, or heads with ``qk_layernorm``.

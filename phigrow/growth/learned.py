@@ -1,9 +1,9 @@
-"""Learned growth: the matrices that take the place of an operator's copies, axis by axis and layer by layer.
+"""Learned growth: matrices that replace an operator's copies, axis by axis and layer by layer.
 
-A learned plan starts from an operator of copies, whose gains it keeps: E = diag(write) B and R = B^T diag(read), with
-one matrix B for every stream, so that what is written and what reads it agree. At the start B selects, B[i, source(i)]
-is 1, and E and R are the operator's own. Composite axes are made of these: of ``(kv group v)``, read by the output of
-attention, from B of ``(kv v)``; of ``(kv q|k|v)`` from three, which do not mix.
+A learned plan starts from an operator of copies, whose gains it keeps: E = diag(write) B and R = B^T diag(read). Every
+stream has one matrix B, so that its writers and readers agree. At the start B selects: B[i, source(i)] is 1, and E and
+R are the operator's own. Composite axes are made of these matrices: ``(kv group v)``, which the output of attention
+reads, of B of ``(kv v)``; ``(kv q|k|v)`` of three, which do not mix.
 
 Depth: a destination layer is a sum over source layers, with coefficients of its own for every line of the family table.
 """
@@ -72,24 +72,24 @@ class LearnedMap:
         return self.write(compute).T
 
     def bias_direction(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
-        raise AssertionError("nothing is folded into learned legs")
+        raise AssertionError("no normalisation is fused into learned legs")
 
     def left_inverse_error(self, gains: Floats) -> float:
         product = (self._matrix.T * gains) @ self._matrix
         return float(np.abs(product - np.eye(len(product))).max())
 
     def dual(self, power: int) -> None:
-        """Nothing undoes what is learned, so no rule says what becomes of gradients."""
+        """Return None: learned legs have no inverse, so there is no rule for gradients."""
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "learned" if self.learned.maps.sha256 else "learned, at its start"}
 
 
 class Learned:
-    """The matrices with which a learned plan replaces the copies of its start.
+    """The matrices of a learned plan, in place of the copies that it starts from.
 
     Args:
-        maps: the matrices; at the start there is none.
+        maps: the matrices; none at the start.
         family: the table.
         config: of the destination.
         axes: the start's maps.
@@ -118,7 +118,7 @@ class Learned:
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Name -> (destination, source) size of every learned matrix: those of what grows."""
+        """Name -> (destination, source) size of every learned matrix; axes that keep their size have none."""
         maps = {name: self._start(name) for name in self._own}
         return {name: (m.dst_size, m.src_size) for name, m in maps.items() if m.dst_size != m.src_size}
 
@@ -163,17 +163,20 @@ class Learned:
         return replace(start, source=nothing, is_mean=nothing >= 0, structure=LearnedMap(self, axis))
 
     def check(self, where: str | Path) -> None:
-        """Hold the matrices against the sizes of the plan.
+        """Compare the names and shapes of the matrices with the sizes of the plan.
 
         Raises:
-            GrowthError: they were learned for others.
+            GrowthError: the matrices were learned for other sizes.
         """
         expected = {f"width/{name}" for name in self.widths} | {f"depth/{line}" for line in self.lines()}
         if other := sorted(expected ^ set(self.maps.tensors)):
+            is_needed = other[0] in expected
             raise GrowthError(
                 "the learned maps do not fit the plan",
                 where=str(where),
-                why=f"{other[0]} is in one of them alone",
+                why=f"the plan needs {other[0]}, which the file lacks"
+                if is_needed
+                else f"the file has {other[0]}, which the plan does not use",
                 fix="learn them again for this source and this destination",
             )
         for name in self.widths:
@@ -190,7 +193,7 @@ class Learned:
         (rows, row_tags), (columns, column_tags) = (
             self._side(axis, name, own, extra, destination) for destination in (True, False)
         )
-        # What lies on one side alone never meets the other.
+        # Coordinates on one side alone never meet the other side.
         return Place(name, rows, columns, row_tags, np.where(column_tags < 0, -2, column_tags))
 
     def _side(self, axis: Axis, name: str, own: Axis, extra: list[str], destination: bool) -> tuple[Ints, Ints]:

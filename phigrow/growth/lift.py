@@ -182,7 +182,7 @@ class Lift:
         return rows
 
     def _mixed_columns(self, rows: Values, leg: Leg) -> Values:
-        """Rows after a dense column leg, with the normalisation that they take in."""
+        """Rows after a dense column leg, with the normalisation that is fused into them."""
         scale, offset = self.recipe.terms[0].column_scale, self.recipe.offset
         gain = leg.gain.astype(self.compute)
         scaled_rows = rows if scale is None else rows * self._whole(scale, leg.src_size)
@@ -482,7 +482,7 @@ def add_noise(
 
 
 def _cancelling_together(recipe: TensorRecipe, leg: Leg, copies: Ints, size: Floats, start: int, count: int) -> Floats:
-    """N (I - E R), R the leg that averages copies: each copy has its own noise, less what would not cancel."""
+    """N (I - E R), with R the leg that averages copies: the noise of each copy, minus the part that does not cancel."""
     source, write = leg.source[copies], leg.gradient_gain[copies]
     back = 1.0 / (write * leg.counts[source])
     noise = NormalStream(recipe.seed, "noise", recipe.name, len(copies)).values(start, count) * size
@@ -509,7 +509,7 @@ def _cancelling_pairs(recipe: TensorRecipe, leg: Leg, copies: Ints, size: Floats
 
 
 def _add_everywhere(recipe: TensorRecipe, noise: Noise, out: Values, start: int) -> None:
-    """Add values of an initialisation to what came from the source; new values are drawn already."""
+    """Add the values of an initialisation to those from the source; new values are drawn already."""
     row_leg, column_leg = recipe.legs
     rows, columns = np.flatnonzero(row_leg.gain[start : start + len(out)]), np.flatnonzero(column_leg.gain)
     if not len(rows) or not len(columns):

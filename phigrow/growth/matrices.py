@@ -1,4 +1,4 @@
-"""Learned matrices of a growth: one safetensors file, named in plans by its hash, that says how they were learned."""
+"""Learned matrices of a growth, in one safetensors file. Its metadata records the learning; plans hold its hash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from phigrow.files.atomic import atomic_path
 Floats = npt.NDArray[np.float64]
 
 FILE = "growth-maps.safetensors"
-"""Its name in the folder of a learning run, and beside the weights of what was grown with it."""
+"""Name of the file in the folder of a learning run, and beside the weights of a model grown with it."""
 
 _RECORD = "phigrow"
 
@@ -65,7 +65,12 @@ class Maps:
         try:
             return {name: value.astype(np.float64) for name, value in load_file(self.path).items()}
         except (SafetensorError, OSError, ValueError) as error:
-            raise GrowthError("the learned maps cannot be read", where=str(self.path), why=str(error)) from error
+            raise GrowthError(
+                "the learned maps cannot be read",
+                where=str(self.path),
+                why=str(error),
+                fix="run phigrow learn-growth again",
+            ) from error
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Floats | None:
         """A matrix, or None at the start.
@@ -88,10 +93,10 @@ class Maps:
 
 
 def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
-    """The maps in a file, or in a folder of a learning run or of a grown model, and how they were learned.
+    """Return the maps in a file, or in a folder of a learning run or a grown model, and the record of their learning.
 
     Raises:
-        GrowthError: there are none, or nothing says how they were learned.
+        GrowthError: there are no maps, or they have no record of their learning.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -123,7 +128,7 @@ def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
 
 
 def write_maps(folder: Path, tensors: Mapping[str, npt.NDArray[Any]], record: dict[str, Any]) -> Maps:
-    """Write matrices, as float32, with how they were learned; the file is there whole or not at all."""
+    """Write matrices, as float32, with the record of their learning; the file is written whole or not at all."""
     from safetensors.numpy import save_file
 
     file = folder / FILE

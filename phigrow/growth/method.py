@@ -16,7 +16,7 @@ from phigrow.models.family import Family, Sizes
 
 @dataclass(frozen=True)
 class GrowthTask:
-    """The two architectures between which a method is asked for maps."""
+    """Source and destination of a growth, as a method needs them: configurations, sizes and the seed."""
 
     family: Family
     src_config: Config
@@ -27,7 +27,7 @@ class GrowthTask:
 
     @property
     def tied(self) -> bool:
-        """The head is the embedding."""
+        """True if the head is the embedding."""
         return bool(self.dst_config.get("tie_word_embeddings"))
 
     @property
@@ -99,7 +99,7 @@ class Option:
         object.__setattr__(self, "default", self.parse(self.default))
 
     def parse(self, given: object) -> Value:
-        """Convert what a user wrote, in Python, YAML or on the command line.
+        """Convert a value from Python, YAML or the command line.
 
         Raises:
             ValueError: it is not allowed; the message is `allowed`.
@@ -146,16 +146,16 @@ class Method:
 
     Attributes:
         name: as in ``--method``.
-        summary: what the grown model is made of, in one line for tables, ``phigrow.json`` and reports.
+        summary: the weights of a grown model in one line, for tables, ``phigrow.json`` and reports.
         depth: its default depth method.
-        axis_maps: task and options -> one map an axis of the family; raises GrowthError for what it cannot do.
-        approximations: task and options -> why the function is not preserved; empty when it is.
+        axis_maps: task and options -> one map an axis of the family; raises GrowthError for growth that it cannot do.
+        approximations: task and options -> reasons for which the function changes; empty if it is preserved.
         options: name -> option.
-        takes_noise: whether symmetry-breaking noise means something for it.
+        takes_noise: True if the user may add symmetry-breaking noise.
         own_noise: resolved options -> the symmetry-breaking noise that belongs to the method.
         noise_on: ``copies`` or ``pairs`` of them, where it cancels, or ``all`` values of matrices (`Plan.noise_on`).
-        learns: matrices that a training run learns take the place of its copies, where a plan is given them.
-        notes: task and options -> what a user should know besides.
+        learns: True if a training run can learn matrices that replace its copies.
+        notes: task and options -> remarks for the user.
         always_exact: it preserves the function or refuses, so configurations must compute the same function.
     """
 
@@ -186,7 +186,9 @@ class Method:
             if name not in self.options:
                 raise GrowthError(
                     f"method {self.name} has no option {name!r}",
+                    where="method",
                     why=f"it has: {', '.join(self.options) or 'no options'}",
+                    fix=f"use one of {', '.join(self.options)}" if self.options else "leave it out",
                 )
             try:
                 resolved[name] = self.options[name].parse(value)

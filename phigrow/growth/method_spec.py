@@ -52,6 +52,7 @@ def parse_method(spelling: str) -> tuple[MethodEntry, ...]:
         if (equals and not group) or not name or not all(key and sign and value for key, sign, value in pairs):
             raise GrowthError(
                 f"the method {spelling!r} cannot be read",
+                where="method",
                 fix="write it as lossless, tile:scale=preserve or hidden=lossless,mlp=tile",
             )
         if group in entries:
@@ -70,8 +71,7 @@ def spell_method(entries: tuple[MethodEntry, ...]) -> str:
 def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, Value]]:
     """Look up the method of a spelling, and resolve its options.
 
-    Several entries give one method, which claims what its parts claim together and has no options of its own: they
-    are part of its name.
+    Several entries become one method. Its claim combines the claims of its parts, and its name holds their options.
 
     Args:
         spelling: as typed.
@@ -89,13 +89,13 @@ def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, V
         return method, method.resolve_options({**options, **dict(entry.options)})
     known = {option for _, method in entries for option in method.options}
     if unknown := sorted(set(options) - known):
-        raise GrowthError(f"no method of {spelling!r} has an option {unknown[0]!r}", fix="leave it out")
+        raise GrowthError(f"no method of {spelling!r} has an option {unknown[0]!r}", where="method", fix="leave it out")
     chosen: Chosen = {}
     for entry, method in entries:
         if entry.group not in AXIS_GROUPS and entry.group != REST:
             raise GrowthError(
                 f"there are no axes called {entry.group!r}",
-                where="--method",
+                where="method",
                 fix=f"choose among {', '.join(AXIS_GROUPS)}",
             )
         shared = {name: value for name, value in options.items() if name in method.options}
@@ -108,12 +108,16 @@ def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, V
 def _refuse_in_mixture(method: Method, options: dict[str, Value]) -> None:
     if method.learns:
         raise GrowthError(
-            f"{method.name} cannot be mixed with other methods", why="its maps are learned together", fix="use it alone"
+            f"{method.name} cannot be mixed with other methods",
+            where="method",
+            why="its maps are learned together",
+            fix="use it alone",
         )
     if method.own_noise is not None and method.own_noise(options):
         quiet = "; take hypercloning:snr=none" if method.name == "hypercloning" else ""
         raise GrowthError(
             f"{method.name} cannot be mixed with other methods",
+            where="method",
             why="its noise is added to whole matrices",
             fix=f"use it alone{quiet}",
         )
@@ -131,9 +135,9 @@ def _mixture(chosen: Chosen) -> Method:
             axis.from_next_layer is not None for axis in maps.values()
         ):
             raise task.refuse(
-                "aki cannot stand beside a method that turns the residual stream",
+                "aki cannot be mixed with a method that rotates the residual stream",
                 next(name for name, axis in maps.items() if axis.from_next_layer is not None),
-                "neurons from the layer above read through that layer's normalisation, which is folded into its own",
+                "neurons from the layer above read through that layer's normalisation, which is fused into its readers",
                 "give the axis another method, such as lossless or lemon",
             )
         return {axis: maps[axis] for axis in task.family.axis_names}

@@ -1,22 +1,22 @@
 """Growth of Adam's moments, as recipes that `phigrow.growth.lift` computes.
 
-An axis carries an activation with its write leg E and is read with R, so a gradient runs the other way: the gradient
+An axis carries an activation with its write leg E and is read with R. A gradient runs the other way: the gradient
 of a weight ``W' = E_out W R_in`` is ``G' = R_out^T G E_in^T``, and Adam's moments are averages of it and of its square.
-They grow like weights whose legs have changed places, with gains to the first and to the second power. What is new
-starts at zero: nothing is known of it.
+They grow like weights whose legs have changed places, with gains to the first and to the second power. Moments of new
+values start at zero, because their gradients are unknown.
 
-The law speaks of copies. Where a value is no copy, its gradient is zero if what it writes is not read or what it reads
-is not written; else it is open, and the first steps find it. Two things are beyond it. Noise that copies cancel moves
-gradient between them, and only their sum obeys. And where new coordinates of the stream hold its mean, LayerNorm passes
-them gradients of their own, which the old rows pay for: ``G' = R_out^T (G - M^T G'_mean) E_in^T`` with M the rows of E
-that are means. `tests/growth/test_moments.py` holds all of this to 1e-10.
+The rule holds for copies. The gradient of any other value is zero if its output is not read or its input is not
+written; otherwise it is unknown until the first steps. There are two exceptions. Noise that copies cancel moves
+gradient between them, and only their sum obeys the rule. If new coordinates of the stream hold its mean, LayerNorm
+gives them gradients of their own, which are subtracted from those of the old rows:
+``G' = R_out^T (G - M^T G'_mean) E_in^T``, with M the rows of E that are means. `tests/growth/test_moments.py` checks
+all of this to 1e-10.
 
-Where a stream is turned by an isometry Q, gradients are turned with it, and readers that a normalisation is fused into,
-``W' = W diag(g) Q^T``, get ``G' = (G - s b^T) diag(1/g) Q^T`` with s the gradient of their bias:
-`moment_source` takes the normalisation out. Second moments grow by the squares of Q's entries, as if
-gradients of different coordinates, and of the bias, were independent. What the normalisation itself has left, one gain
-for all coordinates, is new and starts at zero; and where readers have no bias (GPT-NeoX's head), s is unknown, and they
-start at zero too.
+An isometry Q that rotates the stream rotates gradients too. A reader with a fused normalisation,
+``W' = W diag(g) Q^T``, gets ``G' = (G - s b^T) diag(1/g) Q^T``, with s the gradient of its bias: `moment_source` undoes
+the fusion. Second moments grow by the squares of Q's entries, as if gradients of different coordinates, and those of
+the bias, were independent. The normalisation keeps one gain for all coordinates; it is new, and its moments start at
+zero. If readers have no bias (GPT-NeoX's head), s is unknown, and their moments start at zero too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from phigrow.checkpoints.bits import Bits, widen
+from phigrow.checkpoints.universal import ADAM_STATES
 from phigrow.growth.axes import Bools, Floats
 from phigrow.growth.lift import SourceTensor
 from phigrow.growth.origins import Kind, anatomy
 from phigrow.growth.plan import Plan
 from phigrow.growth.recipe import Leg, TensorRecipe, Term
 
-POWER = {"exp_avg": 1, "exp_avg_sq": 2}
+POWER = ADAM_STATES
 """Adam's moments, and the power of gains that they carry."""
 
 STATES = {
@@ -45,9 +46,9 @@ STATES = {
 """Ways to grow the moments; the first is the default.
 
 - ``scale``: the rule above. Staged Training (2203.06211) has it for doubling, m/2 and v/4.
-- ``copy``: what one does who takes moments for weights without gains. Off by the gains, and for gains of 1 the same.
-- ``asymmetric``: SPARKLING (2602.02472) keeps the state of old values and resets that of new ones, which are copies
-  there too, so that the two part. Here a repeated layer is new as well.
+- ``copy``: moments are treated like weights without gains. Wrong by the gains; the same as ``scale`` for gains of 1.
+- ``asymmetric``: SPARKLING (2602.02472) keeps the state of old values and resets that of new ones. There new values are
+  copies too, and their states make them differ. Here a repeated layer counts as new.
 - ``reset``: HyperCloning, bert2BERT and every tool that writes weights alone.
 """
 
@@ -60,7 +61,7 @@ they are averages over steps at which these weights were not quite the same."""
 def moment_recipe(
     recipe: TensorRecipe, plan: Plan, moment: str, state: str = "scale", *, power: int | None = None
 ) -> TensorRecipe | None:
-    """The recipe of a moment of one destination tensor; None where all of it is zero.
+    """Return the recipe of a moment of one destination tensor; None if all of it is zero.
 
     Args:
         recipe: of `Plan.recipes`.
@@ -106,7 +107,7 @@ def moment_recipe(
 
 
 def _keeps(recipe: TensorRecipe, plan: Plan, state: str) -> bool:
-    """Some of a tensor's moments come from the source."""
+    """Return True if some of a tensor's moments come from the source."""
     dense = [leg.dense for leg in recipe.legs if leg.dense is not None]
     if recipe.is_zero or recipe.is_new or recipe.layer_sum or any(each.dual(1) is None for each in dense):
         return False
@@ -151,7 +152,7 @@ def _takes_something(term: Term) -> bool:
 def moment_source(
     recipe: TensorRecipe, moment: str, read: Callable[[str, str], SourceTensor], *, power: int | None = None
 ) -> SourceTensor:
-    """The values that a tensor's moment is lifted from: its source's, without the normalisation that it takes in.
+    """Return the values from which a tensor's moment is lifted: the source's moment, with norm fusion undone.
 
     Args:
         recipe: of `Plan.recipes`.

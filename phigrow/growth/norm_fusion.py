@@ -1,14 +1,14 @@
-"""Normalisations fused into the matrices that read them, for a stream whose coordinates a method turns.
+"""Normalisations fused into the matrices that read them, for a stream that a method rotates.
 
-A normalisation scales and shifts coordinate by coordinate: n -> g n + b. Once the stream is turned, n -> Q n, no
-weights of a normalisation do the same, but its readers can: W (g n + b) = (W diag(g) Q^T) Q n + W b. So every reader
-takes in the weights, the normalisation keeps one gain for all coordinates, and W b goes
+A normalisation scales and shifts coordinate by coordinate: n -> g n + b. After a rotation of the stream, n -> Q n, no
+weights of a normalisation do the same, but its readers can: W (g n + b) = (W diag(g) Q^T) Q n + W b. So the weights g
+are fused into every reader, the normalisation keeps one gain for all coordinates, and W b goes
 
-- into the readers' own biases, where all readers of the normalisation have one; its bias is then 0;
-- else along the bias direction u, a unit vector orthogonal to the columns of Q: the normalisation's bias is u, and
-  every reader gets W b u^T besides.
+- into the readers' biases, if all readers of the normalisation have one; its own bias is then 0;
+- otherwise along the bias direction u, a unit vector orthogonal to the columns of Q: the normalisation's bias is u, and
+  W b u^T is added to every reader.
 
-Neither divides by a weight, so both are exact whatever the weights are.
+Neither divides by a weight, so both are exact for any weights.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class NormFusion:
 
 
 def norm_fusions(family: Family, config: Config, axes: Collection[Axis]) -> dict[str, NormFusion]:
-    """Line of the family table -> the normalisation that it takes in.
+    """Return line of the family table -> the normalisation that is fused into it.
 
     Args:
         family, config: of the source.
-        axes: what normalisations write, where they are fused.
+        axes: the axes whose normalisations are fused.
 
     >>> norm_fusions(phi, config, {("normed",)})["model.layers.{layer}.mlp.fc1.bias"].reader  # doctest: +SKIP
     'model.layers.{layer}.mlp.fc1.weight'

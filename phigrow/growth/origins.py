@@ -1,4 +1,4 @@
-"""Origins of every value of a grown checkpoint, read off its recipes: no weights, no torch.
+"""Origins of every value of a grown checkpoint, from its recipes alone: no weights, no torch.
 
 Every coordinate of a stored axis has a `Kind`, and the kind of a value follows from the kinds of its row and its
 column by the rules of `phigrow.growth.lift`: a zero leg wins over a random one, a random one over a mixture, a mixture
@@ -58,9 +58,9 @@ WORDS = {
     Kind.ZERO: "zero",
     Kind.CONSTANT: "constant",
 }
-"""copied: the first copy, as it was; tiled: a further copy; scaled: with a gain that is not 1; mixed: a sum over many
-values of the source, by dense legs or with what a folded normalisation adds; fresh: new random values; constant: the
-value of a new bias or normalisation."""
+"""copied: the first copy, unchanged; tiled: a further copy; scaled: with a gain other than 1; mixed: a sum over many
+values of the source, by dense legs or a fused normalisation; fresh: new random values; constant: the value of a new
+bias or normalisation."""
 
 SIDES = {1: ("values",), 2: ("rows", "columns")}
 """Names of the stored axes of a vector and of a matrix."""
@@ -275,7 +275,7 @@ def _constant(recipe: TensorRecipe, name: str, src_size: int, size: int) -> Part
 def first_copies(source: Ints) -> Bools:
     """One copy of every source coordinate that has any, the one in the longest unbroken run.
 
-    With ``anchor center`` that is the block in the middle, not what wraps around before it.
+    With ``anchor center`` that is the block in the middle, not the copies that wrap around before it.
 
     Args:
         source: int64 [dst_size]; the source coordinate of every coordinate, negative where there is none.

@@ -22,6 +22,7 @@ from phigrow.models.families import all_families
 from phigrow.models.family import Axis, Family, Sizes
 
 FORMAT = 1
+_AGAIN = "make it again with phigrow plan --json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +38,12 @@ class Plan:
         identity_layers: destination layers that write nothing to the residual stream.
         seed: of all new random values.
         noise: symmetry-breaking noise, as a fraction of each source tensor's root mean square; 0 for none.
-        noise_on: ``copies``, which cancel it together; ``pairs`` of copies in matrices of layers, the second of which
-            gets what the first got with the other sign; or ``all`` values of matrices, as a fraction of
-            ``initializer_range``.
+        noise_on: ``copies``, which cancel it together; ``pairs`` of copies in matrices of layers, with opposite signs;
+            or ``all`` values of matrices, as a fraction of ``initializer_range``.
         src_config, dst_config: the configurations as they were spelled.
-        approximations: why the plan does not preserve the function; empty when it claims that it does.
-        notes: what a user should know besides.
-        maps: of a learned method, the matrices that take the place of the copies in ``axes`` and ``layers``.
+        approximations: reasons for which the plan changes the function; empty if it claims to preserve it.
+        notes: remarks for the user.
+        maps: of a learned method, the matrices that replace the copies in ``axes`` and ``layers``.
     """
 
     family: str
@@ -151,11 +151,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], folder: Path | None = None) -> Plan:
-        """Read what `to_json` wrote.
+        """Read a plan from the JSON of `to_json`.
 
         Args:
             data: the JSON object.
-            folder: where its learned maps lie, if it has any.
+            folder: the folder of its learned maps, if it has any.
 
         Raises:
             GrowthError: another format, a missing key, or maps that do not fit the configurations.
@@ -163,7 +163,8 @@ class Plan:
         if data.get("format") != FORMAT:
             raise GrowthError(
                 f"the plan has format {data.get('format')!r}, not {FORMAT}",
-                fix="make it again with phigrow plan --json",
+                where="format",
+                fix=_AGAIN,
             )
         try:
             depth = data["depth"]
@@ -186,26 +187,39 @@ class Plan:
                 maps=Maps(data["maps"]["sha256"], folder and folder / FILE) if "maps" in data else None,
             )
         except KeyError as error:
-            raise GrowthError(f"the plan has no {error}", fix="make it again with phigrow plan --json") from error
+            raise GrowthError(f"the plan has no {error}", fix=_AGAIN) from error
         plan._check()
         return plan
 
     def _check(self) -> None:
         if self.family not in all_families():
-            raise GrowthError(f"the plan is for an unknown family {self.family!r}")
+            raise GrowthError(
+                f"the plan is for an unknown family {self.family!r}", fix=f"use one of {', '.join(all_families())}"
+            )
         for name in self.table.axis_names:
             sizes = self.src_sizes[name], self.dst_sizes[name]
             axis = self.axes.get(name)
             if axis is None or (axis.src_size, axis.dst_size) != sizes:
-                raise GrowthError("the axis maps of the plan do not fit its configurations", where=f"axis {name}")
+                there = "missing" if axis is None else f"{axis.src_size} -> {axis.dst_size}"
+                raise GrowthError(
+                    "the axis maps of the plan do not fit its configurations",
+                    where=f"axis {name}",
+                    why=f"the map is {there}, the configurations have {sizes[0]} -> {sizes[1]}",
+                    fix=_AGAIN,
+                )
         if self.maps is not None and not isinstance(self.maps.sha256, str | None):
-            raise GrowthError("the maps of the plan have no hash", fix="make it again with phigrow plan --json")
+            raise GrowthError("the maps of the plan have no hash", where="maps", fix=_AGAIN)
         if self.noise_on not in get_args(NoiseOn):
-            raise GrowthError(f"the plan has noise on {self.noise_on!r}", fix="make it again with phigrow plan --json")
-        if len(self.layers) != self.dst_sizes["layer"] or not all(
-            NEW <= k < self.src_sizes["layer"] for k in self.layers
-        ):
-            raise GrowthError("the layer map of the plan does not fit its configurations", where=str(list(self.layers)))
+            raise GrowthError(f"the plan has noise on {self.noise_on!r}", where="noise_on", fix=_AGAIN)
+        src_layers, dst_layers = self.src_sizes["layer"], self.dst_sizes["layer"]
+        fits = len(self.layers) == dst_layers and all(type(k) is int and NEW <= k < src_layers for k in self.layers)
+        if not fits or not all(type(k) is int and 0 <= k < dst_layers for k in self.identity_layers):
+            raise GrowthError(
+                "the layer map of the plan does not fit its configurations",
+                where=f"layers {list(self.layers)}, identity layers {list(self.identity_layers)}",
+                why=f"the source has {src_layers} layers, the destination {dst_layers}",
+                fix=_AGAIN,
+            )
 
     @cached_property
     def hash(self) -> str:

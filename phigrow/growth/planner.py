@@ -41,10 +41,11 @@ def plan(
             and options of the width method, such as ``scale="preserve"`` or ``anchor="center"``.
 
     Returns:
-        The plan; ``plan.exact`` says whether it claims to preserve the function.
+        The plan; ``plan.exact`` is True if it claims to preserve the function.
 
     Raises:
-        GrowthError: unknown names, a smaller destination, or what the method cannot do; the message names the axis.
+        GrowthError: an unknown name, a smaller destination, or growth that the method cannot do; the message names the
+            axis.
 
     >>> phigrow.plan("phi-1_5", "phi2.json", "lossless").exact  # doctest: +SKIP
     True
@@ -80,7 +81,12 @@ def _task(src: str | Path | Config, dst_config: str | Path | Config, revision: s
     new = load_config(dst_config)
     family = family_of(old, "the source configuration")
     if family_of(new, "the destination configuration") is not family:
-        raise GrowthError(f"the destination is no {family.model_type}", fix="growth stays inside one family")
+        raise GrowthError(
+            f"the source is a {family.model_type}, but the destination a {new.get('model_type')}",
+            where="the destination configuration",
+            why="growth stays inside one family",
+            fix=f"give a destination of model_type {family.model_type}",
+        )
     return GrowthTask(family, old, new, family.sizes_of(old), family.sizes_of(new))
 
 
@@ -89,7 +95,12 @@ def _with_learned_maps(
 ) -> tuple[Maps, GrowthSpec, dict[str, Value]]:
     """Read learned maps; options, depth, rounding and seed become those with which the maps were learned."""
     if not method.learns:
-        raise GrowthError(f"method {method.name} takes no maps", why="only ligo has any", fix="leave --maps out")
+        raise GrowthError(
+            f"method {method.name} takes no maps",
+            where="maps",
+            why="only ligo grows with learned maps",
+            fix="leave --maps out, or use --method ligo",
+        )
     maps, record = read_maps(folder)
     start = record["start"]
     try:
@@ -102,7 +113,7 @@ def _with_learned_maps(
             why=repr(error),
             fix="run phigrow learn-growth again",
         ) from error
-    # A default may have been typed or not, so it gives way to what the maps were learned with.
+    # A default may have been typed or not, so the option of the learned maps takes precedence over it.
     asked = {name: value for name, value in options.items() if value != method.options[name].default}
     asked |= {"depth": growth.depth} if growth.depth else {}
     for name, value in asked.items():
@@ -116,18 +127,19 @@ def _with_learned_maps(
 
 
 def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
-    """Refuse what no method can do, and settings that this method does not take."""
+    """Refuse growth that no method can do, and settings that this method does not have."""
     _refuse_smaller(task)
     if growth.noise > 0 and not method.takes_noise:
         raise GrowthError(
             f"method {growth.method} takes no noise (got {growth.noise:g})",
-            why="noise that copies cancel is an option of tile alone, on every axis",
+            where="noise",
+            why="only tile, on every axis, has an option for noise that copies cancel",
             fix="leave --noise out, or use --method tile",
         )
     if method.learns and growth.depth == "random":
         raise GrowthError(
             f"method {growth.method} cannot use depth random",
-            where="--depth",
+            where="depth",
             why=f"every layer of {method.name} is a learned sum of source layers, and a new layer has none",
             fix="use --depth interpose, stack or identity, or --method wr",
         )
@@ -238,7 +250,7 @@ def _depth_approximations(task: GrowthTask, depth: str, identity_layers: frozens
 
 
 def _leg_approximations(task: GrowthTask, axes: dict[str, AxisMap], known: list[str]) -> list[str]:
-    """A method that claims exactness is held to R E = I on every axis that is summed over."""
+    """Check that a method which claims exactness has R E = I on every axis that is summed over."""
     if known:
         return []
     summed = [name for name in axes if name != task.family.vocab]

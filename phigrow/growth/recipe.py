@@ -151,8 +151,8 @@ class Noise:
 class TensorRecipe:
     """The computation of one destination tensor.
 
-    The tensor is the sum of its terms, plus its offset; coordinates that no term writes hold ``fill``, or new random
-    values where the legs say so. Terms either share their legs, and are added up, or have legs for different rows.
+    The tensor is the sum of its terms, plus its offset. Coordinates that no term writes hold ``fill``, or new random
+    values if the legs are random. Terms either share their legs, and are added up, or have legs for different rows.
 
     Attributes:
         name: destination tensor.
@@ -161,12 +161,12 @@ class TensorRecipe:
         kind: ``matrix``, ``bias``, ``scale`` or ``shift``, for reports; no arithmetic depends on it.
         layer: its destination layer; None outside of layers.
         legs: how each stored axis grows, in storage order.
-        terms: what comes from source tensors; none where every value is constant.
+        terms: shares of source tensors; none if every value is constant.
         fill: value of coordinates that no term writes; one number, or one value a coordinate of a vector.
-        offset: what is added besides; None for nothing.
+        offset: a product that is added to the terms; None for none.
         diagonal_blocks: blocks on the diagonal of a matrix that is zero elsewhere; 1 for any other tensor.
         noise: noise on its values; None for none.
-        norm_fusion: the normalisation that it takes in, or of which it is a part; None where nothing is fused.
+        norm_fusion: the normalisation that is fused into it, or of which it is a part; None if none is fused.
         is_new: it lies in a layer of new values, so nothing comes from the source.
         seed: of random values.
         std: standard deviation of random values.
@@ -247,7 +247,7 @@ class Resolver:
         composites: axis of a parameter -> map, composite axes among them.
         layers: source layer of each destination layer, -1 where it holds new values.
         identity_layers: destination layers that write nothing.
-        learned: what is learned, of a plan of a learned method.
+        learned: the learned matrices, of a plan of a learned method.
         seed, std: of random values.
         noise: of matrices that carry it; None for none.
     """
@@ -425,7 +425,7 @@ class Resolver:
         return source_layer, [(k, float(coefficients[k])) for k in used]
 
     def _from_next_layer(self, parameter: Parameter, source_layer: int, terms: list[Term]) -> list[Term]:
-        """The terms, with new coordinates of what is written taken from the next source layer, where there is one."""
+        """The terms, with new written coordinates from the next source layer, if there is one."""
         made = self.composites[parameter.written]
         next_layer = source_layer + 1
         if made.from_next_layer is None or next_layer >= self._src_sizes["layer"]:
@@ -459,7 +459,7 @@ def _fused(
     fill: float | Floats,
     stream: int,
 ) -> tuple[list[Term], float | Floats, Offset | None]:
-    """Terms, fill and offset of a tensor that takes in a normalisation of ``stream`` values, or is a part of one."""
+    """Terms, fill and offset of a tensor with a fused normalisation of ``stream`` values, or of a part of one."""
     if parameter.kind == "scale":  # one gain for all coordinates is left
         return [], legs[0].gain, None
     if parameter.kind == "shift":

@@ -42,7 +42,7 @@ STUDIED_GROWTH = 3.7
 
 @dataclass(frozen=True)
 class Advice:
-    """One piece of advice: about what (`topic`), in one sentence, and who says so."""
+    """One piece of advice: its topic, one sentence, and its source."""
 
     topic: str
     text: str
@@ -56,7 +56,7 @@ class Advice:
 
 
 def advice(plan: Plan, *, tokens: float | None = None, dtype: str | None = None) -> list[Advice]:
-    """Known problems of a plan like this one, each with what to do instead; empty where there are none.
+    """Return advice about known problems of such a plan; empty if there are none.
 
     Args:
         plan: the plan.
@@ -72,13 +72,13 @@ def advice(plan: Plan, *, tokens: float | None = None, dtype: str | None = None)
 
 
 def growth_timing(parameters: float, tokens: float) -> float:
-    """Tokens on which G_stack would train the source before it grows.
+    """Return the tokens on which G_stack would train the source before it grows.
 
     ``log10(d) = 0.88 log10(N) + 163.27 / log10(C) - 5.74``, N parameters of the grown model, C = 6 N D FLOPs of its
     training from scratch on D tokens; fitted for stacking, at a best factor of 4 in depth (2405.15319; the
     coefficients and a table of examples are in the authors' repository).
 
-    >>> round(growth_timing(8e9, 15e12) / 1e9, 2)  # Llama 3 8B; the table says 6.58B
+    >>> round(growth_timing(8e9, 15e12) / 1e9, 2)  # Llama 3 8B; 6.58B in the table
     6.59
     """
     compute = 6 * parameters * tokens
@@ -114,9 +114,9 @@ def _dropout(plan: Plan) -> Iterator[Advice]:
     if keys and plan.exact:
         values = ", ".join(f"{plan.dst_config[key]:g}" for key in keys)
         text = (
-            f"set {', '.join(keys)} (now {values}) to 0 in the destination: with dropout, training does not start at "
+            f"set {', '.join(keys)} (now {values}) to 0 in the destination: "
+            "with dropout, training does not start at the source's loss"
         )
-        text += "the source's loss"
         yield Advice("dropout", text, "phigrow verify measures in evaluation mode")
 
 
@@ -173,16 +173,16 @@ def _study(plan: Plan, tokens: float | None) -> Iterator[Advice]:
         )
         yield Advice("method", text, STUDY)
     if any((axis.write_random | axis.read_random).any() for axis in plan.axes.values()):
-        text = "train fresh values at twice the learning rate (fresh_lr: 2): this lowered the final loss of wr and "
-        text += "lossless by 0.02 to 0.07 nats, of lemon by 0.015"
+        text = (
+            "train fresh values at twice the learning rate (fresh_lr: 2): this lowered the final loss of wr and "
+            "lossless by 0.02 to 0.07 nats, of lemon by 0.015"
+        )
         yield Advice("rate", text, STUDY)
     old, new = (cost.parameters for cost in plan.cost())
     if tokens is not None and old < new <= STUDIED_GROWTH * old and tokens <= FEW_TOKENS * new:
         text = (
             f"consider training the source on without growth: the budget is {tokens / new:.2g} tokens per parameter; "
-        )
-        text += (
             "at 0.4, the source reached scratch's loss with 1.44x [1.27, 1.63] fewer FLOPs, charged (against 1.8x the "
+            "parameters), and 2.25x [1.97, 2.58] (against 3.6x); growth saved less"
         )
-        text += "parameters), and 2.25x [1.97, 2.58] (against 3.6x); growth saved less"
         yield Advice("continued", text, STUDY)

@@ -1,4 +1,4 @@
-"""Differences between two plans, in everything that goes into their hashes and nothing else."""
+"""Differences between two plans, in exactly the content that their hashes cover."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Difference:
     """One thing that differs.
 
     Attributes:
-        part: where: ``method``, ``depth``, ``size``, ``axis``, ``layer``, ``source`` and ``destination``
-            (configurations), and so on.
-        name: of what, such as an axis or a key; empty where the part is one thing.
-        first, second: the two values; `ABSENT` where one plan has none.
+        part: the part of the plan, such as ``method``, ``depth``, ``axis``, ``layer``, or ``source`` and
+            ``destination`` (configurations).
+        name: the axis, layer or key in that part; empty for a part with one value.
+        first, second: the two values; `ABSENT` if one plan has none.
         coordinates: of an axis map, how many coordinates differ.
         span: of an axis map, the first run of coordinates (start, stop) that differ; the values are those there.
     """
@@ -41,7 +41,7 @@ class Difference:
 
 
 def differences(first: Plan, second: Plan) -> list[Difference]:
-    """Compare two plans; the list is empty where, and only where, they have the same hash.
+    """Compare two plans; the list is empty if and only if they have the same hash.
 
     >>> [d.part for d in differences(plan, dataclasses.replace(plan, seed=plan.seed + 1))]  # doctest: +SKIP
     ['seed']
@@ -142,7 +142,7 @@ def _leg(gains: np.ndarray, random: Bools, common: int) -> list[Any]:
 
 
 def _first_run(differing: Bools, *sides: list[Any]) -> tuple[int, int]:
-    """The first coordinates that differ, as far as both sides go on as they begin."""
+    """Return the first run of coordinates that differ and continue evenly on both sides."""
     start = int(np.flatnonzero(differing)[0])
     stop = start + 1
     while stop < len(differing) and differing[stop] and all(_continues(side, stop) for side in sides):

@@ -87,7 +87,7 @@ def cost_rows(plan: Plan, seq_len: int | None = None) -> list[tuple[str, str, st
 
 
 def claim(plan: Plan) -> str:
-    """One line: exact, or approximate and why."""
+    """Return the claim in one line: exact, or approximate with the reasons."""
     if plan.exact:
         return "exact: computes the source's function (evaluation mode, to rounding)"
     return "approximate: " + "; ".join(plan.approximations)

@@ -1,6 +1,6 @@
-"""Pictures of grown matrices: which blocks were copied, tiled, scaled, filled with means or new values, or are zero.
+"""Pictures of grown matrices: blocks that are copied, tiled, scaled, means, new values or zero.
 
-Drawn as rectangles from the plan's spans, so that a matrix of 26 million values costs as much as one of 26.
+They are drawn as rectangles from the plan's spans, so that a matrix of 26 million values costs as much as one of 26.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_path
+from phigrow.files.output import writing
 from phigrow.growth.origins import SIDES, Anatomy, Kind, Part, anatomy, combine
 from phigrow.growth.plan import Plan
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     Gains: TypeAlias = list[tuple[Text, "Block"]]
 
 COLOURS = {
-    # Okabe and Ito: copies in blues, what was scaled in oranges, the further copy the lighter one of each.
+    # Okabe and Ito: copies in blues, scaled copies in oranges; the lighter one of each is a further copy.
     Kind.COPIED: "#0072B2",
     Kind.TILED: "#8CC5E8",
     Kind.SCALED: "#D55E00",
@@ -47,7 +49,7 @@ LABELS = {
     Kind.CONSTANT: "constant",
 }
 HATCHES = {Kind.ZERO: "////", Kind.FRESH: "\\\\\\", Kind.MEAN: "xxxx", Kind.MIXED: "----"}
-"""Besides colour, so that a print in grey tells them apart. Dots would make an SVG ten times as large."""
+"""Hatches, so that kinds differ in a grey print too. Dots would make an SVG ten times as large."""
 
 DARK = (Kind.COPIED, Kind.SCALED, Kind.MEAN)
 MOST_HEADS = 64
@@ -135,7 +137,7 @@ def cut(block: Block, limits: Limits) -> Block | None:
 
 
 def default_tensors(plan: Plan) -> list[Anatomy]:
-    """One picture's worth: the matrices of layer 0 and those outside the layers; keys and values look as queries do."""
+    """Return the matrices of layer 0 and those outside the layers, without keys and values, which look like queries."""
     family = plan.table
     matrices = [recipe for recipe in plan.recipes() if len(recipe.shape) == 2 and recipe.layer in (None, 0)]
     return [anatomy(each) for each in matrices if not {family.key, family.value} & set(each.written.axis)]
@@ -173,8 +175,10 @@ def picture(plan: Plan, tensors: Sequence[Anatomy]) -> Figure:
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as SVG, PDF or PNG (200 dots an inch), by the ending of ``path``; the same bytes every time.
 
+    The file is written whole or not at all.
+
     Raises:
-        GrowthError: another ending, or a folder that is not there.
+        GrowthError: another ending, a folder that is not there, or a file that cannot be written.
     """
     import matplotlib
 
@@ -189,8 +193,8 @@ def save(figure: Figure, path: str | Path) -> Path:
             "the folder for the picture does not exist", where=str(path.parent), fix="make the folder first"
         )
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=200, facecolor="white", metadata=metadata)
+    with matplotlib.rc_context(STYLE), writing(path), atomic_path(path) as unfinished:
+        figure.savefig(unfinished, dpi=200, facecolor="white", metadata=metadata)
     return path
 
 
@@ -242,7 +246,7 @@ def _single(plan: Plan, tensor: Anatomy) -> tuple[Figure, Gains]:
 
 
 def _short(name: str) -> str:
-    """``layers.0.self_attn.q_proj``: the part of a name that tells it from the others in a picture."""
+    """Return the part of a name that differs within a picture, such as ``layers.0.self_attn.q_proj``."""
     return name.removeprefix("model.").removesuffix(".weight")
 
 
@@ -354,7 +358,7 @@ def _fit_ticks(figure: Figure) -> None:
 
 
 def _ticks(part: Part, limits: tuple[int, int]) -> list[int]:
-    """The ends, and where the kind or the gain changes, as long as they are not too close to read."""
+    """Return the ends, and the places where the kind or the gain changes, unless they are too close to read."""
     low, high = limits
     inner = [piece[0] for piece in pieces(part) if low < piece[0] < high]
     kept = [low]

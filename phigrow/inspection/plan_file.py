@@ -1,4 +1,4 @@
-"""Read a plan back from `phigrow plan --json`, a grown folder or its ``phigrow.json``, and describe its origin."""
+"""Read a plan from `phigrow plan --json`, a grown folder or its ``phigrow.json``, and describe its origin."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class PlanFile:
 
 
 def read_plan_file(path: str | Path) -> PlanFile:
-    """Read a plan and hold its hash against its content.
+    """Read a plan, and check its hash against its content.
 
     Args:
-        path: a grown folder, a ``phigrow.json``, or a file that holds what ``phigrow plan --json`` printed.
+        path: a grown folder, a ``phigrow.json``, or a file with the output of ``phigrow plan --json``.
 
     Raises:
-        GrowthError: nothing there, a file that is no plan, or a plan that was altered.
+        GrowthError: there is no such file, it is no plan, or the plan was altered.
 
     >>> read_plan_file("phi-1_5-to-phi2-tile").plan.method  # doctest: +SKIP
     'tile'
@@ -58,7 +58,12 @@ def read_plan_file(path: str | Path) -> PlanFile:
     except GrowthError as error:
         raise error.at(str(file)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GrowthError("the file is not a plan", where=str(file), why=repr(error)) from error
+        raise GrowthError(
+            "the file is not a plan",
+            where=str(file),
+            why=repr(error),
+            fix="give a folder that phigrow expand wrote, its phigrow.json, or a file of phigrow plan --json",
+        ) from error
     if content.get("hash", plan.hash if provenance is None else None) != plan.hash:
         raise GrowthError(
             "the plan was altered",
@@ -70,7 +75,7 @@ def read_plan_file(path: str | Path) -> PlanFile:
 
 
 def origin(read: PlanFile) -> list[tuple[str, str]]:
-    """Return (label, value) rows that tell where a grown folder came from; those of the plan for a plan alone."""
+    """Return (label, value) rows about the origin of a grown folder; for a plan alone, those of the plan."""
     plan = read.plan
     old, new = plan.cost()
     rows = [] if read.provenance is None else _provenance_rows(read.provenance)
@@ -90,7 +95,7 @@ def _provenance_rows(made: Provenance) -> list[tuple[str, str]]:
     return [
         ("source", f"{made.source_name}, revision {made.source_revision or 'not named'}"),
         *(("file", f"{name}, {file['bytes']:,} bytes, sha256 {file['sha256']}") for name, file in files),
-        ("trained", ", ".join(f"{k} {_figure(v)}" for k, v in training.items()) if training else "at unknown cost"),
+        ("trained", ", ".join(f"{k} {_spelled(v)}" for k, v in training.items()) if training else "at unknown cost"),
         ("command", str(made.command)),
         ("dtype", str(made.dtype)),
         ("seconds", str(made.seconds)),
@@ -98,7 +103,7 @@ def _provenance_rows(made: Provenance) -> list[tuple[str, str]]:
     ]
 
 
-def _figure(value: Any) -> str:
+def _spelled(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

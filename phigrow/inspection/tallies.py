@@ -11,7 +11,7 @@ from phigrow.growth.plan import Plan
 def by_line(plan: Plan) -> dict[str, dict[Kind, int]]:
     """Line of the family table -> how many values of each kind its tensors hold, over all layers."""
     lines: dict[str, dict[Kind, int]] = {}
-    # Layers differ in nothing but whether they are identity layers, new, or sums of several.
+    # Layers differ only by being identity layers, new layers, sums of several, or none of these.
     known: dict[tuple[str, bool, bool, bool], dict[Kind, int]] = {}
     for recipe in plan.recipes():
         key = recipe.line, recipe.is_zero, recipe.is_new, bool(recipe.layer_sum)
@@ -29,7 +29,7 @@ def totals(lines: Mapping[str, Mapping[Kind, int]]) -> dict[Kind, int]:
 
 
 def percent(counts: Mapping[Kind, int], kind: Kind) -> str:
-    """The share of a kind, to a tenth of a percent; never rounded to nothing or to everything.
+    """Return the share of a kind, to a tenth of a percent; never rounded to 0 or to 100 percent.
 
     >>> percent({Kind.COPIED: 1, Kind.FRESH: 99999}, Kind.COPIED), percent({Kind.ZERO: 3}, Kind.ZERO)
     ('<0.1 %', '100 %')

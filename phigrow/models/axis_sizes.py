@@ -17,7 +17,7 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class SizeRules:
-    """How the configurations of a family give the sizes of its axes.
+    """Rules by which the configurations of a family give the sizes of its axes.
 
     Attributes:
         where: the kind of configuration, for messages, such as ``a Phi configuration``.

@@ -42,7 +42,7 @@ def check_values(config: Config, where: str, *, sizes: Iterable[str], flags: Ite
         config: normalised.
         where: for messages, such as ``a Phi configuration``.
         sizes: the keys of `MOST` that the family reads.
-        flags: keys that are true or false where they are there.
+        flags: keys that must be true or false if the configuration has them.
 
     Raises:
         GrowthError: a value has the wrong type or is out of range; the message names the key.
@@ -52,22 +52,34 @@ def check_values(config: Config, where: str, *, sizes: Iterable[str], flags: Ite
         if key in OPTIONAL and (key not in config or (value is None and key != "max_position_embeddings")):
             continue
         if type(value) is not int or value < 1:
-            raise GrowthError(f"{key} is {value!r}, but must be a positive whole number", where=where)
+            raise GrowthError(
+                f"{key} is {value!r}, but must be a positive whole number", where=where, fix=f"set {key} to a size"
+            )
         if value > MOST[key]:
-            raise GrowthError(f"{key} is {value}, but phigrow accepts at most {MOST[key]}", where=where)
+            raise GrowthError(
+                f"{key} is {value}, but phigrow accepts at most {MOST[key]}", where=where, fix=f"set a smaller {key}"
+            )
     for key, (least, most) in RANGES.items():
         if key in config and not (is_number(config[key]) and least <= config[key] <= most):
-            raise GrowthError(f"{key} is {config[key]!r}, but must be a number from {least:g} to {most:g}", where=where)
+            raise GrowthError(
+                f"{key} is {config[key]!r}, but must be a number from {least:g} to {most:g}",
+                where=where,
+                fix=f"correct {key}, or leave it out",
+            )
     for key in flags:
         if key in config and not isinstance(config[key], bool):
-            raise GrowthError(f"{key} is {config[key]!r}, but must be true or false", where=where)
+            raise GrowthError(
+                f"{key} is {config[key]!r}, but must be true or false",
+                where=where,
+                fix=f"correct {key}, or leave it out",
+            )
 
 
 def check_division(config: Config, where: str, model: str) -> tuple[int, int]:
     """Return the number of heads and of key/value heads.
 
     Raises:
-        GrowthError: hidden_size is not a multiple of the heads, or the heads of the key/value heads.
+        GrowthError: hidden_size is not a multiple of the number of heads, or that of the key/value heads.
     """
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv = config.get("num_key_value_heads") or heads
@@ -89,7 +101,8 @@ def check_total(sizes: Mapping[str, int], where: str, matrices: int) -> None:
     """Refuse a model of too many parameters, although each size is in range.
 
     Args:
-        sizes: of every axis; ``matrices`` is how many mlp matrices a layer has.
+        sizes: of every axis.
+        matrices: number of mlp matrices of a layer.
 
     Raises:
         GrowthError: more parameters than `MOST_PARAMETERS`.
@@ -101,10 +114,11 @@ def check_total(sizes: Mapping[str, int], where: str, matrices: int) -> None:
             f"the configuration has {parameters:.3g} parameters",
             where=where,
             why=f"phigrow accepts at most {MOST_PARAMETERS:.0e} parameters",
+            fix="check hidden_size, intermediate_size, num_hidden_layers and vocab_size",
         )
 
 
 def rotary_factor(rotary: int, head: int) -> float:
-    """The fraction of a head that turns, such that ``int(head * fraction)`` is exactly ``rotary``."""
+    """Return the rotary fraction of a head, such that ``int(head * fraction)`` is exactly ``rotary``."""
     factor = rotary / head
     return factor if int(head * factor) == rotary else (rotary + 0.5) / head

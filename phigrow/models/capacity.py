@@ -1,4 +1,4 @@
-"""Estimate from a configuration alone which ZeRO stage fits, how long a run takes and what it costs.
+"""Estimate from a configuration alone the ZeRO stage that fits, and the time and price of a run.
 
 Model states follow Rajbhandari et al., "ZeRO" (1910.02054), as DeepSpeed 0.19 lays them out for the runs of
 `phigrow.training` (bf16 or fp32 weights, fp32 gradients and masters, AdamW), and agree with DeepSpeed's
@@ -38,7 +38,7 @@ chunks is slower and saves nothing."""
 
 @dataclass(frozen=True)
 class ZeroLayout:
-    """A ZeRO stage, and whether optimizer and parameters are offloaded to the memory of the host."""
+    """A ZeRO stage, with optional offload of optimizer and parameters to the memory of the host."""
 
     stage: int
     offload_optimizer: bool = False
@@ -171,7 +171,7 @@ def model_states(
 
     With P parameters, N ranks and weights of w bytes (2 or 4):
 
-    - weights ``w P``, at stage 3 ``w P / N`` and what is gathered at once;
+    - weights ``w P``, at stage 3 ``w P / N`` and the parameters that are gathered at the same time;
     - gradients ``w P`` at stage 0; at stage 1 a whole ``4 P`` in fp32 beside bf16's own ``2 P`` (in fp32 runs
       ``4 P / N``); at stages 2 and 3 ``4 P / N``;
     - masters ``4 P / N`` (none in an fp32 run at stage 0) and moments ``8 P / N``, whole at stage 0; the ``muon``
@@ -257,7 +257,7 @@ def muon_parameters(config: Config) -> int:
 
 
 def loss_path(loss: str, tokens: int, vocab: int) -> str:
-    """Return how the loss is computed, ``full`` or ``chunked``, from the key ``loss`` and the size of the logits."""
+    """Return the way to compute the loss, ``full`` or ``chunked``, from the key ``loss`` and the size of the logits."""
     return loss if loss != "auto" else "full" if tokens * vocab <= FULL_LOGITS else "chunked"
 
 
@@ -275,17 +275,17 @@ def capacity(
     checkpointing: bool = False,
     optimizer: str = "adamw",
 ) -> Capacity:
-    """Estimate which ZeRO stage of a model fits on given GPUs, its memory there, and how long training takes.
+    """Estimate the ZeRO stage at which a model fits on given GPUs, its memory there, and the time of training.
 
     Args:
         config: the model, as `phigrow.models.config.load_config` takes it.
-        gpus: how many of what memory, ``8x80`` for eight of 80 GiB.
+        gpus: number and memory of the GPUs, ``8x80`` for eight of 80 GiB.
         tokens: of the whole run; None leaves time and cost out.
         mfu: share of the peak that model FLOPs reach.
         peak: one of `PEAK_FLOPS`.
         price: of one GPU for one hour, in any currency.
         batch: sequences a step over all GPUs; by default about a million tokens.
-        micro_batch: sequences a GPU holds at once; by default the largest power of two that fits.
+        micro_batch: sequences a GPU holds at once; by default the largest divisor of its share of ``batch`` that fits.
         seq_len: tokens a sequence; by default ``max_position_embeddings``.
         checkpointing: recompute every layer in the backward pass.
         optimizer: one of `OPTIMIZERS`. FLOPs of its steps are not counted.
@@ -309,9 +309,9 @@ def capacity(
         )
     if optimizer not in OPTIMIZERS:
         raise GrowthError(
-            f"There is no memory formula for the optimizer {optimizer!r}.",
+            f"there is no memory formula for the optimizer {optimizer!r}",
             where="--optimizer",
-            fix=f"Choose one of {', '.join(OPTIMIZERS)}.",
+            fix=f"choose one of {', '.join(OPTIMIZERS)}",
         )
     if not 0 < mfu <= 1:
         raise GrowthError(f"the MFU is {mfu}", where="--mfu", fix="give a share above 0 and at most 1, such as 0.4")

@@ -13,7 +13,7 @@ from phigrow.files.untrusted import contained, read_json_strict
 Config = dict[str, Any]
 
 SHIPPED = ("phi-1-small.json", "phi-1.json", "phi-1_5.json", "phi2.json")
-"""Configurations inside the package: the published stock values (phi-1-small has none but its sizes)."""
+"""Configurations inside the package, with the published values; of phi-1-small only sizes are published."""
 
 
 def load_config(ref: str | Path | Config) -> Config:
@@ -56,7 +56,7 @@ def load_config(ref: str | Path | Config) -> Config:
 
 
 def shipped_name(ref: str | Path) -> str | None:
-    """The shipped file that a bare name means, or None (``phi2`` and ``phi2.json`` -> ``phi2.json``)."""
+    """Return the shipped file of a bare name, or None (``phi2`` and ``phi2.json`` -> ``phi2.json``)."""
     name = str(ref)
     return next((shipped for shipped in SHIPPED if name in (shipped, shipped.removesuffix(".json"))), None)
 
@@ -64,7 +64,7 @@ def shipped_name(ref: str | Path) -> str | None:
 def normalised(config: Config) -> Config:
     """Return a copy with one spelling: ``rope_theta``, ``partial_rotary_factor``, ``rope_type`` and ``dtype`` on top.
 
-    ``rope_settings`` holds what else a rotary scaling says (``factor`` and the like).
+    ``rope_settings`` holds the other settings of a rotary scaling, such as ``factor``.
 
     transformers 4 writes ``rope_theta``, ``partial_rotary_factor``, ``rope_scaling`` and ``torch_dtype``;
     transformers 5 writes ``rope_parameters`` and ``dtype``. Where both are there, version 5's wins, as it does there.
@@ -80,14 +80,22 @@ def normalised(config: Config) -> Config:
     for key in ("rope_scaling", "rope_parameters"):
         settings = out.pop(key, None) or {}
         if not isinstance(settings, dict):
-            raise GrowthError(f"{key} is {settings!r}, but must be an object", where="the configuration")
+            raise GrowthError(
+                f"{key} is {settings!r}, but must be an object",
+                where="the configuration",
+                fix=f"correct {key}, or leave it out",
+            )
         rope |= settings
     named = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
     out["rope_settings"] = {key: value for key, value in sorted(rope.items()) if key not in named}
     out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", out.get("rope_theta", 10000.0))
     if not is_number(theta) or theta <= 0:
-        raise GrowthError(f"rope_theta is {theta!r}, but must be a positive number", where="the configuration")
+        raise GrowthError(
+            f"rope_theta is {theta!r}, but must be a positive number",
+            where="the configuration",
+            fix="correct rope_theta, or leave it out for 10000",
+        )
     out["rope_theta"] = float(theta)
     if "partial_rotary_factor" in rope:
         out["partial_rotary_factor"] = rope["partial_rotary_factor"]
@@ -97,7 +105,7 @@ def normalised(config: Config) -> Config:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; a bool, which is an int in Python, is none."""
+    """Return True for a finite number; a bool, which is an int in Python, is none."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an int that no float can hold

@@ -1,7 +1,7 @@
-"""The table notation: what every parameter of an architecture writes and reads, axis by axis.
+"""The table notation: the axes that every parameter of an architecture reads and writes.
 
-One line a parameter, ``name  axes [condition]``. The axes are in storage order and the arrow points from what the
-parameter reads to what it writes; a composite axis is in brackets, slowest part first, as in einops::
+One line a parameter, ``name  axes [condition]``. The axes are in storage order, and the arrow points from the axis that
+the parameter reads to the axis that it writes. A composite axis is in brackets, slowest part first, as in einops::
 
     model.embed_tokens.weight                          vocab -> hidden
     model.layers.{layer}.self_attn.q_proj.weight|bias  (kv group q) <- normed
@@ -13,7 +13,7 @@ parameter reads to what it writes; a composite axis is in brackets, slowest part
 
 ``weight|bias`` names two tensors; the bias carries the axis that the weight writes. ``norm a -> b`` is an
 elementwise scale (and shift) of a LayerNorm that reads ``a`` and writes ``b``, ``rmsnorm a -> b`` that of a
-normalisation which does not take off the mean. ``q|k|v`` is several axes one after the other, in one place of a
+normalisation that does not subtract the mean. ``q|k|v`` is several axes one after the other, in one place of a
 composite axis. A condition names a key of the configuration.
 """
 
@@ -50,8 +50,8 @@ class Parameter:
         written: the axis that it writes.
         read: the axis that it reads (None for a bias).
         when, key: the condition (``if`` or ``unless`` a configuration key is true), or None.
-        centred: of a normalisation: it takes off the mean (LayerNorm, not RMSNorm).
-        default: what ``key`` is where a configuration leaves it out.
+        centred: True for a normalisation that subtracts the mean (LayerNorm, not RMSNorm).
+        default: value of ``key`` in configurations that leave it out.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Parameter:
         return "{layer}" in self.name
 
     def present(self, config: Config) -> bool:
-        """Return whether a model of this configuration has the parameter."""
+        """Return True if a model of this configuration has the parameter."""
         return self.when is None or (self.when == "if") == bool(config.get(self.key or "", self.default))
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -146,20 +146,20 @@ class Family:
         architecture: the transformers class that loads it.
         table: the parameters, in the notation of this module.
         sizes_of: configuration -> size of each axis, plus ``layer`` and ``rotary`` (rotary coordinates a head).
-        residual: the residual stream; an identity layer is one whose writers of it are zero.
-        normed: what readers see after the normalisation.
-        final: what the head sees after the last normalisation.
+        residual: the residual stream; in an identity layer all parameters that write it are zero.
+        normed: the stream after a layer's normalisation.
+        final: the stream after the last normalisation, which the head reads.
         vocab: the token axis.
         head: parts of the attention axes: ``query`` and ``key`` hold the rotary part first.
         config_of: the inverse of ``sizes_of``: the least configuration of given sizes, where the architecture lets one
             choose them (a Phi's hidden is its heads times their coordinates, whatever the given size).
-        function_keys: configuration keys (normalised) that change the function that the weights compute, and what each
-            is where it is left out.
+        function_keys: configuration keys (normalised) that change the function of the weights, with their defaults.
         dropout_keys: configuration keys of dropout rates.
         live_names: names in checkpoints -> in live models, where transformers renames on loading.
         ignored_tensors: ends of the names of tensors that some checkpoints hold and no model learns.
-        former_model_types, former_tensors, former_advice: how earlier uploads of the family, which only remote code
-            could load, are recognised (``model_type``, ends of tensor names), and what to do with them.
+        former_model_types, former_tensors: ``model_type`` and ends of tensor names by which earlier uploads of the
+            family are recognised. Only remote code could load them.
+        former_advice: the fix for a user who has such an upload.
         forward: computes logits [rows, length, vocab] in numpy from a configuration (one spelling, every function key
             set), sizes, weights and ids [rows, length]; None where only transformers can.
     """
@@ -201,7 +201,7 @@ class Family:
 
     @cached_property
     def centred(self) -> bool:
-        """The normalisations of the residual stream take off its mean (LayerNorm)."""
+        """The normalisations of the residual stream subtract its mean (LayerNorm)."""
         return any(p.centred and p.read == (self.residual,) for p in self.parameters)
 
     @cached_property
@@ -225,9 +225,9 @@ class Family:
         """Name -> shape of every tensor that a checkpoint of this configuration holds, in table order."""
         sizes = self.sizes_of(config)
         shapes: dict[str, tuple[int, ...]] = {}
-        outside = [p for p in self.parameters if p.present(config)]
-        layered = [p for p in outside if p.in_layer]
-        for p in outside:
+        present = [p for p in self.parameters if p.present(config)]
+        layered = [p for p in present if p.in_layer]
+        for p in present:
             if not p.in_layer:
                 shapes[p.name] = p.shape(sizes)
             elif p is layered[0]:

@@ -96,7 +96,7 @@ def test_an_index_must_fit_its_files(tmp_path):
         CheckpointReader(tmp_path)
     index(tmp_path, {"b": "x.safetensors"})
     with pytest.raises(
-        GrowthError, match=r"where: a in .*\n  why: the tensor is in x.safetensors, but the index says in no file"
+        GrowthError, match=r"where: a in .*\n  why: the tensor is in x.safetensors, but the index lists it in no file"
     ):
         CheckpointReader(tmp_path)
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import phi_config, phi_model
 
 import phigrow
+from phigrow.checkpoints.pickles import PickledWeights
 from phigrow.errors import GrowthError
 from phigrow.expansion.certificates import check_certificate, save_certificate, tensor_hashes
 
@@ -43,6 +44,35 @@ def test_one_altered_tensor_is_named(sides):
     tensors["more"] = torch.ones(2)
     save_file(tensors, src / "model.safetensors", metadata={"format": "pt"})
     assert check_certificate(path, src, dst)[:2] == ["source: lm_head.bias is missing", "source: more was not there"]
+
+
+def test_pickled_weights_are_certified_like_safetensors(sides):
+    src, dst, path = sides
+    hashes = tensor_hashes(src)
+    save_certificate(path, phigrow.verify(src, dst), src, dst)
+    torch.save(load_file(src / "model.safetensors"), src / "pytorch_model.bin")
+    (src / "model.safetensors").unlink()
+    with pytest.warns(PickledWeights):
+        assert tensor_hashes(src) == hashes
+    with pytest.warns(PickledWeights):
+        assert check_certificate(path, src, dst) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "not JSON"),
+        ('{"format": 2}', "its format is 2, and this phigrow reads format 1"),
+        ("{}", "it has no 'format'"),
+    ],
+)
+def test_an_unreadable_certificate_names_the_reason_once(sides, text, why):
+    src, dst, path = sides
+    path.write_text(text)
+    with pytest.raises(GrowthError) as error:
+        check_certificate(path, src, dst)
+    assert why in error.value.why
+    assert str(error.value).count("the certificate cannot be read") == 1
 
 
 def test_a_certificate_that_cannot_be_read(sides):

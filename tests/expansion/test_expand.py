@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import logits, phi_config, phi_model, probe, random_growth
 
 import phigrow
 from phigrow import expand as expand_function
+from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.cli import app
 from phigrow.errors import GrowthError
 from phigrow.expansion.expand import default_out, parse_size
@@ -233,11 +234,34 @@ def test_tied_embeddings_stream_and_stay_tied(tmp_path, save_model):
     assert torch.equal(stored(out)["model.embed_tokens.weight"], grown.lm_head.weight)
 
 
+def test_a_folder_with_a_dot_in_its_name_names_the_output(tmp_path, monkeypatch):
+    (tmp_path / "phi-1.5").mkdir()
+    monkeypatch.chdir(tmp_path / "phi-1.5")
+    assert default_out("phi-1", tmp_path / "phi-1.5", "wr") == Path("phi-1-to-phi-1.5-wr")
+    assert default_out("phi-1", ".", "wr") == Path("phi-1-to-phi-1.5-wr")
+
+
+def test_the_tensor_with_most_values_decides_the_dtype(tmp_path):
+    tensors = {"long": torch.zeros(9, dtype=torch.float32), "large": torch.zeros(4, 8, dtype=torch.bfloat16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with CheckpointReader(tmp_path) as reader:
+        assert reader.dtype_name == "bfloat16"
+    save_file(tensors | {"long": torch.zeros(99)}, tmp_path / "model.safetensors")
+    with CheckpointReader(tmp_path) as reader:
+        assert reader.dtype_name == "float32"
+
+
+@pytest.mark.parametrize("tokens", [-1, 0, 1])
+def test_too_few_tokens_are_refused(tokens):
+    with pytest.raises(GrowthError, match=f"verify cannot run on {tokens} tokens"):
+        phigrow.verify("src", "dst", tokens=tokens)
+
+
 def test_default_names_and_sizes():
     assert default_out("phi-1_5", "phi2.json", "tile") == Path("phi-1_5-to-phi2-tile")
     assert default_out("someone/model", {}, "wr") == Path("model-to-grown-wr")
     assert [parse_size(text) for text in ("5GB", "1.5 mb", "2GiB", "77")] == [5 * 10**9, 1_500_000, 2**31, 77]
-    for text in ("GB", "-1GB", "many"):
+    for text in ("GB", "-1GB", "many", "inf", "1e400GB", "nan"):
         with pytest.raises(GrowthError, match="cannot be read"):
             parse_size(text)
 

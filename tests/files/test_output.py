@@ -24,7 +24,8 @@ def test_only_what_the_operating_system_refuses_is_told(tmp_path, beyond):
     with pytest.raises(GrowthError) as error:
         make_folder(beyond)
     assert str(error.value) == (
-        f"the output cannot be written\n  where: {beyond}\n  why: [Errno 20] Not a directory: '{beyond}'"
+        f"the output cannot be written\n  where: {beyond}\n  why: [Errno 20] Not a directory: '{beyond}'\n"
+        "  what to do: choose a place where you may write and that has enough space"
     )
     with pytest.raises(KeyError), writing(tmp_path):  # negative control
         raise KeyError("something else")

@@ -104,7 +104,7 @@ def test_a_seed_and_noise_are_numbers(given):
         ("lossless,mlp=copy", "method 'copy' is unknown"),
         ("lossless,mlp=tile:scale=big", "scale 'big' is not allowed"),
         ("lossless,mlp=hypercloning", "hypercloning cannot be mixed"),
-        ("isometric,mlp=aki", "aki cannot stand beside a method"),
+        ("isometric,mlp=aki", "aki cannot be mixed with a method that rotates"),
     ],
 )
 def test_mixtures_that_cannot_be(spec, message):

@@ -5,6 +5,7 @@ from tiny_models import phi_config
 
 import phigrow
 from phigrow.errors import GrowthError
+from phigrow.growth.axes import AxisMap
 from phigrow.growth.plan import Plan
 from phigrow.inspection.explain import axis_rows, claim, cost_rows, layer_rows
 from phigrow.models.config import load_config, normalised
@@ -50,6 +51,27 @@ def test_a_damaged_plan_is_refused():
         Plan.from_json(data | {"axes": data["axes"] | {"mlp": data["axes"]["hidden"]}})
     with pytest.raises(GrowthError, match="layer map of the plan does not fit"):
         Plan.from_json(data | {"depth": data["depth"] | {"layers": [0, 1, 2, 3, 9]}})
+    layers = len(data["depth"]["layers"])
+    for key, value in (("layers", [0.0] * layers), ("layers", ["0"] * layers), ("identity_layers", [layers])):
+        with pytest.raises(GrowthError, match=r"layer map of the plan does not fit[\s\S]*make it again"):
+            Plan.from_json(data | {"depth": data["depth"] | {key: value}})
+    Plan.from_json(data | {"depth": data["depth"] | {"identity_layers": [layers - 1]}})  # the negative control
+
+
+@pytest.mark.parametrize(
+    ("runs", "dst_size", "why"),
+    [
+        ([[10**15, "fresh", 1.0, 1.0]], 70, "do not add up to 70 coordinates"),
+        ([[10**15, "fresh", 1.0, 1.0]], 10**15, "accepts at most 16777216"),
+        ([[71, 0, 1.0, 1.0], [-1, 0, 1.0, 1.0]], 70, "do not add up to 70 coordinates"),
+        ([[70.0, 0, 1.0, 1.0]], 70, "do not add up to 70 coordinates"),
+    ],
+)
+def test_runs_of_another_length_are_refused_before_memory_is_allocated(runs, dst_size, why):
+    sound = {"src_size": 70, "dst_size": 70, "fresh_bias": 0.0, "runs": [[70, 0, 1.0, 1.0]]}
+    assert AxisMap.from_json(sound).is_identity
+    with pytest.raises(GrowthError, match=why):
+        AxisMap.from_json(sound | {"runs": runs, "dst_size": dst_size})
 
 
 def test_the_first_plans_of_the_project_need_no_weights():
@@ -119,7 +141,7 @@ REFUSALS = [
     ),
     (
         phi_config(), phi_config(48, 6), {"method": "wr", "noise": 0.1},
-        r"method wr takes no noise \(got 0.1\)\n  why: .*an option of tile alone",
+        r"method wr takes no noise \(got 0.1\)\n  where: noise\n  why: only tile, on every axis, has",
     ),
     (
         phi_config(),
@@ -128,7 +150,7 @@ REFUSALS = [
         r"noise -1.0 is not allowed\n  where: noise\n  what to do: give a number, 0 or more",
     ),
     (phi_config(), phi_config(48, 6), {"method": "copy"}, r"method 'copy' is unknown"),
-    (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"depth method 'deep' is unknown\n.*interpose, .*solar"),
+    (phi_config(), phi_config(48, 6), {"depth": "deep"}, r"depth method 'deep' is unknown\n.*\n.*interpose, .*solar"),
     (phi_config(), phi_config(48, 6), {"rounding": "up"}, r"rounding 'up' is unknown"),
     (phi_config(), phi_config(48, 6), {"method": "lossless", "scale": "rms"}, r"method lossless has no option 'scale'"),
     ({"model_type": "gpt9"}, phi_config(), {},

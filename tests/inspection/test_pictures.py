@@ -126,3 +126,19 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         save(figure, tmp_path / "a.gif")
     with pytest.raises(GrowthError, match="the folder for the picture does not exist"):
         save(figure, tmp_path / "nowhere" / "a.svg")
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    plan = phigrow.plan(SRC, DST, "wr")
+    figure, path = picture(plan, matching(plan, "lm_head.weight")), tmp_path / "a.svg"
+    before = save(figure, path).read_bytes()
+
+    def full(file, **_):
+        file.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(GrowthError, match=r"the output cannot be written\n  where: .*a.svg\n  why: .*No space left"):
+        save(figure, path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["a.svg"]

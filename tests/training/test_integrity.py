@@ -77,7 +77,7 @@ DAMAGE = {
     truncate: "mp_rank_00_model_states.pt has 50 bytes instead of 101",
     flip: "zero_pp_rank_1_mp_rank_00_optim_states.pt was changed after it was written (its xxh3 differs)",
     remove: "zero_pp_rank_0_mp_rank_00_optim_states.pt is missing",
-    cut_marker: "complete.json cannot be read",
+    cut_marker: "complete.json cannot be read: Unterminated string",
     edit_marker: "complete.json was changed after it was written",
     old_marker: "complete.json has no hashes of the files",
 }
@@ -94,7 +94,8 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(tm
     assert found is not None
     assert (found.progress.step, found.world_size, found.stage) == (6, 2, 1)
     said = capsys.readouterr()
-    assert f"a damaged checkpoint, step-9: {DAMAGE[harm]}; it is now damaged-step-9" in said.err
+    assert f"a damaged checkpoint, step-9: {DAMAGE[harm]}" in said.err
+    assert "; it is now damaged-step-9" in said.err
     assert "falling back to the checkpoint of step 6, which is complete" in said.out
     assert sorted(p.name for p in (tmp_path / FOLDER).iterdir()) == ["damaged-step-9", "step-3", "step-6"]
 
@@ -168,6 +169,20 @@ def test_what_deepspeed_saves_beside_tensors_passes_the_restricted_loader(tmp_pa
         back = torch.load(tmp_path / "x.pt", weights_only=False)
     assert vars(back["loss_scaler"]) == vars(scaler)
     assert (back["zero_stage"], back["map"]) == (content["zero_stage"], content["map"])
+
+
+@pytest.mark.parametrize(
+    "files", [["a"], {"a": 3}, {"a": {"bytes": 3}}, {"a": {"bytes": True, "xxh3_128": ""}}, {"a\0": None}]
+)
+def test_a_marker_without_sizes_and_hashes_is_damaged(tmp_path, files):
+    folder = checkpoint(tmp_path, 3)
+    sound = read_marker(folder)["files"]
+    content = {"files": files}
+    atomic_json(folder / MARKER, content)
+    with pytest.raises(ValueError, match="has no hashes of the files"):
+        read_marker(folder)
+    write_marker(folder, {}, sound)
+    assert read_marker(folder) == {"files": sound}  # the negative control
 
 
 def test_markers_are_sorted_by_step_and_the_hash_covers_the_progress(tmp_path):

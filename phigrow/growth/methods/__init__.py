@@ -1,4 +1,4 @@
-"""Growth methods, one file each; a module here that defines ``METHOD`` is found by its name."""
+"""Growth methods, one file each; every module here that defines ``METHOD`` is registered by its name."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ def all_methods() -> dict[str, Method]:
 
 
 def find_method(name: str) -> Method:
-    """The width method of a name.
+    """Return the width method of a name.
 
     Raises:
-        GrowthError: there is none.
+        GrowthError: no method has the name.
     """
     if name not in all_methods():
-        raise GrowthError(f"method {name!r} is unknown", fix=f"choose one of {', '.join(all_methods())}")
+        raise GrowthError(
+            f"method {name!r} is unknown", where="method", fix=f"choose one of {', '.join(all_methods())}"
+        )
     return all_methods()[name]

@@ -5,10 +5,11 @@ whose fan-in is grown as in `fpi` (copied, over its count), columns being the fa
 
     U_l[:, j] = W~_l[:, j] for j <= d,  W~_{l+1}[:, g(j)] for j > d
 
-for all matrices of attention and mlp, with their biases; queries, keys and values by whole heads. That much is the
-paper's. Of the paper this does not say, and chosen here: normalisations, and the last layer, which has none above it,
-grow as in `fpi`, embeddings too; g is drawn in even rounds as in `fpi`, one map for all layers, where the paper draws
-one a layer; layers are repeated in place (`interpose`), where the paper stacks (``--depth stack``).
+for all matrices of attention and mlp, with their biases; queries, keys and values by whole heads.
+
+The paper leaves some choices open, which are made here. Normalisations, embeddings and the last layer, which has none
+above it, grow as in `fpi`. Two things differ from the paper. One map g, drawn in even rounds as in `fpi`, serves all
+layers; the paper draws one a layer. Layers are repeated in place (`interpose`); the paper stacks (``--depth stack``).
 
 Not function-preserving: the paper gives that up so that copies differ. With a single layer it is `fpi`.
 """

@@ -42,7 +42,7 @@ ROUNDINGS: dict[str, Callable[[Fraction], int]] = {
     "half-up": lambda x: math.floor(x + Fraction(1, 2)),
     "floor": math.floor,
 }
-"""How `interpose` rounds k L / L'; the published formula does not say, the first is the default."""
+"""Roundings of k L / L' in `interpose`. The published formula leaves this open; the first is the default."""
 
 
 def _interpose(src: int, dst: int, rounding: str) -> LayerMap:
@@ -121,7 +121,8 @@ def layer_map(method: str, src: int, dst: int, rounding: str = "half-even") -> L
     """
     for what, value, known in (("depth method", method, DEPTHS), ("rounding", rounding, ROUNDINGS)):
         if value not in known:
-            raise GrowthError(f"{what} {value!r} is unknown", fix=f"choose one of {', '.join(known)}")
+            key = "depth" if known is DEPTHS else "rounding"
+            raise GrowthError(f"{what} {value!r} is unknown", where=key, fix=f"choose one of {', '.join(known)}")
     if dst < src:
         raise GrowthError(
             f"the destination has fewer layers: {src} -> {dst}",

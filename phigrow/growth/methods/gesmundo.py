@@ -2,10 +2,10 @@
 
 A. Gesmundo, K. Maile, Composable Function-preserving Expansions for Transformer Architectures (2308.06103). New mlp
 units and heads have zero columns where they are read; new key coordinates are zero and queries take sqrt(h'/h); new
-coordinates of the stream are zero, and RMSNorm's weight takes sqrt(D/D') for the longer mean. That last gain sits here
-on what writes the stream, as its inverse, so that epsilon counts as it did.
+coordinates of the stream are zero, and RMSNorm's weight takes sqrt(D/D') for the longer mean. Here the writers of the
+stream carry the inverse of that last gain instead, so that epsilon keeps its effect.
 
-Exact under RMSNorm. Under LayerNorm zeros shift the mean that is taken off, as the paper says of its own scope.
+Exact under RMSNorm, the scope of the paper. Under LayerNorm zeros shift the mean that is subtracted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HyperCloning: every axis repeated n times, what reads it divided by n, with noise that copies cancel.
+"""HyperCloning: every axis is repeated n times and its readers divided by n, with noise that copies cancel.
 
 M. Samragh et al., Scaling Smart: Accelerating Large Language Model Pre-training with Small Model Initialization
 (2409.12903). W' = [[W, W], [W, W]] / 2 at a factor of 2, biases, normalisations and embeddings repeated, more heads

@@ -1,21 +1,21 @@
-"""isometric: the residual stream turned at random into a larger one, so that no two coordinates are alike.
+"""isometric: the residual stream is mapped into a larger one by a random isometry, so no two coordinates are alike.
 
 With Q [D', D] a random isometry (Q^T Q = I) that takes the mean of the stream to the mean of the larger one, and
 c = sqrt(D'/D):
 
-1. Writers of the stream: c Q W. Mean and variance stay, so epsilon counts as it did: the stream, its mean taken off
-   and divided by its deviation, is c Q n where it was n.
-2. Normalisations: weight 1/c everywhere; weights g and biases b go into what reads them.
-3. Readers: W diag(g) Q^T, and W b is added to their bias; where a reader has none (GPT-NeoX's head), the bias of the
-   normalisation is a unit vector u that Q never writes, and readers get W b u^T besides.
-4. All other axes as in `lossless`: new heads, head coordinates, mlp units, layers and tokens change nothing yet.
+1. Writers of the stream: c Q W. Mean and variance stay, so epsilon keeps its effect. The normalised stream n, before
+   weights, becomes c Q n.
+2. Normalisations: weight 1/c everywhere; weights g and biases b are fused into the readers.
+3. Readers: W diag(g) Q^T, and W b is added to their bias. If a reader has no bias (GPT-NeoX's head), the bias of the
+   normalisation is a unit vector u orthogonal to the columns of Q, and W b u^T is added to the readers.
+4. All other axes as in `lossless`: new heads, head coordinates, mlp units, layers and tokens change nothing at first.
 
 Function-preserving in evaluation mode, to rounding, at any sizes. Unlike the mean fill, every coordinate of the
-new stream is in use from the start, each another mixture of the old ones, and no reader starts with columns that
+new stream is in use from the start, each a different mixture of the old ones, and no reader starts with columns that
 multiply zero. Not published elsewhere, to our knowledge.
 
-Refused where the embedding is the head: one matrix cannot both write the stream and take in the last weights. Costs
-matrix products, and memory for Q (`phigrow.growth.dense_map.Isometry`).
+Refused with tied embeddings: one matrix cannot both write the stream and carry the last weights. Costs matrix products,
+and memory for Q (`phigrow.growth.dense_map.Isometry`).
 """
 
 from __future__ import annotations

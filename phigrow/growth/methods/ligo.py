@@ -10,12 +10,12 @@ that of values and the last matrix of the mlp with that of the mlp. Depth: w [L'
 own, weights and biases apart. About 100 steps of the language-model loss learn B and w, with the source frozen
 (`phigrow learn-growth`); the large model is then made once, by the lift of every plan (`phigrow.growth.learned`).
 
-Learning starts from a known operator, and equals it there: depth from ``stack``, width from ``fpi`` (what c copies say
-is read over c) or ``tile`` (read in full, so that A = B as in the paper). Gains of the start stay: A = diag(read) B.
+Learning starts from a known operator, and equals it there: depth from ``stack``, width from ``fpi`` (c copies are read
+with 1/c) or ``tile`` (read in full, so that A = B as in the paper). Gains of the start stay: A = diag(read) B.
 
-What differs from the authors' code (github.com/VITA-Group/LiGO, ``ligo.py``): there each destination layer has B of
-queries, keys, values and mlp of its own, here all layers share them; there the first rows of B stay the identity, here
-they are learned too. Rotary coordinates, which the paper's models have not, mix like others. The vocabulary, groups of
+Two things differ from the authors' code (github.com/VITA-Group/LiGO, ``ligo.py``). There each destination layer has its
+own B of queries, keys, values and mlp; here all layers share them. There the first rows of B stay the identity; here
+they are learned too. Rotary coordinates, which the paper's models lack, mix like others. The vocabulary, groups of
 heads that share a key and normalisations inside heads (``qk_layernorm``) grow as in the start.
 
 Not function-preserving once learned. Costs matrix products, and memory for B: of the mlp 8192 -> 10240, 0.7 GB.

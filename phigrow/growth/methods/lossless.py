@@ -4,10 +4,10 @@ With c = sqrt(D'/D) for hidden D -> D':
 
 1. Writers of the residual stream: old rows c W, new rows c mean_rows(W). The stream's mean becomes c mu and its
    variance (D/D') c^2 var = var. Under RMSNorm new rows are 0: the mean square is (D/D') c^2 times what it was.
-2. Normalisations: old weights gamma / c, old biases as they are; new weights 1, new biases 0. The new coordinates equal
-   the mean (are 0 under RMSNorm), so they normalise to exactly 0 whatever their weight. Where embeddings are tied, the
-   head reads with gain c what the embedding wrote: the last normalisation gets gamma / c^2 and beta / c.
-3. Readers: old columns as they are, new columns random: they multiply 0, and make the new width trainable.
+2. Normalisations: old weights gamma / c, old biases unchanged; new weights 1, new biases 0. The new coordinates equal
+   the mean (are 0 under RMSNorm), so they normalise to exactly 0 at any weight. With tied embeddings, the head has the
+   embedding's gain c, so the last normalisation gets gamma / c^2 and beta / c.
+3. Readers: old columns unchanged, new columns random: they multiply 0, and make the new width trainable.
 4. Head dimension h -> h' at fixed rotary part: new coordinates at the end of each head; queries times sqrt(h'/h);
    new key rows and biases 0; new query and value rows random; new columns of the output projection 0.
 5. New heads and new mlp units: rows random, the columns that read them 0.

@@ -1,4 +1,4 @@
-"""Net2Net: every new unit copies an old one drawn at random, and what reads a unit shares its weight among the copies.
+"""Net2Net: every new unit copies an old one drawn at random, and readers share the weight of a unit among its copies.
 
 T. Chen, I. Goodfellow, J. Shlens, Net2Net: Accelerating Learning via Knowledge Transfer (1511.05641). With g(j) = j for
 j <= n and uniform among the old units beyond, W'[i, j] = W[g(i), g(j)] / |{k: g(k) = g(j)}|. Heads are units too, and

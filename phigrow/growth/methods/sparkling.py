@@ -1,4 +1,4 @@
-"""SPARKLING's initial weights: wrapped copies, read so that the root mean square of what is read stays what it was.
+"""SPARKLING's initial weights: wrapped copies, with read gains that keep the root mean square of activations.
 
 Q. Yu et al., SPARKLING: Balancing Signal Preservation and Symmetry Breaking for Width-Progressive Learning
 (2602.02472).

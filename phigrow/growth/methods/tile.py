@@ -2,17 +2,17 @@
 
 Phi (M. Javaheripi, NeurIPS 2023 LLM Efficiency Challenge): the rest of the large matrix is filled with wrapped copies
 of the small one. Whole heads are copied; inside a query or key head the rotary part wraps onto the rotary part.
-``anchor center`` puts the source in the middle and wraps to both sides, as ModernBERT (2412.13663) found best.
+``anchor center`` puts the source in the middle and wraps to both sides, which was best for ModernBERT (2412.13663).
 
-``scale`` decides what a consumer of c copies of a coordinate does:
+``scale`` is the gain of a reader of c copies of a coordinate:
 
-- ``none`` (what the Phi talk shows): nothing; sums grow c-fold. Not function-preserving.
+- ``none`` (as in the Phi talk): 1; sums grow c-fold. Not function-preserving.
 - ``preserve``: read gain 1/c, and queries times sqrt(h'/h) for head dimension h -> h', because attention divides by
   its root. Function-preserving when hidden grows by a whole factor: only then does LayerNorm see the same statistics.
 - ``rms``: read gain 1/sqrt(c), which keeps the root mean square of sums of independent copies.
 
-Exact copies get equal gradients for ever: ``noise`` adds N (I - E R) to every matrix that reads copies, which the
-copies cancel (as HyperCloning's noise pairs, 2409.12903), so ``preserve`` stays exact.
+Exact copies always get equal gradients. ``noise`` adds N (I - E R) to every matrix that reads copies. The copies cancel
+this noise (as HyperCloning's pairs do, 2409.12903), so ``preserve`` stays exact.
 """
 
 from __future__ import annotations

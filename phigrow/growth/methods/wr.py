@@ -1,7 +1,7 @@
 """Weight reuse (wr): the source in one block of every axis, everything else new.
 
 Phi (M. Javaheripi, NeurIPS 2023 LLM Efficiency Challenge): the small matrix is copied into the large one, the rest
-stays at its initialisation. The slides do not say where the block goes; here it is top-left (``anchor edge``) or
+stays at its initialisation. The slides leave the place of the block open; here it is top-left (``anchor edge``) or
 centred, axis by axis: whole heads, and the rotary part of a head stays its rotary part. New weights are
 N(0, initializer_range), new biases 0, new LayerNorm weights 1 and biases 0.
 

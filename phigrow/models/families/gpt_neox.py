@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia: fused queries, keys and values, partial rotary heads, two LayerNorms a layer, no grouped heads.
 
 Source: ``transformers.GPTNeoXForCausalLM``. Rows of ``query_key_value`` are, head by head, the head's query, key and
-value. Whether attention and MLP read the same stream (``use_parallel_residual``) changes the function, not the table.
+value. ``use_parallel_residual`` (attention and MLP read the same stream) changes the function, not the table.
 Checkpoints call the head ``embed_out``; live models of transformers 5.20 and later call it ``lm_head``.
 """
 
