@@ -1,4 +1,4 @@
-"""Print what every width method would do to phi-1.5 on the way to phi-2, from the configurations alone.
+"""Print the plans of three width methods from phi-1.5 to phi-2. Only the configurations are read.
 
 Run: python examples/compare_plans.py
 """

@@ -1,4 +1,4 @@
-"""A paper-style table in ten lines: speedups sunk and charged, from records alone.
+"""Print a LaTeX table of speedups without (sunk) and with (charged) the source's training, from records alone.
 
 Run: python examples/paper_table.py [RUNS]
 """

@@ -1,4 +1,4 @@
-"""Reproduce the figure and the table of the README's study from its committed records: no torch, no training, seconds.
+"""Draw the figure of the README and a table of its study from the committed records, in seconds, without torch.
 
 Run: python examples/reproduce_figure.py  (writes curves.pdf, curves.svg, budgets.pdf and speedup.tex here)
 """
