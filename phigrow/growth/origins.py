@@ -308,6 +308,7 @@ def matching(plan: Plan, pattern: str) -> list[Anatomy]:
         names = [recipe.name for recipe in plan.recipes()]
         raise GrowthError(
             f"no tensor matches {pattern!r}",
+            where="the names of the grown model's tensors",
             why=f"the grown model has {len(names)} tensors, from {names[0]} to {names[-1]}",
             fix="give a whole name or a pattern with *, such as '*.layers.0.*' or '*q_proj*'",
         )

@@ -187,14 +187,16 @@ class Plan:
                 maps=Maps(data["maps"]["sha256"], folder and folder / FILE) if "maps" in data else None,
             )
         except KeyError as error:
-            raise GrowthError(f"the plan has no {error}", fix=_AGAIN) from error
+            raise GrowthError(f"the plan has no {error}", where="the keys of the plan", fix=_AGAIN) from error
         plan._check()
         return plan
 
     def _check(self) -> None:
         if self.family not in all_families():
             raise GrowthError(
-                f"the plan is for an unknown family {self.family!r}", fix=f"use one of {', '.join(all_families())}"
+                f"the plan is for an unknown family {self.family!r}",
+                where="family",
+                fix=f"use one of {', '.join(all_families())}",
             )
         for name in self.table.axis_names:
             sizes = self.src_sizes[name], self.dst_sizes[name]

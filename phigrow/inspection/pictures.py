@@ -160,6 +160,7 @@ def picture(plan: Plan, tensors: Sequence[Anatomy]) -> Figure:
     if not 0 < len(tensors) <= MOST_PANELS:
         raise GrowthError(
             f"a picture cannot show {len(tensors)} tensors",
+            where="the tensors of the picture",
             why=f"it has room for 1 to {MOST_PANELS}",
             fix="choose other tensors, such as --tensor 'model.layers.0.*.weight', or leave --tensor out",
         )

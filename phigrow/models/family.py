@@ -37,6 +37,7 @@ Axis = tuple[str, ...]
 _LINE = re.compile(r"^(?P<name>\S+)\s+(?P<axes>.+?)(?:\s+(?P<when>if|unless)\s+(?P<key>\w+))?$")
 _NAMES = re.compile(r"\((?P<composite>[\w |]+)\)|(?P<plain>[\w|]+)")
 _NORM = re.compile(r"^(rms)?norm ")
+_NOTATION = "write it as `name  axes [condition]`, see phigrow.models.family"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def parse_table(table: str) -> tuple[Parameter, ...]:
 def _parse_line(line: str) -> Iterator[Parameter]:
     match = _LINE.match(line)
     if match is None:
-        raise GrowthError("a line of a family table has another form than `name  axes`", where=line)
+        raise GrowthError("a line of a family table cannot be read", where=line, fix=_NOTATION)
     stem, dot, tensors = match["name"].rpartition(".")
     when, key, text = match["when"], match["key"], match["axes"]
     is_norm = text.startswith(("norm ", "rmsnorm "))
@@ -122,7 +123,9 @@ def _parse_line(line: str) -> Iterator[Parameter]:
     arrow = "->" if "->" in text else "<-" if "<-" in text else None
     if len(axes) != (2 if arrow else 1):
         raise GrowthError(
-            f"a line of a family table has {len(axes)} axes, but needs one, or two with an arrow", where=line
+            f"a line of a family table has {len(axes)} axes, but needs one, or two with an arrow",
+            where=line,
+            fix=_NOTATION,
         )
     read, written = (axes[0], axes[-1]) if is_norm or arrow == "->" else (axes[-1], axes[0])
     for tensor in tensors.split("|"):

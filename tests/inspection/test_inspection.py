@@ -239,7 +239,9 @@ def test_json_says_the_same():
 def test_patterns_and_their_refusal():
     plan = phigrow.plan("phi-1_5", load_config("phi2.json"), "wr")
     assert len(matching(plan, "model.layers.0.*")) == 14
-    with pytest.raises(GrowthError, match=r"no tensor matches 'q_proj'\n  why: .* has 453 tensors, from model.embed_"):
+    with pytest.raises(
+        GrowthError, match=r"no tensor matches 'q_proj'\n  where: .*\n  why: .* has 453 tensors, from model.embed_"
+    ):
         matching(plan, "q_proj")
 
 

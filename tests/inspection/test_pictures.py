@@ -116,7 +116,8 @@ def test_every_kind_has_a_colour_of_its_own():
 def test_what_cannot_be_drawn_is_refused(tmp_path):
     plan = phigrow.plan(SRC, DST, "wr")
     with pytest.raises(
-        GrowthError, match=r"a picture cannot show 14 tensors\n  why: it has room for 1 to 12\n  what to do: choo"
+        GrowthError,
+        match=r"a picture cannot show 14 tensors\n  where: .*\n  why: it has room for 1 to 12\n  what to do: choo",
     ):
         picture(plan, matching(plan, "model.layers.0.*"))
     figure = picture(plan, matching(plan, "lm_head.weight"))
