@@ -13,7 +13,7 @@ from phigrow.cli.terminal import say
 from phigrow.growth.growth_spec import GrowthSpec
 
 
-@growth_flags(only=("depth", "seed"), methods=learning_methods())
+@growth_flags(only=("depth", "rounding", "seed"), methods=learning_methods())
 def learn_growth(
     src: Src,
     dst_config: DstConfig,
@@ -60,7 +60,7 @@ def learn_growth(
     keep_freed_memory()
     try:
         learned = learn(
-            src, dst_config, out, data=data, method=method, depth=growth.depth, steps=steps,
+            src, dst_config, out, data=data, method=method, depth=growth.depth, rounding=growth.rounding, steps=steps,
             batch=batch, micro_batch=micro_batch, lr=lr, noise=noise, seed=growth.seed, dtype=dtype, zero=zero,
             seq_len=seq_len, threads=threads, revision=revision, overwrite=overwrite, **growth.options,
         )  # fmt: skip

@@ -75,15 +75,15 @@ def learn_growth(
         data: folder of packed blocks (by default the embedded corpus, in blocks of ``seq_len`` tokens, beside ``out``).
         steps, batch, micro_batch: optimizer steps; sequences a step, over all ranks; sequences a rank holds at once.
         lr: peak rate of AdamW, which warms up over a tenth of the steps and then decays to a tenth (cosine).
-        noise: what rows of matrices are moved by at the start, as a fraction of their length, so that copies differ.
+        noise: size of the noise added to rows of matrices at the start, as a fraction of their length.
         dtype: ``fp32`` or ``bf16``, of the large model; matrices are fp32. By default bf16 on a GPU.
         zero: DeepSpeed's stage, 0 or 1.
         threads: CPU threads a rank.
         overwrite: replace an existing ``out``.
 
     Raises:
-        GrowthError: on every rank: what a plan refuses, nothing to learn, data that does not fit, a loss that is not
-            finite, or a run that was asked to stop.
+        GrowthError: the plan is refused, there is nothing to learn, the data does not fit, a loss is not finite, or the
+            run was asked to stop. Every rank raises it.
     """
     plan = make_plan(src, dst_config, method, depth=depth, seed=seed, revision=revision, **options)
     _check(plan, zero, dtype)
@@ -121,7 +121,7 @@ def _check(plan: Plan, zero: int, dtype: str | None) -> None:
         raise GrowthError(
             f"learning maps requires ZeRO stage 0 or 1 (got {zero})",
             where="zero",
-            why="the matrices are small, so that ranks need not share them",
+            why="the matrices are small, so partitioning more of their state saves little memory",
             fix="choose 0 or 1",
         )
     if dtype not in (None, "fp32", "bf16"):
@@ -226,7 +226,7 @@ class _Run:
         return losses.mean if losses else None
 
     def _flops(self, tokens: int) -> float:
-        """Training the large model on so many tokens, and making its weights anew for every piece of a batch."""
+        """Return the FLOPs of training the large model on these tokens, and of computing its weights at every pass."""
         from phigrow.ligo.model import map_flops
 
         assert self.plan.learned is not None, "a plan of a learned method"

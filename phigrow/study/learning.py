@@ -29,7 +29,8 @@ def learned_maps(study: Study, job: Job, source: Path, data: Path) -> Path:
     growth = dict(job.arm.growth)
     method = ":".join([job.arm.method, *(f"start={growth[key]}" for key in ("start",) if key in growth)])
     words = ["learn-growth", "--src", source, "--dst-config", target, "--out", out, "--data", data, "--method", method]
-    words += ["--seed", job.seed, *(["--depth", growth["depth"]] if "depth" in growth else [])]
+    words += ["--seed", job.seed]
+    words += [word for key in ("depth", "rounding") if key in growth for word in (f"--{key}", growth[key])]
     words += [word for key, value in job.arm.learn.items() for word in (f"--{key}", value)]
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
