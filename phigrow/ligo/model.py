@@ -1,7 +1,7 @@
-"""A large model whose weights are a linear function of a small one's: what learned growth trains.
+"""A large model whose weights are a linear function of a small model's weights; learned growth trains this function.
 
-The second form of the lift, in torch, because gradients must pass it. `tests/ligo/test_learning.py` holds it to the
-first.
+It implements the lift a second time, in torch, because gradients must pass through it. `tests/ligo/test_learning.py`
+compares the two.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class GrownModel(nn.Module):
     Args:
         plan: the plan that learning starts from.
         source: name -> weight of the small model; they stay as they are.
-        noise: what every row of a matrix is moved by at the start, as a fraction of a selected row: without it copies
-            get equal gradients for ever. Uniform, as in the authors' code, but as likely negative.
-        seed: of the noise.
-        dtype: of the large model's weights and activations.
+        noise: size of the uniform noise added to every row of a matrix at the start, as a fraction of the row's length.
+            Without it, copies have equal gradients forever. The authors' code draws it from positive values only.
+        seed: seed of the noise.
+        dtype: data type of the large model's weights and activations.
         attention: transformers' name of the attention to use.
 
     ``forward`` takes blocks, int64 [n, seq_len + 1], and returns their mean cross entropy, nats per token, or with
@@ -75,7 +75,7 @@ class GrownModel(nn.Module):
                 held = torch.stack([source[line.format(layer=layer)] for layer in range(plan.src_sizes["layer"])])
             self.register_buffer(f"source_{k}", held.detach().to(wide), persistent=False)
             self._keep_drawn(k, recipes, source, wide)
-        # Not a submodule: its own parameters hold nothing, and are none of ours.
+        # In a list, so that it is no submodule: its parameters have no values and must not be trained.
         self._skeleton = [_skeleton(plan, attention, dtype)]
         model_names = {name for name, _ in self.skeleton.named_parameters()}
         self._live = {stored: name for stored, name in plan.table.live_names.items() if name in model_names}
@@ -185,4 +185,4 @@ def _skeleton(plan: Plan, attention: str, dtype: torch.dtype) -> Any:
         model = make(AutoConfig.for_model(**settings), dtype=dtype, attn_implementation=attention)
     model.tie_weights()
     attach_loss(model)
-    return model.eval()  # without dropout: what is learned is a start
+    return model.eval()  # without dropout, because only the first weights are learned

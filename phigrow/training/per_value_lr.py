@@ -1,4 +1,4 @@
-"""Learning rates of their own for values that a growth copied and for values that it made new. Off by default.
+"""Separate learning rates for copied and for new values of a grown checkpoint. Off by default.
 
 A grown model is part trained and part random. ``fresh_warmup`` warms the new values up by themselves, after which they
 learn at ``fresh_lr`` times the schedule's rate; the copied ones learn at ``copied_lr`` times it (asymmetric re-warmup,
@@ -6,7 +6,7 @@ SPARKLING, arXiv:2602.02472). Most tensors hold both kinds, so this is done valu
 to v the weight is set to ``w + factor * (v - w)``, which is AdamW at ``factor`` times the learning rate, its decoupled
 weight decay included. The moments see every gradient either way.
 
-Which values are copies is read from the checkpoint's own ``phigrow.json``: training knows nothing of growth.
+The checkpoint's ``phigrow.json`` lists the copied values, so training needs no other knowledge of growth.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 class PerValueLR:
     """Hooks on an optimizer that scale its updates, value by value.
 
-    While both factors are 1, as after ``fresh_warmup`` with the other two left at 1, nothing is done or held.
+    While both factors are 1, the hooks do nothing and hold no memory.
 
     Attributes:
-        step: the step that is being taken, from 0; the loop sets it.
-        copied: share of the values that are copies, on this rank.
+        step: number of the present step, from 0; `Stepper` sets it.
+        copied: share of copies among the values of this rank.
     """
 
     def __init__(self, optimizer: Optimizer, masks: dict[int, Tensor], config: RunConfig) -> None:
@@ -70,15 +70,15 @@ def _stepped(optimizer: Optimizer) -> list[Tensor]:
 
 
 def has_per_value_lr(config: RunConfig) -> bool:
-    """Return true where a run sets learning rates for copied or fresh values."""
+    """Return true if a run sets learning rates for copied or fresh values."""
     return bool(config.fresh_warmup) or (config.fresh_lr, config.copied_lr) != (1.0, 1.0)
 
 
 def copied_values(config: RunConfig) -> dict[str, Any]:
-    """Return what the run's checkpoint says about its copied values.
+    """Return the entry of the checkpoint's provenance that lists its copied values.
 
     Raises:
-        GrowthError: it is not a grown checkpoint, or one that does not say.
+        GrowthError: the checkpoint was not grown, or does not record its copied values.
     """
     folder = Path(config.init)
     made = None if config.init == SCRATCH else read_provenance(folder)
@@ -102,7 +102,7 @@ def copied_values(config: RunConfig) -> dict[str, Any]:
 
 
 def copied_mask(copies: dict[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return which values of a tensor are copies, bool of its shape, from what `copied_values` returned.
+    """Return a mask of the copied values of a tensor, bool of its shape, from the result of `copied_values`.
 
     >>> copied_mask({"spans": {"h.{layer}.w": [[[0, 1]], [[1, 3]]]}, "fresh": []}, "h.7.w", (2, 3)).int().tolist()
     [[0, 1, 1], [0, 0, 0]]
@@ -132,10 +132,11 @@ def copied_mask(copies: dict[str, Any], name: str, shape: tuple[int, ...]) -> Te
 
 
 def make_per_value_lr(engine: Any, config: RunConfig) -> PerValueLR | None:
-    """Give the engine's optimizer the learning rates that the run asks for; None where it asks for none.
+    """Attach the run's learning rates for copied and fresh values to the engine's optimizer; None without such rates.
 
     Args:
-        engine: with its checkpoint loaded, on every rank.
+        engine: DeepSpeed's engine on every rank, with its checkpoint loaded.
+        config: the run.
 
     Raises:
         GrowthError: as `copied_values`; or the masters are not in memory.
@@ -150,10 +151,9 @@ def make_per_value_lr(engine: Any, config: RunConfig) -> PerValueLR | None:
 
 
 def _masks(engine: Any, copies: dict[str, Any]) -> dict[int, Tensor]:
-    """The masks of the tensors that AdamW steps, by identity: parameters, their masters, or flat parts of a rank's.
+    """Return the masks of the tensors that AdamW steps, by identity: parameters, their masters, or flat masters.
 
-    Into the flat ones the masks are written where the weights are, by DeepSpeed's own accounts of what lies where, and
-    the weights put back.
+    For flat masters, DeepSpeed's own functions write each mask in place of its weights. Then the weights are restored.
     """
     from phigrow.training import zero
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from phigrow.corpus.feed import Feed, Position
 
 AHEAD = 2
-"""Steps that are fetched ahead: one in hand, one being read."""
+"""Number of steps that may wait in the queue."""
 
 REPEATS = 4
 """Epochs up to which repeated text is worth about as much as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
@@ -30,10 +30,10 @@ class Fetched:
 
 
 class Prefetcher:
-    """Reads the steps of a feed ahead of their use, in a thread of this process.
+    """Reader of the steps of a feed ahead of their use, in a thread of this process.
 
-    numpy, the Rust tokenizer and the files let go of the interpreter while they work, so a thread is enough, and
-    unlike a process it needs no copy of the feed.
+    numpy, the Rust tokenizer and file reads release Python's global lock, so a thread is enough. Unlike a process it
+    needs no copy of the feed.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Prefetcher:
         self._thread.start()
 
     def take(self, step: int) -> Fetched:
-        """Return the share of a step; steps are taken in order. What went wrong in the thread is raised here."""
+        """Return this rank's share of a step; steps are taken in order. Errors of the thread are raised here."""
         began = time.perf_counter()
         item = self._queue.get()
         waited = time.perf_counter() - began
@@ -76,7 +76,7 @@ class Prefetcher:
                 if step == first:
                     feed.seek(first, position)
                 item: Any = (step, *feed.read(step, rank, world))
-            except BaseException as error:  # raised again in the loop, which is where it can be reported
+            except BaseException as error:  # `take` raises it again in the main thread
                 item = error
             while not self._closed.is_set():
                 try:
@@ -89,7 +89,7 @@ class Prefetcher:
 
 
 def repeated(epochs: dict[str, float] | None) -> list[str]:
-    """Sentences that warn of sources that a run repeats more often than helps."""
+    """Return a warning for each source that a run repeats more than `REPEATS` times."""
     return [
         f"warning: {'the text' if name == 'all' else name} is read {count:.1f} times; beyond {REPEATS} epochs repeated "
         "text is worth ever less (Muennighoff et al. 2023, arXiv:2305.16264)"

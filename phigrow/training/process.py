@@ -1,4 +1,4 @@
-"""The process of a rank: threads, environment, process group, signals, and messages of rank 0 for all."""
+"""The process of a rank: threads, environment, process group, signals, and results of rank 0 for all ranks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run, and this one's place and device."""
+    """The ranks of a run, with the number and the device of this rank."""
 
     rank: int
     size: int
@@ -44,12 +44,12 @@ class World:
 
 
 def own_rank() -> int:
-    """The rank that the launcher gave this process; 0 without a launcher."""
+    """Return the rank that the launcher gave this process; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def prepare_environment() -> None:
-    """Fill in what a launcher would have set, for one process, and what DeepSpeed's just-in-time builds need."""
+    """Set the environment variables that a launcher sets, for one process, and those of DeepSpeed's builds."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -57,11 +57,11 @@ def prepare_environment() -> None:
         one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
         os.environ.update(one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     if "OMP_WAIT_POLICY" not in os.environ:
-        # Idle threads of GNU OpenMP spin for milliseconds; where another process wants the core, the thread they wait
-        # for cannot run. Spinning briefly was as fast on idle cores and 1.7 times as fast with one core taken.
+        # Idle threads of GNU OpenMP spin for milliseconds, and on a busy core they keep the thread from running for
+        # which they wait. A short spin was as fast on idle cores, and 1.7 times as fast with one core in use.
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # That of a virtual environment that was not activated, as under the launcher: another version of ninja would take
-    # what the former has built for another command, and build it again.
+    # Use the ninja of this environment even if it is not activated. Another version of ninja would not recognise the
+    # existing builds and would repeat them.
     ninja = Path(sys.executable).with_name("ninja")
     if ninja.exists() and shutil.which("ninja") != str(ninja):
         os.environ["PATH"] = f"{ninja.parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -70,7 +70,7 @@ def prepare_environment() -> None:
 def start(threads: int | None = None) -> World:
     """Join the process group and choose the device; on CPU share the cores among the ranks of this machine."""
     prepare_environment()
-    # DeepSpeed calls collectives that torch 2.13 has renamed; every rank would say so at every call.
+    # DeepSpeed calls collectives that torch 2.13 has renamed, and torch warns at every call on every rank.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import torch
 
@@ -101,22 +101,22 @@ def start(threads: int | None = None) -> World:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what DeepSpeed prints, rather than logs, out of the output."""
+    """Suppress DeepSpeed's print statements in this context; its log messages remain."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def on_rank_zero(world: World, work: Callable[[], T], *, patient: bool = False) -> T:
-    """Run ``work`` on rank 0 and give its (picklable) result to all; a GrowthError there is raised on every rank.
+    """Run ``work`` on rank 0 and return its (picklable) result on all ranks; a GrowthError is raised on every rank.
 
-    With ``patient`` the work may take longer than collectives may (`DEEPSPEED_TIMEOUT`, 10 minutes): rank 0 does it in
-    a thread and says every second that it is at it.
+    With ``patient`` the work may take longer than the timeout of collectives (`DEEPSPEED_TIMEOUT`, 10 minutes). Rank 0
+    then works in a thread, and tells the other ranks every second that it is still working.
     """
     import torch.distributed as dist
 
@@ -159,7 +159,7 @@ def _joined(thread: threading.Thread) -> bool:
 
 
 class LostRank(RuntimeError):
-    """Another rank is gone, or does not answer; the text says what is left and how to go on."""
+    """Another rank has ended or does not answer. The message has the last checkpoint and the way to continue."""
 
 
 _LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "peer", "socket")
@@ -167,7 +167,7 @@ _LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "peer", "socket")
 
 @contextlib.contextmanager
 def lost_rank_named(world: World, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn the error of a collective whose other end is gone into a `LostRank` with advice; others pass through."""
+    """Turn the error of a collective with a lost rank into a `LostRank` with advice; other errors pass through."""
     try:
         yield
     except RuntimeError as error:
@@ -178,26 +178,26 @@ def lost_rank_named(world: World, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def forget_stop(file: Path) -> None:
-    """Remove a file that asked a run before this one to stop; on rank 0, as the first thing a run does.
+    """Remove a stop file that was meant for an earlier run; call it on rank 0 before everything else.
 
-    Start-up takes up to a minute: a file that comes in that time is meant for this run. Clocks, which differ between
-    machines, do not decide it.
+    A start takes up to a minute, and a file that appears in this time is meant for this run. Times of files are not
+    compared, because clocks differ between machines.
     """
     if own_rank() == 0:
-        with writing(file.parent), contextlib.suppress(NotADirectoryError):  # told when the folder is claimed
+        with writing(file.parent), contextlib.suppress(NotADirectoryError):  # `claim` reports it
             file.unlink(missing_ok=True)
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGUSR1 or SIGINT, or by a file: the loop ends at its next reading, saves, and exits with code 0.
+    """A request to stop, by SIGTERM, SIGUSR1, SIGINT or a file. The loop then saves and exits with code 0.
 
-    Readings come every ``log_every`` steps, or every 10 seconds where that is sooner; at least one step lies between
-    them. Launchers repeat signals: DeepSpeed's sends a rank SIGTERM twice within a second. So only SIGINT, and only
-    some seconds after the first signal, ends the process at once.
+    The loop sees a request when it next reads from the device: after ``log_every`` steps or 10 seconds, whichever is
+    sooner, but at least one step. Launchers repeat signals: DeepSpeed's sends SIGTERM twice within a second. So only
+    SIGINT, and only some seconds after the first signal, ends the process at once.
 
     Args:
-        file: where it is there, it asks too, and is deleted: the way through a launcher that does not pass signals on.
-            It may be there before the first step: who starts a run removes what asked a run before it (`forget_stop`).
+        file: a file that requests a stop and is then deleted, for launchers that do not pass signals on. It may exist
+            before the first step, because `forget_stop` removes the file of an earlier run.
     """
 
     PATIENCE = 5.0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """Settings as they take effect: what `RunConfig` leaves open depends on ranks, device, data and DeepSpeed file.
+    """Settings as they take effect; ranks, device, data and DeepSpeed file decide those that `RunConfig` leaves open.
 
     Attributes:
         config: the settings as asked.
@@ -27,7 +27,7 @@ class ResolvedRun:
         micro_batch: sequences that a rank processes at once.
         accumulation: micro-batches per step and rank.
         attention: transformers' name of the attention implementation.
-        attention_reason: one sentence that names it and says why it was chosen.
+        attention_reason: one sentence with the choice and its reason.
         optimizer: the optimizer.
         optimizer_device: device of its state: ``device``, ``cpu`` or ``nvme``.
         export: folder of the final checkpoint; None writes none.

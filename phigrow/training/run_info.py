@@ -68,7 +68,7 @@ def run_record(
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings as the ``run`` record has them: with the values that ``auto`` stands for."""
+    """Return the settings for the ``run`` record, without ``auto_choices``."""
     settings = config.as_dict()
     del settings["auto_choices"]  # a field of its own
     return settings
@@ -124,7 +124,7 @@ def teacher_lines(teacher: TeacherInfo | None, run: ResolvedRun) -> list[str]:
 
 
 def goes_on(config: RunConfig, initial: InitialState) -> list[str]:
-    """Return the line that says what a run takes over from one before it: optimizer, place in data and schedule."""
+    """Return the line about the optimizer state, data position and schedule that a run takes from an earlier one."""
     parts, first = [], config.schedule_start or 0
     if initial.optimizer is not None and initial.state == "reset":
         parts.append(f"fp32 masters of {initial.optimizer} (step {initial.step}), Adam's moments at zero")
@@ -138,7 +138,7 @@ def goes_on(config: RunConfig, initial: InitialState) -> list[str]:
 
 
 def device_name(world: World) -> str:
-    """The name of the device that ranks run on, with the threads each has where it is a CPU."""
+    """Return the name of the ranks' device; for a CPU with the number of threads per rank."""
     import torch
 
     if world.device.type == "cuda":
@@ -162,7 +162,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that phigrow runs from, with ``-dirty`` where it was changed; None elsewhere."""
+    """Return the commit of the checkout that phigrow runs from, with ``-dirty`` if it was changed; else None."""
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def learning_rate_schedule(optimizer: Optimizer, config: RunConfig) -> LambdaLR:
     """Return the scheduler of a run: linear warmup, then cosine, wsd (constant, then linear decay) or constant.
 
-    These are transformers' schedules as they are: warmup starts at 0, under wsd at ``min_lr``. A run may be a part of a
-    longer schedule (``schedule_start``, ``schedule_steps``); with ``rewarm`` its rate rises from 0 first.
-    ``optimizer`` gets the peak learning rate here, so it may be made with another one.
+    These are transformers' schedules without changes: warmup starts at 0, under wsd at ``min_lr``. A run may be a part
+    of a longer schedule (``schedule_start``, ``schedule_steps``). With ``rewarm`` its rate first rises from 0. This
+    function sets the peak learning rate of ``optimizer``.
     """
     from transformers import get_scheduler
 
@@ -47,8 +47,8 @@ def _part(rate: Callable[[int], float], config: RunConfig) -> Callable[[int], fl
 def rejoin(scheduler: LambdaLR) -> None:
     """Give the optimizer the learning rate of its next step by this run's schedule.
 
-    A checkpoint brings the rate that the run which wrote it would have gone on with. That is another one where a trunk
-    ended there, which is made longer now or branched off; everywhere else it is the same to the bit.
+    A checkpoint has the next rate of the run that wrote it. It differs if that run was a trunk which ended there and
+    is now made longer or branched off. Otherwise the two rates are equal to the bit.
     """
     rates = [
         base * rate(scheduler.last_epoch) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)

@@ -1,8 +1,8 @@
 """``--module phigrow.training.service FOLDER``: ranks that train one run after another, as files ask for them.
 
-Starting Python, torch, DeepSpeed and a process group costs as much as hundreds of steps of a small model. Where a study
-has hundreds of short runs, ranks that stay pay that once. Every run seeds what it draws, so that it is to the bit the
-run that fresh ranks would have trained.
+Starting Python, torch, DeepSpeed and a process group takes as long as hundreds of steps of a small model. In a study
+with hundreds of short runs, ranks that stay alive pay this once. Every run seeds its random numbers, so its results
+are equal to the bit to those of new ranks.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LEAVE = "leave"
 
 
 def asked(folder: Path, number: int) -> Path:
-    """The file that asks for the ``number``-th run: JSON with ``recipe`` and ``log``, two paths."""
+    """Return the file that requests run ``number``: JSON with two paths, ``recipe`` and ``log``."""
     return folder / f"run-{number}.json"
 
 
 def ended(folder: Path, number: int) -> Path:
-    """The file that says that it has ended."""
+    """Return the file that marks run ``number`` as ended."""
     return folder / f"run-{number}.ended"
 
 
@@ -37,7 +37,7 @@ def main(folder: Path) -> int:
     """Train until a file `LEAVE` appears, or a run fails or is asked to stop.
 
     Returns:
-        0, or the exit code of the run that failed: what it leaves in the processes is not trusted with another one.
+        0, or the exit code of a failed run. After a failure these processes train no further run.
     """
     keep_freed_memory()
     world = start()
@@ -68,7 +68,7 @@ def _next(folder: Path, number: int) -> dict[str, str] | None:
 
 
 def _speak_to(log: Path) -> None:
-    """Have what this process prints, C code included, in the log of the run, from here on."""
+    """Redirect the output of this process, including that of C code, to the log of the run."""
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from phigrow.training.teacher import Teacher
 
 READ_SECONDS = 10.0
-"""Slow steps are read at least this often, if that is less than ``log_every`` steps: a request to stop is seen then."""
+"""Longest time between two readings of slow steps. At a reading the loop sees a request to stop."""
 
 LARGEST_WINDOW = 1000
-"""Steps that the buffer holds."""
+"""Largest number of steps in the buffer."""
 
 _LOSS, _STOP, _SECONDS, _WAITED, _DISTILLATION, _BROKEN = range(6)
 
@@ -66,7 +66,7 @@ class Reading:
 
 
 class Stepper:
-    """Takes optimizer steps on one rank; all ranks call the same methods in the same order."""
+    """The optimizer steps of one rank and their measurements; all ranks call the same methods in the same order."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Stepper:
         """Take one optimizer step; ``step`` counts from 0."""
         began = time.perf_counter()
         engine, world = self.engine, self.world
-        if self.dropout:  # a function of the step, so that a resumed run draws what an uninterrupted one does
+        if self.dropout:  # the seed depends on the step, so that a resumed run draws the same numbers
             torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + world.rank)
         if self.per_value_lr:
             self.per_value_lr.step = step
@@ -114,8 +114,8 @@ class Stepper:
             if divergence is not None:
                 sums[_DISTILLATION] += divergence / (self.passes * world.size)
             sums[_BROKEN + world.rank * self.passes + index] = finite.logical_not()
-            # A loss of inf can have finite gradients. NaN in one gradient is in all of them on every rank once they
-            # are reduced, and DeepSpeed skips such a step; this needs no reading, and times 1 changes no bit.
+            # An infinite loss can have finite gradients. NaN spreads to all ranks when gradients are reduced, and
+            # DeepSpeed then skips the step. This needs no reading from the device, and a factor of 1 changes no bit.
             engine.backward(loss * torch.where(finite, 1.0, math.nan))
             if index == self.passes - 1 and engine.optimizer is engine.basic_optimizer:
                 self._norms[row] = self._guard()
@@ -153,7 +153,7 @@ class Stepper:
         return norm
 
     def due(self, done: int) -> bool:
-        """Return true where the buffer should be read after ``done`` steps; the same on every rank."""
+        """Return true if the buffer must be read after ``done`` steps; the same on every rank."""
         return len(self._waiting) >= self.every or done % self.config.log_every == 0
 
     def read(self) -> list[Reading]:

@@ -5,8 +5,8 @@ In these steps the loss is ``(1 - w) CE + w KL(teacher || model)``, with CE the 
 A small model helps a larger one only early, so SALT (arXiv:2410.18779) stops distilling too; LET (arXiv:2602.05393)
 aligns hidden representations instead, which phigrow does not do.
 
-The teacher lies outside of DeepSpeed's engine: whole on every rank at each ZeRO stage, in the run's data type, without
-gradients and without optimizer state. Its forward pass is counted in the run's FLOPs.
+DeepSpeed's engine does not hold the teacher. Every rank has all of it, at each ZeRO stage and in the run's data type,
+without gradients and optimizer state. Its forward pass counts in the run's FLOPs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """What records say about a run's teacher.
+    """Properties of a run's teacher, for records and costs.
 
     Attributes:
-        config: of its model.
-        name: of its folder, or of the run that exported it.
-        steps: distilled steps of the run.
-        weight: of the divergence in the loss.
-        flops_per_token: of its forward pass.
+        config: configuration of its model.
+        name: name of its folder, or of the run that exported it.
+        steps: number of distilled steps of the run.
+        weight: weight of the divergence in the loss.
+        flops_per_token: FLOPs of its forward pass per token.
     """
 
     config: Config
@@ -57,15 +57,15 @@ class TeacherInfo:
         }
 
     def flops(self, step: int, step_tokens: int) -> float:
-        """FLOPs of the teacher in the first ``step`` steps of a run."""
+        """Return the FLOPs of the teacher in the first ``step`` steps of a run."""
         return min(step, self.steps) * step_tokens * self.flops_per_token
 
 
 def teacher_of(config: RunConfig, model_dict: Config, blocks: DataSource) -> TeacherInfo | None:
-    """Return what is known of a run's teacher, checked against the model and the data; None where there is none.
+    """Return the properties of a run's teacher, after checking them against model and data; None without a teacher.
 
     Raises:
-        GrowthError: there is no such checkpoint, its vocabulary or tokenizer is another, or blocks are too long for it.
+        GrowthError: there is no such checkpoint, its vocabulary or tokenizer differs, or blocks are too long for it.
     """
     if config.teacher is None:
         return None
@@ -103,7 +103,7 @@ def teacher_of(config: RunConfig, model_dict: Config, blocks: DataSource) -> Tea
 
 
 class Teacher:
-    """A frozen model on this rank, in evaluation mode; called with blocks, it returns what the loss needs of it."""
+    """A frozen model on this rank, in evaluation mode; called with blocks, it returns a `TeacherOutput`."""
 
     def __init__(self, model: Any, *, within: int | None = None) -> None:
         self.model, self.within = model.eval().requires_grad_(False), within

@@ -104,7 +104,7 @@ class Trainer:
             stop_file: a file that asks the run to stop; on rank 0 only.
 
         Returns:
-            True where the run has ended, false where it was asked to stop before its last step.
+            True if the run has ended, False if it was asked to stop before its last step.
         """
         from phigrow.training.step import Stepper
 
@@ -149,14 +149,14 @@ class Trainer:
         return not stopped or self.progress.step == config.steps
 
     def close(self) -> None:
-        """Finish what is written: progress, monitors and records."""
+        """Close the progress bar, the monitors and the records."""
         self.reporter.close()
         self.monitors.close()
         if self.records:
             self.records.close()
 
     def spent(self) -> dict[str, Any]:
-        """Return the columns of a record that say how far the run is and what it has cost."""
+        """Return the columns of a record with the progress and the cost of the run."""
         progress = self.progress
         flops = progress.tokens * self.flops_per_token
         if self.teacher_info:
@@ -165,7 +165,7 @@ class Trainer:
         return {"step": progress.step, "tokens": progress.tokens, "flops": flops, "seconds": seconds}
 
     def _account(self, stepper: Stepper) -> bool:
-        """Count, record and report the steps since the last reading; returns true where a rank was asked to stop."""
+        """Count, record and report the steps since the last reading; return true if a rank was asked to stop."""
         readings = stepper.read()
         config, step_tokens = self.run.config, self.run.step_tokens
         for reading in readings:

@@ -20,8 +20,9 @@ DISTILLED = "-distilled"
 class InitSource:
     """Origin of a run's first weights: the arm's name, the cost of earlier training, and the growth, if any.
 
-    ``expand_seconds`` is what the expansion took, of weights and of the optimizer's state; its FLOPs, one
-    multiplication a value, are fewer than a token's. Where its maps were learned, all three count that.
+    ``expand_seconds`` is the time of expanding the weights and growing the optimizer's state. The FLOPs of an
+    expansion, one multiplication per value, are fewer than those of one token and are not counted. The cost of learned
+    maps is part of all three ``expand_`` fields.
     """
 
     arm: str
@@ -48,9 +49,9 @@ def run_folder(config: RunConfig, source: InitSource | None = None) -> Path:
 def source_of(config: RunConfig) -> InitSource:
     """Return the name, the sunk cost and the growth of a run's initialisation.
 
-    A folder that ``phigrow expand`` wrote carries its source's cost in ``phigrow.json``; one that a run exported
-    carries its own in ``training.json``; any other says nothing, and its cost is unknown unless the run gives it. The
-    training of a teacher counts too, once: the source that a checkpoint was grown from is often the teacher.
+    A folder of ``phigrow expand`` has its source's cost in ``phigrow.json``, and a run's export has its own cost in
+    ``training.json``. The cost of any other folder is unknown unless the run gives it. The training of a teacher counts
+    too, but only once if the teacher is the source of the growth.
 
     Raises:
         GrowthError: one of these files cannot be read.
@@ -95,9 +96,9 @@ def _with_given(config: RunConfig, cost: TrainingCost) -> TrainingCost:
 
 
 def _is_counted(teacher: Path, init: Path, grown: Provenance | None) -> bool:
-    """Return true where a teacher is the checkpoint that a run starts from, or that this was grown from.
+    """Return true if a teacher is the run's initial checkpoint, or the source from which it was grown.
 
-    The weights decide, not the folder's name: their sizes and hashes are those of the source in ``phigrow.json``.
+    The weights decide, and not the folder's name: their sizes and hashes must equal those in ``phigrow.json``.
     """
     if teacher.resolve() == init.resolve():
         return True

@@ -26,7 +26,7 @@ def fill_from_scratch(model: nn.Module, seed: int, initializer_range: float, wor
     number of ranks and at any ZeRO stage.
 
     Raises:
-        GrowthError: a parameter that is neither of a linear layer, an embedding nor a norm.
+        GrowthError: a parameter belongs to no linear layer, embedding or norm.
     """
     for parameter, drawn in _scratch(model, seed, initializer_range):
         with torch.no_grad(), gathered(parameter, write=True):
@@ -36,7 +36,7 @@ def fill_from_scratch(model: nn.Module, seed: int, initializer_range: float, wor
 
 @dataclass(frozen=True)
 class ScratchTensor:
-    """The scratch value of a parameter, fp32, drawn whole whenever some of it is asked for: a `StoredTensor` else."""
+    """The scratch value of a parameter in fp32, with the methods of `StoredTensor`; each call draws all of it."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ class ScratchTensor:
 
 
 def _scratch(model: nn.Module, seed: int, initializer_range: float) -> Iterator[tuple[Any, ScratchTensor]]:
-    """Every parameter, once, with its scratch value."""
+    """Yield every parameter once, with its scratch value."""
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         shape = full_shape(parameter)
@@ -133,7 +133,7 @@ def fill_masters(optimizer: Any, tensors: Iterable[tuple[Any, StoredTensor | Scr
 
 
 def _matched(model: nn.Module, reader: CheckpointReader) -> Iterator[tuple[Any, StoredTensor]]:
-    """Every parameter with its stored tensor, whose shape is the same."""
+    """Yield every parameter with its stored tensor, after checking that their shapes are equal."""
     for name, parameter in model.named_parameters():
         tensor = reader.tensors.get(name)
         if tensor is None:

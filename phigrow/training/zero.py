@@ -72,7 +72,7 @@ def fill_parameter(parameter: Any, tensor: SourceTensor) -> None:
         parameter.copy_(tensor.rows(0, tensor.shape[0]))
     elif _has_plain_partition(parameter):
         parameter.ds_tensor.copy_(_own_part(parameter, tensor))
-    else:  # its part lies in a file (NVMe) or in several forms (ZeRO++): DeepSpeed cuts it
+    else:  # its part is in a file (NVMe) or in several forms (ZeRO++), so DeepSpeed must partition it
         with gathered(parameter, write=True):
             if parameter.numel() and torch.distributed.get_rank() == 0:
                 parameter.copy_(tensor.rows(0, tensor.shape[0]))
@@ -82,7 +82,7 @@ def fill_master(parameter: Any, optimizer: Any, tensor: SourceTensor) -> None:
     """Copy a tensor into this rank's part of a parameter's fp32 master.
 
     Raises:
-        GrowthError: the master is another parameter's, or lies where phigrow does not look for it.
+        GrowthError: the master belongs to another parameter, or is stored in a place that phigrow does not know.
     """
     if is_partitioned(parameter):
         from deepspeed.utils import safe_set_local_fp32_param
@@ -175,9 +175,9 @@ def parameter_groups(engine: Any) -> list[list[Any]]:
 
 
 def make_states(engine: Any, states_of: Callable[[Mapping[str, Any]], Mapping[str, int]]) -> None:
-    """Make the state tensors that an optimizer makes at its first step, where there are none, and link them.
+    """Make the missing state tensors, which an optimizer otherwise makes at its first step, and link them.
 
-    DeepSpeed takes an empty step at some stages when an engine is made; then they are there.
+    At some stages DeepSpeed takes an empty step when it makes an engine, so they exist already.
     """
     optimizer, base = engine.optimizer, engine.basic_optimizer
     counts_in_tensors = type(getattr(base, "aux_optimizer", None) or base).__module__.startswith("torch.")
