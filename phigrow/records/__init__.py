@@ -1,4 +1,4 @@
-"""Records of training runs: their fields, how they are written, and how they are read back as columns."""
+"""Records of training runs: their fields, a writer, and readers that return columns."""
 
 from phigrow.records.loading import load_run, load_runs
 from phigrow.records.run import Run

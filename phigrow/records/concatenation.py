@@ -1,4 +1,4 @@
-"""Concatenate the records of stages into those of one run."""
+"""Concatenate the records of several stages into the records of one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from phigrow.records.schema import UNITS, Record
 from phigrow.records.writer import write_records
 
 COUNTED = ("step", *UNITS)
-"""Fields that count on from stage to stage."""
+"""Fields whose count continues from stage to stage."""
 
 OF_THE_MODEL = ("model", "parameters", "non_embedding_parameters", "flops_per_token")
 """Fields of the run record that describe the last model."""
@@ -18,20 +18,20 @@ OF_THE_MODEL = ("model", "parameters", "non_embedding_parameters", "flops_per_to
 OF_THE_GROWTH = ("method", "depth", "state", "plan_hash")
 
 PLACE_OF_A_STAGE = ("steps", "schedule_start", "schedule_steps", "data_start", "init", "init_optimizer", "model", "out")
-"""Settings that only say where a stage begins and ends. They differ in every stage."""
+"""Settings of the beginning and the end of a stage. They differ in every stage."""
 
 
 def concatenate_stages(runs: Sequence[Sequence[Record]], arm: str, steps: int) -> list[Record]:
     """Concatenate the records of runs that each continue the one before.
 
-    Steps, tokens, FLOPs and seconds count on. The FLOPs of a stage are those of its own model. The seconds between two
-    stages are those of growing weights and state. What preceded the first run remains the cost of its source. The first
-    evaluation of a grown model goes into a ``growth`` record, beside the last one of the model it was grown from.
+    The counts of steps, tokens, FLOPs and seconds continue from stage to stage. The FLOPs of a stage are those of its
+    own model. The seconds between two stages are those of growing weights and state. The cost of the first run's source
+    is kept. A ``growth`` record has the first loss of a grown model and the last loss of its source.
 
     Args:
         runs: the records of each stage, its ``run`` record first.
-        arm: the name of the whole.
-        steps: of all stages, run or not.
+        arm: the name of the run.
+        steps: of all stages, including those that have not begun.
 
     Returns:
         ``run``, then ``step``, ``eval``, ``diagnostics`` and ``growth`` records in order.
@@ -63,7 +63,7 @@ def concatenate_stages(runs: Sequence[Sequence[Record]], arm: str, steps: int) -
 
 
 def write_concatenated(folders: Sequence[Path], out: Path, arm: str, steps: int) -> None:
-    """Write ``records.jsonl`` of the stages that have begun, whole or not at all."""
+    """Write ``records.jsonl`` of the stages that have begun, atomically."""
     runs = [records for folder in folders if (records := written_so_far(folder))]
     if runs:
         write_records(out, concatenate_stages(runs, arm, steps))
@@ -79,7 +79,7 @@ def _run_record(metas: Sequence[Record], arm: str, steps: int) -> Record:
 
 
 def _changed(first: Record, later: Record) -> Record:
-    """The settings of a later stage that are not those of the first."""
+    """Return the settings of a later stage that differ from those of the first."""
     before = first.get("config") or {}
     return {
         key: value

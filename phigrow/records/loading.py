@@ -15,18 +15,18 @@ from phigrow.records.run import Columns, Run
 from phigrow.records.schema import DIAGNOSTICS, FILE
 from phigrow.records.validation import FLAGS, POINT, STEP_ONLY, Row, Validated, validate
 
-WHAT_TO_GIVE = "give the folders that runs were trained into (their --out), or a folder that holds them"
+FOLDERS_TO_GIVE = "give the folders that runs were trained into (their --out), or a folder that holds them"
 
 
 def load_run(folder: str | Path) -> Run:
     """Load the run whose ``records.jsonl`` or ``records.jsonl.gz`` is in ``folder``.
 
-    A last line that was cut off is left out with a note. A loss that is not finite is kept, and the run is reported as
+    An incomplete last line is left out with a note. A loss that is not finite is kept, and a note says that the run
     diverged. Records of an unknown type are skipped with a note.
 
     Raises:
-        GrowthError: no such file; a line that is not JSON, lacks a field or has a value of the wrong type; steps that
-            do not increase or costs that decrease; no ``run`` record, or two.
+        GrowthError: the file does not exist; a line is not JSON, lacks a field or has a value of the wrong type; steps
+            do not increase, or costs decrease; there is no ``run`` record, or a second one.
 
     >>> load_run("runs/wr-seed0").evals["loss"][-1]  # doctest: +SKIP
     np.float64(3.61)
@@ -41,14 +41,14 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
 
     Args:
         folders: one, or several.
-        notes: if given, a folder without records is skipped while others have some, and a sentence about it is added
-            to this list.
+        notes: if given, a folder without records is skipped if others have some, and a sentence about it is added to
+            this list.
 
     Returns:
-        The runs, parents searched in the order of their paths.
+        The runs, in the order of ``folders`` and, below a parent, of their paths.
 
     Raises:
-        GrowthError: no such folder; a folder without any records below it; everything that ``load_run`` raises.
+        GrowthError: a folder does not exist, or has no records in it or below it; as ``load_run``.
     """
     roots = [folders] if isinstance(folders, str | Path) else list(folders)
     chosen: dict[Path, Path] = {}  # resolved -> as given, so that a folder named twice is read once
@@ -57,14 +57,17 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
         below = [root] if has_records(root) else folders_below(root)
         if not below:
             if not root.exists():
-                raise GrowthError("the folder does not exist", where=str(root), fix=WHAT_TO_GIVE)
+                raise GrowthError("the folder does not exist", where=str(root), fix=FOLDERS_TO_GIVE)
             empty.append(root)
         for folder in below:
             chosen.setdefault(folder.resolve(), folder)
     if not chosen or (empty and notes is None):
         where = ", ".join(map(str, empty)) or None
         raise GrowthError(
-            "the folders hold no runs", where=where, why=f"there is no {FILE} in them or below them", fix=WHAT_TO_GIVE
+            "the folders hold no runs",
+            where=where,
+            why=f"there is no {FILE} in them or below them",
+            fix=FOLDERS_TO_GIVE,
         )
     if notes is not None:
         notes += [f"{root} is left out: there is no {FILE} in it or below it" for root in empty]

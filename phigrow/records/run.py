@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Key = tuple[int | None, int]
-"""Seed of the source (None where there is none or it was not recorded) and seed of the run."""
+"""Seed of the source (None if it does not exist or was not recorded) and seed of the run."""
 
 Columns = Mapping[str, NDArray[Any]]
 """One array a key, all of one length; ``step`` is int64, everything else float64."""
@@ -23,8 +23,8 @@ class Run:
     """One recorded training run.
 
     Attributes:
-        folder: where its records are.
-        arm, seed: which run it is.
+        folder: of its records.
+        arm, seed: name of the arm and seed of the run.
         meta: the ``run`` record without its type.
         steps: columns ``step``, ``tokens``, ``flops``, ``seconds``, ``loss`` (nats per token), ``lr``, ``grad_norm``,
             ``tokens_per_second`` and ``data_wait`` (share of the step spent waiting for data), nan where they were not
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def study(self) -> dict[str, Any]:
-        """Facts about the run that its study knows (``StudyInfo``); empty for a run of no study."""
+        """Information that a study added to the record (``StudyInfo``); empty for a run without a study."""
         info = self.meta.get("study")
         return info if isinstance(info, dict) else {}
 
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def key(self) -> Key:
-        """Seed of the source and seed of the run; two runs of one arm and budget differ in it."""
+        """Seed of the source and seed of the run. It is unique among the runs of one arm and budget."""
         return (self.source_seed, self.seed)
 
     @property
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def shared_machine(self) -> bool:
-        """True if other runs shared the machine, so that its seconds say little."""
+        """True if other runs shared the machine. The seconds are then no measure of the run's cost."""
         return bool(self.study.get("side_by_side", 1) > 1)
 
     @property
@@ -113,33 +113,33 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True if the last evaluation stands at the end of the schedule, or if no length was recorded."""
+        """True if the last evaluation is at the end of the schedule, or if no length was recorded."""
         return self.budget is None or int(self.evals["step"][-1]) >= self.budget
 
     @property
     def diverged_at(self) -> int | None:
         """The first step whose training or held-out loss is not finite; None if all are finite.
 
-        A skipped step does not count: it changed nothing.
+        Skipped steps do not count, because they changed nothing.
         """
         broken = [c["step"][~np.isfinite(c["loss"]) & (c.get("skipped", 0.0) == 0)] for c in (self.steps, self.evals)]
         return min((int(steps[0]) for steps in broken if len(steps)), default=None)
 
     def has_unit(self, unit: str) -> bool:
-        """True if the evaluations carry this cost."""
+        """Return True if all evaluations have this cost."""
         return bool(np.isfinite(self.evals[unit]).all())
 
     def held_out(self, step: int) -> float | None:
-        """The held-out loss recorded after exactly ``step`` updates (0: before the first one), or None."""
+        """Return the held-out loss after exactly ``step`` updates (0: before the first update), or None."""
         (hits,) = np.nonzero(self.evals["step"] == step)
         return float(self.evals["loss"][hits[0]]) if len(hits) else None
 
     def source_cost(self, unit: str) -> float:
-        """Cost of training the source (``source_tokens``, ...); nan if it was not recorded."""
+        """Return the cost of the source's training (``source_tokens``, ...); nan if it was not recorded."""
         return self._meta_number(f"source_{unit}", math.nan)
 
     def expand_cost(self, unit: str) -> float:
-        """Cost of the expansion, learned maps included (``expand_seconds``, ...); 0 if it was not recorded."""
+        """Return the cost of the expansion, learned maps included (``expand_seconds``, ...); 0 if not recorded."""
         return self._meta_number(f"expand_{unit}", 0.0)
 
     def _meta_number(self, key: str, otherwise: float) -> float:

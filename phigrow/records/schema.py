@@ -1,24 +1,24 @@
-"""The fields of every record: the one declaration that writers, readers and validation share."""
+"""The fields of every record. Writers, readers and validation share this declaration."""
 
 # Annotations are evaluated here: the keys of a TypedDict are read when the program runs.
 from typing import Any, Literal, TypedDict
 
 FILE = "records.jsonl"
-"""The name of a run's records, in the run's folder: one JSON object a line."""
+"""Name of the file of records in a run's folder: one JSON object on each line."""
 
 PACKED_FILE = "records.jsonl.gz"
 """The same, compressed by gzip. It is read where ``FILE`` is missing."""
 
 Unit = Literal["tokens", "flops", "seconds"]
 UNITS: tuple[Unit, ...] = ("tokens", "flops", "seconds")
-"""Cumulative costs. Tokens are required, since they order a curve; the others may be missing from a run."""
+"""Cumulative costs. Tokens are required, because they order a curve. The others may be missing from a run."""
 
 Record = dict[str, Any]
 """One line of the file: ``type`` and the fields of that type."""
 
 
 class RunRecord(TypedDict, total=False):
-    """Settings and provenance of a run, written once; other fields are kept and shown as they are.
+    """Settings and provenance of a run, written once. Fields that are not listed here are kept and shown unchanged.
 
     ``arm`` and ``seed`` are required. docs/records.md describes each field.
     """
@@ -69,8 +69,8 @@ class StepRecord(_Point, _Costs, total=False):
     """One optimizer step. ``loss`` is the training loss in nats per token, null where it is not finite.
 
     ``skipped``: no update was made. ``overflow``: fp16 halved its loss scale, and no update was made. ``spike``: the
-    loss was an outlier. ``blocks``: data blocks of a skipped step. ``distillation_loss``: divergence from the
-    teacher in nats per token, in steps that have one; ``loss`` is the cross entropy alone.
+    loss was an outlier. ``blocks``: data blocks of a skipped step. ``distillation_loss``: divergence from the teacher
+    in nats per token, in steps with a teacher; ``loss`` is then the cross entropy alone.
     """
 
     lr: float | None
@@ -87,9 +87,9 @@ class StepRecord(_Point, _Costs, total=False):
 class EvalRecord(_Point, _Costs, total=False):
     """One evaluation. ``loss`` is the held-out loss in nats per token.
 
-    ``sources`` has the held-out loss of each named source. ``tokens_by_source`` and ``epochs_by_source`` count what was
-    trained on so far. The last evaluation of a run has ``group_losses``: the mean loss of each of up to 100 groups of
-    held-out blocks, of ``group_blocks`` blocks each.
+    ``sources`` has the held-out loss of each named source. ``tokens_by_source`` and ``epochs_by_source`` count the
+    training text so far. The last evaluation of a run has ``group_losses``, the mean losses of up to 100 groups of
+    held-out blocks, and ``group_blocks``, their numbers of blocks.
     """
 
     sources: dict[str, float | None]
@@ -100,7 +100,7 @@ class EvalRecord(_Point, _Costs, total=False):
 
 
 class DiagnosticsRecord(TypedDict, total=False):
-    """Symmetry of copied values at one step; see docs/measuring.md."""
+    """Symmetry of copied values at one step. docs/measuring.md defines each column."""
 
     step: int
     copy_cosine: float | None
@@ -126,7 +126,7 @@ class GrowthRecord(_Costs, total=False):
 
 
 class ResumeRecord(TypedDict):
-    """A resumption: the step, the number of ranks and the ZeRO stage now, and both as they were before."""
+    """A resumption: its step, the number of ranks and the ZeRO stage, and both before it (``was``)."""
 
     step: int
     world_size: int
@@ -135,12 +135,12 @@ class ResumeRecord(TypedDict):
 
 
 class StudyInfo(TypedDict, total=False):
-    """Facts about a run that its study knows: key ``study`` of the run record. Training uses none of them.
+    """Information of a study about a run: key ``study`` of the run record. Training uses none of it.
 
     ``source`` names the source. ``source_seed`` is the seed of the source's own training. ``source_age`` is the number
-    of tokens that it had read at the moment of growth, divided by its number of parameters. ``source_constant``: its
-    learning rate had not decayed. ``source_loss`` is its held-out loss at that moment. ``flat``: the run is a model of
-    another size, trained from scratch for the flat frontier. ``same_text``: it reads the blocks that the source read.
+    of tokens that the source read before growth, divided by its number of parameters. ``source_constant``: its
+    learning rate had not decayed. ``source_loss`` is its held-out loss at the moment of growth. ``flat``: the run
+    trains a model of another size from scratch, for the flat frontier. ``same_text``: it reads the source's blocks.
     ``refined``: the run is an end that was added where a cost had been read between two other ends.
     ``side_by_side`` is the number of runs that shared the machine, itself included. ``teacher`` has the tokens of
     distillation and the teacher's FLOPs for each.

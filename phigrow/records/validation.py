@@ -14,10 +14,10 @@ from phigrow.records.schema import DIAGNOSTICS, UNITS, Record
 POINT = ("step", *UNITS, "loss")
 STEP_ONLY = ("lr", "grad_norm", "tokens_per_second", "data_wait")
 FLAGS = ("skipped", "spike")
-"""Flags of a step; false if they are missing."""
+"""Flags of a step; a missing flag is false."""
 
 NOT_MEASURED = ("resume", "growth")
-"""Types of records that are written for readers of the file; nothing is measured from them."""
+"""Types of records that are for readers of the file. Measurements do not use them."""
 
 Row = dict[str, float]
 
@@ -37,7 +37,7 @@ class Validated:
 
 
 REQUIRED = object()
-"""Default of a field that must be there."""
+"""Default of a required field."""
 COUNTS = {"step", *UNITS}
 MAY_BE_MISSING = {"flops", "seconds"}
 
@@ -45,16 +45,16 @@ MAY_BE_MISSING = {"flops", "seconds"}
 def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
     """Check every record and sort them by type.
 
-    A loss that is not finite, or null, is kept. ``flops`` and ``seconds`` may be missing from all steps or from all
+    A loss that is null or not finite is kept. ``flops`` and ``seconds`` may be missing from all steps or from all
     evaluations of a run. Records of an unknown type are skipped with a note.
 
     Args:
-        records: each with the place where it stands.
+        records: each with its place in the file.
         path: of the file, for messages.
 
     Raises:
-        GrowthError: no ``run`` record, or two; a field that is missing or of the wrong type; steps that do not
-            increase or costs that decrease.
+        GrowthError: there is no ``run`` record, or a second one; a field is missing or has the wrong type; steps do
+            not increase, or costs decrease.
     """
     checked = Validated({})
     unknown: dict[str, int] = {}
@@ -62,7 +62,12 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
         kind = record["type"]
         if kind == "run":
             if checked.meta:
-                raise GrowthError("there is a second run record", where=where, fix="give every run a folder of its own")
+                raise GrowthError(
+                    "there is a second run record",
+                    where=where,
+                    why="a file has the records of one run",
+                    fix="give every run a folder of its own",
+                )
             checked.meta = _checked_meta({key: value for key, value in record.items() if key != "type"}, where)
         elif kind == "step":
             row = _point(record, kind, where, checked.steps)
@@ -84,7 +89,7 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
         raise GrowthError(
             "there is no run record",
             where=path,
-            why="arm and seed are unknown without it",
+            why="it has the arm and the seed of the run",
             fix="train the run again, or restore the first line of the file",
         )
     checked.notes += [f"{count} records of the unknown type {kind!r} were skipped" for kind, count in unknown.items()]
@@ -114,7 +119,7 @@ STUDY_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         for key in ("source_constant", "flat", "same_text", "refined")
     },
 }
-"""Key of ``study`` -> its values in words, and the check of one. Null stands for a key that is missing."""
+"""Key of ``study`` -> description of its values, and a check. Null counts as missing."""
 
 
 def _check_study(study: Any, where: str) -> None:
@@ -132,7 +137,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _point(values: Mapping[str, Any], kind: str, where: str, before: list[Row]) -> Row:
-    """Step, costs and loss of a record, checked against the record before it."""
+    """Return step, costs and loss of a record, checked against the record before it."""
     row = {key: _number(values, key, kind, where, None if key in MAY_BE_MISSING else REQUIRED) for key in POINT}
     if not before:
         return row
@@ -163,15 +168,20 @@ def _number(record: Mapping[str, Any], key: str, kind: str, where: str, default:
     value = record.get(key, default)
     counts_up = key in COUNTS
     if type(value) is float and (not counts_up or (key != "step" and 0 <= value < math.inf)):
-        return value  # nearly all values, of which a report reads millions
+        return value  # a short path for nearly all values, since a report reads millions
     if value is REQUIRED:
         raise GrowthError(f"the {kind} record has no {key!r}", where=where, fix=f"write {key!r} in every {kind} record")
     if value is None and key not in ("step", "tokens"):
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise GrowthError(f"{key!r} is {value!r}, but must be a number", where=where)
+        raise GrowthError(f"{key!r} is {value!r}, but must be a number", where=where, fix="write a number")
     if counts_up and (not math.isfinite(value) or value < 0 or (key == "step" and value != int(value))):
-        raise GrowthError(f"{key!r} is {value!r}", where=where, why="steps and costs are counted up from 0")
+        raise GrowthError(
+            f"{key!r} is {value!r}",
+            where=where,
+            why="steps and costs are counted up from 0",
+            fix=f"write a {'whole ' if key == 'step' else ''}number of at least 0",
+        )
     return float(value)
 
 
@@ -185,7 +195,7 @@ def _sources(values: Mapping[str, Any], where: str) -> Row:
 
 
 def _groups(values: Mapping[str, Any], where: str) -> tuple[list[float], list[float]]:
-    """Losses of groups of held-out blocks, and the number of blocks in each; empty where they were not recorded."""
+    """Return the losses of groups of held-out blocks and their numbers of blocks; empty if they were not recorded."""
     losses, blocks = values.get("group_losses") or [], values.get("group_blocks") or []
     if not isinstance(losses, list) or not isinstance(blocks, list) or len(losses) != len(blocks):
         raise GrowthError(
@@ -193,6 +203,11 @@ def _groups(values: Mapping[str, Any], where: str) -> tuple[list[float], list[fl
             why="every group has a loss and a number of blocks", fix="write two lists of the same length",
         )  # fmt: skip
     if not all(_is_number(count) and count > 0 for count in blocks):
-        raise GrowthError(f"'group_blocks' is {blocks!r}", where=where, fix="write positive numbers")
+        raise GrowthError(
+            f"'group_blocks' is {blocks!r}",
+            where=where,
+            why="every group has at least one block",
+            fix="write positive numbers",
+        )
     numbers = [_number({"group_losses": loss}, "group_losses", "eval", where) for loss in losses]
     return numbers, [float(count) for count in blocks]

@@ -1,4 +1,4 @@
-"""Write records: one JSON object a line, from which everything about a run is measured."""
+"""Write records, one JSON object on each line. All measurements of a run come from them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from phigrow.records.schema import FIELDS, FILE, Record
 class RecordWriter:
     """Append records to a run's ``records.jsonl``, each flushed to the operating system at once.
 
-    Only rank 0 has one. A fresh start replaces the file. A resumption drops records past the checkpoint's step, so that
-    no step appears twice, and keeps the ``run`` record.
+    Only rank 0 has a writer. A fresh start replaces the file. A resumption keeps the ``run`` record and drops records
+    past the checkpoint's step, so that no step appears twice.
 
     Args:
         folder: of the run.
         resume_step: step of the checkpoint that the run resumes from; None for a fresh start.
-        trunk: folder of the run that this one branches off at that step; its records are copied up to there.
-        run: the ``run`` record, for a run that has none yet.
+        trunk: folder of the run from which this one branches off at that step. Its records up to there are copied.
+        run: the ``run`` record of a run that has none yet.
     """
 
     def __init__(
@@ -43,20 +43,20 @@ class RecordWriter:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, type: str, **values: Any) -> None:
-        """Append one record. Numbers that are not finite are written as NaN and Infinity, as JavaScript spells them."""
+        """Append one record. Numbers that are not finite are written as NaN, Infinity and -Infinity."""
         assert values.keys() <= FIELDS[type], f"{type} records have no {sorted(values.keys() - FIELDS[type])}"
         self._file.write(_line(type, values) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Write everything to disk and close the file."""
+        """Write all records to disk and close the file."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
-    """Write ``records.jsonl`` whole or not at all."""
+    """Write ``records.jsonl`` atomically."""
     atomic_write(folder / FILE, "".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from phigrow.errors import GrowthError
 from phigrow.records import RecordWriter, load_run, load_runs
+from phigrow.records.readers.phigrow import last_record
 
 RUN = {"type": "run", "arm": "wr", "seed": 3}
 COST = {"tokens": 10, "flops": 20.0, "seconds": 0.5}
@@ -46,6 +47,12 @@ def test_columns_and_meta(tmp_path):
     assert run.diverged_at is None
 
 
+@pytest.mark.parametrize(("at_most", "step"), [(None, 4), (4, 4), (3, 2), (0, None)])
+def test_the_last_record_up_to_a_step(tmp_path, at_most, step):
+    found = last_record(put(tmp_path, RUN, record("step", step=2), record("step", step=4)), "step", at_most=at_most)
+    assert (found and found["step"]) == step
+
+
 def test_optional_columns_are_nan(tmp_path):
     run = load_run(put(tmp_path, RUN, record("step")))
     assert math.isnan(run.steps["lr"][0])
@@ -56,14 +63,14 @@ def test_optional_columns_are_nan(tmp_path):
 def test_a_torn_last_line_is_noted(tmp_path, torn):
     run = load_run(put(tmp_path, RUN, record(), torn, end=""))
     assert run.evals["step"].tolist() == [0]
-    assert run.notes == ("line 3 is cut off and was left out",)
+    assert run.notes == ("line 3 is incomplete and was left out",)
 
 
 def test_a_line_torn_inside_a_character_is_noted(tmp_path):
     put(tmp_path, RUN, record())
     with (tmp_path / "records.jsonl").open("ab") as file:
         file.write('{"type": "eval", "text": "é'.encode()[:-1])
-    assert load_run(tmp_path).notes == ("line 3 is cut off and was left out",)
+    assert load_run(tmp_path).notes == ("line 3 is incomplete and was left out",)
 
 
 def test_a_whole_last_line_without_newline_is_kept(tmp_path):
@@ -155,6 +162,7 @@ def test_refusals_name_file_and_line(tmp_path, lines, text):
     with pytest.raises(GrowthError) as caught:
         load_run(tmp_path)
     assert text.replace("{path}", str(tmp_path / "records.jsonl")) in f"{caught.value}\n"
+    assert caught.value.fix
 
 
 def test_no_file(tmp_path):

@@ -1,1 +1,1 @@
-"""Readers of records: one file for each format of records, each giving the same records."""
+"""Readers of records: one module for each file format. All return the same records."""

@@ -16,7 +16,7 @@ _TAIL_BYTES = 1 << 14
 
 @dataclass(frozen=True)
 class Lines:
-    """Records of one file, each with the place where it stands, and notes about lines that were left out."""
+    """Records of one file, each with its place in the file, and notes about lines that were left out."""
 
     path: Path
     records: tuple[tuple[str, Record], ...]
@@ -24,7 +24,7 @@ class Lines:
 
 
 def has_records(folder: Path) -> bool:
-    """Return True if there is a file of records directly in the folder."""
+    """Return True if the folder itself has a file of records."""
     return any((folder / name).is_file() for name in (FILE, PACKED_FILE))
 
 
@@ -36,10 +36,10 @@ def folders_below(folder: Path) -> list[Path]:
 def read_lines(folder: Path) -> Lines:
     """Read every record of a run's folder.
 
-    A last line that was cut off, because the run is still going or was killed, is left out with a note.
+    If the run is going on or was killed, its last line may be incomplete. It is then left out with a note.
 
     Raises:
-        GrowthError: there is no file, or it cannot be unpacked; a line is not JSON or has no type.
+        GrowthError: the file does not exist or cannot be unpacked; a line is not JSON or has no type.
     """
     path, content = _content(folder)
     records: list[tuple[str, Record]] = []
@@ -52,25 +52,35 @@ def read_lines(folder: Path) -> Lines:
         try:
             record = json.loads(line.decode("utf-8"))
         except ValueError as error:
-            # Only the text after the last newline can be a record that was still being written.
+            # Only the text after the last newline can be an incomplete record.
             if number == len(lines):
-                notes.append(f"line {number} is cut off and was left out")
+                notes.append(f"line {number} is incomplete and was left out")
                 continue
-            raise GrowthError("the record is not valid JSON", where=where, why=str(error)) from error
+            raise GrowthError(
+                "the record is not valid JSON",
+                where=where,
+                why=str(error),
+                fix="repair or delete this line, or copy the file again",
+            ) from error
         if not isinstance(record, dict) or not isinstance(record.get("type"), str):
-            raise GrowthError("the record has no type", where=where, fix='write {"type": "run" | "step" | "eval", ...}')
+            raise GrowthError(
+                "the record has no type",
+                where=where,
+                why="each line must be an object with a type",
+                fix='write {"type": "run" | "step" | "eval", ...}',
+            )
         records.append((where, record))
     return Lines(path, tuple(records), tuple(notes))
 
 
 def written_so_far(folder: Path) -> list[Record]:
-    """Return the records of a run that may still be going; empty if it has no ``run`` record yet."""
+    """Return the records of a run that may be going on; empty if it has no ``run`` record yet."""
     records = [record for line in _text_lines(folder) if (record := _parsed(line)) is not None]
     return records if records and records[0].get("type") == "run" else []
 
 
 def first_record(folder: Path) -> Record | None:
-    """Return the ``run`` record of a run that may still be going, or None."""
+    """Return the ``run`` record of a run that may be going on; None if it has none yet."""
     try:
         with (folder / FILE).open("rb") as file:
             record = _parsed(file.readline())
@@ -80,12 +90,12 @@ def first_record(folder: Path) -> Record | None:
 
 
 def last_record(folder: Path, kind: str, *, at_most: int | None = None) -> Record | None:
-    """Return the last ``step`` or ``eval`` record of a run that may still be going, or None.
+    """Return the last ``step`` or ``eval`` record of a run that may be going on, or None.
 
     Args:
         folder: of the run.
         kind: the record's type.
-        at_most: ignore records of later steps.
+        at_most: ignore records of later steps. By default, only the last 16 KiB of the file are searched.
     """
     try:
         with (folder / FILE).open("rb") as file:
@@ -97,13 +107,13 @@ def last_record(folder: Path, kind: str, *, at_most: int | None = None) -> Recor
         return None
     for line in reversed(lines):
         record = _parsed(line)
-        if record is not None and record.get("type") == kind and (not at_most or record["step"] <= at_most):
+        if record is not None and record.get("type") == kind and (at_most is None or record["step"] <= at_most):
             return record
     return None
 
 
 def lines_up_to(folder: Path, step: int) -> list[str]:
-    """Return the lines of a run's records up to a step: its run record, and all that is not past the step."""
+    """Return the lines of a run's records up to a step, the ``run`` record included."""
     return [line for line in _text_lines(folder) if (r := _parsed(line)) is not None and r.get("step", 0) <= step]
 
 
@@ -119,7 +129,7 @@ def _text_lines(folder: Path) -> list[str]:
 
 
 def _parsed(line: str | bytes) -> Record | None:
-    """The record in a line, or None for a line that is still being written."""
+    """Return the record in a line, or None if the line is incomplete."""
     try:
         record = json.loads(line)
     except ValueError:
