@@ -19,9 +19,9 @@ from phigrow.errors import GrowthError
 
 
 class BlockArray:
-    """The blocks of one split on disk; nothing is read before it is asked for.
+    """The blocks of one split on disk, memory-mapped.
 
-    ``sources`` are the names that `source_of` indexes.
+    `source_of` returns indices into ``sources``, the names of the sources.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -60,15 +60,15 @@ class BlockArray:
         return np.stack([self.parts[p][r] for p, r in zip(part.tolist(), row.tolist(), strict=True)]).astype(np.int64)
 
     def source_of(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """Return, for each block, the index into `sources` of the document its first token belongs to."""
+        """Return, for each block, the index into `sources` of the document of its first token."""
         return np.asarray(self._source.take(np.asarray(indices, dtype=np.int64)).to_numpy(), dtype=np.int64)
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """Return `source_of` of every block; memory-mapped where the split is one piece."""
+        """Return `source_of` of every block; memory-mapped if the split is one piece."""
         return np.asarray(self._source.combine_chunks().to_numpy(), dtype=np.int64)
 
     def __reduce__(self) -> tuple[type[BlockArray], tuple[Path]]:
-        return BlockArray, (self.folder,)  # to another process goes the path, not the data
+        return BlockArray, (self.folder,)  # another process gets the path, not the data
 
 
 class DataSource(Protocol):
@@ -100,7 +100,7 @@ class DataSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything on which the blocks depend."""
+        """Hash of all inputs of the blocks."""
 
     @property
     def tokenizer_dir(self) -> Path | None:
@@ -116,9 +116,9 @@ class DataSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return the fields of the ``run`` record that describe the data.
 
-        ``train_blocks`` is None if the number of blocks is unknown. ``packing`` counts train text: ``efficiency`` is
-        the share of its tokens that are in blocks; ``documents_cut`` counts documents that a border between blocks
-        cuts.
+        ``train_blocks`` is None if the number of blocks is unknown. ``packing`` describes the train text. Its
+        ``efficiency`` is the share of tokens that are in blocks. ``documents_cut`` is the number of documents that are
+        cut at a border between blocks.
         """
 
     def tokenizer_json(self) -> tuple[str, str] | None:
@@ -154,12 +154,13 @@ class Blocks:
         if not len(self.train):
             raise GrowthError(
                 "the data has no blocks to train on", where=str(self.folder),
-                fix="prepare more text with `phigrow data`",
+                why="its train text is shorter than one block", fix="prepare more text with `phigrow data`",
             )  # fmt: skip
         if empty := [name for name, size in self._train_sizes().items() if size == 0]:
             raise GrowthError(
-                f"The part {self.train_part} of the train blocks is empty for {', '.join(empty)}.",
-                where=f"data_part, {self.folder}", fix="Choose a larger part, or prepare more text.",
+                f"the part {self.train_part} of the train blocks is empty for {', '.join(empty)}",
+                where=f"data_part, {self.folder}", why="there are too few blocks for this part",
+                fix="choose a larger part, or prepare more text with `phigrow data`",
             )  # fmt: skip
         return BlockFeed(self.train, self.mixture, seed, batch, self.train_part)
 
@@ -205,7 +206,7 @@ class Blocks:
 
 
 def describe_heldout(source: DataSource) -> dict[str, Any]:
-    """Return the fields of the ``run`` record that describe the held-out blocks; a part of them has a fingerprint."""
+    """Return the fields of the ``run`` record on the held-out blocks, with a fingerprint if only a part is read."""
     part = source.heldout_part
     if part == WHOLE:
         return {"heldout_blocks": len(source.heldout)}
@@ -221,7 +222,7 @@ def load_blocks(folder: str | Path) -> Blocks:
     """Open the packed blocks of a folder for training, memory-mapped.
 
     Raises:
-        GrowthError: there is no such folder, ``phigrow data`` did not make it, or its format has another version.
+        GrowthError: the folder does not exist, is not from ``phigrow data``, or has another format version.
 
     >>> blocks = load_blocks("data")  # doctest: +SKIP
     >>> blocks.train.batch([0, 5]).shape  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Prepare a folder of packed blocks from text. The folder is there complete, or not at all."""
+"""Prepare a folder of packed blocks from text. The folder appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRAINING_CHARACTERS = 200_000_000
-"""Most text that a tokenizer is trained on. Documents come in random order, so it is a fair sample of them."""
+"""Most characters that a tokenizer is trained on. Documents come in random order, so these are a random sample."""
 
 
 def prepare(
@@ -50,15 +50,15 @@ def prepare(
 ) -> DataInfo:
     """Turn text into packed token blocks: deduplicate, split by document, shuffle, tokenise, pack by source, save.
 
-    ``out`` then holds ``train/`` and ``heldout/`` (datasets of input_ids, ``seq_len + 1`` ids, and source),
-    ``tokenizer/`` and ``data.json``. It is written under a hidden name and renamed at the end. The blocks depend on the
-    text, the tokenizer, ``seq_len``, ``heldout`` and ``seed``, but neither on the order of the documents nor on
-    ``num_proc``.
+    ``out`` then holds ``train/`` and ``heldout/`` (datasets with the columns ``input_ids``, of ``seq_len + 1`` ids, and
+    ``source``), ``tokenizer/`` and ``data.json``. It is written under a hidden name and renamed at the end. The blocks
+    depend on the text, the tokenizer, ``seq_len``, ``heldout`` and ``seed``. They do not depend on the order of the
+    documents or on ``num_proc``.
 
     Args:
-        ref, text_column, split, config, revision: what to read, see `load_documents`.
+        ref, text_column, split, config, revision: the text, see `load_documents`.
         out: the folder to make.
-        seq_len: tokens a block predicts.
+        seq_len: tokens that a block predicts.
         tokenizer: a folder, file or name, see `load_tokenizer`; None trains one on the train documents.
         vocab_size: of the tokenizer that is trained, at most.
         heldout: the fraction of documents held out, at least one document; 0 holds out none.
@@ -66,11 +66,11 @@ def prepare(
         across_sources: pack the documents in one random order, so that a block holds several sources. By default
             documents of one source are packed together, so that sources can be mixed and measured separately.
         num_proc: processes that tokenise and pack.
-        overwrite: replace the packed blocks that are there.
+        overwrite: replace packed blocks that exist in ``out``.
         progress: show the progress bars of `datasets`.
 
     Raises:
-        GrowthError: the text or the tokenizer cannot be loaded, ``out`` is taken, or there is less than one block.
+        GrowthError: the text or the tokenizer cannot be loaded, ``out`` exists, or a split has less than one block.
 
     >>> prepare("embedded", "data", seq_len=256).eos_token_id  # doctest: +SKIP
     0
@@ -104,7 +104,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Encoding:
-    """A tokenizer as packing uses it: a copy whose settings may be changed, and the dtype that holds its ids."""
+    """A copy of a tokenizer for packing, with its end-of-text id and the dtype of its ids."""
 
     tokenizer: Tokenizer
     vocab_size: int
@@ -177,7 +177,7 @@ def _pack(
     """Pack one split into a folder.
 
     Raises:
-        GrowthError: the split has less than one block of text, and is not meant to be empty.
+        GrowthError: the split has less than one block of text, but should have some.
     """
     seq_len = arguments["seq_len"]
     if not tokens.blocks(seq_len) and (split == "train" or arguments["heldout"]):
@@ -188,7 +188,7 @@ def _pack(
             fix="choose a smaller seq_len, give more text, or change the held-out fraction (0 holds out none)",
         )
     blocks = pack(tokens, seq_len, names, scratch, num_proc)
-    # Few large files, because each is a memory map in training. An empty split needs a file too, to be loaded.
+    # Few large files, because training maps each into memory. An empty split needs one file too.
     shards = {"max_shard_size": "2GB"} if len(blocks) else {"num_shards": 1}
     blocks.save_to_disk(folder, **shards)
 
@@ -278,7 +278,11 @@ def _check(seq_len: int, heldout: float) -> None:
     if seq_len < 1:
         raise GrowthError(f"seq_len is {seq_len}", why="a block predicts at least one token", fix="choose seq_len >= 1")
     if not 0 <= heldout < 1:
-        raise GrowthError(f"heldout is {heldout}", fix="choose a fraction of the documents, 0 <= heldout < 1")
+        raise GrowthError(
+            f"heldout is {heldout}",
+            why="it is the fraction of documents that are held out",
+            fix="choose 0 <= heldout < 1",
+        )
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
@@ -296,13 +300,14 @@ def _check_output(out: Path, overwrite: bool) -> None:
         raise GrowthError(
             "the output folder holds packed blocks already",
             where=str(out),
+            why="phigrow replaces them only if you ask for it",
             fix="choose another --out, or add --overwrite",
         )
 
 
 @contextmanager
 def _library_state(progress: bool, num_proc: int) -> Iterator[None]:
-    """Set the progress bars of `datasets`, and turn off the tokenizer's threads in forked processes; a context."""
+    """Within a context, set the progress bars of `datasets` and turn off tokenizer threads in forked processes."""
     import datasets
 
     silenced = not progress and not datasets.are_progress_bars_disabled()

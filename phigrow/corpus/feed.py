@@ -15,16 +15,16 @@ Position = dict[str, Any]
 
 
 class Feed(Protocol):
-    """Source of the data of every step, a function of seed and step. Only a stream also needs its position."""
+    """Data of every step, as a function of seed and step. Only a stream also needs its position."""
 
     sources: list[str]
 
     def rows(self, step: int) -> Indices:
-        """Return the numbers of the blocks of the global batch of a step, int64 ``[batch]``."""
+        """Return the numbers of the blocks in the global batch of a step, int64 ``[batch]``."""
         ...
 
     def seek(self, step: int, position: Position | None) -> None:
-        """Go to a step, with the position that `read` gave with the step before, if it gave one."""
+        """Go to a step, with the position that `read` returned for the step before, if it returned one."""
         ...
 
     def read(self, step: int, rank: int, world: int) -> tuple[npt.NDArray[np.int64], Position | None]:
@@ -32,7 +32,7 @@ class Feed(Protocol):
         ...
 
     def blocks_read(self, step: int) -> list[int]:
-        """Return how many blocks of each source the first ``step`` steps read."""
+        """Return the number of blocks of each source that the first ``step`` steps read."""
         ...
 
     def epochs(self, step: int) -> dict[str, float] | None:
@@ -45,7 +45,7 @@ class Feed(Protocol):
 
 
 class BlockFeed:
-    """Steps from packed blocks on disk: one set, or a mixture by weight; of each source the blocks of ``part``."""
+    """Steps from packed blocks on disk: one set, or a mixture by weight. Of each source, only ``part`` is read."""
 
     def __init__(self, train: Split, mixture: Sequence[MixedSource], seed: int, batch: int, part: Part = WHOLE) -> None:
         self.train, self.mixture, self.seed, self.batch, self.part = train, mixture, seed, batch, part
@@ -61,7 +61,7 @@ class BlockFeed:
         return step_rows(self.seed, step, self.batch, len(self.train), self.part)
 
     def seek(self, step: int, position: Position | None) -> None:
-        """See `Feed`; blocks on disk are read anywhere."""
+        """See `Feed`. Blocks on disk need no seek."""
 
     def read(self, step: int, rank: int, world: int) -> tuple[npt.NDArray[np.int64], None]:
         """See `Feed`."""
@@ -69,7 +69,7 @@ class BlockFeed:
         return self.train.batch(mine), None
 
     def blocks_read(self, step: int) -> list[int]:
-        """See `Feed`. Asked step after step it counts on; asked once it counts from the start."""
+        """See `Feed`. A call with a later step continues the count of the call before."""
         if self.mixture:
             return apportion(self.weights, step * self.batch)
         if len(self.sources) < 2:
@@ -77,7 +77,7 @@ class BlockFeed:
         end, blocks = step * self.batch, self.part.size(len(self.train))
         done, counts = self._known
         epoch = end // blocks
-        if not epoch * blocks <= done <= end:  # whole epochs need no look at their order
+        if not epoch * blocks <= done <= end:  # the counts of whole epochs do not depend on their order
             done, counts = epoch * blocks, epoch * self._count(np.arange(blocks)) if epoch else np.zeros_like(counts)
         for low in range(done, end, 2**20):
             counts = counts + self._count(epoch_rows((self.seed,), low, min(low + 2**20, end), blocks))
@@ -119,8 +119,8 @@ class BlockStream(Protocol):
 class StreamFeed:
     """Steps from streams: one stream for each name in ``weights``.
 
-    Every rank reads all streams and keeps its share, so any number of ranks reads the same text. As for blocks on
-    disk, `apportion` decides which streams a step reads.
+    Every rank reads all streams and keeps its share, so the text does not depend on the number of ranks. As with blocks
+    on disk, `apportion` distributes the rows of a step over the streams.
     """
 
     def __init__(self, weights: Mapping[str, float], streams: Sequence[BlockStream], seed: int, batch: int) -> None:
@@ -130,11 +130,11 @@ class StreamFeed:
         self._step = 0
 
     def rows(self, step: int) -> Indices:
-        """See `Feed`. Blocks of a stream are numbered by the rows of the run."""
+        """See `Feed`. Blocks of a stream have the numbers of their rows in the run."""
         return np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
 
     def seek(self, step: int, position: Position | None) -> None:
-        """See `Feed`. Without a position, the steps before are read again and dropped."""
+        """See `Feed`. Without a position, the steps before it are read again and dropped."""
         self._step = 0
         if position is not None:
             for stream, start in zip(self.streams, position["streams"], strict=True):
@@ -144,7 +144,7 @@ class StreamFeed:
             self.read(self._step, 0, 1)
 
     def read(self, step: int, rank: int, world: int) -> tuple[npt.NDArray[np.int64], Position]:
-        """See `Feed`; steps are read in order."""
+        """See `Feed`. Steps must be read in order."""
         assert step == self._step, f"step {step} asked of a stream at {self._step}"
         counts = np.diff(
             [apportion(self.weights, rows) for rows in (step * self.batch, (step + 1) * self.batch)], axis=0
@@ -170,10 +170,10 @@ class StreamFeed:
 
 
 class LaterFeed:
-    """A feed whose step 0 is a later step of another feed, for a run that continues another run's data.
+    """A feed that begins at a later step of another feed, for a run that continues another run's data.
 
-    Blocks read are counted from that step. Epochs are counted from the beginning, because they tell how often text
-    repeats.
+    Blocks read are counted from that step. Epochs are counted from the beginning of the other feed, because they count
+    the repetitions of the text.
     """
 
     def __init__(self, feed: Feed, first: int) -> None:

@@ -10,7 +10,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.untrusted import read_json_strict
 
 FORMAT = 1
-"""Version of the folder's layout, in ``data.json``."""
+"""Version of the layout of the folder."""
 
 METADATA_FILE = "data.json"
 
@@ -20,12 +20,12 @@ class SplitInfo:
     """Counts of one split, train or held-out.
 
     Attributes:
-        documents: packed.
-        blocks: of ``seq_len + 1`` tokens.
-        tokens: in the blocks, ``blocks * seq_len + 1``; every token but the first is predicted once.
-        tokens_seen: of all documents, end-of-text tokens included.
-        dropped_tokens: at the end, which do not fill a block.
-        documents_cut: documents that a border between blocks cuts.
+        documents: packed documents.
+        blocks: blocks of ``seq_len + 1`` tokens.
+        tokens: tokens in the blocks, ``blocks * seq_len + 1``. Every token but the first is predicted once.
+        tokens_seen: tokens of all documents, end-of-text tokens included.
+        dropped_tokens: tokens at the end that do not fill a block.
+        documents_cut: documents that are cut at a border between blocks.
         sources: documents and tokens of each source.
     """
 
@@ -40,7 +40,7 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Metadata of a folder of packed blocks; ``data.json`` holds the same, without ``folder``."""
+    """Metadata of a folder of packed blocks. ``data.json`` has the same fields without ``folder``."""
 
     folder: Path
     format_version: int
@@ -74,7 +74,7 @@ def read_metadata(root: Path) -> dict[str, Any]:
     """Read ``data.json`` of a complete folder of blocks.
 
     Raises:
-        GrowthError: the folder is not there, incomplete, or of another format version.
+        GrowthError: the folder does not exist, is incomplete, or has another format version.
     """
     needed = [root / name for name in (METADATA_FILE, "train/state.json", "heldout/state.json", "tokenizer")]
     missing = [str(path.relative_to(root)) for path in needed if not path.exists()]

@@ -21,7 +21,7 @@ from phigrow.errors import GrowthError
 
 
 class ConcatenatedBlocks:
-    """The blocks of several arrays, one after the other; each array is one source."""
+    """The blocks of several arrays, one array after the other. Each array is one source."""
 
     def __init__(self, arrays: Sequence[BlockArray], names: Sequence[str]) -> None:
         self.arrays, self.sources = list(arrays), list(names)
@@ -35,7 +35,7 @@ class ConcatenatedBlocks:
         return range(int(self._starts[source]), int(self._starts[source + 1]))
 
     def source_of(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """Return, for each block, the index into `sources` of the array it lies in."""
+        """Return, for each block, the index into `sources` of its array."""
         return np.searchsorted(self._starts, np.asarray(indices, np.int64), side="right") - 1
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
@@ -57,17 +57,17 @@ class ConcatenatedBlocks:
 
 
 def mix_folders(folders: Mapping[str, float]) -> Blocks:
-    """Join folders of packed blocks into one set whose steps read each by its weight.
+    """Join folders of packed blocks into one set. Each step reads the folders in proportion to their weights.
 
     Args:
-        folders: folder -> weight; weights need not add up to 1.
+        folders: folder -> weight. Weights need not add up to 1.
 
     Returns:
-        Blocks with ``mixture``. A source is named after its folder, by its whole path where two have one name.
+        Blocks with ``mixture``. A source has the name of its folder, or the whole path if two names are equal.
 
     Raises:
-        GrowthError: a folder that cannot be read, folders packed with another length or tokenizer than the first, or
-            a weight that is no positive number.
+        GrowthError: a folder cannot be read, or differs from the first in the length of its blocks or in its tokenizer;
+            a weight is not a positive number.
 
     >>> mix_folders({"textbooks": 0.8, "code": 0.2}).train.sources  # doctest: +SKIP
     ['code', 'textbooks']
@@ -85,6 +85,7 @@ def mix_folders(folders: Mapping[str, float]) -> Blocks:
             raise GrowthError(
                 "the folder has no blocks to train on",
                 where=str(part.folder),
+                why="its train text is shorter than one block",
                 fix="prepare more text with `phigrow data`",
             )
     train, heldout = (
@@ -110,10 +111,10 @@ def mix_folders(folders: Mapping[str, float]) -> Blocks:
 
 
 def mix_sources(blocks: Blocks, mixture: Mapping[str, float]) -> Blocks:
-    """Give the sources inside one folder weights; those without one are not read.
+    """Give weights to the sources in one folder. Sources without a weight are not read.
 
     Raises:
-        GrowthError: a source that the folder does not have, or has no block of; a weight that is no positive number.
+        GrowthError: the folder has no blocks of a source, or a weight is not a positive number.
     """
     weights = checked_weights(mixture)
     assert isinstance(blocks.train, BlockArray)
@@ -127,6 +128,7 @@ def mix_sources(blocks: Blocks, mixture: Mapping[str, float]) -> Blocks:
             raise GrowthError(
                 f"the folder has no blocks of the source {name!r}",
                 where=f"mixture, {blocks.folder}",
+                why="a weight was given for this source",
                 fix=f"choose among its sources: {', '.join(map(repr, there))}",
             )
     sources = tuple(
@@ -144,7 +146,7 @@ def checked_weights(weights: Mapping[str, Any], where: str = "the mixture") -> d
     """Return the weights as numbers.
 
     Raises:
-        GrowthError: there is none, or one is not a positive, finite number.
+        GrowthError: there are no weights, or one is not a positive, finite number.
     """
     out = {}
     for name, value in weights.items():
@@ -153,7 +155,12 @@ def checked_weights(weights: Mapping[str, Any], where: str = "the mixture") -> d
         except (TypeError, ValueError):
             out[str(name)] = math.nan
         if not (math.isfinite(out[str(name)]) and out[str(name)] > 0):
-            raise GrowthError(f"the weight is {value!r}", where=f"{name} in {where}", fix="give a positive number")
+            raise GrowthError(
+                f"the weight is {value!r}",
+                where=f"{name} in {where}",
+                why="sources are read in proportion to their weights",
+                fix="give a positive number",
+            )
     if not out:
         raise GrowthError(
             "the mixture names no source", where=where, fix="write 'folder: weight' or 'source: weight' for each"
@@ -178,6 +185,7 @@ def _check_agreement(first: Blocks, other: Blocks) -> None:
         raise GrowthError(
             f"the folders hold blocks of {first.seq_len} and of {other.seq_len} tokens",
             where=where,
+            why="all blocks of a batch have the same length",
             fix="prepare both with the same --seq-len",
         )
     one, two = ((part.tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8") for part in (first, other))

@@ -1,4 +1,4 @@
-"""Which blocks each optimizer step reads: a function of seed and step, whatever the ranks and micro-batches."""
+"""The blocks of each optimizer step, a function of seed and step that does not depend on ranks or micro-batches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Indices = npt.NDArray[np.int64]
 HALF = Fraction(1, 2)
 
 TABLE = 2**22
-"""Blocks up to which an epoch's permutation is held as a table (32 MiB); of 2,048 tokens these are 8.6 billion."""
+"""Most blocks of an epoch whose permutation is held as a table (32 MiB): 8.6 billion tokens in blocks of 2,048."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The blocks whose number, divided by ``of``, leaves ``first`` to ``last - 1`` as the remainder.
+    """The blocks with a number whose remainder modulo ``of`` is ``first`` to ``last - 1``.
 
-    ``str`` of a part is ``first,last,of``.
+    ``str(part)`` is ``first,last,of``.
 
     >>> part = Part(2, 4, 5)
     >>> part.size(13), part.numbers(np.arange(part.size(13))).tolist()
@@ -37,13 +37,13 @@ class Part:
         return f"{self.first},{self.last},{self.of}"
 
     def size(self, blocks: int) -> int:
-        """Return how many of ``blocks`` blocks belong to the part."""
+        """Return the number of blocks of the part, of ``blocks`` blocks in all."""
         rounds, rest = divmod(blocks, self.of)
         width = self.last - self.first
         return rounds * width + min(max(rest - self.first, 0), width)
 
     def numbers(self, places: Indices) -> Indices:
-        """Return the numbers of the blocks that stand at these places of the part, which counts from 0."""
+        """Return the numbers of the blocks at these places of the part. Places count from 0."""
         rounds, rest = np.divmod(places, self.last - self.first)
         numbers: Indices = rounds * self.of + self.first + rest
         return numbers
@@ -56,7 +56,8 @@ WHOLE = Part()
 def step_rows(seed: int, step: int, batch: int, blocks: int, part: Part = WHOLE) -> Indices:
     """Return the block of each row of the global batch of one step, int64 ``[batch]``.
 
-    Every epoch is a permutation of the part, seeded by (seed, epoch); a batch may straddle two. ``step`` counts from 0.
+    Every epoch is a permutation of the part, seeded by (seed, epoch). A batch may have blocks of two epochs. ``step``
+    counts from 0.
 
     >>> step_rows(0, 0, 4, 4).tolist() == sorted(step_rows(0, 0, 4, 4).tolist())
     False
@@ -74,9 +75,9 @@ def rank_rows(rows: Indices, rank: int, world: int, micro: int) -> list[Indices]
 
 
 def heldout_rows(wanted: int, blocks: int) -> Indices:
-    """Return the held-out blocks that an evaluation reads, spread evenly; all of them where ``wanted`` is 0.
+    """Return the held-out blocks of an evaluation, spread evenly; all of them if ``wanted`` is 0.
 
-    They depend on nothing but the two numbers, so every arm and every seed is evaluated on the same text.
+    They depend only on the two numbers, so all arms and seeds are evaluated on the same text.
     """
     count = blocks if wanted == 0 else min(wanted, blocks)
     return np.arange(count, dtype=np.int64) * blocks // max(count, 1)
@@ -91,23 +92,23 @@ Shares = tuple[Fraction, ...]
 
 
 def shares(weights: Sequence[float]) -> Shares:
-    """Return weights as exact fractions of 1, each as its shortest decimal says it (0.8 and 0.2 are 4/5 and 1/5)."""
+    """Return weights as exact fractions of 1, from their shortest decimals (0.8 and 0.2 are 4/5 and 1/5)."""
     exact = [Fraction(str(weight)) for weight in weights]
     return tuple(weight / sum(exact) for weight in exact)
 
 
 def apportion(weights: Shares, rows: int) -> list[int]:
-    """Return how many of the first ``rows`` rows each source has given: Webster's method (Sainte-Laguë, 1910).
+    """Return the number of rows of each source among the first ``rows`` rows, by Webster's method (Sainte-Laguë, 1910).
 
-    The m-th row of a source is due at ``(m - 1/2) / weight``; the first ``rows`` in that order are given. So counts
-    never fall as ``rows`` grows, need no history, and are exact in the long run: a count is at most
-    ``1/2 + weight * sources / 2`` away from ``weight * rows``; of one to three sources, less than 1 (Balinski and
-    Young, "Fair Representation", 1982).
+    The m-th row of a source is due at ``(m - 1/2) / weight``, and rows are taken in this order. Counts therefore never
+    fall as ``rows`` grows, and need no history. A count differs from ``weight * rows`` by at most
+    ``1/2 + weight * sources / 2``, and by less than 1 with up to three sources (Balinski and Young, "Fair
+    Representation", 1982).
 
     >>> [apportion(shares([0.8, 0.2]), rows) for rows in (1, 5, 10)]
     [[1, 0], [4, 1], [8, 2]]
     """
-    counts = [math.floor(weight * rows + HALF) for weight in weights]  # all that is due by the time `rows`
+    counts = [math.floor(weight * rows + HALF) for weight in weights]  # all rows that are due by then
     each = range(len(weights))
     while (rest := rows - sum(counts)) > 0:
         counts[min(each, key=lambda k: ((counts[k] + HALF) / weights[k], k))] += 1
@@ -121,14 +122,14 @@ def mixed_rows(
 ) -> Indices:
     """Return the block of each row of the global batch of one step, int64 ``[batch]``, from several sources by weight.
 
-    Which sources a step reads is `apportion`'s; of each source every epoch is a permutation of its own; the rows of a
-    step are then shuffled, so that every rank and micro-batch sees the mixture.
+    `apportion` distributes the rows over the sources. Every epoch of a source is a permutation of its own. The rows of
+    a step are then shuffled, so that every rank and micro-batch reads the mixture.
 
     Args:
         seed, step, batch: as in `step_rows`.
         weights: see `shares`.
         sources: the numbers of the blocks of each source.
-        part: which blocks of each source are read; they are numbered within their source.
+        part: blocks of each source that are read, numbered within their source.
     """
     before, after = (apportion(weights, rows) for rows in (step * batch, (step + 1) * batch))
     taken = [
@@ -140,14 +141,14 @@ def mixed_rows(
 
 
 def picked(blocks: range | Indices, places: Indices) -> Indices:
-    """Return the numbers that stand at these places of ``blocks``."""
+    """Return the numbers at these places of ``blocks``."""
     return blocks.start + places if isinstance(blocks, range) else blocks[places]
 
 
 def epoch_rows(seed: tuple[int, ...], start: int, end: int, blocks: int) -> Indices:
     """Return rows ``start`` to ``end`` of an endless sequence of epochs, each a permutation of all blocks.
 
-    The permutations are numpy's up to `TABLE` blocks. Above, they are computed place by place, and cost no memory.
+    Up to `TABLE` blocks, the permutations are numpy's. Above, they are computed place by place, in constant memory.
     """
     epochs, places = np.divmod(np.arange(start, end, dtype=np.int64), blocks)
     out = np.empty(end - start, np.int64)
@@ -158,16 +159,16 @@ def epoch_rows(seed: tuple[int, ...], start: int, end: int, blocks: int) -> Indi
     return out
 
 
-@functools.lru_cache(maxsize=64)  # of at most 32 MiB: two epochs of every source of a mixture anyone is likely to write
+@functools.lru_cache(maxsize=64)  # at most 32 MiB each; enough for two epochs of 32 sources
 def _permutation(key: tuple[int, ...], blocks: int) -> Indices:
     return np.random.default_rng(key).permutation(blocks).astype(np.int64)
 
 
 def permuted(key: tuple[int, ...], places: Indices, size: int) -> Indices:
-    """Return where a pseudorandom permutation of ``range(size)`` sends each place, one by one, in constant memory.
+    """Return the image of each place under a pseudorandom permutation of ``range(size)``, in constant memory.
 
-    A Feistel network of six rounds permutes the next even power of two; what falls outside is sent on until it is
-    inside ("cycle walking", Black and Rogaway 2002).
+    A Feistel network of six rounds permutes the next even power of two. It is applied again to images outside the range
+    until all are inside ("cycle walking", Black and Rogaway 2002).
 
     >>> sorted(permuted((0, 0), np.arange(6), 6).tolist())
     [0, 1, 2, 3, 4, 5]

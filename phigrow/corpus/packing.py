@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Indices = npt.NDArray[np.int64]
 
 MAX_SOURCES = 256
-"""Most sources that are counted by name. Of a column with more, such as a URL for each document, the rarer ones count
-as ``other``."""
+"""Most sources with a name of their own. If a column has more, such as a URL for each document, the rarer ones become
+``other``."""
 
 OTHER = "other"
 
@@ -37,15 +37,15 @@ class Selection:
 
 
 def select(documents: Dataset, heldout: float, seed: int) -> Selection:
-    """Choose, split and shuffle the documents by a hash of (seed, text), so that nothing depends on their order.
+    """Choose, split and shuffle the documents by a hash of (seed, text), so that the result does not depend on order.
 
     Args:
-        documents: with a string column text; null is undecodable.
-        heldout: the fraction of documents held out: at least one, never all; 0 holds out none.
-        seed: another seed, another split and order.
+        documents: with a string column ``text``. Null stands for text that cannot be decoded.
+        heldout: the fraction of documents held out: at least one document, never all; 0 holds out none.
+        seed: of the split and the order.
 
     Raises:
-        GrowthError: no document, or one alone with ``heldout`` above 0.
+        GrowthError: there are no documents, or only one with ``heldout`` above 0.
     """
     skipped = {"empty": 0, "undecodable": 0, "duplicate": 0}
     rows: list[Indices] = []
@@ -65,12 +65,12 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
                 digests.append(hashlib.blake2b(text.encode(), digest_size=16, key=key).digest())
         start += len(texts)
         rows.append(np.array(keep, np.int64))
-        hashes.append(np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2))  # 16 bytes a document are held
+        hashes.append(np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2))  # 16 bytes for each document
     index, hash_ = (
         np.concatenate([np.empty(0, np.int64), *rows]),
         np.concatenate([np.empty((0, 2), np.uint64), *hashes]),
     )
-    # The first half of the hash orders, the second splits. The sort is stable: of identical texts the first row stays.
+    # The first half of the hash orders, the second splits. The sort is stable, so the first of identical rows is kept.
     order = np.lexsort((hash_[:, 1], hash_[:, 0]))
     index, hash_ = index[order], hash_[order]
     repeated = np.zeros(len(index), bool)
@@ -111,7 +111,7 @@ def source_names(documents: Dataset, rows: Indices) -> list[str]:
 
 
 def by_source(documents: Dataset, rows: Indices, names: list[str]) -> Indices:
-    """Return rows with those of one source together, in the order of ``names``, otherwise in their order."""
+    """Return the rows sorted by source in the order of ``names``. Rows of one source keep their order."""
     known = _known(names)
     labels: list[Indices] = [np.empty(0, np.int64)]
     for batch in documents.select_columns(["source"]).select(rows).with_format("arrow").iter(10_000):
@@ -144,7 +144,7 @@ class TokenFile:
         return max(0, (self.tokens - 1) // seq_len)
 
     def cut(self, seq_len: int) -> int:
-        """Return the number of documents that a border between blocks cuts."""
+        """Return the number of documents that are cut at a border between blocks."""
         starts = np.concatenate([[0], self.ends[:-1]])
         last = np.minimum((self.ends - 2) // seq_len, self.blocks(seq_len)) * seq_len
         return int((last > starts).sum()) if len(self.ends) else 0
@@ -163,7 +163,7 @@ class TokenFile:
 def tokenise(
     documents: Dataset, tokenizer: Tokenizer, eos: int, names: list[str], folder: Path, dtype: str, num_proc: int
 ) -> TokenFile:
-    """Tokenise documents in their order, the end-of-text id after each, into one flat file of ids in ``folder``."""
+    """Write the token ids of all documents, an end-of-text id after each, into one flat file in ``folder``."""
     from datasets import Features, List, Value
 
     folder.mkdir()
@@ -182,7 +182,7 @@ def tokenise(
                 remove_columns=documents.column_names,
                 features=Features({"ids": List(Value(dtype)), "source": Value("int64")}),
                 cache_file_name=str(folder / "ids.arrow"),
-                new_fingerprint="ids",  # no hash of the tokenizer: this folder is never looked up again
+                new_fingerprint="ids",  # saves hashing the tokenizer; the cache is not used again
                 desc="tokenise",
             )
             for batch in ids.with_format("arrow").iter(1000):
@@ -200,7 +200,7 @@ def pack(file: TokenFile, seq_len: int, names: list[str], folder: Path, num_proc
     """Cut tokens into overlapping blocks: block i is tokens ``[i * seq_len, (i + 1) * seq_len]``, both included.
 
     Returns:
-        A dataset of input_ids (fixed length ``seq_len + 1``) and source (that of the block's first token).
+        A dataset with the columns ``input_ids`` (fixed length ``seq_len + 1``) and ``source`` (of the first token).
     """
     from datasets import ClassLabel, Dataset, Features, List, Value
 
@@ -228,8 +228,8 @@ def pack(file: TokenFile, seq_len: int, names: list[str], folder: Path, num_proc
 
 
 def _encode(batch: dict[str, list[Any]], tokenizer: Tokenizer, eos: int, names: list[str], dtype: str) -> Any:
-    # An end-of-text token spelled out in a text (documentation of tokenizers) is text, and no end of a document. Set
-    # here because it is lost when the tokenizer travels to another process.
+    # An end-of-text token that is spelled out in a text is text, not the end of a document. Set here because the
+    # setting is lost when the tokenizer is sent to another process.
     tokenizer.encode_special_tokens = True
     encoded = tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False)
     ids = [np.array([*encoding.ids, eos], dtype=dtype) for encoding in encoded]
@@ -252,6 +252,6 @@ def _texts(documents: Dataset) -> Iterator[list[str | None]]:
 
 
 def _workers(num_proc: int, rows: int) -> int | None:
-    """Return the number of processes; None keeps the work in this one, where the Rust tokenizer has its own threads."""
+    """Return the number of processes; None for this process alone, in which the tokenizer has its own threads."""
     wanted = min(num_proc, rows)
     return wanted if wanted > 1 else None

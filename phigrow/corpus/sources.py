@@ -25,7 +25,7 @@ SEPARATOR = "<|endoftext|>"
 """Separator of documents inside one text file, as in published corpora."""
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-"""A name that a repository on the hub can have. Anything else is a path, whose absence is known without network."""
+"""Pattern of repository names on the hub. Anything else is a path, which can be checked without a network."""
 
 
 def load_documents(
@@ -39,21 +39,20 @@ def load_documents(
 ) -> Dataset:
     """Return the documents of a corpus as a memory-mapped dataset with string columns text, source and title.
 
-    A text file is one document (several, if it holds ``<|endoftext|>``); JSON and Parquet files hold one a row. Their
-    columns ``source`` and ``title`` are kept where there are any. Else the source is the file's name, for text files
-    in a folder the folder's, for the hub the dataset's. The text of a file that is not UTF-8 is null: the caller
-    counts it.
+    A text file is one document, or several separated by ``<|endoftext|>``. JSON and Parquet files have one document in
+    each row. Their columns ``source`` and ``title`` are kept. Without them, the source is the name of the file, of the
+    folder (for text files in a folder) or of the hub dataset. The text of a file that is not UTF-8 is null.
 
     Args:
         ref: ``embedded``; a file, folder (searched recursively) or glob pattern of .txt, .md, .jsonl, .json (each
-            also .gz) or .parquet; or the name of a hub dataset. What exists locally wins over a name on the hub.
+            also .gz) or .parquet; or the name of a hub dataset. A local path takes precedence over a name on the hub.
         text_column: the column that holds the text, in JSON, Parquet and hub datasets.
         split, config, revision: of a hub dataset.
-        cache_dir: where the Arrow files of local sources go, by default the datasets library's cache. Hub datasets
-            always go to that cache: the download is worth keeping.
+        cache_dir: folder for the Arrow files of local sources, by default the cache of the datasets library. Hub
+            datasets always go to that cache, which keeps the download.
 
     Raises:
-        GrowthError: there is no text of that name, no such column or no network, or a file cannot be parsed.
+        GrowthError: the text or the column does not exist, the hub cannot be reached, or a file cannot be parsed.
 
     >>> load_documents("embedded").column_names  # doctest: +SKIP
     ['text', 'source', 'title']
@@ -69,12 +68,17 @@ def local_files(ref: str | Path) -> list[Path] | None:
     """Return the files of a reference, sorted; None if it can only be a name on the hub.
 
     Raises:
-        GrowthError: it is spelled like a path, and no file that can be read is there.
+        GrowthError: the reference is spelled like a path, and there is no readable file.
     """
     path = Path(ref).expanduser()
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise GrowthError(f"phigrow cannot read text from {path.name}", where=str(path), fix=_KINDS)
+            raise GrowthError(
+                f"phigrow cannot read text from {path.name}",
+                where=str(path),
+                why="its ending is of no known kind",
+                fix=_KINDS,
+            )
         return [path]
     if path.is_dir():
         entries = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
@@ -91,7 +95,7 @@ def local_files(ref: str | Path) -> list[Path] | None:
         raise GrowthError(
             "there are no text files",
             where=str(path.absolute()),
-            why=f"all {len(entries)} entries are of other kinds",
+            why=f"all {len(entries)} entries have other endings",
             fix=_KINDS,
         )
     return files
@@ -101,19 +105,19 @@ _KINDS = f"give files of these kinds: {', '.join(SUFFIXES)}"
 
 
 def embedded_rows() -> Iterator[dict[str, str | None]]:
-    """Return the embedded corpus as rows."""
+    """Return the documents of the embedded corpus as rows."""
     return map(asdict, embedded_documents())
 
 
 def text_rows(files: Iterable[Path], sources: Iterable[str]) -> Iterator[dict[str, str | None]]:
-    """Yield a row for each text file, or each part between separators; text is None if the file is not UTF-8."""
+    """Yield a row for each document of the text files; its text is None if the file is not UTF-8."""
     for file, source in zip(files, sources, strict=True):
         try:
             texts: list[str | None] = list(file.read_text(encoding="utf-8").split(SEPARATOR))
         except UnicodeDecodeError:
             texts = [None]
         if len(texts) > 1 and not (texts[-1] or "").strip():
-            texts.pop()  # what follows the last separator is no document
+            texts.pop()  # blank text after the last separator is no document
         for number, text in enumerate(texts):
             yield {"text": text, "source": source, "title": file.name if len(texts) == 1 else f"{file.name}#{number}"}
 
@@ -160,13 +164,13 @@ def stream_documents(
     config: str | None = None,
     revision: str | None = None,
 ) -> IterableDataset:
-    """Return the documents of a corpus in order, with the string column text, without a copy on disk.
+    """Return the documents of a corpus in order, with the string column ``text``, without a copy on disk.
 
     Args:
         ref, text_column, split, config, revision: as in `load_documents`. Local files are of one kind.
 
     Returns:
-        A dataset whose ``state_dict`` is its position.
+        A dataset with its position as ``state_dict``.
 
     Raises:
         GrowthError: as `load_documents`.
@@ -213,7 +217,12 @@ def _from_hub(name: str, text_column: str, split: str, config: str | None, revis
 
     data = _on_hub(name, split, config, revision, streaming=False)
     if not isinstance(data, Dataset):  # a split expression that names several
-        raise GrowthError(f"{split!r} names several splits of {name!r}", fix="give one split, such as train")
+        raise GrowthError(
+            f"{split!r} names several splits of {name!r}",
+            where=name,
+            why="phigrow holds out documents itself",
+            fix="give one split with --split, such as train",
+        )
     return _three_columns(data, name, name, text_column)
 
 
@@ -234,12 +243,15 @@ def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, 
         raise GrowthError(
             f"there is no dataset {name!r}",
             where=str(Path(name).absolute()),
-            why=f"no file or folder has this path, and the hub offers you no dataset of this name ({error})",
+            why=f"no file or folder has this path, and the hub has no such dataset for your account ({error})",
             fix="check the spelling; for a gated dataset log in with `hf auth login`",
         ) from error
     except (ValueError, RuntimeError, OSError) as error:  # an unknown configuration or split; a loading script
         raise GrowthError(
-            f"the dataset {name!r} cannot be loaded", why=str(error), fix="check the dataset's --config and --split"
+            f"the dataset {name!r} cannot be loaded",
+            where=name,
+            why=str(error),
+            fix="check the dataset's --config and --split",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Splits of packed blocks, and the sources of a mixture among them."""
+"""Splits of packed blocks, and the sources of a mixture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = range | npt.NDArray[np.int64]
 
 
 class Split(Protocol):
-    """A split as training reads it: blocks by their number, and the source of each."""
+    """A split for training: blocks by number, and the source of each."""
 
     sources: list[str]
 
@@ -26,7 +26,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class MixedSource:
-    """One source of a mixture: its weight, and its blocks among the train and the held-out ones."""
+    """One source of a mixture: its weight, its train blocks and its held-out blocks."""
 
     name: str
     weight: float

@@ -1,4 +1,4 @@
-"""Read, tokenise and pack text that does not fit on disk, from a position that can be saved."""
+"""Read, tokenise and pack text that does not fit on disk. Positions in the text can be saved and restored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Tokens = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class StreamSource:
-    """One source of a stream: its weight, and where its text comes from, as in `load_documents`."""
+    """One source of a stream: its weight, and its text, as in `load_documents`."""
 
     name: str
     ref: str
@@ -46,7 +46,13 @@ class StreamSource:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """A stream: its sources and tokenizer, the number of first documents held out, and of blocks shuffled together."""
+    """Settings of a stream.
+
+    Attributes:
+        sources, tokenizer: of the text.
+        heldout: number of first documents of each source that are held out.
+        shuffle: number of blocks that are shuffled together.
+    """
 
     sources: tuple[StreamSource, ...]
     tokenizer: str
@@ -55,10 +61,10 @@ class StreamSettings:
 
 
 def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
-    """Read the ``stream`` key of a recipe: one source's keys, or ``sources``, a mapping of names to them.
+    """Read the ``stream`` key of a recipe: the keys of one source, or ``sources``, which maps names to such keys.
 
     Raises:
-        GrowthError: a key that is unknown or missing, or a value out of range.
+        GrowthError: a key is unknown or missing, or a value is out of range.
 
     >>> stream_settings({"ref": "books.jsonl", "tokenizer": "phi-1_5"}).sources[0].name
     'books.jsonl'
@@ -86,15 +92,21 @@ def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
             raise GrowthError(f"the stream has no key {unknown[0]!r}", where=f"stream, {name}", fix=fix)
         if not part.get("ref"):
             raise GrowthError(
-                "the stream names no text", where=f"stream, {name}", fix="set ref to a file, a folder or a dataset"
+                "the stream names no text",
+                where=f"stream, {name}",
+                why="ref is missing or empty",
+                fix="set ref to a file, a folder or a dataset",
             )
     if not shared.get("tokenizer"):
         raise GrowthError(
-            "the stream names no tokenizer", where="stream", fix="set tokenizer to a folder, a file or a name"
+            "the stream names no tokenizer",
+            where="stream",
+            why="tokenizer is missing or empty",
+            fix="set tokenizer to a folder, a file or a name",
         )
     weights = checked_weights({name: part.get("weight", 1.0) for name, part in parts.items()}, "stream")
     for key, least in (("heldout", 0), ("shuffle", 1)):
-        if key in shared and (not isinstance(shared[key], int) or shared[key] < least):
+        if key in shared and (type(shared[key]) is not int or shared[key] < least):
             raise GrowthError(
                 f"{key} is {shared[key]!r}", where=f"stream.{key}", fix=f"give a whole number of at least {least}"
             )
@@ -119,7 +131,7 @@ class TokenStream:
         self._documents = self._tokenised(position["epoch"], position["dataset"])
 
     def position(self) -> Position:
-        """Return where the next block begins. Blocks from there on do not depend on the blocks before."""
+        """Return the position of the next block. The blocks from there on do not depend on those before it."""
         if not self._pieces:
             self._read()
         return {**self._pieces[0][0], "offset": self._offset}
@@ -144,7 +156,7 @@ class TokenStream:
         self._documents = None
 
     def first(self) -> Tokens:
-        """Return the tokens of the held-out documents, which are the first of the stream."""
+        """Return the tokens of the held-out documents, which are the first documents of the stream."""
         head = _texts(stream_documents(**_load(self.source)).take(self.skip))
         parts = [self._encode(texts) for texts in iter(lambda: list(itertools.islice(head, DOCUMENTS)), [])]
         return np.concatenate([np.empty(0, np.uint32), *parts])
@@ -154,7 +166,7 @@ class TokenStream:
         self._pieces.append(next(self._documents))
 
     def _tokenised(self, epoch: int, state: Any) -> Iterator[tuple[Position, Tokens]]:
-        """Yield the tokens of some documents at a time, with the position at which they begin."""
+        """Yield the tokens of `DOCUMENTS` documents at a time, each time with their position."""
         while True:
             documents = stream_documents(**_load(self.source))
             documents = documents.skip(self.skip) if self.skip else documents
@@ -187,7 +199,7 @@ class TokenStream:
 
 
 class ShuffledStream:
-    """A token stream whose blocks are shuffled in groups. While one group is given, the next one is read."""
+    """A token stream with blocks that are shuffled in groups. The next group is read while one is in use."""
 
     def __init__(self, stream: TokenStream, size: int, seed: tuple[int, ...]) -> None:
         self.stream, self.size, self.seed = stream, size, seed
@@ -258,7 +270,7 @@ class HeldBlocks:
 
 @dataclass(frozen=True)
 class StreamBlocks:
-    """An open stream: the held-out blocks, properties of the tokenizer, and the token streams.
+    """An open stream: held-out blocks, properties of the tokenizer, and one token stream for each source.
 
     ``mixture`` has the sources if there are several.
     """
@@ -304,10 +316,10 @@ class StreamBlocks:
 
 
 def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
-    """Open a stream and read its held-out documents, the first of every source. No epoch trains on them.
+    """Open a stream and read its held-out documents, the first ones of every source. No epoch trains on them.
 
     Raises:
-        GrowthError: no such text, column or tokenizer, or too few held-out documents for one block.
+        GrowthError: the text, its column or the tokenizer does not exist, or held-out documents do not fill a block.
     """
     from tokenizers import Tokenizer
 
@@ -316,7 +328,7 @@ def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
     rust = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     rust.no_padding()
     rust.no_truncation()
-    rust.encode_special_tokens = True  # spelled out in a text it is text
+    rust.encode_special_tokens = True  # one that is spelled out in a text is text
     streams = tuple(TokenStream(source, rust, eos, seq_len, settings.heldout) for source in settings.sources)
     parts = []
     for stream in streams:
@@ -354,7 +366,7 @@ def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
 
 
 def _identity(source: StreamSource) -> dict[str, Any]:
-    """Return the part of a fingerprint for a source; of local files it has names and sizes, but not their folder."""
+    """Return the input of a fingerprint for a source. Local files enter with name and size, without their folder."""
     identity = asdict(source)
     if (files := local_files(source.ref)) is not None:
         identity["ref"] = [[file.name, file.stat().st_size] for file in files]

@@ -22,18 +22,18 @@ SMALLEST = 257
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: str = END_OF_TEXT) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE, deterministic in the texts; decoding what it encodes gives back the text exactly.
+    """Train a byte-level BPE. It depends only on the texts, and decoding its tokens gives the exact text.
 
     Args:
         texts: the training text, read once.
-        vocab_size: entries at most; a small text may have fewer pairs worth merging. The end-of-text token is 0.
-        eos: the end-of-text token; also the beginning-of-text token, as in Phi.
+        vocab_size: most entries. A small text may have fewer. The end-of-text token has id 0.
+        eos: the end-of-text token, which is also the beginning-of-text token, as in Phi.
 
     Returns:
-        A tokenizer whose ``save_pretrained`` folder ``AutoTokenizer`` loads.
+        A tokenizer that ``AutoTokenizer`` loads from its ``save_pretrained`` folder.
 
     Raises:
-        GrowthError: a vocabulary too small for the 256 bytes and the end-of-text token.
+        GrowthError: the vocabulary is too small for the 256 bytes and the end-of-text token.
 
     >>> tokenizer = train_tokenizer(["to be or not to be"], 260)
     >>> tokenizer.decode(tokenizer.encode("to be"))
@@ -69,13 +69,14 @@ def _fast_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has an end-of-text token, without ever running code from its repository.
+    """Load a tokenizer that has an end-of-text token. No code from its repository is run.
 
     Args:
         ref: a folder, a ``tokenizer.json`` file, or a name on the hub (``phi-2`` means ``microsoft/phi-2``).
 
     Raises:
-        GrowthError: nothing there, no network, no end-of-text token, or a tokenizer without a Rust implementation.
+        GrowthError: the tokenizer does not exist, cannot be downloaded, has no end-of-text token, or has no
+            ``tokenizer.json``.
 
     >>> load_tokenizer("data/tokenizer").eos_token  # doctest: +SKIP
     '<|endoftext|>'
@@ -91,12 +92,12 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         except Exception as error:  # the Rust parser raises plain Exception
             raise GrowthError("the file is not a tokenizer", where=str(path), why=str(error), fix=_FIX) from error
         if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
-            tokenizer.eos_token = END_OF_TEXT  # a bare tokenizer.json does not say which token it is
+            tokenizer.eos_token = END_OF_TEXT  # a tokenizer.json does not name this token
     else:
         source = str(path) if path.is_dir() else ALIASES.get(str(ref), str(ref))
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:  # a folder without one; the hub has none, or cannot be reached
+        except (OSError, ValueError) as error:  # not in the folder or on the hub, or no network
             reason = str(error).strip().splitlines()[0]
             raise GrowthError(
                 f"the tokenizer {str(ref)!r} cannot be loaded", where=str(path.absolute()), why=reason, fix=_FIX
@@ -119,16 +120,16 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
 
 
 def same_tokens(one: str, two: str, where: str) -> bool:
-    """Return whether two tokenizers agree on every id that both have, and on the merges.
+    """Return True if two tokenizers have the same token for every id that both have, and the same merges.
 
-    Everything else may differ, padding and post-processing for example, and one may have tokens added behind its own.
+    Everything else may differ, such as padding, post-processing and tokens that one of them adds at the end.
 
     Args:
         one, two: contents of ``tokenizer.json``.
-        where: what an error names as their place.
+        where: place of both, for errors.
 
     Raises:
-        GrowthError: one of them cannot be read.
+        GrowthError: one of the contents cannot be read.
     """
     if one == two:
         return True
@@ -145,7 +146,7 @@ def _tokens_and_merges(text: str) -> tuple[dict[int, str], list[str]]:
     content = json.loads(text)
     model = content["model"]
     vocab = model.get("vocab") or {}
-    # Of a unigram model the vocabulary is a list of pieces with their scores.
+    # The vocabulary of a unigram model is a list of pieces with their scores.
     named = vocab if isinstance(vocab, dict) else {piece[0]: number for number, piece in enumerate(vocab)}
     tokens = {number: token for token, number in named.items()}
     tokens |= {added["id"]: added["content"] for added in content.get("added_tokens") or []}

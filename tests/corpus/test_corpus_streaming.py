@@ -184,6 +184,7 @@ def test_sources_have_names_and_weights(text):
         ({"ref": "x", "tokenizer": "x", "rev": "y"}, r"no key 'rev'\n  where: stream, x\n.*use one of ref, weight"),
         ({"ref": "x", "tokenizer": "x", "weight": 0}, "the weight is 0"),
         ({"ref": "x", "tokenizer": "x", "heldout": -1}, r"heldout is -1\n  where: stream.heldout"),
+        ({"ref": "x", "tokenizer": "x", "heldout": True}, "heldout is True"),
         ({"ref": "x", "tokenizer": "x", "shuffle": 0}, "shuffle is 0"),
         ({"tokenizer": "x", "sources": ["x"]}, "the sources of the stream cannot be read"),
         ({"tokenizer": "x", "ref": "x", "sources": {"a": {"ref": "x"}}}, "these keys belong inside the sources: ref"),
