@@ -1,4 +1,4 @@
-"""The `phigrow` command: parsing and printing, no logic. One file for growth, one for text and runs."""
+"""The `phigrow` command: parsing and printing only. One file is for growth, one for text and runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command; bad input ends with its message on stderr and exit code 2."""
+    """Run the command. Bad input prints its message to stderr and exits with code 2."""
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
         app(prog_name="phigrow")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _flush() -> None:
-    """Write what is left; where the reader has gone (``phigrow plan ... | head``), drop it without a message."""
+    """Flush stdout. If its reader has gone (``phigrow plan ... | head``), drop the rest without a message."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -52,7 +52,7 @@ def _flush() -> None:
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:
-    typer.echo(f"warning: {message}", err=True)  # the line of code that warns tells a user nothing
+    typer.echo(f"warning: {message}", err=True)  # without the line of code, which does not help a user
 
 
 def _version(shown: bool) -> None:

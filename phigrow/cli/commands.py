@@ -1,4 +1,4 @@
-"""The commands by name, each built when it is used: importing those that grow a model loads numpy and every method."""
+"""The commands by name. Each is built on first use, because those that grow a model import numpy and every method."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ MODULES = {
     "report": "runs",
     "recipes": "runs",
 }
-"""Module of the function of every command, in the order of the help."""
+"""Command -> module of its function, in the order of the help."""
 
 
 class Commands(MutableMapping[str, Any]):
-    """Commands by name; the first look-up of a name imports its module."""
+    """Commands by name. The first look-up of a name imports its module."""
 
     def __init__(self) -> None:
         self._built: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def _build(name: str, module: str) -> Any:
 
 
 def _summary(name: str) -> str:
-    """Return the first paragraph of a command's docstring, read from the source so that nothing is imported."""
+    """Return the first paragraph of a command's docstring, read from its source without an import."""
     source = Path(__file__).with_name(f"{MODULES[name]}.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == name.replace("-", "_"):

@@ -1,4 +1,4 @@
-"""Commands that grow a model and look at what was grown: expand, plan, diff, capacity, inspect, verify."""
+"""Commands that grow a model and inspect the result: expand, grow-optimizer, plan, diff, capacity, inspect, verify."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def grow_optimizer(
     state: Annotated[
         str,
         typer.Option(
-            help="How Adam's moments grow: scale (by the gains of their gradients), copy (unchanged, to every copy), "
+            help="Growth of Adam's moments: scale (by the gains of their gradients), copy (unchanged, to every copy), "
             "asymmetric (unchanged, to the first copy alone), reset (zeros).",
             **choice(STATES),
         ),
@@ -132,9 +132,9 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Print what expand would do, axis by axis and layer by layer.
+    """Print the plan of a growth, axis by axis and layer by layer.
 
-    Only the configurations are read, not the weights.
+    Only the configurations are read, not the weights. Nothing is written.
 
     phigrow plan --src phi-1_5 --dst-config phi2.json --method lossless
     """
@@ -157,7 +157,7 @@ def diff(
     second: Annotated[Path, typer.Argument(metavar="B", help="The other plan, in any of these forms.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
-    """Print how two plans differ. The exit code is 0 if they are the same, and 1 if not.
+    """Print the differences between two plans. The exit code is 0 if there are none, and 1 otherwise.
 
     phigrow diff grown-by-tile grown-by-wr
     """
@@ -203,7 +203,7 @@ def capacity(
     ] = "adamw",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Print which ZeRO stages of a model fit on given GPUs, and how long training takes.
+    """Print the ZeRO stages with which a model fits on given GPUs, and the time of its training.
 
     Only the configuration is read. The exit code is 1 if nothing fits.
 
@@ -235,7 +235,7 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with counts of values.")] = False,
 ) -> None:
-    """Print where a grown checkpoint came from, and which of its values are copied, tiled, scaled, fresh or zero.
+    """Print the origin of a grown checkpoint, and the shares of copied, tiled, scaled, fresh and zero values.
 
     Only phigrow.json is read, not the weights. Counts are exact.
 
@@ -296,8 +296,8 @@ def verify(
 ) -> None:
     """Run the source and the grown model on the same tokens, and compare their logits.
 
-    The exit code is 1 if the plan claims to preserve the function and the grown model does not. It is 1 too if a tensor
-    differs from a saved certificate.
+    The exit code is 1 if the plan claims to preserve the function but the grown model does not. It is 1, too, if a
+    tensor differs from a saved certificate.
 
     phigrow verify phi-1_5 phi-1_5-to-phi2-lossless
     """

@@ -17,11 +17,11 @@ from phigrow.growth.methods import all_methods
 from phigrow.growth.methods.depth import DEPTHS, ROUNDINGS
 
 METHOD_PANEL = "Width methods and their options"
-"""Heading in ``--help`` of what the registry of methods generates."""
+"""Heading in ``--help`` of the flags that are generated from the registry of methods."""
 
 
 def learning_methods() -> dict[str, Method]:
-    """Width methods whose maps phigrow learn-growth learns."""
+    """Return the width methods with maps that phigrow learn-growth learns."""
     return {name: method for name, method in all_methods().items() if method.learns}
 
 
@@ -31,8 +31,8 @@ def growth_flags(
     """Replace a command's parameter ``growth`` by one flag for each choice in a `GrowthSpec`.
 
     Args:
-        only: fields of the spec that get a flag; by default all of them.
-        methods: methods whose options get a flag; by default all of them.
+        only: fields of the spec that get a flag, by default all.
+        methods: methods with options that get a flag, by default all.
 
     Returns:
         A decorator for a function with a parameter ``growth``, which gets the spec.
@@ -104,7 +104,7 @@ def _method_help() -> str:
 
 
 def _option_flags(methods: Mapping[str, Method]) -> list[inspect.Parameter]:
-    """One flag for each name of an option; methods that share an option share its flag."""
+    """Return one flag for each name of an option. Methods that share an option share its flag."""
     shared: dict[str, dict[str, Option]] = {}
     for method in methods.values():
         for name, option in method.options.items():
@@ -113,7 +113,7 @@ def _option_flags(methods: Mapping[str, Method]) -> list[inspect.Parameter]:
 
 
 def _option_annotation(name: str, methods: dict[str, Option]) -> Any:
-    """Help and type of one flag; its values are checked by the method that is chosen."""
+    """Return help and type of one flag. The chosen method checks its values."""
     by_option: dict[Option, list[str]] = {}
     for method, option in methods.items():
         by_option.setdefault(option, []).append(method)

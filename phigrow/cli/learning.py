@@ -1,4 +1,4 @@
-"""The command that learns a growth: learn-growth."""
+"""The command learn-growth, which learns the maps of a growth."""
 
 from __future__ import annotations
 

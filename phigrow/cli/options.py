@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options of several commands."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ SeqLen = Annotated[int | None, typer.Option(help="Tokens of context.  \\[default
 
 
 WIDEST_METAVAR = 26
-"""Characters; wider ones would leave no room for the help in 80 columns."""
+"""Characters. A wider metavar would leave no room for the help in 80 columns."""
 
 
 def refuse_others(context: typer.Context, option: str, *beside: str) -> None:
-    """Refuse flags that mean nothing beside an option that replaces what the command usually does."""
+    """Refuse flags that have no effect together with an option."""
     for parameter in context.command.params:
         name = parameter.name or ""
         source = context.get_parameter_source(name)
         if name not in (option, *beside) and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"it means nothing with --{option}", param_hint=parameter.opts[-1])
+            raise typer.BadParameter(
+                f"it has no effect together with --{option}: remove one of them", param_hint=parameter.opts[-1]
+            )
 
 
 def choice(names: Iterable[str]) -> dict[str, Any]:
-    """Settings of a flag that takes one of the names of a registry; where there are many, its help lists them."""
+    """Return the settings of a flag that takes one of several names. A long list of names is left to its help."""
     known = list(names)
 
     def parsed(value: str) -> str:
@@ -50,6 +52,6 @@ def choice(names: Iterable[str]) -> dict[str, Any]:
 
 
 def completion(names: Iterable[str]) -> Callable[[str], list[str]]:
-    """The function that completes one of these names in a shell."""
+    """Return the function that completes one of these names in a shell."""
     known = list(names)
     return lambda incomplete: [name for name in known if name.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""Print plans, certificates and differences as tables."""
+"""Print plans, capacities, certificates, differences and inspections."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice] = ()) -> None:
+    """Print the axes, layers and costs of a plan, and remarks on it."""
     from phigrow.inspection.explain import axis_rows, cost_rows, layer_rows
 
     console = _console()
@@ -50,7 +51,7 @@ def print_remarks(plan: Plan, advised: Sequence[Advice]) -> None:
 
 
 def print_capacity(capacity: Capacity) -> None:
-    """Print which layouts fit, GiB of each part, the largest micro-batch, and days and cost."""
+    """Print the layouts that fit, GiB of each part, the largest micro-batch, and days and cost."""
     from phigrow.measure.wording import amount
     from phigrow.models.capacity import RESERVED
 
@@ -102,7 +103,7 @@ def print_capacity(capacity: Capacity) -> None:
 
 
 _LAYER_BLOCKS = 3
-"""Blocks of layers printed beside each other, so that 32 layers fit on a screen."""
+"""Blocks of layers that are printed beside each other, so that 32 layers fit on a screen."""
 
 
 def _side_by_side(rows: list[Any], blocks: int) -> list[tuple[Any, ...]]:
@@ -115,10 +116,10 @@ def _side_by_side(rows: list[Any], blocks: int) -> list[tuple[Any, ...]]:
 
 
 def print_certificate(certificate: Certificate) -> None:
-    """Print what `verify` measured, and its verdict."""
+    """Print the measurements of `verify`, and its verdict."""
     c = certificate
     if c.plan_hash is None:
-        plan, verdict = "none", "NOT CHECKED: the second folder has no phigrow.json, so there is no claim to check"
+        plan, verdict = "none", "NOT CHECKED: the grown folder has no phigrow.json, so there is no claim to check"
     elif c.passed is None:
         plan, verdict = f"{c.method} ({c.plan_hash[:16]})", "approximate by design: the plan makes no claim"
     elif c.passed:
@@ -145,7 +146,7 @@ def print_certificate(certificate: Certificate) -> None:
 
 
 def print_check(problems: Sequence[str], as_json: bool) -> None:
-    """Print which tensors differ from those of a saved certificate."""
+    """Print the tensors that differ from those of a saved certificate."""
     if as_json:
         print_json({"same": not problems, "differences": list(problems)})
         return
@@ -154,7 +155,7 @@ def print_check(problems: Sequence[str], as_json: bool) -> None:
     typer.echo(
         "FAILED: tensors differ from those of the certificate"
         if problems
-        else "PASSED: every tensor is that of the certificate"
+        else "PASSED: every tensor equals that of the certificate"
     )
 
 
@@ -182,13 +183,13 @@ def _value(value: Any) -> str:
 
 
 def print_inspection(read: PlanFile) -> None:
-    """Print where a grown folder came from, and what each parameter of its family holds."""
+    """Print the origin of a grown folder, and the kinds of values in each parameter of its family."""
     from phigrow.inspection.explain import claim
     from phigrow.inspection.plan_file import origin
     from phigrow.inspection.tallies import by_line, totals
 
-    for what, value in origin(read):
-        typer.echo(f"{what:<12} {value}")
+    for name, value in origin(read):
+        typer.echo(f"{name:<12} {value}")
     typer.echo(f"{'claim':<12} {claim(read.plan)}")
     lines = by_line(read.plan)
     _print_shares({**lines, "all": totals(lines)})
@@ -224,7 +225,7 @@ def print_tensors(tensors: Sequence[Anatomy]) -> None:
 
 
 def _console() -> Console:
-    """A console as wide as the terminal, or as COLUMNS says now; 120 columns into a file or a pipe."""
+    """Return a console as wide as the terminal or COLUMNS; 120 columns for a file or a pipe."""
     import shutil
 
     from rich.console import Console
@@ -246,7 +247,7 @@ def _table(title: str, columns: list[str], rows: Sequence[Any], right: bool = Fa
 
 
 def print_json(info: Any) -> None:
-    """A dataclass or plain values, as JSON."""
+    """Print a dataclass or plain values as JSON."""
     import dataclasses
     import json
 
@@ -255,6 +256,7 @@ def print_json(info: Any) -> None:
 
 
 def escaped(text: str) -> str:
+    """Escape the square brackets that rich reads as markup."""
     from rich.markup import escape
 
     return escape(text)

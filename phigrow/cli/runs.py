@@ -13,7 +13,7 @@ from phigrow.cli.printing import print_json
 from phigrow.cli.terminal import complete_shipped, is_quiet, say, shows_progress
 
 COMMANDS = {"recipe": "pretrain", "study": "compare", "stages": "grow-train"}
-"""The command that takes a shipped file of each kind."""
+"""Kind of shipped file -> the command that takes it."""
 
 
 def data(
@@ -128,12 +128,14 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder of all results.  \\[default: the file's, else runs/NAME]")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, with tokens, FLOPs, time.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the runs with tokens, FLOPs, time. Start none.")
+    ] = False,
 ) -> None:
     """Run a study: train all arms, seeds and budgets of one YAML file under DeepSpeed, and write the report.
 
-    Finished runs are kept and interrupted ones continue. If a run fails, the others still finish, and the exit code
-    is 1.
+    Finished runs are kept, and interrupted ones continue. If a run fails, the others still finish. The exit code is
+    then 1.
 
     phigrow compare tiny --dry-run
     """
@@ -170,12 +172,14 @@ def grow_train(
     out: Annotated[
         Path | None, typer.Option(help="Folder of all results.  \\[default: the file's, else runs/NAME]")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, with tokens and FLOPs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the stages with tokens, FLOPs. Start none.")
+    ] = False,
 ) -> None:
     """Train in stages from one YAML file: train a model, grow weights and optimizer, and train the larger model.
 
-    All stages share one order of data and one schedule. Finished stages are kept and an interrupted one continues.
-    The records of all stages are joined into one run that phigrow report reads.
+    All stages share one order of data and one schedule. Finished stages are kept, and an interrupted one continues. The
+    records of all stages are joined into one run for phigrow report.
 
     phigrow grow-train tiny --dry-run
     """
@@ -203,8 +207,7 @@ def report(
     """Compare grown arms with the from-scratch arm, from the records of their runs.
 
     The target is the final held-out loss of the from-scratch arm. The report gives the speedup and the saving of every
-    arm in tokens, FLOPs and seconds. It gives each without and with the source's training, and with an interval over
-    paired seeds.
+    arm in tokens, FLOPs and seconds, without and with the source's training. From three seeds on, each has an interval.
 
     It writes report.html, report.md, report.tex, report.json and figures.
     """
@@ -230,7 +233,7 @@ def recipes(
     out: Annotated[Path | None, typer.Option(help="Folder to copy the files into, so that you can edit them.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist in --out.")] = False,
 ) -> None:
-    """List the recipes, studies and stages that are part of phigrow, or copy them into a folder.
+    """List the recipes, studies and stages that phigrow contains, or copy them into a folder.
 
     phigrow recipes phi-2 --out recipes
     """

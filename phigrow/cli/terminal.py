@@ -1,4 +1,4 @@
-"""Terminal behaviour that all commands share: -h, --quiet, progress, and one sentence at Ctrl-C."""
+"""Terminal behaviour of all commands: -h, --quiet, progress, and one sentence at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 RESUMES = frozenset({"expand", "grow-optimizer", "pretrain", "demo", "compare", "grow-train"})
-"""Commands that keep what they have done, so that the same words continue after an interruption."""
+"""Commands that continue after an interruption if the same command is run again."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells define it: 128 + SIGINT."""
@@ -26,7 +26,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print results, warni
 
 
 class FlagsWithoutType:
-    """Shows flags without a type in the help: ``--json``, not ``--json <bool>``."""
+    """Mixin that shows flags without a type in the help: ``--json``, not ``--json <bool>``."""
 
     def get_params(self, ctx: Any) -> Any:
         params = super().get_params(ctx)  # type: ignore[misc]
@@ -41,7 +41,7 @@ class Command(FlagsWithoutType, TyperCommand):
 
 
 class PretrainCommand(Command):
-    """The command `pretrain`, whose help ends with every key of a run."""
+    """The command `pretrain`. Its help ends with all keys of a run."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return ["[RECIPE]", "[--KEY VALUE]...", "[OPTIONS]"]
@@ -56,7 +56,7 @@ class PretrainCommand(Command):
 KINDS: dict[str, tuple[type[Command], dict[str, Any]]] = {
     "pretrain": (PretrainCommand, {"allow_extra_args": True, "ignore_unknown_options": True}),
 }
-"""Commands that are parsed in another way than `Command`: their class and click's settings."""
+"""Class and click's settings of the commands that `Command` does not parse."""
 
 
 def on_terminal(name: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -78,20 +78,20 @@ def on_terminal(name: str, function: Callable[..., None]) -> Callable[..., None]
 
 
 def paragraphs(docstring: str) -> str:
-    """Join the lines of each paragraph, so that a terminal of any width wraps them anew."""
+    """Join the lines of each paragraph, so that the terminal wraps them at its own width."""
     return "\n\n".join(" ".join(part.split()) for part in docstring.split("\n\n"))
 
 
 def tell_interrupted(name: str = "") -> None:
-    """Print what a user who pressed Ctrl-C wants to know."""
+    """Print that a command was interrupted, and the way to continue."""
     if os.environ.get("RANK", "0") != "0":
-        return  # under a launcher of several ranks, rank 0 speaks for all
+        return  # rank 0 prints for all ranks
     after = "Run the same command again to continue." if name in RESUMES else "Its output was not completed."
     typer.echo(f"\nstopped: phigrow {name} was interrupted. {after}" if name else "\nstopped", err=True)
 
 
 def begin(quiet: bool) -> None:
-    """Set what a command may print, before it loads any library with progress bars of its own."""
+    """Set the output of a command, before it loads a library with progress bars of its own."""
     global _quiet
     _quiet = quiet
     if not shows_progress():
@@ -100,7 +100,7 @@ def begin(quiet: bool) -> None:
 
 
 def shows_progress() -> bool:
-    """Return True where a person watches: stderr is a terminal, and --quiet was not given."""
+    """Return True if stderr is a terminal and --quiet was not given."""
     return not _quiet and sys.stderr.isatty()
 
 

@@ -256,7 +256,10 @@ def test_diff_says_what_differs_and_exits_as_diff_does(tmp_path):
             ("expand", "--src", "phi-1", "--dst-config", "phi2", "--dtype", "fp8"),
             "'fp8' is not one of float64",
         ),
-        (("verify", "a", "b", "--certificate", "c.json", "--tokens", "9"), "--tokens: it means nothing with --certi"),
+        (
+            ("verify", "a", "b", "--certificate", "c.json", "--tokens", "9"),
+            "--tokens: it has no effect together with --certi",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, message, tmp_path):
@@ -304,7 +307,7 @@ def test_a_saved_certificate_names_a_tensor_that_was_altered(tmp_path, save_mode
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "wrote certificate.json"), done.output
     check = ("verify", "src", "grown", "--certificate", "certificate.json")
     done = run(*check)
-    assert (done.exit_code, done.stdout) == (0, "PASSED: every tensor is that of the certificate\n")
+    assert (done.exit_code, done.stdout) == (0, "PASSED: every tensor equals that of the certificate\n")
     tensors = load_file("grown/model.safetensors")
     tensors["lm_head.bias"][0] += 1
     save_file(tensors, "grown/model.safetensors", metadata={"format": "pt"})
