@@ -45,7 +45,7 @@ def test_the_notebook_runs_cell_by_cell_and_shows_tables(monkeypatch):
     assert "1.43x" in comparison._repr_html_()
     assert finding.startswith("wr reached scratch's final held-out loss (3.95) after 0.86M of 1.23M tokens")
     assert estimate == (
-        "1.43x sunk, 1.04x charged, 4 % saved; 3 seeds: 95% interval over paired seeds, not over the source or the "
+        "1.43x sunk, 1.04x charged, 4 % saved; 3 seeds: 95 % interval over paired seeds, not over the source or the "
         "held-out text"
     )
     assert len(figure.axes) == 2

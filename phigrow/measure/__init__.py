@@ -1,6 +1,6 @@
-"""Measure what growth saved: records of runs -> cost to a target loss, intervals, tables, figures, a report.
+"""Measure the savings of growth: from records of runs to costs at a target loss, intervals, tables and figures.
 
-Needs neither torch nor the training code; scipy, pandas, matplotlib and rich are loaded when they are used.
+The package needs neither torch nor the training code. scipy, pandas, matplotlib and rich are loaded on first use.
 """
 
 from phigrow.measure.comparison import compare

@@ -1,4 +1,4 @@
-"""Arms of a report: runs of one recorded arm that differ in the source, its age or its text are arms of their own."""
+"""Arms of a report. Runs of one recorded arm with different sources, ages or texts become arms of their own."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Start = tuple[Any, ...]
 
 
 def source_age(run: Run) -> float | None:
-    """Return the tokens that the source had read for each of its parameters, to three figures; None if unknown.
+    """Return the tokens that the source read before growth, per parameter, in three figures; None if unknown.
 
-    Ages of the same moment differ a little between sources of different sizes, because steps are whole.
+    Three figures, because whole steps make equal ages differ a little between sources of different sizes.
     """
     age = run.study.get("source_age")
     return None if age is None else float(f"{age:.3g}")
 
 
 def labelled(runs: Iterable[Run]) -> list[Run]:
-    """Rename the runs of arms that a study grew from several sources or ages, so that each is an arm.
+    """Rename the runs of arms with several sources or ages, so that each source and age is an arm.
 
-    An arm with one source of one age keeps its name. Others get the source and the age in tokens per parameter, and
-    stand by rising age.
+    An arm with one source of one age keeps its name. Others get the source and the age in tokens per parameter, and are
+    sorted by age.
 
     >>> [run.arm for run in labelled(load_runs("runs"))]  # doctest: +SKIP
     ['scratch', 'wr @ 2', 'wr @ 20']

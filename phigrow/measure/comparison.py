@@ -38,36 +38,36 @@ MID_SCHEDULE_POINTS = 12
 """Budgets on the curves of a study with one budget, spaced evenly in their logarithm."""
 
 EARLIEST = 0.05
-"""The smallest of them, as a share of the baseline's budget: before that a schedule is still warming up."""
+"""The smallest of them, as a share of the baseline's budget. Before it, a schedule is still warming up."""
 
 Pair = tuple[CostToTarget, CostToTarget, float]
-"""An arm's reach, the baseline's of the same seed, and the target."""
+"""Costs of an arm's run, those of the baseline's run of the same seed, and the target."""
 
 
 def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None = None) -> Comparison:
     """Compare every arm with the baseline, seed by seed, at the held-out loss that the baseline ends at.
 
-    In a study of several budgets, a curve is fitted through the decayed ends of the baseline, and one through those of
-    each arm (`LossFit`). The target is the baseline's fitted loss at its budget, and an arm's cost is where its curve
-    comes down to it. With one budget, the target of a seed is the baseline's last evaluation, and costs are read off a
-    monotone fit of each run's own curve. A copy of the baseline has a speedup of exactly 1 either way.
+    In a study of several budgets, a curve is fitted through the decayed ends of each arm (`LossFit`). The target is the
+    loss of the baseline's curve at its budget. An arm's cost is the cost at which its own curve comes down to the
+    target. With one budget, the target of a seed is the baseline's last evaluation, and costs are read off a monotone
+    fit of each run's own curve. In both cases, a copy of the baseline has a speedup of exactly 1.
 
-    speedup = C_baseline / C_arm and saving = 1 - C_arm / C_baseline, of costs averaged over the paired runs. Sunk
-    leaves out the training of the source model. Charged adds it to the arm that was grown (``source_tokens``,
-    ``source_flops`` and ``source_seconds`` of the run record). Both count the expansion (``expand_seconds``). With 3
-    seeds or more there is an interval, see `over_runs`, `over_text` and `speedup_intervals`.
+    speedup = C_baseline / C_arm and saving = 1 - C_arm / C_baseline, with costs averaged over the paired runs. Sunk
+    leaves out the training of the source model. Charged adds it to the cost of a grown arm (``source_tokens``,
+    ``source_flops`` and ``source_seconds`` of the run record). Both count the expansion (``expand_seconds``). From 3
+    seeds on, a speedup has an interval, see `over_runs`, `over_text` and `speedup_intervals`.
 
-    A run that another arm was grown from is not an arm: it is left out with a note.
+    The source of a grown arm is not an arm: its run is left out with a note.
 
     Args:
         runs: from ``load_runs``; one run for every arm, source seed, seed and budget.
         baseline: the arm that sets the target.
-        budget: in steps, where the baseline was trained to several; by default the largest that all its seeds have.
+        budget: in steps, if the baseline has several; by default the largest that all its seeds have.
 
     Raises:
-        GrowthError: no run of the baseline; a seed or an arm that cannot be paired (two runs of one seed, none in
-            the baseline, other data, schedule or evaluation text); an arm of two models; a baseline of another size
-            than a grown arm; a baseline that is unfinished or diverged; no evaluations.
+        GrowthError: the baseline has no run, is unfinished, diverged, or has another size than a grown arm; a run has
+            no evaluations, or no run of the baseline to be paired with (same seed, data, schedule and held-out text);
+            a seed has two runs; an arm has two models.
 
     >>> compare(load_runs("runs"))["wr"].estimate("tokens", "sunk").speedup  # doctest: +SKIP
     4.17
@@ -75,13 +75,13 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     runs, sources = without_sources(runs)
     check_one_study(runs)
     arms = grouped(labelled(runs))
-    left_out = [f"{folder} is left out: it is the source that {arm} was grown from" for folder, arm in sources.items()]
+    left_out = [f"{folder} is left out: it is the source of {grown}" for folder, grown in sources.items()]
     if baseline not in arms:
         raise GrowthError(
             f"there is no run of the baseline {baseline!r}",
             where="; ".join([f"arms in these folders: {', '.join(sorted(arms)) or 'none'}", *left_out]),
-            why="its final held-out loss is the target",
-            fix="add the run folders of the grown model trained from scratch, or name another baseline",
+            why="the target is the final held-out loss of the baseline",
+            fix="add the run folders of the model trained from scratch, or name another arm with --baseline",
         )
     flat = _without_flat(arms, baseline)
     check_sizes(arms, baseline)
@@ -119,7 +119,7 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
 
 
 def _without_flat(arms: dict[str, Seeds], baseline: str) -> dict[str, tuple[Run, ...]]:
-    """Take the flat arms out of the arms, and return their finished runs."""
+    """Remove the flat arms from ``arms`` and return their finished runs."""
     names = [name for name, found in arms.items() if name != baseline and _is_flat(found)]
     return {
         name: tuple(run for by_budget in arms.pop(name).values() for run in by_budget.values() if run.finished)
@@ -135,7 +135,7 @@ def with_frontier(comparison: ShownComparison) -> ShownComparison:
     """Add to every arm its saving against the flat frontier."""
     frontier = frontier_of(comparison)
     if frontier is None:
-        note = "there is no flat frontier: FLOPs, or decayed ends, of flat models are missing"
+        note = "there is no flat frontier, because the flat models lack FLOPs or decayed ends"
         return replace(comparison, notes=(*comparison.notes, note))
     arms = []
     for arm in comparison.arms:
@@ -168,17 +168,15 @@ class _Bases:
         return self._ends[chosen]
 
     def runs_at(self, budget: int | None) -> dict[int, Run]:
-        """Return the finished runs of a budget whose end is part of the fit or has a loss, by seed."""
-        found = {seed: by_budget[budget] for seed, by_budget in self.seeds.items() if budget in by_budget}
-        return {
-            seed: run for seed, run in found.items() if run.finished and math.isfinite(float(run.evals["loss"][-1]))
-        }
+        """Return the finished runs of a budget that end at a finite loss, by seed."""
+        runs = {seed: by_budget[budget] for seed, by_budget in self.seeds.items() if budget in by_budget}
+        return {seed: run for seed, run in runs.items() if run.finished and math.isfinite(float(run.evals["loss"][-1]))}
 
     def targets(self) -> dict[int, float]:
         """Return the target of every seed: its fitted loss at the budget, or the end of its own curve.
 
         Raises:
-            GrowthError: a run that is unfinished, or that diverged.
+            GrowthError: a run of the baseline is unfinished or diverged.
         """
         for own in self.at_budget.values():
             _check_end(own.run)
@@ -200,7 +198,7 @@ def _check_end(run: Run) -> None:
             f"{run.name}, was last evaluated at step {int(run.evals['step'][-1])} of {run.budget}",
             where=str(run.folder),
             why="the target is the loss at the end of a fully decayed schedule",
-            fix="let this run finish",
+            fix="run the same command again to let this run finish, or compare at a smaller --budget",
         )
     if not math.isfinite(float(run.evals["loss"][-1])):
         raise _diverged(run)
@@ -211,13 +209,14 @@ def _diverged(run: Run) -> GrowthError:
         f"{run.name}, ended at a held-out loss of {float(run.evals['loss'][-1]):.4g}",
         where=str(run.folder),
         why="a run that diverged cannot set the target",
+        fix="train it again with a lower learning rate, or compare at another --budget",
     )
 
 
 def _swept(runs: Sequence[Run]) -> list[str]:
-    """Note that learning rates were chosen by a sweep, which is in no cost."""
+    """Note that learning rates were chosen by a sweep, and that no cost includes it."""
     sweep = (runs[0].meta.get("config") or {}).get("lr_chosen_by")
-    if not isinstance(sweep, dict):
+    if not isinstance(sweep, dict) or not {"steps", "lr", "seeds"} <= sweep.keys():
         return []
     steps = sweep["steps"]
     if isinstance(steps, list):
@@ -299,7 +298,7 @@ def _compared(
 
 
 def _read_from_ends(arm: Arm, runs: dict[Key, Run], found: Seeds, ends: Ends, bases: _Bases) -> Arm:
-    """The costs of an arm, read off the curve through its decayed ends."""
+    """Return the arm with costs that are read off the curve through its decayed ends."""
     seeds = [seed for _, seed in runs]
     base_ends = bases.ends(seeds)
     base_runs = {seed: bases.at_budget[seed].run for seed in seeds}
@@ -348,7 +347,7 @@ def _seeds(keys: Iterable[Key]) -> tuple[int, ...]:
 
 
 def _read_from_curves(arm: Arm, runs: dict[Key, Run], bases: _Bases, targets: dict[int, float]) -> Arm:
-    """The costs of an arm, read off the curve of each of its runs."""
+    """Return the arm with costs that are read off the curve of each of its runs."""
     pairs = [(CostToTarget(run), bases.at_budget[seed], targets[seed]) for (_, seed), run in runs.items()]
     estimates, reached, covered = _estimates(pairs)
     notes = [
@@ -373,7 +372,7 @@ def _basis(pairs: Sequence[Pair]) -> Basis:
 
 
 def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossing], Covered | None]:
-    """All units and accountings of one arm at one target a seed, the crossings in tokens, and what is covered."""
+    """Return the estimates of one arm at the targets of its seeds, its crossings in tokens, and `Covered`."""
     reached: dict[Unit, list[Crossing]] = {unit: [own.cost(unit, target) for own, _, target in pairs] for unit in UNITS}
     censored = any(each.censored for each in reached["tokens"])
     costs, against = [], []
@@ -412,7 +411,7 @@ def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossi
 def _over_sources(
     keys: Sequence[Key], costs: NDArray[np.float64], against: NDArray[np.float64]
 ) -> tuple[Interval | None, Covered | None]:
-    """The interval of a speedup over sources and seeds."""
+    """Return the interval of a speedup over sources and seeds."""
     if not (np.isfinite(costs).all() and np.isfinite(against).all() and costs.mean() > 0):
         return None, None
     by_seed = {seed: cost for (_, seed), cost in zip(keys, against.tolist(), strict=True)}
@@ -423,7 +422,7 @@ def _over_sources(
 
 
 def _at_budgets(pairs: Sequence[Pair], bases: _Bases) -> tuple[BudgetPoint, ...]:
-    """An arm of one budget at every decayed end of the baseline."""
+    """Compare an arm of one budget with every decayed end of the baseline."""
     points = []
     for budget in sorted({budget for by_budget in bases.seeds.values() for budget in by_budget if budget is not None}):
         there = bases.runs_at(budget)
@@ -443,7 +442,7 @@ def _at_budgets(pairs: Sequence[Pair], bases: _Bases) -> tuple[BudgetPoint, ...]
 
 
 def _mid_schedule(pairs: list[Pair], at_end: tuple[Estimate, ...]) -> tuple[BudgetPoint, ...]:
-    """The arm at losses that the baseline passes on its way, both read off curves whose schedule goes on."""
+    """Compare the arm at losses that the baseline passes before its end, where neither schedule has decayed."""
     ends = [float(base.run.evals["tokens"][-1]) for _, base, _ in pairs]
     last = _point(pairs, at_end, ends)
     tokens = pairs[0][1].run.evals["tokens"]
@@ -482,5 +481,6 @@ def _baseline_cost(base: CostToTarget, unit: Unit, target: float) -> float:
             f"{base.run.name}, never fell below its first loss",
             where=str(base.run.folder),
             why="the baseline has no cost to compare with",
+            fix="train it for more steps, and check the losses and costs of its eval records",
         )
     return cost

@@ -1,4 +1,4 @@
-"""Curves of cost against loss, as the costs of a comparison were read, so that every drawn cost lies on its curve."""
+"""The curves from which costs were read, for figures: every drawn cost lies on its curve."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ POINTS = 48
 def cost_curve(comparison: Comparison, arm: Arm, unit: Unit, highest: float) -> list[tuple[float, float]]:
     """Return (cost, loss) points, means over the runs, from ``highest`` down to the lowest loss that all runs reach.
 
-    In a study of several budgets they lie on the curve through the decayed ends. Otherwise runs have targets of their
-    own. A point is then the mean cost at losses that are equally far from each run's target. The cost at distance 0 is
-    the cost of the arm's estimate, sunk. Losses that a run had before its first update are left out.
+    In a study of several budgets, the points lie on the curve through the decayed ends. Otherwise each run has its own
+    target, and a point is the mean cost at one distance from these targets. At distance 0 it is the cost of the arm's
+    sunk estimate. Losses that a run had before its first update are left out.
     """
     if arm.basis == "ends" or (arm is comparison.baseline and arm.name in comparison.ends):
         return _curve_of_ends(comparison, arm, unit, highest)

@@ -18,7 +18,13 @@ from phigrow.records.schema import UNITS, Unit
 
 @dataclass(frozen=True)
 class EndsResult:
-    """What an arm costs at the baseline's loss at one budget: the crossing, estimates, and what intervals cover."""
+    """Costs of an arm at the baseline's loss at one budget.
+
+    Attributes:
+        crossing: of the arm's curve with the baseline's loss.
+        estimates: costs in every unit and accounting.
+        covered: sources of error in the intervals; None without intervals.
+    """
 
     crossing: Crossing
     estimates: tuple[Estimate, ...]
@@ -29,15 +35,15 @@ def compare_ends(runs: Mapping[Key, Run], arm: Ends, base_runs: Mapping[int, Run
     """Compare an arm with the baseline at the fitted loss that the baseline has at a budget.
 
     Args:
-        runs: of the arm, one for each key, for the costs of source and expansion.
-        arm, base: their decayed ends.
-        base_runs: of the baseline, at the budget, by seed.
+        runs: runs of the arm by key, for the costs of source and expansion.
+        arm, base: decayed ends of the arm and of the baseline.
+        base_runs: runs of the baseline at the budget, by seed.
     """
     log_budget = log_tokens_at(base, base_runs)
     starts = [run.held_out(0) for run in runs.values()]
     start = math.inf if None in starts else float(np.mean([loss for loss in starts if loss is not None]))
     crossing = cross(arm, base, log_budget, start)
-    missing = [key for key in runs if key not in arm.keys]  # every end of theirs diverged
+    missing = [key for key in runs if key not in arm.keys]  # all their ends diverged
     censored = crossing.where == "after" or bool(missing)
     upper_bound = not censored and crossing.where == "before"
     estimates, covered = [], None
@@ -64,8 +70,8 @@ def compare_ends(runs: Mapping[Key, Run], arm: Ends, base_runs: Mapping[int, Run
             shared = unit == "seconds" and any(run.shared_machine for run in (*runs.values(), *base_runs.values()))
             if not (censored or upper_bound or shared or crossing.where == "start"):
                 errors = errors_of_ratio(costs, against, spent, crossing.effects, arm)
-                interval, found = _interval(costs, against, errors)
-                covered = covered or found
+                interval, covers = _interval(costs, against, errors)
+                covered = covered or covers
             estimates.append(
                 Estimate(
                     unit,
@@ -89,7 +95,7 @@ def log_tokens_at(base: Ends, base_runs: Mapping[int, Run]) -> float:
 def errors_of_ratio(
     costs: Mapping[Key, float], against: Mapping[int, float], spent: Mapping[Key, float], effects: Effects, arm: Ends
 ) -> list[MeanError]:
-    """Return the errors of the logarithm of the speedup: over runs, and over held-out text where it was recorded."""
+    """Return the errors of the logarithm of the speedup: over runs, and over text if its groups were recorded."""
     deviations = log_ratios(costs, against)
     mean = float(np.mean(list(costs.values())))
     values = {key: deviations[key] - effects.runs[key] * spent[key] / mean for key in costs}
@@ -106,7 +112,7 @@ def errors_of_ratio(
 
 
 def log_ratios(costs: Mapping[Key, float], against: Mapping[int, float]) -> dict[Key, float]:
-    """Return what each run adds to the logarithm of mean(against) / mean(costs), to first order, less its mean."""
+    """Return the deviation that each run causes in log(mean(against) / mean(costs)), to first order."""
     mine = float(np.mean(list(costs.values())))
     theirs = float(np.mean([against[seed] for _, seed in costs]))
     return {key: (against[key[1]] - theirs) / theirs - (cost - mine) / mine for key, cost in costs.items()}
@@ -122,6 +128,6 @@ def _interval(
 
 
 def source_cost(run: Run, unit: Unit, *, grown: bool) -> float:
-    """Return the cost of the source; nan where it is unknown. Only a baseline that was not grown may leave it out."""
+    """Return the cost of the source; nan if it is unknown. For a baseline that was not grown, unknown counts as 0."""
     cost = run.source_cost(unit)
     return 0.0 if math.isnan(cost) and not grown and not run.meta.get("growth") else cost

@@ -18,8 +18,8 @@ class CostToTarget:
 
     Attributes:
         run: the run.
-        at_end: the run is the baseline's decayed end in a study of several budgets, and its target is a fitted loss at
-            its budget. Its cost is then what it spent.
+        at_end: the run is the baseline's decayed end in a study of several budgets, and the target is the fitted loss
+            at its budget. The cost is then the run's whole cost.
     """
 
     run: Run
@@ -51,6 +51,6 @@ class CostToTarget:
         end = float(self.run.evals[unit][-1])
         if self.at_end:
             return Crossing(end + more, False, end + more, target)
-        found = self.curve.crossing(self.run.evals[unit], target)
-        cost = None if found.cost is None else found.cost + more
-        return Crossing(cost, found.censored, found.end_cost + more, found.fit_end)
+        crossing = self.curve.crossing(self.run.evals[unit], target)
+        cost = None if crossing.cost is None else crossing.cost + more
+        return Crossing(cost, crossing.censored, crossing.end_cost + more, crossing.fit_end)

@@ -1,4 +1,4 @@
-"""The cost at which a noisy loss curve gets to a target, read off a monotone fit."""
+"""The cost at which a noisy loss curve reaches a target, read off a monotone fit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ class Crossing:
 def monotone(costs: ArrayLike, losses: ArrayLike) -> Floats:
     """Fit the non-increasing curve nearest to the losses in least squares (isotonic regression).
 
-    Points that break the order are pooled into their mean. A loss that is not finite counts as infinitely bad, the
-    limit of ever larger ones: it pools with everything before it, so the fit is infinite up to the last such point
-    and starts afresh behind it. A run that ends in nan therefore never reached anything; one that recovers is
-    credited from its recovery on.
+    Points that break the order are pooled into their mean. A loss that is not finite counts as infinite, so everything
+    before it is pooled with it: the fit is infinite up to the last such point, and starts anew behind it. A run that
+    ends in nan therefore reaches no target. One that recovers counts from its recovery on.
 
     Args:
         costs: non-decreasing, any unit.
@@ -52,10 +51,16 @@ def monotone(costs: ArrayLike, losses: ArrayLike) -> Floats:
     at, values = np.asarray(costs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     if at.ndim != 1 or at.shape != values.shape or not at.size:
         raise GrowthError(
-            "costs and losses do not form a curve", why=f"costs of shape {at.shape} and losses of shape {values.shape}"
+            f"costs of shape {at.shape} and losses of shape {values.shape} form no curve",
+            why="a curve has one loss for each cost",
+            fix="give two lists of the same length, with at least one point",
         )
     if not np.isfinite(at).all() or (np.diff(at) < 0).any():
-        raise GrowthError("the costs decrease or are not finite", why="a cost is cumulative")
+        raise GrowthError(
+            "the costs decrease or are not finite",
+            why="costs are cumulative",
+            fix="give costs that are finite and do not decrease",
+        )
     broken = np.flatnonzero(~np.isfinite(values))
     start = int(broken[-1]) + 1 if broken.size else 0
     fit = np.full(values.shape, np.inf)
@@ -66,9 +71,10 @@ def monotone(costs: ArrayLike, losses: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class Descent:
-    """The monotone fit of one loss curve, as levels of falling loss: fitted once, asked for many targets and units.
+    """The monotone fit of one loss curve, as levels of falling loss. One fit serves many targets and units.
 
-    ``levels`` falls strictly; ``starts`` is the index of the first point of each level, ``size`` the number of points.
+    ``levels`` falls strictly. ``starts`` has the index of the first point of each level, and ``size`` is the number of
+    points.
     """
 
     levels: Floats
@@ -89,7 +95,11 @@ class Descent:
             GrowthError: a target that is not finite.
         """
         if not np.isfinite(target):
-            raise GrowthError(f"the target loss is {target}", why="only a finite loss can be reached")
+            raise GrowthError(
+                f"the target loss is {target}",
+                why="only a finite loss can be reached",
+                fix="give a finite loss in nats per token",
+            )
         at = np.asarray(costs, dtype=np.float64)
         end_cost, fit_end = float(at[-1]), float(self.levels[-1])
         if fit_end > target:
@@ -99,30 +109,30 @@ class Descent:
         centres = np.add.reduceat(at, self.starts) / np.diff([*self.starts, self.size])
         below = int(np.argmax(self.levels <= target))
         high, low = self.levels[below - 1], self.levels[below]
-        # Coming down from infinity there is nothing to interpolate: the first finite level is where it is known to be.
+        # A level at infinity cannot be interpolated: the cost is then that of the first finite level.
         share = (high - target) / (high - low) if np.isfinite(high) else 1.0
         cost = float(centres[below - 1] + share * (centres[below] - centres[below - 1]))
         return Crossing(cost, False, end_cost, fit_end)
 
     def loss_at(self, costs: ArrayLike, cost: float) -> float:
-        """The loss of the fit after ``cost``, interpolated between the centres of its levels."""
+        """Return the loss of the fit at ``cost``, interpolated between the centres of its levels."""
         at = np.asarray(costs, dtype=np.float64)
         centres = np.add.reduceat(at, self.starts) / np.diff([*self.starts, self.size])
         return float(np.interp(cost, centres, self.levels))
 
 
 def cost_to_loss(costs: ArrayLike, losses: ArrayLike, target: float) -> Crossing:
-    """Find the cost at which the monotone fit of a curve gets down to ``target``.
+    """Return the cost at which the monotone fit of a curve comes down to ``target``.
 
-    Cost is interpolated linearly against loss between neighbouring levels of the fit. Pooled points are one level
-    at their mean cost: a level has many costs, and its edges would make the answer depend on where noise broke it.
+    Cost is interpolated linearly against loss between neighbouring levels of the fit. Pooled points are one level at
+    their mean cost. The edges of a level would make the result depend on the noise.
 
-    - Noise: one lucky evaluation is pooled with what follows it and does not count as getting there.
-    - Never there: censored, ``cost`` None.
-    - Divergence (nan, inf, or a loss that rises and stays up): pooled as ``monotone`` says, so an early crossing
-      that the run did not hold is not credited.
-    - There from the start (the first level is at or below the target): the first recorded cost, 0 for a run that
-      was evaluated before its first update.
+    - Noise: an evaluation that is low by chance is pooled with those after it, and does not count.
+    - Target not reached: ``censored``, and ``cost`` is None.
+    - Divergence (nan, inf, or a loss that rises and stays up): pooled as in ``monotone``, so an earlier crossing does
+      not count.
+    - First level at or below the target: the first recorded cost, 0 for a run that was evaluated before its first
+      update.
 
     Raises:
         GrowthError: as ``monotone``, and a target that is not finite.

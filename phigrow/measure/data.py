@@ -18,12 +18,12 @@ from phigrow.records.run import Columns, Run
 from phigrow.records.schema import DIAGNOSTICS, UNITS
 
 MOST_POINTS = 400
-"""Points of a curve on the page. Of training losses each is the mean of the steps it stands for, of evaluations some
-are picked, the first and the last among them, so that what is read off is what was recorded."""
+"""Most points of a curve on the page. A point of a training curve is the mean over several steps. Of evaluations, a
+subset is kept, with the first and the last, so that every point is a recorded one."""
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON-ready data, at full precision; null where a number is unknown or infinite."""
+    """Return the comparison as JSON-ready data, at full precision; null for numbers that are unknown or infinite."""
     return {
         "format": 2,
         "baseline": comparison.baseline.name,
@@ -38,7 +38,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def curves_data(comparison: Comparison) -> list[dict[str, Any]]:
-    """The curves of every compared run, arm by arm: evaluations, training losses, diagnostics, what came before."""
+    """Return the curves of every compared run by arm: evaluations, training losses, diagnostics, cost of the source."""
     return [
         {"arm": arm.name, "runs": [_curves(run, own=arm is comparison.baseline) for run in arm.runs]}
         for arm in (comparison.baseline, *comparison.arms)
@@ -84,7 +84,7 @@ def _frontier(saving: FrontierSaving) -> dict[str, Any]:
 
 
 def ages_data(comparison: Comparison) -> list[dict[str, Any]]:
-    """For each method with sources of several ages, its name and the place and age of each of its arms."""
+    """Return, for each method with sources of several ages, its name and the age and place of its arms."""
     arms = (comparison.baseline, *comparison.arms)
     return [
         {"method": name, "points": [{"age": age, "arm": arms.index(arm)} for age, arm in line]}
@@ -93,7 +93,7 @@ def ages_data(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def flat_data(comparison: Comparison) -> dict[str, Any]:
-    """Decayed ends of flat models and their envelope, and the mean ends of every arm: (FLOPs, loss) each."""
+    """Return decayed ends of flat models, their envelope, and mean ends of every arm, all as (FLOPs, loss)."""
     frontier = frontier_of(comparison)
     sizes = frontier.sizes if frontier else {}
     return {
@@ -178,12 +178,12 @@ def _thinned(columns: Columns, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]
 
 
 def _list(values: NDArray[Any]) -> list[float | None]:
-    """Six figures: more than a screen shows, and half the bytes."""
+    """Round to six figures, which are more than a screen shows and half the bytes."""
     return [_finite(float(f"{value:.6g}")) for value in values]
 
 
 def _key(run: Run) -> str:
-    """Return the run's seed, after the seed of its source where that was recorded: ``0/2``."""
+    """Return the run's seed, with the source's seed before it if that was recorded: ``0/2``."""
     return str(run.seed) if run.source_seed is None else f"{run.source_seed}/{run.seed}"
 
 
@@ -192,7 +192,7 @@ def _finite(value: float) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    """Data from a record with null for what JSON has no number for (its reader accepts NaN, the standard does not)."""
+    """Return data from a record with null for NaN and infinities, which standard JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The decayed ends of an arm as one fitted curve of loss over cost, and what each run adds to a reading of it."""
+"""The decayed ends of an arm as one fitted curve of loss over cost, and the effect of each run on a reading of it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DIVERGED = 1.1
 """An end has diverged if its loss is higher than this times that of a smaller budget of the same run."""
 
 FEWEST_ENDS = 4
-"""Ends of a run, from which on one that is no better than an end of half its budget is left out."""
+"""Ends that a run needs before one of them, no better than an end of half its budget, is left out."""
 
 
 @dataclass(frozen=True)
 class Effects:
     """Deviations of a reading, for each run and for each group of held-out blocks.
 
-    ``runs`` has, for each key, the reading of this run alone less the reading of all, to first order. ``text`` has the
-    same for each group of held-out blocks; None if the groups were not recorded.
+    ``runs`` has, for each key, the reading of this run alone minus the reading of all runs, to first order. ``text``
+    has the same for each group of held-out blocks; None if the groups were not recorded.
     """
 
     runs: dict[Key, float]
@@ -58,7 +58,7 @@ class Ends:
         groups: losses of the groups of held-out blocks, shape (ends, groups); None if an end has none.
         blocks: number of blocks in each group.
         runs: for each end, its run; empty for ends that were simulated.
-        left_out: ends that diverged, or that went wrong, with the reason in words.
+        left_out: ends that are not in the fit, each with the reason in words.
     """
 
     keys: tuple[Key, ...]
@@ -73,11 +73,15 @@ class Ends:
 
     @classmethod
     def of(cls, arm_runs: Mapping[Key, Budgets], unit: Unit = "tokens") -> Ends:
-        """Collect the ends of runs whose schedule has decayed. Costs are in ``unit``, where ``tokens`` stands.
+        """Collect the ends of runs whose schedule has decayed.
 
-        Ends that went wrong are left out: a loss that is not finite, one that is far above that of a smaller budget,
-        and a single end that is no better than one of half its budget. More than one such end in a run, or such an end
-        in most runs, is no accident and is kept.
+        Ends that diverged are left out: the loss is not finite, or more than 10 % above that of a smaller budget. A
+        single end that is no better than one of half its budget is left out too. Two such ends in one run, or such an
+        end in most runs, are no accident and are kept.
+
+        Args:
+            arm_runs: runs by key and budget.
+            unit: of the costs, which are in the field ``tokens`` in any unit.
         """
         kept: list[Run] = []
         left_out: list[tuple[Run, str]] = []
@@ -116,15 +120,15 @@ class Ends:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about ends that were left out, and about a curve through two ends only."""
-        left_out = [
+        """Sentences about ends that were left out, and about a curve through only two ends."""
+        sentences = [
             f"{run.name}: its end of {run.budget} steps {why}, so it is left out of the fit"
             for run, why in self.left_out
         ]
         if self.budgets == 2:
             name = self.runs[0].arm if self.runs else "an arm"
-            left_out.append(f"{name}: it has two decayed ends, so costs are read on a straight line over log cost")
-        return tuple(left_out)
+            sentences.append(f"{name}: it has two decayed ends, so costs are read on a straight line over log cost")
+        return tuple(sentences)
 
     @property
     def budgets(self) -> int:
@@ -133,10 +137,10 @@ class Ends:
 
     @cached_property
     def _means(self) -> Floats:
-        """Matrix that takes the losses of all ends to one mean for each budget.
+        """Matrix that maps the losses of all ends to one mean for each budget.
 
-        A loss is taken as the sum of a part of its budget and one of its run, the latter with mean zero over the runs.
-        A run that lacks some budgets then moves no mean only because it is better or worse than the others.
+        A loss is modelled as an effect of its budget plus an effect of its run. The effects of the runs have mean zero.
+        A run that is better or worse than the others therefore shifts no mean by lacking some budgets.
         """
         ends, runs = len(self.losses), len(self.keys)
         columns = np.zeros((ends, self.budgets + runs - 1))
@@ -148,7 +152,7 @@ class Ends:
 
     @property
     def longest(self) -> float:
-        """Logarithm of the most tokens that a run was trained for, ends that were left out included."""
+        """Logarithm of the largest cost of an end, including ends that were left out."""
         left_out = [float(run.evals["tokens"][-1]) for run, _ in self.left_out]
         return math.log(max([float(self.tokens.max()), *left_out]))
 
@@ -160,7 +164,7 @@ class Ends:
         return LossFit(logs, self._means @ self.losses, counts / counts.max())
 
     def effects(self, reading: Reading) -> Effects:
-        """Return what each run, and each group of held-out blocks, adds to the loss of a reading."""
+        """Return the effects of each run and of each group of held-out blocks on the loss of a reading."""
         influence = reading.influence @ self._means
         rest = influence * (self.losses - reading.fitted[self.budget])
         by_run = len(self.keys) * np.bincount(self.run, weights=rest, minlength=len(self.keys))
@@ -170,7 +174,7 @@ class Ends:
         return Effects(dict(zip(self.keys, by_run.tolist(), strict=True)), text)
 
     def unit_cost(self, key: Key, unit: Unit, log_tokens: float) -> float:
-        """Return what a run had spent after so many tokens, without its expansion; nan if it was not recorded."""
+        """Return the cost of a run at a number of tokens, without its expansion; nan if it was not recorded."""
         mine = [run for run in self.runs if run.key == key]
         if unit == "tokens":
             return math.exp(log_tokens)
@@ -187,20 +191,20 @@ def _loss(run: Run) -> float:
 
 
 def _wrong_ends(ends: list[Run]) -> list[tuple[Run, Run]]:
-    """Single ends that are no better than another one of half their budget or less, each with that one."""
+    """Return single ends that are no better than an end of half their budget or less, each with that end."""
     by_key: dict[Key, list[Run]] = {}
     for run in ends:
         by_key.setdefault(run.key, []).append(run)
     wrong: list[tuple[Run, Run]] = []
     for mine in by_key.values():
-        found = {
+        pairs = {
             id(run): (run, other)
             for run in mine
             for other in mine
             if 2 * other.evals["tokens"][-1] <= 1.001 * run.evals["tokens"][-1] and _loss(run) >= _loss(other)
         }
-        if len(found) == 1 and len(mine) >= FEWEST_ENDS:
-            wrong += found.values()
+        if len(pairs) == 1 and len(mine) >= FEWEST_ENDS:
+            wrong += pairs.values()
     budgets = [run.budget for run, _ in wrong]
     return [(run, other) for run, other in wrong if budgets.count(run.budget) <= max(1, len(by_key) // 2)]
 
@@ -212,9 +216,9 @@ class Crossing:
     Attributes:
         target: the baseline's fitted loss.
         log_tokens: the arm's cost.
-        where: ``inside`` its ends; ``before`` the first or ``after`` the last, further than a curve is read;
-            ``start``, if the arm was below the target before its first update.
-        effects: of log cost. Positive: this run needs more.
+        where: ``inside`` its ends; ``before`` the first or ``after`` the last, too far away to extend the curve;
+            ``start`` if the arm was at the target before its first update.
+        effects: on log cost; positive for a run that needs more.
     """
 
     target: float
@@ -224,12 +228,12 @@ class Crossing:
 
 
 def cross(arm: Ends, base: Ends, log_budget: float, start_loss: float = math.inf) -> Crossing:
-    """Read the cost at which ``arm`` has the loss that ``base`` has at a budget, both off their fitted curves.
+    """Return the cost at which the curve of ``arm`` has the loss of the curve of ``base`` at a budget.
 
     A copy of the baseline has the same fit, so its cost is the baseline's budget.
 
     Args:
-        arm, base: their decayed ends.
+        arm, base: decayed ends.
         log_budget: logarithm of the baseline's tokens.
         start_loss: the arm's loss before its first update.
     """

@@ -22,7 +22,7 @@ STRETCHES = 10
 
 @dataclass(frozen=True)
 class MeanError:
-    """Variance of a mean, its degrees of freedom, and how many sources and seeds it rests on."""
+    """Variance of a mean, its degrees of freedom, and the numbers of sources and seeds behind it."""
 
     variance: float
     df: float
@@ -31,7 +31,7 @@ class MeanError:
 
 
 def over_runs(values: Mapping[Key, float]) -> MeanError | None:
-    """Return the error of the mean of one value for each run, over seeds and, where there are several, sources.
+    """Return the error of the mean of one value for each run, over seeds and, if there are several, over sources.
 
     With one source the variance is that of the seeds' values, divided by their number n, with n - 1 degrees of
     freedom. With A sources and S seeds, where every source has every seed, let M_a, M_s and M_e be the mean squares of
@@ -39,13 +39,14 @@ def over_runs(values: Mapping[Key, float]) -> MeanError | None:
 
         (M_a + M_s - M_e / 4) / (A S)
 
-    with Satterthwaite's degrees of freedom for M_a + M_s. Unbiased would be M_e instead of M_e / 4, but with two
-    sources and three seeds its intervals are too narrow, and without M_e they are too wide (`benchmarks/coverage.py`).
+    with Satterthwaite's degrees of freedom for M_a + M_s. M_e instead of M_e / 4 would be unbiased. With two sources
+    and three seeds, its intervals are too narrow, and those without M_e are too wide (`benchmarks/coverage.py`).
 
-    Runs that do not fill the table of sources and seeds are left out of the error, though not of the mean.
+    The table is the largest in which every source has every seed. Runs outside it count in the mean, but not in the
+    error.
 
     Returns:
-        None with fewer than ``FEWEST_SEEDS`` seeds.
+        The error; None with fewer than ``FEWEST_SEEDS`` seeds.
     """
     table = _full_table(values)
     if table is None:
@@ -67,7 +68,7 @@ def over_runs(values: Mapping[Key, float]) -> MeanError | None:
 
 
 def _full_table(values: Mapping[Key, float]) -> Floats | None:
-    """The largest table (sources, seeds) without a gap, of those with enough seeds."""
+    """Return the largest table (sources, seeds) without a gap and with ``FEWEST_SEEDS`` seeds; None if none exists."""
     sources = list(dict.fromkeys(source for source, _ in values))
     best: Floats | None = None
     for count in range(len(sources), 0, -1):
@@ -81,11 +82,11 @@ def _full_table(values: Mapping[Key, float]) -> Floats | None:
 def over_text(effects: Floats, blocks: Floats) -> MeanError:
     """Return the error that comes from the choice of the held-out text.
 
-    It is the variance that resampling stretches of the text gives, to first order. A stretch is a tenth of the groups,
-    next to each other, since documents are longer than a group and make neighbours alike.
+    It is the variance under resampling of stretches of the text, to first order. A stretch is a tenth of the groups,
+    next to each other. Single groups would give too small an error, because a document spans several of them.
 
     Args:
-        effects: of a group, the result if only its blocks were evaluated, less the result of all blocks.
+        effects: for each group, the result on its blocks alone minus the result on all blocks.
         blocks: number of blocks of each group.
     """
     shares = blocks / blocks.sum()

@@ -25,13 +25,15 @@ EDGE_MARK = "†"
 SHARED_MARK = "‡"
 """Mark of seconds that were measured while other runs shared the machine."""
 
+INTERVAL = f"{100 * CONFIDENCE:.0f} % interval"
+
 Basis = Literal["curve", "constant", "ends"]
 """Source of a cost: a curve in the middle of its schedule, a curve without decay, or fully decayed ends."""
 
 
 @dataclass(frozen=True)
 class Covered:
-    """What an interval covers: how many sources and seeds it rests on, and whether the held-out text was resampled."""
+    """Sources of error in an interval: the numbers of sources and of seeds, and True if held-out text was resampled."""
 
     sources: int
     seeds: int
@@ -40,7 +42,7 @@ class Covered:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of reaching the target, for an arm and for the baseline, in one unit and one accounting.
+    """Costs of an arm and of the baseline at the target, in one unit and one accounting.
 
     Attributes:
         cost, baseline_cost: means over the paired seeds, in tokens, FLOPs or seconds; nan if the unit, or the cost of
@@ -48,7 +50,7 @@ class Estimate:
         censored: the target was not reached; ``cost`` is a lower bound, ``speedup`` and ``saving`` are upper bounds.
         upper_bound: the arm's smallest decayed end is already below the target; ``cost`` is an upper bound,
             ``speedup`` and ``saving`` are lower bounds.
-        speedup_interval: 95 % interval over paired seeds, if there is one.
+        speedup_interval: 95 % interval, if there is one.
         shared_machine: the seconds were measured while other runs shared the machine. There is then no interval.
     """
 
@@ -72,7 +74,7 @@ class Estimate:
 
     @property
     def saving(self) -> float:
-        """``1 - cost / baseline_cost``, a fraction; negative for an arm that needs more.
+        """``1 - cost / baseline_cost``, a fraction; negative for an arm that costs more than the baseline.
 
         >>> round(Estimate("tokens", "sunk", 194e9, 300e9, False).saving, 2)
         0.35
@@ -81,7 +83,7 @@ class Estimate:
 
     @property
     def saving_interval(self) -> Interval | None:
-        """The interval of the saving: the same resamples, since ``saving = 1 - 1 / speedup`` for every one."""
+        """The interval of the saving, ``1 - 1 / speedup`` at both ends of the speedup's interval."""
         if self.speedup_interval is None:
             return None
         low, high = self.speedup_interval
@@ -94,10 +96,11 @@ class FrontierSaving:
 
     Attributes:
         accounting: of the arm's cost.
-        loss: of the arm at the end of its budget.
+        loss: held-out loss of the arm at the end of its budget.
         cost: FLOPs that the arm spent.
-        flat_cost: FLOPs that the flat frontier needs for this loss.
-        bound: ``at least`` or ``at most``, if the loss lies outside the frontier and ``flat_cost`` is its end.
+        flat_cost: FLOPs of the flat frontier at this loss.
+        bound: ``at least`` or ``at most`` if the loss lies outside the frontier. ``flat_cost`` is then the nearest end
+            of the frontier, and the saving is a bound.
         interval: 95 % interval of the saving, if there is one.
     """
 
@@ -116,9 +119,15 @@ class FrontierSaving:
 
 @dataclass(frozen=True)
 class BudgetPoint:
-    """An arm against the baseline at one budget of the baseline: tokens, the mean target there, what was spent.
+    """An arm against the baseline at one budget of the baseline.
 
-    ``basis`` says what the costs were read off; under ``curve`` both arms are in the middle of their schedule.
+    Attributes:
+        budget: tokens of the baseline.
+        target: mean loss of the baseline there.
+        basis: source of the costs; under ``curve`` both arms are in the middle of their schedule.
+        seeds: the paired seeds.
+        estimates: costs in every unit and accounting.
+        covered: sources of error in the intervals; None where paired seeds were resampled.
     """
 
     budget: float
@@ -135,27 +144,38 @@ class BudgetPoint:
 
 @dataclass(frozen=True)
 class Vanishing:
-    """The budget, in tokens, at which the interval of a saving meets zero, going up; None where there is none.
+    """The budget above which the interval of a saving no longer lies above zero.
 
-    ``state`` is ``met`` (between two budgets, interpolated in the logarithm of the budget), ``never`` (the interval
-    lies above zero at every budget), ``always`` (at none) or ``unknown`` (no intervals).
+    Attributes:
+        state: ``met`` if the interval comes down to zero between two budgets; ``never`` if it lies above zero at the
+            largest budget; ``always`` if it lies above zero at no budget; ``unknown`` without intervals.
+        budget: tokens, interpolated in their logarithm; None unless ``met``.
+        above_from: with ``never``, the smallest budget from which on every interval lies above zero; None if all do.
     """
 
     state: Literal["met", "never", "always", "unknown"]
     budget: float | None = None
+    above_from: float | None = None
 
 
 @dataclass(frozen=True)
 class Arm:
     """One arm over its seeds. Losses are nats per token on held-out text, means over the seeds.
 
-    ``loss_at`` has the steps of ``STEPS`` that every seed recorded. ``estimates`` is empty for the baseline.
-    ``notes`` are sentences a reader must see: censored, diverged or unfinished runs, missing source costs.
-    ``basis`` says what the costs of ``estimates`` were read off, ``budgets`` holds the same at other budgets.
-    ``settings`` names the settings in which its training differs from the baseline's, with both values.
-    ``target`` is the loss at which its costs were read; None where each seed has a target of its own.
-    ``frontier`` is its saving against the flat frontier, sunk and charged; empty without flat arms.
-    ``covered`` says what its intervals cover; None where they are bootstrapped over paired seeds alone.
+    Attributes:
+        name: of the arm.
+        runs: one for each source seed and seed, at the compared budget.
+        final_loss: at the end of the runs.
+        loss_at: after the steps of ``STEPS`` that every seed recorded.
+        estimates: costs in every unit and accounting; empty for the baseline.
+        censored_seeds: seeds that did not reach the target.
+        notes: sentences about censored, diverged or unfinished runs, and about missing costs.
+        basis: source of the costs of ``estimates``.
+        budgets: estimates at every budget of the baseline.
+        settings: settings in which its training differs from the baseline's, with both values.
+        target: loss at which its costs were read; None where each seed has a target of its own.
+        covered: sources of error in its intervals; None where paired seeds were resampled.
+        frontier: its saving against the flat frontier, sunk and charged; empty without flat arms.
     """
 
     name: str
@@ -218,33 +238,37 @@ class Arm:
         return _estimate(self.estimates, unit, accounting)
 
     def vanishing(self, unit: Unit, accounting: Accounting) -> Vanishing:
-        """The budget from which on the interval of the saving is not above zero; a censored arm's is not."""
-        found = [
+        """The budget above which the interval of the saving no longer lies above zero.
+
+        A censored arm counts as not above zero. Budgets at which the source itself meets the target are left out.
+        """
+        points = [
             (point.budget, point.estimate(unit, accounting))
             for point in self.budgets
             if not self.source_meets(point.target)
         ]
-        if all(estimate.speedup_interval is None for _, estimate in found):
+        if all(estimate.speedup_interval is None for _, estimate in points):
             return Vanishing("unknown")
         known = [
             (budget, interval[0] if interval else min(1.0, estimate.speedup))
-            for budget, estimate in found
+            for budget, estimate in points
             if (interval := estimate.speedup_interval) is not None or estimate.censored
         ]
         above = [low > 1 for _, low in known]
-        if not above[-1]:
-            last = max((place for place, good in enumerate(above) if good), default=None)
-            if last is None:
-                return Vanishing("always")
-            (lower, high), (upper, low) = known[last], known[last + 1]
-            # Interpolated in the cost ratio 1 / speedup, which stays finite where a speedup does not.
-            share = (1 - 1 / high) / (1 / low - 1 / high) if low else 0.0
-            return Vanishing("met", float(lower * (upper / lower) ** share))
-        return Vanishing("never", None)
+        if above[-1]:
+            below = [place for place, good in enumerate(above) if not good]
+            return Vanishing("never", above_from=known[below[-1] + 1][0] if below else None)
+        last = max((place for place, good in enumerate(above) if good), default=None)
+        if last is None:
+            return Vanishing("always")
+        (lower, high), (upper, low) = known[last], known[last + 1]
+        # Interpolated in the cost ratio 1 / speedup, which stays finite where a speedup does not.
+        share = (1 - 1 / high) / (1 / low - 1 / high) if low else 0.0
+        return Vanishing("met", float(lower * (upper / lower) ** share))
 
     @property
     def interval_note(self) -> str:
-        """In words, what the intervals rest on: ``1 seed: no interval``."""
+        """The seeds and the interval in words, such as ``1 seed: no interval``."""
         count = len(self.seeds)
         if count < FEWEST_SEEDS:
             return f"{count} seed{'s' if count > 1 else ''}: no interval"
@@ -252,18 +276,33 @@ class Arm:
             return f"{count} seeds, {len(self.censored_seeds)} censored: no interval"
         if self.estimates and self.estimates[0].upper_bound:
             return f"{count} seeds, below the target at the smallest budget: no interval"
-        if self.covered is None:
-            return f"{count} seeds: {CONFIDENCE:.0%} bootstrap interval over paired seeds"
-        sources = self.covered.sources
-        over = [
-            *(["sources"] if sources > 1 else []),
-            "paired seeds",
-            *(["held-out text"] if self.covered.text else []),
-        ]
-        without = [*([] if sources > 1 else ["the source"]), *([] if self.covered.text else ["the held-out text"])]
-        head = f"{sources} sources and {self.covered.seeds} seeds" if sources > 1 else f"{self.covered.seeds} seeds"
-        tail = f", not over {' or '.join(without)}" if without else ""
-        return f"{head}: {CONFIDENCE:.0%} interval over {listed(over)}{tail}"
+        if not self.has_intervals:
+            if self.estimates and self.estimates[0].cost == 0:
+                return f"{count} seeds, at the target before training: no interval"
+            return f"{count} seeds, fewer than {FEWEST_SEEDS} with every source: no interval"
+        if self.covered is not None:
+            sources, count = self.covered.sources, self.covered.seeds
+            head = f"{sources} sources and {count} seeds" if sources > 1 else f"{count} seeds"
+        else:
+            head = f"{count} seeds"
+        return f"{head}: {INTERVAL} over {covers_in_words(self.covered)}"
+
+    @property
+    def has_intervals(self) -> bool:
+        """True if a speedup of the arm has an interval, in any unit."""
+        return any(estimate.speedup_interval is not None for estimate in self.estimates)
+
+
+def covers_in_words(covered: Covered | None) -> str:
+    """Name the sources of error in an interval, and those that are missing from it.
+
+    >>> covers_in_words(Covered(1, 3, True))
+    'paired seeds and held-out text, not over the source'
+    """
+    sources, text = (covered.sources > 1, covered.text) if covered else (False, False)
+    over = [*(["sources"] if sources else []), "paired seeds", *(["held-out text"] if text else [])]
+    without = [*([] if sources else ["the source"]), *([] if text else ["the held-out text"])]
+    return listed(over) + (f", not over {' or '.join(without)}" if without else "")
 
 
 def listed(words: Sequence[str]) -> str:
@@ -284,10 +323,15 @@ def _estimate(estimates: tuple[Estimate, ...], unit: Unit, accounting: Accountin
 
 @dataclass(frozen=True)
 class Comparison:
-    """A baseline and the arms compared with it. ``targets`` is the baseline's final held-out loss, seed by seed.
+    """A baseline and the arms compared with it.
 
-    ``ends`` has every decayed end of a study of several budgets, for each arm; ``notes`` are about no one arm.
-    ``flat`` has the decayed ends of flat models of other sizes, by arm.
+    Attributes:
+        baseline: the arm that sets the target.
+        arms: the others.
+        targets: the baseline's final held-out loss, by seed.
+        ends: for each arm of a study of several budgets, the runs of all its budgets.
+        notes: sentences about the comparison as a whole.
+        flat: decayed ends of flat models of other sizes, by arm.
     """
 
     baseline: Arm

@@ -1,4 +1,4 @@
-"""The figure of a comparison: held-out loss against cost, sunk and charged, with the target and where it is met."""
+"""The figure of a comparison: held-out loss against cost, sunk and charged, with the target and the arms' costs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BASELINE_COLOUR = "#222222"
-# Okabe and Ito's palette without black (the baseline) and yellow (too light for a line on white), then of Paul Tol's
-# muted one, with brown and grey, what is not like those.
+# Okabe and Ito's palette without black (the baseline) and yellow (too light on white). Then those colours of Paul Tol's
+# muted palette that differ from it, with brown and grey.
 COLOURS = (
     "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
     "#882255", "#332288", "#999933", "#8C564B", "#44AA99", "#7F7F7F",
 )  # fmt: skip
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "*", "h")
-"""Colour and marker go together, so that the arms are told apart in grey as well."""
+"""One marker for each colour, so that arms can be distinguished in grey too."""
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (1, 1)))
-"""Of the first arms that have all colours, the next, and the next."""
+"""Line styles of the first, second and third group of arms that share the colours."""
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -49,32 +49,32 @@ TITLES: dict[Accounting, str] = {
     "charged": "source's training counted (charged)",
 }
 WIDTH = 6.75
-"""Inches: the text of a paper in two columns, so that the font sizes above are those on its page."""
+"""Inches: the width of the text of a paper in two columns, where fonts then have the sizes above."""
 
 LONGEST = 28
-"""Letters of an arm's name in a legend."""
+"""Most letters of an arm's name in a legend."""
 
 CROWD = 6
-"""Arms, above which legends stand below the panels: inside they would hide the curves."""
+"""Most arms with a legend inside the panels. With more, the legend is below, where it hides no curves."""
 
 LATE = 0.35
-"""The page begins at the loss the baseline has after this share of its budget, or at that of an arm if it is higher."""
+"""The page shows losses up to the baseline's loss after this share of its budget, or an arm's, if higher."""
 
 ZOOM = 0.08
-"""The figure begins at the loss the baseline has after this share of its budget; what is above is cut off."""
+"""The figure shows losses up to the baseline's loss after this share of its budget."""
 
 
 def curves(comparison: Comparison, unit: Unit = "tokens") -> Figure:
     """Draw held-out loss against cost for every arm: left with the source's training sunk, right with it charged.
 
-    Thin lines are seeds; thick ones are means over seeds that were evaluated at the same steps. The grey dashed line is
-    the target, and a marker on it is the cost of an estimate. Dashed lines in the colour of an arm are the fits that
-    costs were read off. An arm whose source cost is unknown is missing on the right. The loss before training (about
-    11 for random weights) is cut off, so that the rest can be seen.
+    Thin lines are seeds. Thick lines are means over seeds that were evaluated at the same steps. The grey dashed line
+    is the target, and a marker on it is the cost of an arm. Dashed lines in the colour of an arm are the fitted curves
+    from which costs were read. An arm with an unknown source cost is missing on the right. The loss before training
+    (about 11 for random weights) is cut off, so that the rest can be seen.
 
     Args:
         comparison: from ``compare``.
-        unit: what the horizontal axis counts.
+        unit: of the horizontal axis.
 
     >>> save(curves(comparison), "curves.svg")  # doctest: +SKIP
     """
@@ -107,17 +107,17 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def colour_of(place: int) -> str:
-    """The colour of the arm at a place, the baseline being at 0."""
+    """Return the colour of the arm at a place. The baseline is at place 0."""
     return BASELINE_COLOUR if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
 
 
 def marker_of(place: int) -> str:
-    """The marker of the arm at a place; no two arms have both colour and marker in common."""
+    """Return the marker of the arm at a place. No two arms share both colour and marker."""
     return MARKERS[(place - 1 + 5 * ((place - 1) // len(COLOURS))) % len(MARKERS)]
 
 
 def line_of(place: int) -> Any:
-    """The style of line of the arm at a place."""
+    """Return the line style of the arm at a place."""
     return LINES[(place - 1) // len(COLOURS) % len(LINES)] if place else LINES[0]
 
 
@@ -138,7 +138,7 @@ def _panel(axes: Axes, comparison: Comparison, unit: Unit, accounting: Accountin
             axes.plot([], [], color=colour, linewidth=1.6, linestyle=line_of(place), label=label)
             continue
         _lines(axes, arm, unit, scale, shifts, place)
-        # An empty line carries the legend entry, with the marker only where the target was met.
+        # An empty line makes the legend entry, with a marker only if the arm met the target.
         mark: dict[str, Any] = {"color": colour, "markerfacecolor": "white"}
         if crossing is not None:
             mark["marker"] = marker_of(place)
@@ -186,9 +186,9 @@ def _lines(axes: Axes, arm: Arm, unit: Unit, scale: float, shifts: list[float], 
 
 
 def plain(name: str) -> str:
-    """A name that matplotlib draws as it is: no mathematics between dollars, no label that a first _ hides.
+    """Escape a name for matplotlib, which reads text between dollars as mathematics and hides labels that begin with _.
 
-    Long ones are cut, since they would leave no room for the curves.
+    Long names are cut, because they would leave no room for the curves.
     """
     name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
     name = name.replace("$", r"\$")
@@ -223,13 +223,14 @@ def axis(comparison: Comparison, unit: Unit) -> tuple[float, str]:
 
 
 def loss_range(comparison: Comparison) -> tuple[float, float]:
+    """Return the range of losses in the figure."""
     arms = (comparison.baseline, *comparison.arms)
     runs = [run for arm in arms for run in arm.runs]
     finite = [run.evals["loss"][np.isfinite(run.evals["loss"])] for run in runs]
     low = min(float(losses.min()) for losses in finite if losses.size)
     early = max(_loss_after(run, ZOOM) for run in comparison.baseline.runs)
     high = max(early, low + 1e-3)
-    # The legend sits in the upper right: leave room above what is drawn there, but not for a run that blew up.
+    # The legend is in the upper right. Leave room for it above the curves there, but not for a run that diverged.
     legend = 0.0 if _crowded(comparison) else 0.12 + 0.06 * len(arms)
     slow = min(max(_loss_after(run, 0.45) for run in runs), low + 2 * (high - low))
     high = max(high, low + (slow - low) / max(1 - legend, 0.4))
@@ -237,7 +238,7 @@ def loss_range(comparison: Comparison) -> tuple[float, float]:
 
 
 def page_range(comparison: Comparison) -> tuple[float, float]:
-    """The range of losses on the page, where legends take no room: all arms, and the last part of the baseline."""
+    """Return the range of losses on the page, where legends take no room: all arms, and the end of the baseline."""
     low, high = loss_range(comparison)
     late = max(_loss_after(run, LATE) for run in comparison.baseline.runs)
     arms = max((_loss_after(run, ZOOM) for arm in comparison.arms for run in arm.runs), default=late)
@@ -245,7 +246,7 @@ def page_range(comparison: Comparison) -> tuple[float, float]:
 
 
 def _loss_after(run: Run, share: float) -> float:
-    """The highest finite held-out loss after this share of a run's steps; -inf where there is none."""
+    """Return the highest finite held-out loss after this share of a run's steps; -inf if all are not finite."""
     steps, losses = run.evals["step"], run.evals["loss"]
     late = losses[np.isfinite(losses) & (steps >= share * steps[-1])]
     return float(late.max()) if late.size else -np.inf

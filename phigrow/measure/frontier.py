@@ -20,14 +20,17 @@ from phigrow.records.run import Key, Run
 Floats = NDArray[np.float64]
 
 POINTS = 60
-"""Costs at which the curve of each size is read to find the lower envelope."""
+"""Costs at which the curve of each size is read to compute the lower envelope."""
 
 
 @dataclass(frozen=True)
 class EnvelopePoint:
-    """The envelope where it meets a loss: log FLOPs, its slope, and the readings of the sizes beside it.
+    """The point at which the envelope has a given loss.
 
-    ``where`` is ``inside``, or ``before`` or ``after`` the envelope. Each reading has the name of a size and a share.
+    Attributes:
+        log_flops, slope: of the envelope at this point.
+        where: ``inside``, ``before`` or ``after`` the envelope.
+        readings: of the sizes on both sides: name, reading, and weight in the interpolation.
     """
 
     log_flops: float
@@ -41,7 +44,7 @@ class FlatFrontier:
     """Curves of loss over FLOPs of flat models of several sizes, and their lower envelope.
 
     The envelope is the lower convex hull of the sizes' fitted curves over log FLOPs. Between two sizes it is the
-    straight line that touches both curves: models of sizes between them would lie there or below.
+    straight line that touches both curves. Models of sizes in between would lie on this line or below it.
 
     Attributes:
         sizes: decayed ends of each size, over FLOPs, by the name of its arm.
@@ -67,7 +70,7 @@ class FlatFrontier:
         return hull[: lowest + 1]
 
     def at_loss(self, loss: float) -> EnvelopePoint:
-        """Return where the envelope comes down to a loss; beyond its ends it is extended by ``REACH`` at most."""
+        """Return the point at which the envelope comes down to a loss. Its end is extended by ``REACH`` at most."""
         hull = self.hull
         if loss > hull[0][1]:
             return EnvelopePoint(hull[0][0], -1.0, "before")
@@ -91,12 +94,12 @@ class FlatFrontier:
 
 
 def _turns_up(one: tuple[float, float, str], two: tuple[float, float, str], three: tuple[float, float, str]) -> bool:
-    """True if the middle point lies on or above the line from the first to the third."""
+    """Return True if the middle point lies on or above the line from the first to the third."""
     return (two[1] - one[1]) * (three[0] - one[0]) >= (three[1] - one[1]) * (two[0] - one[0])
 
 
 def flat_frontier(flat: Mapping[str, Sequence[Run]]) -> FlatFrontier | None:
-    """Return the frontier of flat arms and the baseline; None where FLOPs were not recorded or ends are missing."""
+    """Return the frontier of flat arms and the baseline; None if a size lacks FLOPs or decayed ends."""
     sizes = {}
     for name, runs in sorted(flat.items(), key=lambda item: _parameters(item[1])):
         by_key: dict[Key, dict[int | None, Run]] = {}
@@ -122,14 +125,14 @@ def frontier_of(comparison: Comparison) -> FlatFrontier | None:
 
 
 def frontier_savings(frontier: FlatFrontier, arm: Arm, ends: Ends) -> tuple[FrontierSaving, ...]:
-    """Return what an arm saves against the best flat model of any size, sunk and charged.
+    """Return the savings of an arm against the best flat model of any size, sunk and charged.
 
-    saving = 1 - (FLOPs that the arm spent) / (FLOPs of the frontier at the arm's loss), at the end of the arm's budget.
+    saving = 1 - (FLOPs of the arm) / (FLOPs of the frontier at the arm's loss), at the end of the arm's budget.
 
     Args:
         frontier: of the flat models.
-        arm: whose runs are those at the budget.
-        ends: its decayed ends, over FLOPs.
+        arm: with its runs at the budget.
+        ends: decayed ends of the arm, over FLOPs.
     """
     if not ends.keys or not np.isfinite(ends.tokens).all():
         return ()
@@ -154,7 +157,7 @@ def frontier_savings(frontier: FlatFrontier, arm: Arm, ends: Ends) -> tuple[Fron
 
 
 def _effects(frontier: FlatFrontier, there: EnvelopePoint, ends: Ends, reading: Reading) -> Effects | None:
-    """What each run does to the log of the ratio of FLOPs; None if a flat size lacks seeds of the arm."""
+    """Return the effect of each run on the log ratio of FLOPs; None if a flat size lacks a seed of the arm."""
     effects = ends.effects(reading).times(1 / there.slope)
     seeds = {seed for _, seed in ends.keys}
     for name, at, share in there.readings:

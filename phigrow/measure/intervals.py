@@ -1,4 +1,4 @@
-"""Confidence intervals of a ratio of costs over few paired seeds: a bootstrap's error, with Student's t."""
+"""Confidence intervals of a ratio of costs over few paired seeds, from a bootstrap's error and Student's t."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Interval = tuple[float, float]
 
 CONFIDENCE = 0.95
 FEWEST_SEEDS = 3
-"""Below this many seeds there is no interval: resampling one or two values only repeats them."""
+"""Fewest seeds with an interval: resamples of one or two values only repeat them."""
 
 RESAMPLES = 4999
 
@@ -20,18 +20,18 @@ RESAMPLES = 4999
 def speedup_intervals(
     costs: Floats, against: Floats, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
 ) -> list[Interval | None]:
-    """Return an interval of ``mean(against) / mean(costs)`` for every row, over seeds that are paired.
+    """Return an interval of ``mean(against) / mean(costs)`` for every row, over paired seeds.
 
-    The seeds are resampled in pairs (``scipy.stats.bootstrap``), all rows alike. With 3 to 10 seeds the percentiles of
-    the resamples cover far less than they promise: three values cannot spread further than from the smallest to the
-    largest, which holds the mean of a symmetric law 3 times in 4. Taken from the bootstrap is therefore its standard
-    error s of log(speedup), and the interval is
+    The seeds are resampled in pairs (``scipy.stats.bootstrap``), all rows alike. With 3 to 10 seeds, percentiles of the
+    resamples are too narrow: means of three values lie between the smallest and the largest, and this range contains
+    the mean of a symmetric distribution 3 times in 4. Only the standard error s of log(speedup) is therefore taken
+    from the bootstrap. The interval is
 
         log(speedup) +- t(n - 1) * sqrt(n / (n - 1)) * s
 
-    with Student's t for n - 1 degrees of freedom; the root undoes the bootstrap's dividing by n (T. Hesterberg, What
-    teachers should know about the bootstrap, 2015). What this covers is measured by ``benchmarks/coverage.py``.
-    Where a seed's cost is 0 the logarithm has no value: the ratio of costs itself is then resampled, and is 0 at least.
+    with Student's t for n - 1 degrees of freedom. The root corrects the bootstrap's division by n (T. Hesterberg, What
+    teachers should know about the bootstrap, 2015). ``benchmarks/coverage.py`` measures the coverage. If a seed's cost
+    is 0, the logarithm has no value. The ratio of costs is then resampled, and its interval ends at 0.
 
     Args:
         costs: of the arm, shape (rows, seeds), not negative.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from phigrow.measure.estimates import EDGE_MARK, Comparison
-from phigrow.measure.tables import Rows, caption, frontier_rows, headline_rows, loss_rows
+from phigrow.measure.tables import Rows, frontier_rows, headline_rows, loss_rows, remarks
 from phigrow.measure.wording import mark_sentences, settings_sentences
 
 SPECIAL = {
@@ -13,10 +13,10 @@ SPECIAL = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "\n": " ",
     "†": r"\dag{}", "‡": r"\ddag{}", "[": "{[}", "]": "{]}",
 }  # fmt: skip
-"""Brackets too: after the end of a row LaTeX would take one as that row's extra height."""
+"""Replacements of characters that LaTeX reads as commands. It reads a bracket after a row as the height of a gap."""
 
 PREAMBLE = r"""% Written by phigrow report. Needs \usepackage{booktabs}.
-% Text from records stands as it was recorded: letters outside Latin need LuaLaTeX or XeLaTeX."""
+% Names from records are not translated: letters outside the Latin alphabet need LuaLaTeX or XeLaTeX."""
 
 
 def latex(comparison: Comparison) -> str:
@@ -25,16 +25,16 @@ def latex(comparison: Comparison) -> str:
     >>> Path("speedup.tex").write_text(latex(compare(load_runs("runs"))))  # doctest: +SKIP
     """
     base = comparison.baseline.name
-    remarks = caption(comparison, "tokens").partition(". ")[2]
     parts = [PREAMBLE]
     if rows := headline_rows(comparison):
         words = (
-            f"Speedup over {base} at its final held-out loss, {comparison.target():.3f} nats per token; sunk leaves "
-            f"the source's training out, charged counts it. {' '.join([remarks, *settings_sentences(comparison)])}"
+            f"Speedup at the final held-out loss of {base}, {comparison.target():.3f} nats per token. Sunk leaves out "
+            f"the source's training, and charged counts it. "
+            f"{' '.join([*remarks(comparison), *settings_sentences(comparison)])}"
         )
         parts.append(latex_table(rows, words, "tab:speedup", grouped=True))
     if rows := frontier_rows(comparison):
-        words = "FLOPs against the best flat model of any size, at the loss of each arm's end; sunk and charged."
+        words = "FLOPs of each arm and of the best flat model of any size with the same loss, sunk and charged."
         parts.append(latex_table(rows, words, "tab:frontier"))
     words = " ".join(
         ["Held-out loss, nats per token.", *(s for s in mark_sentences(comparison) if s.startswith(EDGE_MARK))]
@@ -44,7 +44,7 @@ def latex(comparison: Comparison) -> str:
 
 
 def latex_table(rows: Rows, words: str, label: str, *, grouped: bool = False) -> str:
-    """Rows as one booktabs table; where ``grouped``, columns named ``unit, accounting`` get a head of two lines."""
+    """Return rows as a booktabs table; if ``grouped``, columns named ``unit, accounting`` get a head of two lines."""
     names = list(rows[0])
     head = [" & ".join(map(escaped, names)) + r" \\"]
     if grouped:
@@ -74,7 +74,7 @@ def latex_table(rows: Rows, words: str, label: str, *, grouped: bool = False) ->
 
 
 def escaped(text: str) -> str:
-    """Text in which LaTeX sees nothing but letters.
+    """Return text with all characters escaped that LaTeX reads as commands.
 
     >>> print(escaped("50 % of wr_2"))
     50 \\% of wr\\_2
@@ -83,6 +83,6 @@ def escaped(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A cell with the sign of multiplication, its interval in a smaller size."""
+    """Return a cell with a multiplication sign in place of x, and the interval in a smaller size."""
     text = re.sub(r"(?<=\d)x(?![A-Za-z])", r"$\\times$", escaped(text))
     return re.sub(r" (\{\[\}.*)$", r" {\\scriptsize \1}", text)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 BANDWIDTH = 2.5
-"""Distance in log cost (a factor of 12) at which an end has no weight. Wider, a curve of another shape fits badly.
+"""Distance in log cost (a factor of 12) at which an end has no weight.
 
-Narrower, the fit follows the noise of single ends.
+With a larger distance, curves of other shapes fit badly. With a smaller one, the fit follows the noise of single ends.
 """
 
 REACH = math.log(1.5)
@@ -28,7 +28,14 @@ CLOSE = 1e-12
 
 @dataclass(frozen=True)
 class Reading:
-    """The fitted curve at one log cost: loss, slope in log cost, and the influence of each mean loss on the loss."""
+    """The fitted curve at one log cost.
+
+    Attributes:
+        at: the log cost.
+        loss, slope: of the curve, the slope in log cost.
+        influence: derivative of ``loss`` with respect to the mean loss of each end.
+        fitted: the curve at each end.
+    """
 
     at: float
     loss: float
@@ -79,20 +86,21 @@ class LossFit:
         return Reading(at, loss, slope, influence, loss + slope * basis)
 
     def beyond(self, at: float) -> str:
-        """Return in words where a log cost lies outside the ends; empty if it lies between them."""
+        """Return the distance of a log cost from the nearest end in words; empty if it lies between the ends."""
         if at > self.logs[-1] + 1e-9:
             return f"{100 * math.expm1(at - self.logs[-1]):.0f} % beyond its last end"
         return f"{-100 * math.expm1(at - self.logs[0]):.0f} % before its first end" if at < self.logs[0] - 1e-9 else ""
 
     def crossing(self, target: float, start: float, longest: float = -math.inf) -> tuple[Reading, str]:
-        """Return the curve where it comes down to ``target``, and where that is: ``inside``, ``before`` or ``after``.
+        """Return the curve at the cost at which it comes down to ``target``, and the place of this cost.
 
-        ``before`` and ``after``: the curve would cross beyond ``REACH`` of its ends; it is then read at that border.
+        The place is ``inside``, or ``before`` or ``after`` if the cost lies more than ``REACH`` outside the ends. The
+        curve is then read at that border.
 
         Args:
             target: a loss.
-            start: the log cost to look at first. If the curve is at the target there, that is the answer.
-            longest: log cost of the longest training, if its end is not among the ends.
+            start: the log cost to try first. It is the result if the curve has the target loss there.
+            longest: log cost of the longest training, if its end was left out.
         """
         first, last = self.logs[0] - REACH, max(longest, float(self.logs[-1])) + REACH
         at = float(np.clip(start, first, last))
@@ -115,18 +123,18 @@ class LossFit:
         return self.read(float(brentq(lambda c: self.read(c).loss - target, first, last, xtol=1e-12))), "inside"
 
     def _step(self, here: Reading, target: float) -> float:
-        """Distance in log cost to the target on the straight line that touches the curve."""
+        """Return the distance in log cost to the target on the tangent of the curve."""
         if here.slope >= 0:
             return math.inf if here.loss > target else -math.inf
         return float(np.clip((target - here.loss) / here.slope, -1.0, 1.0))
 
     def _power(self, x: Floats, weights: Floats) -> float:
-        """The power whose curve is nearest to the ends."""
+        """Return the power whose curve is nearest to the ends."""
         sums = _residual(x, self.losses, weights, SHAPES)
         best = int(np.argmin(sums))
         power, least = float(SHAPES[best]), float(sums[best])
         total, y = float(weights.sum()), self.losses
-        for _ in range(30):  # Gauss and Newton, with offset and slope projected out
+        for _ in range(30):  # Gauss-Newton steps, with offset and slope projected out
             basis = _power_of(x, np.array([power]))[0]
             loss, slope = _line(basis, y, weights)
             change = slope * _derivative(x, power)
@@ -146,26 +154,26 @@ class LossFit:
 
 
 def _tricube(distances: Floats) -> Floats:
-    """Weights that fall to almost nothing at the bandwidth, which has room for three ends at least."""
+    """Return weights that fall to almost 0 at the bandwidth. It is wide enough for at least three ends."""
     third = float(np.sort(distances)[min(2, len(distances) - 1)])
     return np.asarray(np.maximum(1 - np.minimum(distances / max(BANDWIDTH, 1.25 * third), 1.0) ** 3, 0.0) ** 3 + 1e-6)
 
 
 def _power_of(x: Floats, powers: Floats) -> Floats:
-    """(exp(k x) - 1) / k, and x for k = 0; shape (powers, ends)."""
+    """Return (exp(k x) - 1) / k, and x for k = 0, shape (powers, ends)."""
     k = np.where(np.abs(powers) < 1e-9, 1.0, powers)[:, None]
     return np.where(np.abs(powers)[:, None] < 1e-9, x, np.expm1(k * x) / k)
 
 
 def _derivative(x: Floats, power: float) -> Floats:
-    """The derivative of ``_power_of`` by the power."""
+    """Return the derivative of ``_power_of`` with respect to the power."""
     if abs(power) < 1e-4:
         return np.asarray(x**2 / 2 + power * x**3 / 3)
     return np.asarray((x * np.exp(power * x) - np.expm1(power * x) / power) / power)
 
 
 def _line(basis: Floats, losses: Floats, weights: Floats) -> tuple[float, float]:
-    """Offset and slope of the weighted least squares; the slope is not positive."""
+    """Return offset and slope of the weighted least-squares line. The slope is at most 0."""
     total = weights.sum()
     middle, mean = (weights @ basis) / total, (weights @ losses) / total
     centred = basis - middle
@@ -174,7 +182,7 @@ def _line(basis: Floats, losses: Floats, weights: Floats) -> tuple[float, float]
 
 
 def _residual(x: Floats, losses: Floats, weights: Floats, powers: Floats) -> Floats:
-    """The weighted sum of squares that is left for every power."""
+    """Return the weighted sum of squared residuals for every power."""
     basis = _power_of(x, powers)
     total = weights.sum()
     centred = basis - (basis @ weights)[:, None] / total

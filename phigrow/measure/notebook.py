@@ -1,4 +1,4 @@
-"""Comparisons that a notebook shows as tables."""
+"""Comparisons that notebooks show as tables."""
 
 from __future__ import annotations
 

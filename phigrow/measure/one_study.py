@@ -1,4 +1,4 @@
-"""Check that the runs of a report belong to one study: they read the same text and are evaluated on the same text."""
+"""Check that the runs of a report belong to one study: same training text and same held-out text for each seed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ TEXTS = {"data_fingerprint": "text", "eval_fingerprint": "held-out text"}
 """Keys of the run record that identify a text."""
 
 MOST_FOLDERS = 6
-"""Folders of a study that a message names one by one."""
+"""Most folders of a study that a message names one by one."""
 
 
 def check_one_study(runs: Iterable[Run]) -> None:
-    """Refuse runs of two studies, which read different texts with the same seed.
+    """Refuse runs of two studies.
 
     Raises:
-        GrowthError: the fingerprints of two runs of one seed differ. The message sorts the folders by study.
+        GrowthError: two runs of one seed have different fingerprints of a text. The message sorts the folders by study.
     """
     runs = list(runs)
     for key, text in TEXTS.items():
@@ -69,10 +69,10 @@ def _count(runs: int) -> str:
 
 
 def check_held_out_groups(arms: Mapping[str, Iterable[Run]]) -> None:
-    """Refuse runs whose groups of held-out blocks differ, since they were evaluated on different text.
+    """Refuse runs with different groups of held-out blocks, because they were evaluated on different text.
 
     Raises:
-        GrowthError: two runs have groups, but not the same ones.
+        GrowthError: two runs recorded groups of different sizes.
     """
     first: Run | None = None
     for runs in arms.values():

@@ -1,7 +1,7 @@
 """The report as one HTML page: a verdict, charts, tables and provenance, without network access.
 
-Names and settings come from records that somebody else may have written. All text is escaped, the script writes text
-only, and a content security policy allows this page's own script and style and nothing else.
+Names and settings come from records that somebody else may have written. All text is escaped, and the script writes
+text only. A content security policy allows only the page's own script and style.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from phigrow.measure.wording import (
     best_first,
     frontier_sentences,
     grouped_findings,
+    interval_sentence,
     recorded_units,
     settings_sentences,
     verdict,
 )
 
 FIRST = 5
-"""Arms whose findings are open; the page draws as many curves at first."""
+"""Number of arms whose findings are open at first. The page draws as many curves at first."""
 
 
 def page(comparison: Comparison, definitions: str) -> str:
@@ -48,7 +49,7 @@ def page(comparison: Comparison, definitions: str) -> str:
 
     Args:
         comparison: from ``compare``.
-        definitions: sentences on what is measured, with Markdown's bold.
+        definitions: sentences that define the measured quantities, with Markdown's bold.
 
     >>> Path("report.html").write_text(page(compare(load_runs("runs")), ""))  # doctest: +SKIP
     """
@@ -66,6 +67,8 @@ def page(comparison: Comparison, definitions: str) -> str:
         "curves": curves_data(comparison),
     }
     shown |= {"flat": flat_data(comparison), "ages": ages_data(comparison)}
+    shown["intervals"] = interval_sentence(comparison)
+    shown["budget_intervals"] = interval_sentence(comparison, at_budgets=True)
     shown["targets"] = [comparison.target(arm) for arm in arms]
     shown |= {"fits": [_fits(comparison, arm, high) for arm in arms], "units": recorded_units(comparison)}
     shown["order"] = [arms.index(arm) for arm in (comparison.baseline, *best_first(comparison))]
@@ -100,12 +103,12 @@ def page(comparison: Comparison, definitions: str) -> str:
             for run in all_runs(comparison)
         ),
     }
-    # In one pass, so that nothing in a slot can be taken for another slot.
+    # In one pass, so that the content of a slot is never taken for another slot.
     return re.sub(r"\{\{(\w+)\}\}", lambda matched: slots[matched[1]], _asset("report.html"))
 
 
 def tables(comparison: Comparison) -> str:
-    """Speedups and losses as HTML tables, escaped: what a notebook shows of a comparison."""
+    """Return speedups and losses as HTML tables, escaped, for a notebook."""
     matched = [
         (" ".join([_summary(comparison), *settings_sentences(comparison)]), headline_rows(comparison)),
         ("Held-out loss, nats per token", loss_rows(comparison)),
@@ -114,7 +117,7 @@ def tables(comparison: Comparison) -> str:
 
 
 def _fits(comparison: Comparison, arm: Arm, highest: float) -> dict[str, list[list[float]]]:
-    """The curves that costs were read off, by unit; the numbers have six figures."""
+    """Return the curves that costs were read off, by unit, in six figures."""
     return {
         unit: [[float(f"{number:.6g}") for number in point] for point in cost_curve(comparison, arm, unit, highest)]
         for unit in recorded_units(comparison)
@@ -122,7 +125,7 @@ def _fits(comparison: Comparison, arm: Arm, highest: float) -> dict[str, list[li
 
 
 def _findings(comparison: Comparison) -> str:
-    """The findings of the best arms as lists, the others in one that opens."""
+    """Return the findings of the best arms as lists, and those of the others in a closed section."""
     items = [f"<li>{html.escape(first)}{_list(others)}</li>" for first, *others in grouped_findings(comparison)]
     first, more = items[:FIRST], items[FIRST:]
     shown = f'<ul class="findings">{"".join(first)}</ul>' if first else ""
@@ -133,7 +136,7 @@ def _findings(comparison: Comparison) -> str:
 
 
 def _sentences(text: str) -> str:
-    """A paragraph with Markdown's bold, one sentence a list item."""
+    """Return a paragraph with Markdown's bold as a list with one sentence in each item."""
     escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
     parts = re.split(r"(?<=\.) +(?=[A-Z<])", escaped)
     return f'<ul class="small">{"".join(f"<li>{part}</li>" for part in parts)}</ul>' if text else ""
@@ -148,7 +151,7 @@ def _hash(text: str) -> str:
 
 
 def _embedded(data: object) -> str:
-    """JSON that an HTML parser cannot leave: no ``<`` ends the script element, no ``&`` begins an entity."""
+    """Return JSON without the characters ``<``, ``>`` and ``&``, which could end its script element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -192,7 +195,7 @@ def _table(rows: Rows, *, wrap: bool = False) -> str:
 
 
 def _value(cell: str) -> str:
-    """A cell with its interval, if it ends in one, on a line of its own."""
+    """Return a cell as HTML; an interval at its end gets a line of its own."""
     return re.sub(r" (\[[^\[\]]*\])$", r" <small>\1</small>", html.escape(cell))
 
 

@@ -16,7 +16,7 @@ BaselineSeeds = dict[int, Budgets]
 """Runs of the baseline: by seed, then by budget, both in order."""
 
 SAME_META = ("eval_blocks",)
-"""Keys of the run record that must agree within a pair wherever both runs have them. `check_one_study` checks texts."""
+"""Keys of the run record that must be equal in a pair, if both runs have them. `check_one_study` checks texts."""
 
 FIRST_RELEASE: dict[str, Any] = {
     "equal": ["steps", "batch", "schedule", "lr", "seed", "eval_blocks", "documents", "mixture"],
@@ -26,33 +26,30 @@ FIRST_RELEASE: dict[str, Any] = {
     ],
     "unset": {"schedule_start": 0, "rewarm": 0, "data_start": 0},
 }  # fmt: skip
-"""Keys of ``config`` to compare in runs whose record has no ``compare``: those of the first release.
+"""Keys of ``config`` to compare, for runs of the first release. Later records have their own lists (``compare``).
 
-``equal`` must agree within a pair wherever both runs have them. A finding names those of ``named`` in which an arm
-differs. ``unset`` has the value that null stands for; null of another key is its default. Records since have these
-lists from the settings' own declarations.
+Keys in ``equal`` must be equal in a pair, if both runs have them. Of the keys in ``named``, a finding names those in
+which an arm differs. ``unset`` maps a key to the value that null stands for; for other keys, null is the default.
 """
 
 
 def _compared(one: Run, other: Run) -> tuple[list[str], list[str], dict[str, Any]]:
-    """Return the keys of ``config`` that must be equal, those to name, and what null stands for, of two runs."""
-    parts = [run.meta.get("compare") for run in (one, other)]
-    arm_runs = [part if isinstance(part, dict) else FIRST_RELEASE for part in parts]
+    """Return the keys of ``config`` that must be equal, the keys to name, and the values of null, for two runs."""
+    recorded = [run.meta.get("compare") for run in (one, other)]
+    lists = [each if isinstance(each, dict) else FIRST_RELEASE for each in recorded]
     equal, named = (
-        list(dict.fromkeys(str(key) for part in arm_runs for key in part.get(list_name) or ()))
-        for list_name in ("equal", "named")
+        list(dict.fromkeys(str(key) for each in lists for key in each.get(name) or ())) for name in ("equal", "named")
     )
-    return equal, named, {key: value for part in arm_runs for key, value in (part.get("unset") or {}).items()}
+    return equal, named, {key: value for each in lists for key, value in (each.get("unset") or {}).items()}
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
-    """Sort runs by arm, in order of appearance, by seed and by budget; branches get what their trunk has before them.
+    """Sort runs by arm, in order of appearance, then by seed and by budget.
 
-    Trunks themselves, which never decay, are left out.
+    A branch gets the records of its trunk from before the branch. Trunks never decay and are left out.
 
     Raises:
-        GrowthError: two runs of one arm, source seed, seed and budget, a run without evaluations, or an arm of two
-            models.
+        GrowthError: an arm has two runs of one source seed, seed and budget, or two models; a run has no evaluations.
     """
     runs = list(runs)
     check_one_model(runs)
@@ -64,6 +61,7 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
                 f"the run of {run.name}, has no evaluations",
                 where=str(run.folder),
                 why="arms are compared by held-out loss",
+                fix="let the run reach its first evaluation, or leave its folder out",
             )
         if run.is_trunk:
             continue
@@ -74,7 +72,8 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
             raise GrowthError(
                 f"there are two runs of {run.name}" + ("" if run.budget is None else f", {run.budget} steps"),
                 where=f"{twin.folder} and {run.folder}",
-                fix="leave one of them out",
+                why="an arm has one run for each seed and budget",
+                fix="leave one of them out, or give them different arm names",
             )
         trunk = trunks.get((run.arm, run.key, run.trunk))
         by_budget[run.budget] = run if trunk is None else _grafted(run, trunk)
@@ -88,7 +87,7 @@ def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
 
 
 def _grafted(run: Run, trunk: Run) -> Run:
-    """A branch with the evaluations and steps that its trunk made before the branch's own first ones."""
+    """Return a branch with the trunk's evaluations and steps from before the branch."""
     evals, sources = _before(trunk.evals, run.evals, trunk.sources, run.sources)
     steps, _ = _before(trunk.steps, run.steps, {}, {})
     return replace(run, evals=evals, steps=steps, sources=sources)
@@ -109,10 +108,10 @@ def _before(early: Columns, late: Columns, early_more: Columns, late_more: Colum
 
 
 def by_seed(seeds: Seeds, baseline: str) -> BaselineSeeds:
-    """Return the runs of the baseline by their own seed alone, since arms are paired by it.
+    """Return the runs of the baseline by their own seed, because arms are paired by it.
 
     Raises:
-        GrowthError: two sources for one seed.
+        GrowthError: a seed has runs of two sources.
     """
     found: BaselineSeeds = {}
     for (source_seed, seed), by_budget in seeds.items():
@@ -128,10 +127,10 @@ def by_seed(seeds: Seeds, baseline: str) -> BaselineSeeds:
 
 
 def chosen_budget(seeds: BaselineSeeds, wanted: int | None, baseline: str) -> int | None:
-    """The budget to compare at: the one asked for, else the largest that every seed of the baseline has.
+    """Return the budget to compare at: ``wanted``, or the largest that every seed of the baseline has.
 
     Raises:
-        GrowthError: the baseline was not trained to the budget asked for.
+        GrowthError: no run of the baseline has the budget ``wanted``.
     """
     budgets = [set(by_budget) for by_budget in seeds.values()]
     known = set().union(*budgets)
@@ -141,7 +140,7 @@ def chosen_budget(seeds: BaselineSeeds, wanted: int | None, baseline: str) -> in
         raise GrowthError(
             f"no run of {baseline} has a budget of {wanted} steps",
             where=f"budgets of {baseline}: {', '.join(sorted(map(str, known)))}",
-            fix="choose one of these budgets",
+            fix="choose one of these budgets with --budget",
         )
     return wanted
 
@@ -149,11 +148,11 @@ def chosen_budget(seeds: BaselineSeeds, wanted: int | None, baseline: str) -> in
 def paired_runs(
     arm_runs: Seeds, seeds: BaselineSeeds, at: int | None, baseline: str
 ) -> tuple[dict[Key, Run], list[str]]:
-    """The runs of an arm at one budget, by key, and notes on the keys that have none.
+    """Return the runs of an arm at one budget, by key, and notes on the keys without such a run.
 
     Raises:
-        GrowthError: as ``check_pair``, for a run at any budget that the baseline has too; in a study of one budget
-            also for a run with another one.
+        GrowthError: as ``check_pair``, for each run at a budget that the baseline has; in a study of one budget, for
+            every run.
     """
     chosen, notes = {}, []
     for key, by_budget in arm_runs.items():
@@ -173,16 +172,17 @@ def paired_runs(
 
 
 def check_pair(run: Run, base: Run | None, baseline: str) -> None:
-    """Refuse a run that differs from the baseline's run of its seed in anything but the model's beginning.
+    """Refuse a run that differs from the baseline's run of its seed in more than the initial weights.
 
     Raises:
-        GrowthError: no such baseline run, or a setting differs that all arms must share. Learning rates may differ
-            where the same sweep chose both.
+        GrowthError: the baseline has no run of this seed, or a setting differs that all arms must share. Learning
+            rates may differ if the same sweep chose both.
     """
     if base is None:
         raise GrowthError(
             f"{run.name}, has no run of {baseline} to compare with",
             where=str(run.folder),
+            why="each run is compared with the baseline's run of the same seed and budget",
             fix=f"run {baseline} with seed {run.seed} too, or leave this run out",
         )
     mine, theirs = run.meta.get("config") or {}, base.meta.get("config") or {}
@@ -198,8 +198,8 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
 def _same_sweep(one: Any, other: Any) -> bool:
     """True if two learning rates were chosen in the same way.
 
-    Sweeps that record the losses of all rates widen the grid of each arm until its best rate is inside, so their rates
-    may differ. Their budgets and seeds may not.
+    A sweep that records the losses of all rates widens the grid of each arm until the best rate is inside. The rates of
+    such sweeps may differ, but not their budgets and seeds.
     """
     if not isinstance(one, dict) or not isinstance(other, dict):
         return False
@@ -210,15 +210,15 @@ def _same_sweep(one: Any, other: Any) -> bool:
 def settings_that_differ(arm_runs: Seeds, seeds: BaselineSeeds) -> tuple[str, ...]:
     """Name the settings in which an arm's training differs from the baseline's.
 
-    A key that one of two runs did not record is unknown, and is not taken to differ. Settings that a later stage of a
-    staged run changes are among them.
+    A key that only one of two runs recorded does not count as a difference. Settings that a later stage of a staged run
+    changes are included.
 
     Args:
         arm_runs: the runs of the arm.
-        seeds: the runs of the baseline; a run is compared with the one of its seed and budget.
+        seeds: the runs of the baseline. A run is compared with the one of its seed and budget.
 
     Returns:
-        A text for each key and pair of values, such as ``warmup 0 (scratch: 20)`` or ``rewarm 0 then 5 from stage 2
+        One text for each key and pair of values, such as ``warmup 0 (scratch: 20)`` or ``rewarm 0 then 5 from stage 2
         (scratch: 0)``.
     """
     texts: dict[str, dict[str, None]] = {}
@@ -243,14 +243,14 @@ def settings_that_differ(arm_runs: Seeds, seeds: BaselineSeeds) -> tuple[str, ..
 
 
 def _by_stage(run: Run) -> list[dict[str, Any]]:
-    """The settings of a run, then those that each later stage of it changed."""
+    """Return the settings of a run, then the settings that each later stage changed."""
     later = run.meta.get("stage_settings")
     stages = later if isinstance(later, list) else []
     return [run.meta.get("config") or {}, *(stage if isinstance(stage, dict) else {} for stage in stages)]
 
 
 def _values(stages: list[dict[str, Any]], key: str, unset: Any) -> dict[int, Any]:
-    """The value of a setting in the first stage, and in every later stage that changes it."""
+    """Return the value of a setting in the first stage, and in each later stage that changes it."""
     values: dict[int, Any] = {}
     for number, stage in enumerate(stages, start=1):
         value = stage.get(key, stages[0][key])
@@ -261,7 +261,7 @@ def _values(stages: list[dict[str, Any]], key: str, unset: Any) -> dict[int, Any
 
 
 def _in_words(values: dict[int, Any]) -> str:
-    """Values by stage as text, such as ``0 then 5 from stage 2``."""
+    """Return values by stage as text, such as ``0 then 5 from stage 2``."""
     first, *later = values.items()
     return " then ".join([_value(first[1]), *(f"{_value(value)} from stage {number}" for number, value in later)])
 

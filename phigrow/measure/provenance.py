@@ -11,17 +11,17 @@ from phigrow.measure.wording import amount
 from phigrow.records.run import Key, Run
 
 EXPECTED = ("config.arm", "config.seed", "config.out")
-"""Settings that differ in every comparison."""
+"""Settings that differ in every comparison and are not listed."""
 
 MOST_VALUES = 4
-"""A setting with more values than this, such as a folder for every run, has one row."""
+"""Most values of a setting that are listed. A setting with more, such as a folder for every run, has one row."""
 
 MOST_NAMES = 6
-"""Runs of an arm that are named one by one."""
+"""Most runs of an arm that are named one by one."""
 
 
 def all_runs(comparison: Comparison) -> list[Run]:
-    """The runs that are compared, and those at other budgets, each once, arm by arm."""
+    """Return the compared runs and those at other budgets, each once, arm by arm."""
     collected: dict[tuple[str, Key, int | None], Run] = {}
     for arm in (comparison.baseline, *comparison.arms):
         for run in (*arm.runs, *comparison.ends.get(arm.name, ())):
@@ -30,12 +30,12 @@ def all_runs(comparison: Comparison) -> list[Run]:
 
 
 def run_rows(comparison: Comparison) -> Rows:
-    """One row a run: what it was, what it spent, what came before it."""
-    return [_facts(run) for run in all_runs(comparison)]
+    """Return one row for each run: its arm and seeds, its costs, and the costs of its source and expansion."""
+    return [_run_row(run) for run in all_runs(comparison)]
 
 
 def version_lines(comparison: Comparison) -> list[str]:
-    """The versions that the runs were made with, one line for every different set."""
+    """Return the versions of libraries in the runs, one line for every different set."""
     groups: dict[str, list[str]] = {}
     for run in all_runs(comparison):
         versions = run.meta.get("versions")
@@ -48,7 +48,7 @@ def version_lines(comparison: Comparison) -> list[str]:
 
 
 def difference_rows(comparison: Comparison) -> Rows:
-    """One row a value of every setting that is not the same in all runs, with the runs that have it."""
+    """Return one row for each value of a setting that differs between runs, with the runs that have it."""
     runs = all_runs(comparison)
     expected = {*EXPECTED, *(["config.steps"] if comparison.ends else [])}
     rows: Rows = []
@@ -63,7 +63,7 @@ def difference_rows(comparison: Comparison) -> Rows:
 
 
 def common_rows(comparison: Comparison) -> Rows:
-    """One row a setting that is the same in all runs, without those that are at null."""
+    """Return one row for each setting with one value in all runs, unless the value is null."""
     return [
         {"setting": key, "value": value}
         for key, groups in _values(all_runs(comparison)).items()
@@ -72,7 +72,7 @@ def common_rows(comparison: Comparison) -> Rows:
 
 
 def _values(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
-    """Setting -> value -> the runs that have it."""
+    """Return setting -> value -> the runs that have it."""
     flat = [_flat(run.meta) for run in runs]
     values: dict[str, dict[str, list[Run]]] = {}
     for key in dict.fromkeys(key for settings in flat for key in settings):
@@ -83,7 +83,7 @@ def _values(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
 
 
 def _flat(meta: dict[str, Any]) -> dict[str, str]:
-    """Settings of the run's own configuration, its model, its growth and the machine, as text."""
+    """Return the settings of a run, its model, its growth and its machine, as text."""
     collected = {}
     for part in ("config", "model", "growth", "versions"):
         values = meta.get(part)
@@ -100,7 +100,7 @@ def _text(value: Any) -> str:
 
 
 def _named(members: list[Run], runs: list[Run]) -> str:
-    """The runs in words: by arm alone where all runs of the arm are among them."""
+    """Name runs in words: by arm alone if all runs of the arm are among them."""
     names = []
     for arm in dict.fromkeys(run.arm for run in members):
         mine = [run for run in members if run.arm == arm]
@@ -116,7 +116,7 @@ def _short(run: Run) -> str:
     return f"{source}seed {run.seed}" + (f" at {run.budget}" if run.budget is not None else "")
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _run_row(run: Run) -> dict[str, str]:
     meta, evals = run.meta, run.evals
     source, expand = meta.get("source_tokens"), meta.get("expand_seconds")
     count = meta.get("parameters")

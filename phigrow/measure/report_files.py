@@ -1,4 +1,4 @@
-"""Write everything that a comparison shows into one folder: a page, Markdown, LaTeX, JSON and the figures."""
+"""Write the report of a comparison into one folder: a page, Markdown, LaTeX, JSON and figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from phigrow.measure.provenance import difference_rows, run_rows, version_lines
 from phigrow.measure.study_figures import age_figure, frontier_figure
 from phigrow.measure.tables import budget_rows, markdown, markdown_table
 from phigrow.measure.trends import budget_figure, diagnostics_figure
-from phigrow.measure.wording import findings
+from phigrow.measure.wording import grouped_findings, verdict
 from phigrow.records import load_runs
 
 if TYPE_CHECKING:
@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 
+TARGET_OF_CURVES = (
+    "The **target** is the final held-out loss of {baseline}. The **cost** C of an arm is its spending until a "
+    "monotone fit of its evaluations comes down to the target. "
+)
+TARGET_OF_ENDS = (
+    "A curve is fitted through the decayed ends of each arm. The **target** is the loss of {baseline}'s curve at its "
+    "budget. The **cost** C of an arm is the cost at which its own curve comes down to the target. "
+)
 DEFINITIONS = (
-    "The **target** is the final held-out loss of {baseline}. The **cost** C of an arm is the cost at which a "
-    "monotone fit of its evaluations reaches the target. **Speedup** is C_{baseline} / C_arm, and **saving** is "
-    "1 - C_arm / C_{baseline}. **Sunk** leaves out the training of the source model, and **charged** counts it. Both "
-    "accountings include the seconds of the expansion."
+    "**Speedup** is C_{baseline} / C_arm, and **saving** is 1 - C_arm / C_{baseline}. **Sunk** leaves out the training "
+    "of the source model, and **charged** counts it. Both accountings include the seconds of the expansion."
 )
 MID_SCHEDULE = (
     " Speedups at every budget but the last were measured before the learning rate had decayed. This flatters the arm "
@@ -56,14 +62,14 @@ def report(
 ) -> Comparison:
     """Compare the runs in ``folders`` and write the report.
 
-    ``report.html`` is one page with everything and needs no network; ``report.md``, ``report.tex`` (booktabs) and
-    ``report.json`` hold its tables and numbers. ``curves``, ``budgets`` and, where runs recorded them, ``frontier``
-    (flat models), ``ages`` (sources of several ages) and ``diagnostics`` are figures as PNG, SVG and PDF. Every file is
-    written under a temporary name and then put in place, so that a reader never sees half of one.
+    ``report.html`` is a page that needs no network. ``report.md``, ``report.tex`` (booktabs) and ``report.json`` hold
+    its tables and numbers. ``curves`` and ``budgets`` are figures as PNG, SVG and PDF. So are ``frontier`` (with flat
+    models), ``ages`` (with sources of several ages) and ``diagnostics`` (where runs recorded them). Every file is
+    written under a temporary name and then renamed, so a reader never sees half of one.
 
     Args:
-        folders: run folders or parents of them, as for ``load_runs``; a note says which had no records.
-        out: a folder, made if it is missing; files of an earlier report are replaced.
+        folders: run folders or parents of them, as for ``load_runs``. Folders without records become notes.
+        out: a folder, made if it is missing. Files of an earlier report are replaced.
         baseline: the arm that sets the target.
         budget: in steps, where the baseline was trained to several; by default the largest.
 
@@ -71,8 +77,8 @@ def report(
         The comparison that was written.
 
     Raises:
-        GrowthError: as ``load_runs`` and ``compare``, then nothing is written; ``out`` cannot be written, which is
-            collected out first.
+        GrowthError: ``out`` cannot be written, which is checked first; as ``load_runs`` and ``compare``. Nothing is
+            written then.
 
     >>> report("runs", "report").arms[0].name  # doctest: +SKIP
     'wr'
@@ -111,13 +117,13 @@ def _write(comparison: Comparison, folder: Path) -> None:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[Path]:
-    """Make a folder that files can be put into; what was made of it goes again where nothing came to lie there."""
+    """Make a folder and check that it takes files. After an error, remove the folders made here that are empty."""
     made: list[Path] = []
     try:
         with writing(folder):
             made = [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".report.partial"  # a folder can be there and refuse files
+            probe = folder / ".report.partial"  # a folder can exist and refuse files
             probe.touch()
             probe.unlink()
         yield folder
@@ -132,16 +138,12 @@ def definitions(comparison: Comparison) -> str:
     """Define the measured quantities in a paragraph of Markdown."""
     middle = any(point.basis == "curve" for arm in comparison.arms for point in arm.budgets[:-1])
     ends = any(arm.basis == "ends" for arm in comparison.arms)
-    text = (
-        DEFINITIONS.replace("monotone fit of its evaluations", "curve fitted through its decayed ends")
-        if ends
-        else DEFINITIONS
-    )
+    text = (TARGET_OF_ENDS if ends else TARGET_OF_CURVES) + DEFINITIONS
     return text.format(baseline=comparison.baseline.name) + (MID_SCHEDULE if middle else "")
 
 
 def markdown_report(comparison: Comparison, figures: Iterable[str] = ("curves",)) -> str:
-    """The text of ``report.md``: findings, figures, definitions, tables, notes, facts about the runs."""
+    """Return the text of ``report.md``: verdict, findings, figures, definitions, tables, notes and runs."""
     base = comparison.baseline
     arms = (base, *comparison.arms)
     notes = dict.fromkeys((*comparison.notes, *(note for arm in arms for note in arm.notes)))
@@ -150,7 +152,8 @@ def markdown_report(comparison: Comparison, figures: Iterable[str] = ("curves",)
     points, differences = budget_rows(comparison, "tokens"), difference_rows(comparison)
     parts = [
         f"# Growth against {base.name}",
-        "\n".join(f"- {finding}" for finding in findings(comparison)) or "There is nothing to compare.",
+        verdict(comparison),
+        "\n".join(_bullets(finding) for finding in grouped_findings(comparison)),
         drawn.get("curves", ""),
         "## Definitions",
         definitions(comparison),
@@ -167,3 +170,8 @@ def markdown_report(comparison: Comparison, figures: Iterable[str] = ("curves",)
         *(["Settings that differ:", markdown_table(differences)] if differences else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _bullets(finding: list[str]) -> str:
+    first, *others = finding
+    return "\n".join([f"- {first}", *(f"  - {line}" for line in others)])

@@ -1,4 +1,4 @@
-"""Checks of models: sources of other runs, arms of two models, baselines of another size than the grown arm."""
+"""Checks of models: sources among the runs, arms with two models, and baselines of another size than a grown arm."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ SHAPE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads",
 )  # fmt: skip
-"""Keys of a record's ``model`` that make two models two, whatever the number of their parameters."""
+"""Keys of a record's ``model`` that tell two models apart, even if they have as many parameters."""
 
 SECONDS = 0.005
 """Tolerance between two records of the same seconds: each part of the sum was rounded to a thousandth."""
 
 
 def without_sources(runs: Iterable[Run]) -> tuple[list[Run], dict[str, str]]:
-    """Leave out the runs that a grown run among them was grown from: they are no arms, but what growth began with.
+    """Leave out the sources of grown runs, which are not arms.
 
-    Records name no folder of the source, but what its training had cost: a run of another size that spent just these
-    tokens, FLOPs and seconds, what came before it included, is taken for it.
+    Records do not name the folder of the source, but they have the cost of its training. A run of another size with
+    this cost in tokens, FLOPs and seconds, the costs before it included, is taken for the source.
 
     Returns:
-        The other runs, and by folder of those left out the name of an arm that was grown from it.
+        The other runs; for each folder that is left out, the arms that were grown from it, in words.
     """
     runs = list(runs)
     grown = [run for run in runs if run.meta.get("growth") and run.source_cost("tokens") > 0]
     kept, sources = [], {}
     for run in runs:
-        arm = next((other.arm for other in grown if _is_source(run, other)), None)
-        if arm is None:
-            kept.append(run)
+        arms = list(dict.fromkeys(other.arm for other in grown if _is_source(run, other)))
+        if arms:
+            others = f" and {len(arms) - 1} other arm{'s' * (len(arms) > 2)}" if len(arms) > 1 else ""
+            sources[str(run.folder)] = arms[0] + others
         else:
-            sources[str(run.folder)] = arm
+            kept.append(run)
     return kept, sources
 
 
@@ -71,10 +72,10 @@ def _before(run: Run, unit: str) -> float:
 
 
 def check_one_model(runs: Sequence[Run]) -> None:
-    """Refuse an arm of two models: its runs are not budgets or seeds of one training.
+    """Refuse an arm with two models.
 
     Raises:
-        GrowthError: two runs of one arm differ in ``parameters`` or in ``SHAPE``, where both recorded it.
+        GrowthError: two runs of one arm recorded different ``parameters`` or a different value of a key in ``SHAPE``.
     """
     models: dict[str, Run] = {}
     for run in runs:
@@ -90,15 +91,15 @@ def _refuse(run: Run, first: Run, what: str, pairs: Iterable[tuple[str, Any, Any
             raise GrowthError(
                 f"{what}: {key} {_shown(one)} against {_shown(other)}",
                 where=f"{first.folder} and {run.folder}",
-                why="all runs of an arm must be seeds and budgets of the same training",
+                why="the runs of an arm are seeds and budgets of one training",
                 fix="give them different arm names (train the smaller one with --arm source), or leave one of them out",
             )
 
 
 def check_sizes(arms: Mapping[str, Seeds], baseline: str) -> None:
-    """Refuse a baseline of another size than an arm that was grown.
+    """Refuse a baseline of another size than a grown arm.
 
-    An arm that was not grown may be smaller: the source trained on, say.
+    An arm that was not grown may be smaller, such as the source trained further.
 
     Raises:
         GrowthError: ``parameters`` of a grown run and of the baseline differ.

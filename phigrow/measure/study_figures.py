@@ -24,7 +24,7 @@ FLAT_COLOUR = "#8A8A8A"
 def age_lines(comparison: Comparison) -> list[tuple[str, list[tuple[float, Arm]]]]:
     """Return, for each method with sources of several ages, its name and its arms by rising age.
 
-    Arms whose source is itself below the target are left out, since their savings say nothing about growth.
+    Arms with a source that meets the target are left out, because their savings say nothing about growth.
     """
     lines: dict[tuple[str, Any, Any], list[tuple[float, Arm]]] = {}
     for arm in comparison.arms:
@@ -96,7 +96,7 @@ def _age_line(
 
 
 def mean_ends(runs: tuple[Run, ...], accounting: Accounting) -> list[tuple[float, float]]:
-    """Return (FLOPs, loss) of the decayed ends of an arm, means over the runs of each budget that ended well."""
+    """Return (FLOPs, loss) of the decayed ends of an arm, as means over the finished runs of each budget."""
     by_budget: dict[int | None, list[tuple[float, float]]] = {}
     for run in runs:
         source = run.source_cost("flops") if accounting == "charged" else 0.0
@@ -112,7 +112,7 @@ def mean_ends(runs: tuple[Run, ...], accounting: Accounting) -> list[tuple[float
 def frontier_figure(comparison: Comparison) -> Figure | None:
     """Draw held-out loss against FLOPs for every decayed end: flat models with their lower envelope, and grown arms.
 
-    Left the source's training is not counted, right it is. Returns None without flat models.
+    The source's training is not counted on the left, and counted on the right. Returns None without flat models.
     """
     import matplotlib
     from matplotlib.figure import Figure

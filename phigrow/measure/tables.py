@@ -47,11 +47,11 @@ CELLS: tuple[tuple[str, Callable[[Estimate], str]], ...] = (
 
 
 def frame(comparison: Comparison) -> pandas.DataFrame:
-    """Return all numbers, one row an arm, the baseline first; nan where there is none.
+    """Return all numbers, one row for each arm, the baseline first; nan where a number is missing.
 
     For every unit and accounting there are ``cost, tokens, sunk`` (tokens, FLOPs or seconds), ``speedup, tokens,
-    sunk`` (a ratio) with ``low`` and ``high`` ends of its interval, and the same for ``saving`` (a fraction).
-    Where ``censored`` is true costs are lower, speedups and savings upper bounds.
+    sunk`` (a ratio) with the ``low`` and ``high`` ends of its interval, and the same for ``saving`` (a fraction).
+    Where ``censored`` is true, costs are lower bounds, and speedups and savings are upper bounds.
 
     >>> frame(compare(load_runs("runs")))["speedup, tokens, sunk"]["wr"]  # doctest: +SKIP
     4.17
@@ -85,14 +85,14 @@ def frame(comparison: Comparison) -> pandas.DataFrame:
 
 
 def parameters(arm: Arm) -> int | None:
-    """The parameter count in the run records of an arm; None where it is missing or not one number."""
+    """Return the number of parameters of an arm; None if its records have none, or differ."""
     counts = {run.meta.get("parameters") for run in arm.runs}
     count = counts.pop() if len(counts) == 1 else None
     return count if isinstance(count, int) else None
 
 
 def loss_rows(comparison: Comparison) -> Rows:
-    """One row an arm: seeds, parameters, held-out loss at the first steps and at the end, as text."""
+    """Return one row for each arm: seeds, parameters, and held-out loss at the first steps and at the end, as text."""
     arms = (comparison.baseline, *comparison.arms)
     steps = sorted({step for arm in arms for step in arm.loss_at})
     rows = []
@@ -109,7 +109,7 @@ def loss_rows(comparison: Comparison) -> Rows:
 
 
 def cost_rows(comparison: Comparison, unit: Unit) -> Rows:
-    """One row an arm: cost at the target, speedup and saving in one unit, sunk and charged, as text with intervals."""
+    """Return one row for each arm: cost, speedup and saving in one unit, sunk and charged, as text with intervals."""
     base = comparison.baseline
     rows: Rows = []
     for arm in comparison.arms:
@@ -122,25 +122,31 @@ def cost_rows(comparison: Comparison, unit: Unit) -> Rows:
 
 
 def caption(comparison: Comparison, unit: Unit) -> str:
-    """Sentences on the costs of a table: the target, the intervals, the meaning of its signs."""
+    """Return the caption of a table of costs: the target, the intervals, the meaning of its signs."""
+    curve = " on its fitted curve" if any(arm.basis == "ends" for arm in comparison.arms) else ""
+    unit_name = NAMES[unit][0].upper() + NAMES[unit][1:]
+    head = (
+        f"{unit_name} until the held-out loss is {comparison.target():.3f}, "
+        f"{comparison.baseline.name}'s final loss{curve}."
+    )
+    return " ".join([head, *remarks(comparison)])
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Return sentences on the intervals, the curves and the signs of the costs."""
     notes: dict[str, list[str]] = {}
     for arm in comparison.arms:
         notes.setdefault(arm.interval_note, []).append(arm.name)
-    sentences = [
-        f"{NAMES[unit]} until the held-out loss is {comparison.target():.3f}, {comparison.baseline.name}'s final loss.",
-        *(f"{_listed(names, comparison)}: {note.replace(': ', ', ')}." for note, names in notes.items()),
-    ]
+    sentences = [f"{_listed(names, comparison)}: {note.replace(': ', ', ')}." for note, names in notes.items()]
     if middle := [arm.name for arm in comparison.arms if arm.basis == "curve"]:
         sentences.append(f"{_listed(middle, comparison)}: costs are read before the learning rate has decayed.")
     if between := [arm.name for arm in comparison.arms if arm.basis == "ends"]:
         sentences.append(f"{_listed(between, comparison)}: costs are read off a curve fitted through decayed ends.")
     if any(arm.censored_seeds for arm in comparison.arms):
-        sentences.append("A < or > marks a bound: the arm did not reach the target.")
+        sentences.append("< and > mark bounds, because the arm did not reach the target.")
     if any(estimate.upper_bound for arm in comparison.arms for estimate in arm.estimates):
         sentences.append("An arm that was already below the target at its smallest budget has bounds too.")
-    sentences += mark_sentences(comparison)
-    text = " ".join(sentences)
-    return text[0].upper() + text[1:]
+    return sentences + mark_sentences(comparison)
 
 
 def _listed(names: list[str], comparison: Comparison) -> str:
@@ -148,7 +154,7 @@ def _listed(names: list[str], comparison: Comparison) -> str:
 
 
 def headline_rows(comparison: Comparison, arms: Sequence[Arm] | None = None) -> Rows:
-    """One row an arm: the speedup in every unit and accounting, as text with intervals."""
+    """Return one row for each arm: the speedup in every unit and accounting, as text with intervals."""
     return [
         {"arm": arm.label}
         | {
@@ -161,7 +167,7 @@ def headline_rows(comparison: Comparison, arms: Sequence[Arm] | None = None) -> 
 
 
 def start_in_words(arm: Arm) -> str:
-    """Describe how the runs of an arm began, from their records; older ones have no summary of their growth."""
+    """Describe the start of an arm's runs in words, from their records."""
     run = arm.runs[0]
     teacher = run.meta.get("teacher")
     taught = f"; taught by {teacher['name']} in {teacher['steps']:,} steps" if isinstance(teacher, dict) else ""
@@ -174,14 +180,14 @@ def _start_in_words(run: Run) -> str:
         method = str(growth["method"])
         if growth.get("stages"):
             return f"trained in stages, grown by {method.replace('+', ', ')}"
-        return str(growth.get("summary") or f"grown by {method}")
+        return str(growth.get("summary") or f"grown by {method}")  # older records have no summary
     config = run.meta.get("config")
     init = config.get("init", "scratch") if isinstance(config, dict) else "scratch"
     return "random weights" if init == "scratch" else "the weights of a trained model"
 
 
 def arm_rows(comparison: Comparison) -> Rows:
-    """One row an arm: its start, how its new layers came about, and settings in which it differs from the baseline."""
+    """Return one row for each arm: its start, the method of its new layers, and settings unlike the baseline's."""
     base = comparison.baseline
     rows = []
     for arm in (base, *best_first(comparison)):
@@ -200,7 +206,7 @@ def arm_rows(comparison: Comparison) -> Rows:
 
 
 def frontier_rows(comparison: Comparison) -> Rows:
-    """One row an arm: its loss, its FLOPs and those of the flat frontier there, and the saving, sunk and charged."""
+    """Return one row for each arm: its loss, its FLOPs, those of the flat frontier at this loss, and both savings."""
     rows: Rows = []
     for arm in comparison.arms:
         if not arm.frontier:
@@ -225,19 +231,19 @@ def _bound(saving: FrontierSaving) -> str:
 
 
 def budget_text(arm: Arm, point: BudgetPoint, unit: Unit, accounting: Accounting) -> str:
-    """Return the speedup at a budget, or that the source itself is below the target there."""
+    """Return the speedup at a budget, or ``source is below`` if the source meets the target there."""
     if is_grown(arm) and arm.source_meets(point.target):
         return "source is below"
     return speedup_text(point.estimate(unit, accounting))
 
 
 def budget_rows(comparison: Comparison, unit: Unit) -> Rows:
-    """One row an arm and budget of the baseline: speedup in one unit, sunk and charged, as text with intervals."""
+    """Return one row for each arm and budget: speedup in one unit, sunk and charged, as text with intervals."""
     return [
         {
             "arm": arm.label,
             f"{comparison.baseline.name}'s budget, tokens": amount(point.budget, "tokens"),
-            "its held-out loss there": f"{point.target:.3f}",
+            f"{comparison.baseline.name}'s held-out loss": f"{point.target:.3f}",
             **{
                 f"speedup, {NAMES[unit]}, {accounting}": budget_text(arm, point, unit, accounting)
                 for accounting in ACCOUNTINGS
@@ -261,7 +267,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def markdown_table(rows: Rows) -> str:
-    """Rows as one Markdown table; the first column is left-aligned, numbers right-aligned."""
+    """Return rows as a Markdown table; the first column is left-aligned, the others right-aligned."""
     names = list(rows[0])
     lines = [names, [":--", *["--:"] * (len(names) - 1)], *([row[name] for name in names] for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

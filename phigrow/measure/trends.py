@@ -1,4 +1,4 @@
-"""Figures of what changes with the budget and during training: speedup against budget, symmetry diagnostics."""
+"""Figures of trends: speedup against budget, and symmetry diagnostics against the step."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 WORDS = {
     "copy_cosine": "cosine between copies",
-    "effective_rank": "effective rank of the stream",
+    "effective_rank": "effective rank of the residual",
     "fresh_update_share": "fresh share of the update",
 }
 """Columns of ``DIAGNOSTICS`` that are drawn, and their titles."""
 
 
 DODGE = 1.03
-"""Ratio of the places of two neighbouring arms on the axis of budgets."""
+"""Ratio of the positions of two neighbouring arms on the axis of budgets."""
 
 
 def budget_figure(comparison: Comparison, unit: Unit = "tokens") -> Figure | None:
     """Draw speedup against the baseline's budget: left without the source's training (sunk), right with it (charged).
 
-    Vertical lines are intervals. Lines through decayed ends are solid. Dashed lines join points that were read before
-    the learning rate decayed. Open triangles are bounds: one that points down is an upper bound. Marks in the line ∞
-    are arms that were below the target before their first update. Arms stand side by side at every budget.
-
-    Returns:
-        None if there is no arm.
+    Vertical lines are intervals. Solid lines join decayed ends. Dashed lines join points that were read before the
+    learning rate decayed. Open triangles are bounds: one that points down is an upper bound. Marks on the line ∞ are
+    arms that were below the target before their first update. At every budget, the arms are drawn side by side.
 
     Args:
         comparison: from ``compare``.
-        unit: what the speedup is measured in; the budget is in tokens.
+        unit: of the speedup. The budget is in tokens.
+
+    Returns:
+        The figure; None without arms.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ def budget_figure(comparison: Comparison, unit: Unit = "tokens") -> Figure | Non
 
 
 def diagnostics_figure(comparison: Comparison) -> Figure | None:
-    """Draw the symmetry diagnostics against the step, one panel each; None where no run recorded any."""
+    """Draw the symmetry diagnostics against the step, one panel each; None if no run recorded any."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -96,7 +96,7 @@ def diagnostics_figure(comparison: Comparison) -> Figure | None:
 
 
 def _legend(figure: Figure) -> None:
-    """One legend below all panels, where it hides nothing."""
+    """Add one legend below all panels, where it hides nothing."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -120,7 +120,7 @@ def _trend(axes: Axes, arm: Arm, place: int, unit: Unit, accounting: Accounting,
             )  # fmt: skip
     dashed = any(point.basis == "curve" for point, _ in known)
     style: Any = (0, (3, 1.5)) if dashed else "-"
-    # Bounds stand alone: a line between a bound and a value would be neither.
+    # Bounds are not joined, because a line between a bound and a value has no meaning.
     line = [np.nan if each.censored or each.upper_bound else each.speedup for _, each in known]
     budgets = [point.budget * dodge for point, _ in known]
     axes.plot(budgets, line, color=colour, linewidth=1.4, linestyle=style, label=plain(arm.label))
@@ -134,7 +134,7 @@ def _trend(axes: Axes, arm: Arm, place: int, unit: Unit, accounting: Accounting,
 
 
 def _plain_ticks(axes: Axes, comparison: Comparison) -> None:
-    """Ticks as 100k and 2x, few enough to read, where matplotlib would write powers of ten."""
+    """Write a few ticks as 100k and 2x. matplotlib would write powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

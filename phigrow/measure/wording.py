@@ -1,19 +1,22 @@
-"""Numbers and results in words: amounts with their unit, speedups, savings, a verdict, findings."""
+"""Numbers and results in words: amounts, speedups, savings, a verdict and findings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from phigrow.measure.estimates import (
     ACCOUNTINGS,
     EDGE_MARK,
+    INTERVAL,
     SHARED_MARK,
     Accounting,
     Arm,
+    BudgetPoint,
     Comparison,
     Estimate,
     FrontierSaving,
+    covers_in_words,
     listed,
 )
 from phigrow.measure.intervals import Interval
@@ -49,26 +52,30 @@ def times(speedup: float) -> str:
 
 
 def percent(saving: float) -> str:
-    """A saving in whole percent, with one decimal where whole ones would read as nothing or as everything."""
+    """A saving in whole percent, with one decimal below 1 % and above 99 %.
+
+    >>> percent(0.35), percent(-0.006), percent(-1e-9)
+    ('35 %', '-0.6 %', '0.0 %')
+    """
     if math.isnan(saving):
         return "unknown"
     value = 100 * saving
-    edge = 0 < abs(value) < 1 or 99 < value < 100
-    return f"{value:.{1 if edge else 0}f} %"
+    digits = 1 if 0 < abs(value) < 1 or 99 < value < 100 else 0
+    return f"{round(value, digits) + 0.0:.{digits}f} %"  # plus 0.0, because -0.0 would print a sign
 
 
 def speedup_text(estimate: Estimate) -> str:
-    """The speedup with its interval, ``< 0.90x`` where it is censored, ``> 2.00x`` where it is an upper bound."""
+    """The speedup with its interval; ``< 0.90x`` if the arm is censored, ``> 2.00x`` if its cost is an upper bound."""
     return _with_interval(times(estimate.speedup), estimate, estimate.speedup_interval, times, "x")
 
 
 def saving_text(estimate: Estimate) -> str:
-    """The saving with its interval, ``< 12 %`` where it is censored, ``> 50 %`` where it is an upper bound."""
+    """The saving with its interval; ``< 12 %`` if the arm is censored, ``> 50 %`` if its cost is an upper bound."""
     return _with_interval(percent(estimate.saving), estimate, estimate.saving_interval, percent, " %")
 
 
 def cost_text(estimate: Estimate) -> str:
-    """The cost at the target, ``> 2.46M`` where it is censored, ``< 0.3M`` where it is an upper bound."""
+    """The cost at the target; ``> 2.46M`` if the arm is censored, ``< 0.3M`` if the cost is an upper bound."""
     if not math.isfinite(estimate.cost):
         return "unknown"
     bound = "> " if estimate.censored else "< " if estimate.upper_bound else ""
@@ -103,7 +110,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def source_sentences(comparison: Comparison) -> list[str]:
-    """Return sentences about sources that are themselves at or below the target; empty if there is none."""
+    """Return sentences about sources that are at or below the target already; empty if none is."""
     target = comparison.target()
     met = [arm for arm in comparison.arms if is_grown(arm) and arm.source_meets(comparison.target(arm))]
     if not met:
@@ -112,8 +119,8 @@ def source_sentences(comparison: Comparison) -> list[str]:
     losses = sorted({f"{arm.source_loss:.3f}" for arm in met if arm.source_loss is not None})
     whose = "every grown arm" if len(met) == sum(map(is_grown, comparison.arms)) > 1 else listed([a.name for a in met])
     sentences = [
-        f"The source of {whose} is itself below {base}'s final loss ({' and '.join(losses)} against {target:.3f}).",
-        "Speedups at this target say nothing about growth.",
+        f"The source of {whose} is already below {base}'s final loss ({' and '.join(losses)} against {target:.3f}).",
+        "Speedups at this target therefore say nothing about growth.",
     ]
     continued = [
         arm for arm in comparison.arms if not (is_grown(arm) or is_taught(arm)) and arm.source_loss is not None
@@ -121,7 +128,9 @@ def source_sentences(comparison: Comparison) -> list[str]:
     continued = continued or [arm for arm in comparison.arms if is_continued(arm)]
     if continued:
         best = min(continued, key=lambda arm: arm.final_loss)
-        sentences.append(f"The arm to beat is {best.label}, the source trained on: it ends at {best.final_loss:.3f}.")
+        sentences.append(
+            f"The arm to beat is {best.label}, the source trained further: it ends at {best.final_loss:.3f}."
+        )
         lower = [arm.label for arm in met if arm.final_loss < best.final_loss]
         sentences.append(
             f"Of these arms, {listed(lower)} {'ends' if len(lower) == 1 else 'end'} below it."
@@ -129,8 +138,8 @@ def source_sentences(comparison: Comparison) -> list[str]:
             else "No grown arm ends below it."
         )
     else:
-        sentences.append("The arm to beat is the source trained on, and these folders have none.")
-    sentences.append(f"Train {base} to a larger budget, at which it ends below the source.")
+        sentences.append("The arm to beat is the source trained further, and these folders have no such arm.")
+    sentences.append(f"Train {base} to a larger budget at which it ends below the source.")
     return sentences
 
 
@@ -147,11 +156,11 @@ def frontier_text(saving: FrontierSaving | None) -> str:
 
 
 def frontier_sentences(comparison: Comparison) -> list[str]:
-    """Return sentences on the flat frontier: the savings of the best arm, or that there are no flat models."""
+    """Return sentences on the flat frontier: the savings of the best arm, or the lack of flat models."""
     if not comparison.arms:
         return []
     if not comparison.flat:
-        return ["There are no flat models of other sizes, so nothing is compared with the flat frontier."]
+        return ["These folders have no flat models of other sizes, so there is no flat frontier to compare with."]
     known = [arm for arm in comparison.arms if arm.frontier and math.isfinite(arm.frontier[1].saving)]
     if not known:
         return []
@@ -159,13 +168,13 @@ def frontier_sentences(comparison: Comparison) -> list[str]:
     sunk, charged = best.frontier
     if charged.saving <= 0:
         return [
-            "With the source's training counted, no arm saves FLOPs against the best flat model of any size.",
-            f"{best.label} comes closest: {frontier_text(charged)}, and {frontier_text(sunk)} without the source's "
-            "training.",
+            f"{COUNTING}, no arm saves FLOPs against the best flat model of any size.",
+            f"{best.label} comes closest: it saves {frontier_text(charged)}, and {frontier_text(sunk)} without the "
+            "source's training.",
         ]
     return [
-        f"Against the best flat model of any size, {best.label} saves most: {frontier_text(charged)} of the FLOPs with "
-        f"the source's training counted, {frontier_text(sunk)} without.",
+        f"Against the best flat model of any size, {best.label} saves the most FLOPs: {frontier_text(charged)} with "
+        f"the source's training counted, and {frontier_text(sunk)} without.",
     ]
 
 
@@ -175,7 +184,7 @@ def is_grown(arm: Arm) -> bool:
 
 
 def is_taught(arm: Arm) -> bool:
-    """True if a teacher's predictions were part of the loss; such an arm may name a source and start from scratch."""
+    """True if a teacher's predictions were part of the loss. Such an arm may name a source and start from scratch."""
     return any(run.meta.get("teacher") for run in arm.runs)
 
 
@@ -194,10 +203,30 @@ def mark_sentences(comparison: Comparison) -> list[str]:
             sentences.append(
                 f"{EDGE_MARK} {listed(names)}: the best learning rate is the {word} tried, so a better one may exist."
             )
-    estimates = [estimate for arm in comparison.arms for estimate in arm.estimates]
-    if any(estimate.shared_machine for estimate in estimates):
+    if any(estimate.shared_machine for arm in comparison.arms for estimate in arm.estimates):
         sentences.append(f"{SHARED_MARK} Other runs shared the machine, so these seconds have no interval.")
     return sentences
+
+
+def interval_sentence(comparison: Comparison, *, at_budgets: bool = False) -> str:
+    """Return a sentence with the sources of error that the intervals cover, or with the reason why there are none.
+
+    Args:
+        comparison: from ``compare``.
+        at_budgets: describe the intervals at all budgets, not only those at the compared budget.
+    """
+    names: dict[str, dict[str, None]] = {}
+    for arm in comparison.arms:
+        compared: Sequence[Arm | BudgetPoint] = arm.budgets if at_budgets else (arm,)
+        for results in compared:
+            if any(estimate.speedup_interval is not None for estimate in results.estimates):
+                names.setdefault(covers_in_words(results.covered), {})[arm.name] = None
+    if not names:
+        reasons = dict.fromkeys(arm.interval_note.removesuffix(": no interval") for arm in comparison.arms)
+        return f"There are no intervals ({'; '.join(reasons)}). An interval needs three seeds that reach the target."
+    if len(names) == 1:
+        return f"{INTERVAL}s over {next(iter(names))}."
+    return f"{INTERVAL}s. " + " ".join(f"{', '.join(arms)}: over {covers}." for covers, arms in names.items())
 
 
 def best_first(comparison: Comparison) -> list[Arm]:
@@ -211,7 +240,7 @@ def best_first(comparison: Comparison) -> list[Arm]:
 
 
 def _fewer(estimate: Estimate) -> str:
-    """The saving in words; the saving of an upper bound of the cost is a lower bound."""
+    """The saving in words. If the cost is an upper bound, the saving is a lower bound."""
     size = percent(abs(estimate.saving))
     if size in ("0 %", "0.0 %"):
         return f"{'at most ' if estimate.upper_bound else ''}an equal number of tokens"
@@ -230,9 +259,9 @@ def _speedup_in_words(estimate: Estimate) -> str:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """Return one paragraph of short sentences an arm, with the unit and the accounting of every figure.
+    """Return one paragraph for each arm, best first, with the unit and the accounting of every number.
 
-    Where there is no source's training to charge, both accountings are the same, and only sunk is given.
+    An arm without a source has the same numbers in both accountings. Only sunk is then given.
 
     >>> print(findings(compare(load_runs("runs")))[0])  # doctest: +SKIP
     wr reached scratch's final held-out loss (3.87) after 0.59M of 2.46M tokens. Tokens: 4.17x speedup, 76 % saving.
@@ -256,7 +285,7 @@ def recorded_units(comparison: Comparison) -> list[Unit]:
 
 
 def grouped_findings(comparison: Comparison) -> list[list[str]]:
-    """Return the findings of every arm as lines, best first: the outcome, a line a unit, and remarks."""
+    """Return the findings of every arm as lines, best first: the outcome, a line for each unit, and remarks."""
     return [_lines(comparison, arm) for arm in best_first(comparison)]
 
 
@@ -288,7 +317,7 @@ def _lines(comparison: Comparison, arm: Arm) -> list[str]:
     if unread and is_grown(arm):
         lines.append(
             f"Its source ({arm.source_loss:.3f}) is below {base}'s loss at {len(unread)} of {len(arm.budgets)} "
-            "budgets, where speedups say nothing about growth."
+            "budgets. Speedups at those budgets say nothing about growth."
         )
     return [*lines, f"{arm.interval_note[0].upper()}{arm.interval_note[1:]}."]
 
@@ -303,7 +332,7 @@ def _difference(comparison: Comparison, arm: Arm) -> str:
 
 
 def _outcome(comparison: Comparison, arm: Arm) -> str:
-    """The sentence that tells where an arm met the target."""
+    """Return a sentence with the cost at which an arm met the target."""
     base, target = comparison.baseline.name, comparison.target(arm)
     sunk = arm.estimate("tokens", "sunk")
     goal = f"{base}'s final held-out loss ({target:.2f})"
@@ -327,7 +356,7 @@ def _alike(sunk: Estimate, charged: Estimate) -> bool:
 
 
 def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> str:
-    """Return the sentence about the budget at which the interval of the saving meets zero; empty without intervals.
+    """Return a sentence about the budgets at which the interval of the saving lies above zero; empty without intervals.
 
     >>> vanishing_text(arm, "charged")  # doctest: +SKIP
     "Counting the source's training, growth saved no tokens at any budget."
@@ -338,10 +367,14 @@ def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> s
     if vanishing.state == "met" and vanishing.budget is not None:
         return f"{saving} is no longer above zero from a budget of {amount(vanishing.budget, 'tokens')} tokens on."
     if vanishing.state == "never":
-        return f"{saving} is above zero up to the largest budget, {amount(arm.budgets[-1].budget, 'tokens')} tokens."
+        largest = amount(arm.budgets[-1].budget, "tokens")
+        if vanishing.above_from is None:
+            return f"{saving} is above zero up to the largest budget, {largest} tokens."
+        return f"{saving} is above zero only from a budget of {amount(vanishing.above_from, 'tokens')} tokens on."
     if vanishing.state == "always":
         if all(point.estimate(unit, accounting).saving <= 0 for point in arm.budgets):
-            start = f"{COUNTING}, growth" if accounting == "charged" else "Growth"
+            who = "growth" if is_grown(arm) else "this arm"
+            start = f"{COUNTING}, {who}" if accounting == "charged" else who.capitalize()
             return f"{start} saved no {NAMES[unit]} at any budget."
         return f"{saving} is not above zero at any budget."
     return ""

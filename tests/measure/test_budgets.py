@@ -9,6 +9,7 @@ import pytest
 from phigrow.errors import GrowthError
 from phigrow.measure import compare, load_runs
 from phigrow.measure.estimates import Arm, BudgetPoint, Estimate, Vanishing
+from phigrow.measure.wording import vanishing_text
 
 STEP = 1000  # tokens
 
@@ -112,6 +113,18 @@ def test_vanishing(lows, state, budget):
     found = arm.vanishing("tokens", "sunk")
     assert found.state == state
     assert found.budget == (None if budget is None else pytest.approx(budget))
+    assert found.above_from is None
+
+
+def test_an_interval_that_rises_above_zero_is_not_above_zero_at_every_budget():
+    arm = Arm("wr", (), 3.0, {}, budgets=tuple(point(10.0**i, low) for i, low in enumerate((2.0, 0.9, 1.1, 1.2))))
+    found = arm.vanishing("tokens", "sunk")
+    assert (found.state, found.above_from) == ("never", 100.0)
+    sentence = "The interval of the saving in tokens is above zero only from a budget of 100 tokens on."
+    assert vanishing_text(arm, "sunk") == sentence
+    always = Arm("wr", (), 3.0, {}, budgets=tuple(point(10.0**i, 1.1) for i in range(4)))
+    assert vanishing_text(always, "sunk") != sentence
+    assert "above zero up to the largest budget, 1k tokens" in vanishing_text(always, "sunk")
 
 
 def test_a_budget_can_be_asked_for(study):

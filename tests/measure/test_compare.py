@@ -182,7 +182,9 @@ def test_intervals_match_in_both_measures_and_are_repeatable(experiment):
     low, high = first.speedup_interval
     assert low <= first.speedup <= high
     assert first.saving_interval == pytest.approx((1 - 1 / low, 1 - 1 / high))
-    assert compared(parent)["wr"].interval_note == "4 seeds: 95% bootstrap interval over paired seeds"
+    assert compared(parent)["wr"].interval_note == (
+        "4 seeds: 95 % interval over paired seeds, not over the source or the held-out text"
+    )
     assert compared(parent)["slow"].interval_note == "4 seeds, 4 censored: no interval"
 
 

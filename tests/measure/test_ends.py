@@ -13,6 +13,8 @@ from phigrow.measure import compare, findings, load_runs
 from phigrow.measure.ends import Ends, cross
 from phigrow.measure.errors_of_means import MeanError, interval_of, over_runs, over_text
 from phigrow.measure.loss_fit import LossFit
+from phigrow.measure.page import page
+from phigrow.measure.wording import interval_sentence
 
 spec = importlib.util.spec_from_file_location(
     "coverage_of_studies", Path(__file__).parents[2] / "benchmarks/coverage.py"
@@ -204,9 +206,9 @@ def test_errors_add_up():
 @pytest.mark.parametrize(
     ("sources", "groups", "words"),
     [
-        ((None,), None, "3 seeds: 95% interval over paired seeds, not over the source or the held-out text"),
-        ((None,), 20, "3 seeds: 95% interval over paired seeds and held-out text, not over the source"),
-        ((0, 1), 20, "2 sources and 3 seeds: 95% interval over sources, paired seeds and held-out text"),
+        ((None,), None, "3 seeds: 95 % interval over paired seeds, not over the source or the held-out text"),
+        ((None,), 20, "3 seeds: 95 % interval over paired seeds and held-out text, not over the source"),
+        ((0, 1), 20, "2 sources and 3 seeds: 95 % interval over sources, paired seeds and held-out text"),
     ],
 )
 def test_the_report_says_what_an_interval_covers(write_ends, sources, groups, words):
@@ -221,8 +223,21 @@ def test_the_report_says_what_an_interval_covers(write_ends, sources, groups, wo
     comparison = compare(load_runs(parent))
     assert comparison["wr"].interval_note == words
     assert f"{words}." in findings(comparison)[0]
+    sentence = f"95 % intervals over {words.partition(' interval over ')[2]}."
+    assert interval_sentence(comparison) == interval_sentence(comparison, at_budgets=True) == sentence
+    assert page(comparison, "").count(json.dumps(sentence)) == 2
     low, high = comparison["wr"].estimate("tokens", "sunk").speedup_interval
     assert low < 2.0 < high
+
+
+def test_three_seeds_without_an_interval_are_not_announced_with_one(write_ends):
+    for seed in range(3):
+        write_ends("scratch", [law(b) for b in BUDGETS], seed=seed)
+        parent = write_ends("wr", [law(2 * b) for b in BUDGETS], seed=seed, start=2.0)
+    comparison = compare(load_runs(parent))
+    assert comparison["wr"].estimate("tokens", "sunk").speedup_interval is None
+    assert comparison["wr"].interval_note == "3 seeds, at the target before training: no interval"
+    assert interval_sentence(comparison).startswith("There are no intervals (3 seeds, at the target before training).")
 
 
 def test_other_groups_of_held_out_blocks_are_refused(write_ends):

@@ -132,6 +132,6 @@ def test_without_flat_models_the_report_says_so(write_flat, tmp_path):
     comparison = report(parent, tmp_path / "report")
     assert comparison["wr"].frontier == ()
     assert not (tmp_path / "report" / "frontier.svg").exists()
-    sentence = "There are no flat models of other sizes, so nothing is compared with the flat frontier."
+    sentence = "These folders have no flat models of other sizes, so there is no flat frontier to compare with."
     assert sentence in (tmp_path / "report" / "report.md").read_text()
     assert sentence in (tmp_path / "report" / "report.html").read_text()

@@ -25,6 +25,7 @@ from phigrow.measure.wording import (
     best_first,
     cost_text,
     finding_lines,
+    grouped_findings,
     percent,
     saving_text,
     speedup_text,
@@ -258,7 +259,7 @@ def test_terminal_keeps_the_intervals(experiment):
     out = io.StringIO()
     Console(file=out, width=80).print(terminal(comparison))
     assert f"[{low:.2f}, {high:.2f}]" in out.getvalue()
-    assert "3 seeds, 95% bootstrap interval" in " ".join(out.getvalue().split())
+    assert "3 seeds, 95 % interval" in " ".join(out.getvalue().split())
 
 
 def test_a_spike_and_a_run_that_blew_up_do_not_flatten_the_figure(write_run, power_law):
@@ -308,8 +309,9 @@ def test_report_folder(experiment, tmp_path):
     assert len(png) > 30_000
     assert svg.count("<path") > 50
     text = (out / "report.md").read_text()
-    for part in (*findings(comparison), "](curves.svg)", "## Definitions", "All runs: phigrow 0.1.0, torch 2.11.0.",
-                 "| scratch | 0 | 1,000 | 60 | 2.4M |"):  # fmt: skip
+    lines = [line for finding in grouped_findings(comparison) for line in finding]
+    lines += [verdict(comparison), "](curves.svg)", "## Definitions", "All runs: phigrow 0.1.0, torch 2.11.0."]
+    for part in (*lines, "| scratch | 0 | 1,000 | 60 | 2.4M |"):
         assert part in text
     data = json.loads((out / "report.json").read_text(), parse_constant=pytest.fail)
     wr = next(arm for arm in data["arms"] if arm["arm"] == "wr")

@@ -30,16 +30,16 @@ def test_a_source_is_no_baseline(source_and_grown):
     source, grown = source_and_grown()
     with pytest.raises(GrowthError, match="no run of the baseline 'scratch'") as caught:
         compare(load_runs([source, grown]))
-    left_out = f"arms in these folders: wr; {source} is left out: it is the source that wr was grown from"
+    left_out = f"arms in these folders: wr; {source} is left out: it is the source of wr"
     assert caught.value.where == left_out
-    assert "of the grown model trained from scratch" in caught.value.fix
+    assert "of the model trained from scratch" in caught.value.fix
 
 
 def test_a_source_beside_the_scratch_arm_is_left_out_with_a_note(source_and_grown, write_run):
     source, grown = source_and_grown()
     large = write_run("scratch", LINE, COSTS, parameters=4000)
     comparison = compare(load_runs([source, large, grown]))
-    assert comparison.notes == (f"{source} is left out: it is the source that wr was grown from",)
+    assert comparison.notes == (f"{source} is left out: it is the source of wr",)
     assert [run.folder for run in comparison.baseline.runs] == [large]
     assert comparison.ends == {}  # not two budgets of one arm
     assert comparison["wr"].estimate("tokens", "charged").speedup == 1.0

@@ -148,7 +148,7 @@ def test_a_part_without_blocks_is_refused():
         FakeBlocks(train_part=Part(69, 70, 70)).make_feed(0, 8)
     with pytest.raises(GrowthError, match=r"the part 30,31,31 of the train blocks is empty for rest"):
         FakeBlocks(mixture=MIXTURE, train_part=Part(30, 31, 31)).make_feed(0, 8)
-    with pytest.raises(GrowthError, match=r"the part 19,20,20 of the 13 held-out blocks is empty"):
+    with pytest.raises(GrowthError, match=r"The part 19,20,20 of the 13 held-out blocks is empty"):
         restricted(RunConfig(eval_part=[19, 20, 20]), FakeBlocks())
     with pytest.raises(GrowthError, match="blocks of a stream have no numbers"):
         RunConfig(data_part=[0, 1, 2], stream={"ref": "x"})

@@ -23,7 +23,7 @@
   };
   const paint = (node, place) => {
     node.style.setProperty("--colour", `var(--arm${place === 0 ? 0 : 1 + ((place - 1) % 12)})`);
-    if (place > 12) node.dataset.round = Math.floor((place - 1) / 12); // colours come again: dashed, then dotted
+    if (place > 12) node.dataset.round = Math.floor((place - 1) / 12); // colours repeat: dashed, then dotted
     return node;
   };
   const known = (value) => typeof value === "number" && Number.isFinite(value);
@@ -196,7 +196,7 @@
     return [...seeds, { ...line, points: middle }];
   }
 
-  // The fit that an arm's cost was read off, with the cost on it.
+  // The fitted curve from which an arm's cost was read, with the cost on it.
   function fitLines(arm, options) {
     const estimate = find(arm.estimates, options);
     if (options.loss || !estimate || estimate.censored || estimate.early || !known(estimate.cost)) return [];
@@ -220,7 +220,7 @@
       title: options.loss === "train" ? "Training loss, nats per token" : `Held-out loss${options.loss ? `, ${options.loss.slice(2)}` : ""}, nats per token`,
     });
     document.getElementById("loss-caption").textContent = options.loss ? "" :
-      `Grey dashes: the target, ${data.baseline}'s final loss. Coloured dashes: the monotone fit that gives an arm's cost. Rings: that cost. Thin lines: single seeds.`;
+      `Grey dashes: the target, ${data.baseline}'s final loss. Coloured dashes: the fitted curve from which an arm's cost is read. Rings: that cost. Thin lines: single seeds.`;
   }
 
   function drawBudgets(options) {
@@ -256,11 +256,14 @@
       title: `Speedup against budget (${options.unit === "flops" ? "FLOPs" : options.unit}, ${options.accounting})`,
     });
     const middle = lines.some((line) => line.dashed);
+    const bases = new Set(visible().flatMap((arm) => arm.budgets.map((point) => point.basis)));
     const shapes = lines.flatMap((line) => line.marks).map((mark) => mark.shape);
     const sentences = [
       `1x is ${data.baseline}; higher is faster.`,
-      middle ? "Dashed: all points but the last were measured before the learning rate had decayed. This flatters the arm that starts faster." : "All points are read off curves through decayed ends.",
-      ...(lines.some((line) => line.whiskers.length) ? ["Vertical lines: 95 % intervals over paired seeds."] : []),
+      ...(middle ? ["Dashed: all points but the last were measured before the learning rate had decayed. This flatters the arm that starts faster."] : []),
+      ...(bases.has("ends") ? [`${bases.size > 1 ? "Solid" : "All"} points are read off curves through decayed ends.`] : []),
+      ...(bases.has("constant") ? [`${bases.size > 1 ? "Other" : "All"} points are read off curves with a constant learning rate.`] : []),
+      ...(lines.some((line) => line.whiskers.length) ? [`Vertical lines: ${data.budget_intervals}`] : []),
       ...(infinite ? ["∞: the arm had reached the target before its first update."] : []),
       ...(shapes.includes("up") ? ["Triangle up: a lower bound, because the arm was already below the target at its smallest budget."] : []),
       ...(shapes.includes("down") ? ["Triangle down: an upper bound, because the arm did not reach the target."] : []),
@@ -296,7 +299,7 @@
       title: "Held-out loss of decayed ends, nats per token",
     });
     document.getElementById("frontier-caption").textContent =
-      "Thin dark lines: flat models, each size trained from scratch. Thick dark line: their lower envelope. Below it an arm needs fewer FLOPs than the best flat model. The switch of the loss curves counts the source's training.";
+      "Thin dark lines: flat models, each size trained from scratch. Thick dark line: their lower envelope. An arm below it needs fewer FLOPs than the best flat model. The switch above the loss curves counts the source's training.";
   }
 
   function drawAges(options) {
@@ -324,7 +327,7 @@
       title: `Saving against age (${options.unit === "flops" ? "FLOPs" : options.unit}, ${options.accounting})`,
     });
     document.getElementById("ages-caption").textContent =
-      `0 % is ${data.baseline}. Vertical lines: 95 % intervals. Triangles: bounds. Arms whose source is itself below the target are left out. The switches above choose the unit and count the source's training.`;
+      `0 % is ${data.baseline}. Vertical lines: 95 % intervals. Triangles: bounds. Arms whose source is already below the target are left out. The switches above the charts choose the unit and count the source's training.`;
   }
 
   function drawDiagnostics() {
@@ -388,7 +391,8 @@
     });
     const intervals = rows.some(({ found }) => found.some((e) => e.speedup_interval));
     const sentences = ["Dots: the source's training is not counted (sunk).", "Rings: it is counted (charged)."];
-    sentences.push(intervals ? "Lines: 95 % intervals over paired seeds." : "There are no intervals, because an interval needs three seeds.");
+    const none = data.intervals.startsWith("There are no") ? data.intervals : "There are no intervals in this unit.";
+    sentences.push(intervals ? `Lines: ${data.intervals}` : none);
     if (rows.some(({ found }) => found.some((e) => e.censored || e.early))) sentences.push("Triangles: bounds.");
     if (arms.some((arm) => arm.lr_edge)) sentences.push("†: the best learning rate lies at the edge of those tried, so a better one may exist.");
     if (rows.some(({ found }) => found.some((e) => e.shared_machine))) sentences.push("‡: other runs shared the machine, so these seconds have no interval.");
