@@ -21,8 +21,9 @@ from phigrow.study.reading import (
     number,
     only,
     optional,
-    read_yaml,
+    read_recipe,
     run_keys,
+    seeds,
     single,
     whole,
 )
@@ -62,7 +63,7 @@ def load_study(
     (20, 40)
     """
     path = find_shipped(path, "study")
-    given = mapping(read_yaml(path), str(path))
+    given = mapping(read_recipe(path), str(path))
     only(given, KEYS, str(path))
     for key in NEEDED:
         if key not in given:
@@ -70,7 +71,7 @@ def load_study(
     data, seq_len = data_of(given["data"], path)
     train = run_keys(given["train"], Role.STUDY, f"train in {path}")
     train = DEFAULTS | train
-    seeds = whole(given.get("seeds", [0]), "seeds", path, least=0)
+    chosen_seeds = seeds(given.get("seeds", [0]), path)
     dst = config_of(given["dst"], path, "dst")
     batch_tokens = train["batch"] * seq_len
     sources = _sources(given, batch_tokens, path)
@@ -89,11 +90,11 @@ def load_study(
         dst=dst,
         arms=(*_in_order(arms, sources), *_flat(given.get("flat"), dst, budgets, batch_tokens, seq_len, path)),
         baseline=str(given.get("baseline", SCRATCH)),
-        seeds=seeds,
+        seeds=chosen_seeds,
         budgets=budgets,
         decay=number(given.get("decay", 0.2), "decay", path),
         train=train,
-        sweep=_sweep(given["sweep"], seeds, dst, batch_tokens, path) if given.get("sweep") else None,
+        sweep=_sweep(given["sweep"], chosen_seeds, dst, batch_tokens, path) if given.get("sweep") else None,
         text=_text(given["text"], path) if given.get("text") else None,
         workers=workers or optional(given, "workers", path),
         ranks=ranks or optional(given, "ranks", path),
@@ -205,7 +206,9 @@ def _source(value: Any, name: str, batch_tokens: int, path: Path) -> Source:
     return Source(
         config=config,
         steps=_steps(given["steps"], "steps", config, batch_tokens, path),
-        seeds=whole(given.get("seeds", given.get("seed", 0)), "seeds", path, least=0),
+        seeds=seeds(given["seeds"], path)
+        if "seeds" in given
+        else (single(given.get("seed", 0), "seed", path, least=0),),
         train=run_keys(given.get("train"), Role.STUDY, f"train of {where}"),
         name=name,
     )
@@ -259,7 +262,7 @@ def _part(value: Any, where: str) -> tuple[int, int, int]:
     return first, last, of
 
 
-def _sweep(value: Any, seeds: tuple[int, ...], dst: Config, batch_tokens: int, path: Path) -> Sweep:
+def _sweep(value: Any, study_seeds: tuple[int, ...], dst: Config, batch_tokens: int, path: Path) -> Sweep:
     where = f"sweep in {path}"
     given = mapping(value, where)
     only(given, ("lr", "steps", "seeds", "widen"), where)
@@ -271,7 +274,7 @@ def _sweep(value: Any, seeds: tuple[int, ...], dst: Config, batch_tokens: int, p
     return Sweep(
         lr=tuple(sorted({number(rate, "lr", path) for rate in rates})),
         steps=steps,
-        seeds=whole(given.get("seeds", [seeds[0]]), "seeds", path, least=0),
+        seeds=seeds(given.get("seeds", [study_seeds[0]]), path),
         widen=single(given.get("widen", MOST_WIDENINGS if len(steps) > 1 else 0), "widen", path, least=0),
     )
 

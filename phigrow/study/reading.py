@@ -10,6 +10,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.files.shipped import shipped_names
+from phigrow.files.strict_yaml import read_yaml
 from phigrow.models.config import Config, load_config
 from phigrow.training.declaration import Role
 
@@ -17,20 +18,10 @@ GROWTH = ("depth", "rounding", "noise")
 """Options of every growth; methods have further options."""
 
 
-def read_yaml(path: Path, kind: str = "study") -> Any:
+def read_recipe(path: Path, kind: str = "study") -> Any:
     """Return the content of the YAML file of a study or of stages."""
-    import yaml
-
     name = "recipe of stages" if kind == "stages" else kind
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        fix = f"give a YAML file, or a shipped name: {shipped_names(kind)}"
-        raise GrowthError(f"there is no such {name}", where=str(path.absolute()), fix=fix) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GrowthError(
-            f"the {name} cannot be read", where=str(path), why=str(error), fix="write valid YAML"
-        ) from error
+    return read_yaml(path, name, f"give a YAML file, or a shipped name: {shipped_names(kind)}")
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
@@ -69,7 +60,7 @@ def run_keys(value: Any, refused: Role, where: str, why: str = "the study decide
 
 def number(value: Any, key: str, path: Path) -> float:
     """Return a value as a number; an error if it is not positive and finite."""
-    try:  # 1e-3 is text in YAML 1.1
+    try:
         given = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         given = math.nan
@@ -86,6 +77,19 @@ def whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
     if len(set(items)) < len(items):
         raise GrowthError(f"{key} has a value twice: {value!r}", where=f"{key} in {path}", fix="give each value once")
     return tuple(items)
+
+
+def seeds(value: Any, path: Path) -> tuple[int, ...]:
+    """Seeds, as a list: one number could be a seed, or their count."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        many = f" or {list(range(value))}" if 1 < value <= 10 else ""
+        raise GrowthError(
+            f"seeds is {value}",
+            where=f"seeds in {path}",
+            why="it may be one seed or a number of seeds",
+            fix=f"give a list: [{value}]{many}",
+        )
+    return whole(value, "seeds", path, least=0)
 
 
 def single(value: Any, key: str, path: Path, *, least: int) -> int:

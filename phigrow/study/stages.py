@@ -21,7 +21,7 @@ from phigrow.study.reading import (
     near,
     only,
     optional,
-    read_yaml,
+    read_recipe,
     run_keys,
     single,
 )  # fmt: skip
@@ -132,7 +132,7 @@ def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int |
     [30, 30, 30]
     """
     path = find_shipped(path, "stages")
-    given = mapping(read_yaml(path, "stages"), str(path))
+    given = mapping(read_recipe(path, "stages"), str(path))
     only(given, KEYS, str(path))
     for key in ("data", "stages"):
         if key not in given:

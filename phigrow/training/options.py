@@ -14,6 +14,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.files.shipped import find_shipped, shipped_names
+from phigrow.files.strict_yaml import parse_yaml, read_yaml
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role, allowed, words
 from phigrow.training.settings import SECTIONS
@@ -169,20 +170,8 @@ def _default_words(field: dataclasses.Field[Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise GrowthError(
-            "there is no such recipe",
-            where=str(path.absolute()),
-            fix=f"give a YAML file, the name of a shipped recipe ({shipped_names('recipe')}), or --key value",
-        ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GrowthError(
-            "the recipe cannot be read", where=str(path), why=str(error), fix="write valid YAML"
-        ) from error
+    shipped = shipped_names("recipe")
+    content = read_yaml(path, "recipe", f"give a YAML file, the name of a shipped recipe ({shipped}), or --key value")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -256,7 +245,7 @@ def _coerced(key: str, value: Any, where: str) -> Any:
         return value
     if bool in kinds and text is not None and text.lower() in _TRUE + _FALSE:
         return text.lower() in _TRUE
-    # YAML 1.1 reads 1e-3 as text and 1_000 as a number; here both are numbers.
+    # The command line gives texts, and YAML reads 1_000 as one: both are meant as numbers here.
     for kind in (int, float):
         if kind in kinds and not isinstance(value, bool) and isinstance(value, int | float | str):
             try:
@@ -283,11 +272,9 @@ def _coerced(key: str, value: Any, where: str) -> Any:
 
 
 def _mapping(key: str, text: str, where: str) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parse_yaml(text, f"{key} in {where}")
+    except GrowthError as error:
         raise GrowthError(
-            f"{key} is {text!r}", where=f"{key} in {where}", why=str(error), fix="write {name: value}"
+            f"{key} is {text!r}", where=f"{key} in {where}", why=error.why or "", fix="write {name: value}"
         ) from error

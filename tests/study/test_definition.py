@@ -156,3 +156,17 @@ def test_a_method_spelled_with_options_is_learned_too(tmp_path):
         learn = {"steps": 7} if expected else {}
         study = load_study(written(tmp_path, **arms(spelled={"method": name} | learn)))
         assert next(arm for arm in study.arms if arm.name == "spelled").learn == expected
+
+
+def test_yaml_that_older_readers_misunderstand(tmp_path):
+    """Arms called `1.0`, `1.00` and `no`, rates that were pasted, and one number where a list of seeds belongs."""
+    path = written(tmp_path)
+    text = path.read_text().replace("lossless:", "1.0: {method: lossless}\n  1.00: {method: tile}\n  no:")
+    assert "  no:" in text
+    path.write_text(text.replace("no: {", "no: {method: lossless, ").replace("no: null", "no: {method: lossless}"))
+    assert [arm.name for arm in load_study(path).arms] == ["scratch", "tile", "1.0", "1.00", "no"]
+    path.write_text(text + "\nseeds: [1]\n")
+    with pytest.raises(GrowthError, match="the key 'seeds' stands twice"):
+        load_study(path)
+    with pytest.raises(GrowthError, match=r"(?s)seeds is 3.*give a list: \[3\] or \[0, 1, 2\]"):
+        loaded(tmp_path, seeds=3)

@@ -81,7 +81,7 @@ def test_wrong_types_and_shapes_in_a_file(tmp_path):
         ("lr: true\n", "give a number"),
         ("model: 3\n", "give text or a mapping or none"),
         ("- steps\n", "not a mapping"),
-        ("steps: {\n", "cannot be read"),
+        ("steps: {\n", "not valid YAML"),
     ]:
         recipe.write_text(text)
         message = refused(recipe=recipe)
