@@ -69,6 +69,8 @@ def marked_checkpoints(out: Path) -> tuple[list[RunCheckpoint], list[Damaged]]:
         try:
             content = read_marker(path.parent)
             progress = Progress(**content["progress"])
+            if not isinstance(progress.step, int):
+                raise ValueError(f"its step is {progress.step!r}, not a whole number")
             complete.append(RunCheckpoint(path.parent, progress, content["world_size"], content["stage"], content))
         except (ValueError, KeyError, TypeError) as error:
             damaged.append(Damaged(path.parent, str(error)))

@@ -73,6 +73,13 @@ def mix_folders(folders: Mapping[str, float]) -> Blocks:
     ['code', 'textbooks']
     """
     weights = checked_weights(folders)
+    again = [folder for folder, times in Counter(Path(folder).resolve() for folder in weights).items() if times > 1]
+    if again:
+        raise GrowthError(
+            f"the folder {again[0]} stands twice in the mixture",
+            where=", ".join(folder for folder in weights if Path(folder).resolve() == again[0]),
+            fix="name each folder once, and add its weights",
+        )
     short = Counter(Path(folder).resolve().name for folder in weights)
     named = {(Path(f).resolve().name if short[Path(f).resolve().name] == 1 else f): f for f in weights}
     names = sorted(named)

@@ -289,7 +289,7 @@ def check_data(plan: Plan, blocks: DataSource, source: Path) -> None:
     check_tokenizer(source, blocks)
     if blocks.seq_len > positions:
         raise GrowthError(
-            f"the data has blocks of {blocks.seq_len} tokens, but the source has {positions} positions",
+            f"the data has blocks of {blocks.seq_len} tokens, but the destination has {positions} positions",
             where="data",
             fix="prepare the data with a smaller --seq-len",
         )

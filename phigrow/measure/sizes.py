@@ -55,14 +55,10 @@ def _is_source(run: Run, grown: Run) -> bool:
         or sizes[0] == sizes[1]
     ):
         return False
-    return all(
-        np.isclose(
-            float(run.evals[unit][-1]) + _before(run, unit),
-            grown.source_cost(unit),
-            rtol=1e-9,
-            atol=SECONDS if unit == "seconds" else 0.5,
-        )
-        for unit in UNITS
+    costs = {unit: (float(run.evals[unit][-1]) + _before(run, unit), grown.source_cost(unit)) for unit in UNITS}
+    known = {unit: pair for unit, pair in costs.items() if np.isfinite(pair).all()}
+    return bool(known) and all(
+        np.isclose(*pair, rtol=1e-9, atol=SECONDS if unit == "seconds" else 0.5) for unit, pair in known.items()
     )
 
 

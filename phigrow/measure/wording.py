@@ -36,7 +36,8 @@ def amount(value: float, unit: Unit, like: float | None = None) -> str:
     if not math.isfinite(value):
         return "unknown"
     if unit == "tokens":
-        scale, letter = next((s for s in SCALES if abs(like or value) >= s[0]), SCALES[-1])
+        size = abs(like or value)
+        scale, letter = next((s for s in SCALES if float(f"{size / s[0]:.3g}") >= 1), SCALES[-1])
         return f"{_three(value / scale)}{letter}"
     if unit == "flops":
         mantissa, exponent = f"{value:.2e}".split("e")

@@ -36,7 +36,7 @@ def load_config(ref: str | Path | Config) -> Config:
         path = contained(path, "config.json")
     if path.is_file():
         return read_json_strict(path, "the configuration")
-    if (name := shipped_name(ref)) is not None:
+    if not Path(ref).is_dir() and (name := shipped_name(ref)) is not None:
         with resources.as_file(resources.files("phigrow.models") / "configs" / name) as shipped:
             return read_json_strict(shipped, "the configuration")
     if Path(ref).is_dir():
@@ -45,7 +45,10 @@ def load_config(ref: str | Path | Config) -> Config:
             "the folder has no config.json",
             where=str(ref),
             why="it is the folder of a training run" if (export / "config.json").is_file() else None,
-            fix=f"give {export}" if (export / "config.json").is_file() else "give the folder of a checkpoint",
+            fix=f"give {export}"
+            if (export / "config.json").is_file()
+            else "give the folder of a checkpoint"
+            + (f", or {name} for the configuration that phigrow ships" if (name := _shipped_file(ref)) else ""),
         )
     raise GrowthError(
         f"there is no configuration {str(ref)!r}",
@@ -53,6 +56,12 @@ def load_config(ref: str | Path | Config) -> Config:
         why="no file or folder has this path, and phigrow ships no configuration of this name",
         fix=f"give a path, or one of {', '.join(SHIPPED)}",
     )
+
+
+def _shipped_file(ref: str | Path) -> str | None:
+    """Return the shipped file that has the name of a folder, unless the folder has this very name."""
+    name = shipped_name(ref)
+    return None if name is None or Path(name).exists() else name
 
 
 def shipped_name(ref: str | Path) -> str | None:

@@ -12,6 +12,7 @@ from phigrow.study import progress
 from phigrow.study.job import Job
 from phigrow.study.jobs import StudyJobs
 from phigrow.study.settings import Study
+from phigrow.study.table import millions
 
 
 def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> Path:
@@ -81,6 +82,6 @@ def sweep_lines(sweeps: dict[str, Any]) -> list[str]:
         )
         lines.append(
             f"{name}: learning rate {outcome['lr']:g} of a sweep ({losses}){edge}; "
-            f"the sweep's {outcome['tokens'] / 1e6:.3g}M tokens are in no cost"
+            f"the sweep's {millions(outcome['tokens'])} tokens are in no cost"
         )
     return lines

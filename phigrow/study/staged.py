@@ -13,7 +13,7 @@ from phigrow.study.automatic import device, engine_settings, kept_choices, threa
 from phigrow.study.launch import Ranks, default_ranks
 from phigrow.study.runner import alone, wait_for_former
 from phigrow.study.stages import Stage, Staged
-from phigrow.study.table import clock
+from phigrow.study.table import clock, millions
 from phigrow.training.automatic import Choices, choices_of
 from phigrow.training.settings import AUTO
 
@@ -73,7 +73,7 @@ def described(staged: Staged, stage: Stage) -> str:
     size = f"{count_cost(stage.config).parameters / 1e6:.3g}M parameters"
     name = f"stage {stage.number}/{len(staged.stages)}" if stage.number else "scratch"
     how = f", grown by {stage.growing.method}, state {stage.growing.state}" if stage.growing else ""
-    cost = f"steps {stage.first + 1} to {stage.first + stage.steps}, {stage.tokens / 1e6:.3g}M tokens, "
+    cost = f"steps {stage.first + 1} to {stage.first + stage.steps}, {millions(stage.tokens)} tokens, "
     return f"{name}: {size}{how}, {cost}{stage.flops:.2e} FLOPs{' (done before)' if stage.done else ''}"
 
 

@@ -173,7 +173,7 @@ def described(job: Job) -> str:
     if not job.trains:
         return f"{job.name}: expand by {job.arm.method if job.arm else '?'}"
     part = f"steps {job.first} to {job.steps}" if job.first else f"{job.steps} steps"
-    return f"{job.name}: {part}, {job.tokens / 1e6:.3g}M tokens, {job.flops:.2e} FLOPs"
+    return f"{job.name}: {part}, {millions(job.tokens)} tokens, {job.flops:.2e} FLOPs"
 
 
 def position(job: Job) -> str:
@@ -205,10 +205,10 @@ def listing(study: Study, jobs: list[Job]) -> list[str]:
     training = [job for job in jobs if job.trains]
     left = sum(progress.remaining(job) for job in jobs)
     tokens, total = sum(job.tokens for job in training), sum(job.flops for job in training)
-    lines.append(f"{len(jobs)} jobs, {_millions(tokens)} tokens, {total:.2e} FLOPs in all, {left:.2e} to do")
+    lines.append(f"{len(jobs)} jobs, {millions(tokens)} tokens, {total:.2e} FLOPs in all, {left:.2e} to do")
     if study.sweep:
         swept = sum(job.tokens for job in training if "/sweep/" in job.name)
-        lines.append(f"sweeps of the learning rate take {_millions(swept)} of these tokens")
+        lines.append(f"sweeps of the learning rate take {millions(swept)} of these tokens")
     if speed is None or seconds is None:
         lines.append("time: unknown, because no run was timed here yet and flops_per_second is not set")
     else:
@@ -228,14 +228,20 @@ def _row(name: str, jobs: list[Job], speed: progress.Throughput | None) -> tuple
         name,
         str(len(jobs)),
         str(done),
-        _millions(sum(job.tokens for job in training)) if training else "",
+        millions(sum(job.tokens for job in training)) if training else "",
         f"{sum(job.flops for job in training):.2e}" if training else "",
         "" if seconds is None else clock(seconds),
     )
 
 
-def _millions(tokens: int) -> str:
-    return f"{tokens / 1e6:,.3g}M"
+def millions(tokens: float) -> str:
+    """Return tokens in millions.
+
+    >>> millions(364_544), millions(12_300_000_000)
+    ('0.365M', '12,300M')
+    """
+    text = f"{tokens / 1e6:.3g}"
+    return f"{float(text):,.0f}M" if "e+" in text else f"{text}M"
 
 
 def clock(seconds: float) -> str:

@@ -84,7 +84,7 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
             why=f"these keys differ: {changes}",
             fix=f"give both the same; only {' and '.join(own)} may differ",
         )
-    steps, decay = theirs["steps"], theirs["decay"]
+    steps, decay = theirs.get("steps"), theirs.get("decay")
     constant = None if steps is None else steps - (steps // 5 if decay is None else decay)
     if constant is not None and constant < steps and step > constant:
         raise GrowthError(

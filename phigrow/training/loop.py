@@ -8,6 +8,7 @@ from typing import Any
 
 from phigrow.checkpoints.run_checkpoints import Progress, RunCheckpoint
 from phigrow.corpus.blocks import DataSource
+from phigrow.errors import GrowthError
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.records.readers.phigrow import step_losses
@@ -78,6 +79,13 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     on_rank_zero(world, lambda: branch(config, keys, out))
     checkpoint = checkpoints.resumable(out, keys, world, resume=config.resume == "auto")
     exported = None if config.export is None else out / config.export
+    if checkpoint and config.steps is not None and checkpoint.progress.step > config.steps:
+        raise GrowthError(
+            f"the run has trained {checkpoint.progress.step} steps, and steps is {config.steps}",
+            where=str(out),
+            why="a run cannot go back",
+            fix=f"give steps: {checkpoint.progress.step} or more, or choose another --out",
+        )
     if checkpoint and checkpoint.progress.step == config.steps and (exported is None or exported.is_dir()):
         if world.first:
             print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)

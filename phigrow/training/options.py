@@ -99,12 +99,18 @@ def load_run_config(recipe: str | Path | None = None, options: Sequence[str] = (
 
 
 def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return keys of `RunConfig` with values of their types; the text ``1e-3`` of YAML 1.1 becomes a number.
+    """Return keys of `RunConfig` with values of their types; texts of the command line become numbers.
 
     Raises:
         GrowthError: as `load_run_config`; the error names ``where``.
     """
-    known = {_known(str(key), where): value for key, value in values.items()}
+    known: dict[str, Any] = {}
+    for key, value in values.items():
+        if (name := _known(str(key), where)) in known:
+            raise GrowthError(
+                f"{name} stands twice, as {name} and as {name.replace('_', '-')}", where=where, fix="remove one of them"
+            )
+        known[name] = value
     return {key: _coerced(key, value, where) for key, value in known.items()}
 
 

@@ -22,8 +22,8 @@ from phigrow.growth.methods import all_methods
 FROZEN = {
     "expand": "--src --dst-config --method --depth --rounding --seed --noise --maps --out --dtype --revision "
     "--shard-size --dry-run --overwrite --allow-nonfinite --quiet",
-    "learn-growth": "--src --dst-config --depth --seed --out --data --method --steps --batch --micro-batch --lr "
-    "--noise --dtype --zero --seq-len --threads --revision --overwrite --quiet",
+    "learn-growth": "--src --dst-config --depth --rounding --seed --out --data --method --steps --batch --micro-batch "
+    "--lr --noise --dtype --zero --seq-len --threads --revision --overwrite --quiet",
     "grow-optimizer": "--checkpoint --grown --out --state --overwrite --quiet",
     "plan": "--src --dst-config --method --depth --rounding --seed --noise --maps --revision --seq-len --tokens --json "
     "--quiet",

@@ -308,7 +308,7 @@ def test_failure_leaves_nothing(tmp_path: Path, byte_tokenizer: Path, monkeypatc
 def test_existing_output_is_replaced_only_when_asked(tmp_path: Path, byte_tokenizer: Path) -> None:
     info, _ = make(tmp_path, words(40), tokenizer=byte_tokenizer)
     with pytest.raises(
-        GrowthError, match=r"the output folder holds packed blocks already\n  where: .*out\n.*--overwrite"
+        GrowthError, match=r"the output folder holds packed blocks already\n  where: .*out\n(.*\n)*.*--overwrite"
     ):
         make(tmp_path, words(40), tokenizer=byte_tokenizer)
     other, data = make(tmp_path, words(40), tokenizer=byte_tokenizer, seed=1, overwrite=True)

@@ -81,7 +81,7 @@ def test_folders_of_one_name_are_named_by_their_paths(folders):
     [
         (
             "long",
-            r"blocks of 8 and of 16 tokens\n  where: .*books and .*long\n.*prepare both with the same --seq-len",
+            r"blocks of 8 and of 16 tokens\n  where: .*books and .*long\n(.*\n)*.*prepare both with the same --seq-len",
         ),
         (
             "other",
@@ -96,9 +96,19 @@ def test_folders_that_do_not_agree_are_refused(folders, second, text):
         mix_folders({folders / "books": 1, folders / second: 1})
 
 
+def test_a_folder_stands_once_in_a_mixture(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    with pytest.raises(
+        GrowthError, match=r"stands twice in the mixture\n  where: books, \./books\n.*name each folder once"
+    ):
+        mix_folders({"books": 1, "./books": 1})
+
+
 @pytest.mark.parametrize("weight", [0, -1, "many", None, float("nan"), float("inf"), True])
 def test_weights_are_positive_numbers(folders, weight):
-    with pytest.raises(GrowthError, match=r"the weight is .*\n  where: .*books in the mixture\n.*positive number"):
+    with pytest.raises(
+        GrowthError, match=r"the weight is .*\n  where: .*books in the mixture\n(.*\n)*.*positive number"
+    ):
         mix_folders({folders / "books": weight})
 
 
@@ -118,7 +128,8 @@ def test_sources_inside_a_folder_are_mixed_by_name(folders):
     alone = mix_sources(blocks, {"second": 1})
     assert [source.name for source in alone.mixture] == ["second"]
     with pytest.raises(
-        GrowthError, match=r"no blocks of the source 'third'\n.*both\n.*choose among its sources: 'first', 'second'"
+        GrowthError,
+        match=r"no blocks of the source 'third'\n.*both\n(.*\n)*.*choose among its sources: 'first', 'second'",
     ):
         mix_sources(blocks, {"third": 1})
     with pytest.raises(GrowthError, match="the mixture names no source"):

@@ -156,8 +156,8 @@ def test_a_repository_of_the_hub_is_streamed_by_configuration_and_split(text, tm
     np.testing.assert_array_equal(resumed.take(40), shuffled.take(40))
     assert blocks(split="spare", heldout=1).fingerprint != blocks(heldout=1).fingerprint
     for options, message in (
-        ({"config": "verse"}, r"the dataset .* cannot be loaded\n  why: BuilderConfig 'verse' not found"),
-        ({"split": "test"}, r"the dataset .* cannot be loaded\n  why: Bad split: test"),
+        ({"config": "verse"}, r"the dataset .* cannot be loaded\n  where: .*\n  why: BuilderConfig 'verse' not found"),
+        ({"split": "test"}, r"the dataset .* cannot be loaded\n  where: .*\n  why: Bad split: test"),
     ):
         with pytest.raises(GrowthError, match=message):
             blocks(**options)

@@ -57,7 +57,7 @@ def test_no_damage_escapes_as_anything_but_a_growth_error(work, layouts, capsys,
 
 @pytest.mark.slow
 def test_no_damage_escapes_in_a_longer_run(work, layouts, capsys, record_property):
-    fuzz(work, layouts, SEED + 1, max(SECONDS, 60), capsys, record_property)
+    fuzz(work, layouts, SEED + 1, max(SECONDS, 30), capsys, record_property)
 
 
 # Negative controls: the harness notices what it is there to notice.

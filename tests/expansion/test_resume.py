@@ -58,6 +58,7 @@ def start(method: str) -> subprocess.Popen[str]:
     return child
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_then_resume_to_the_same_bytes(workplace):
     rng = random.Random(0)
     whole = {

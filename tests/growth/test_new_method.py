@@ -81,6 +81,7 @@ def test_plan_takes_the_flag_and_checks_its_value(copy):
     assert "give a number from 0.1 to 1" in refused.stderr
 
 
+@pytest.mark.slow
 def test_its_own_test_and_the_contract_test_run_it(copy):
     contract = "tests/growth/test_contract.py::test_every_method_keeps_its_claim_in_every_family[damped-phi]"
     done = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", contract, TEST)

@@ -78,7 +78,7 @@ def test_the_fit_never_rises_and_keeps_the_mean():
 @pytest.mark.parametrize(
     ("costs", "losses", "target", "text"),
     [
-        ([], [], 3.0, "do not form a curve"),
+        ([], [], 3.0, "form no curve"),
         ([0, 1], [3.0], 3.0, r"costs of shape \(2,\) and losses of shape \(1,\)"),
         ([1, 0], [3.0, 2.0], 3.0, "the costs decrease or are not finite"),
         ([0, NAN], [3.0, 2.0], 3.0, "the costs decrease or are not finite"),

@@ -60,6 +60,8 @@ def test_g_stack_in_words():
         (590_000, "tokens", 2_460_000, "0.59M"),
         (590_000, "tokens", None, "590k"),
         (1.4e12, "tokens", None, "1.4T"),
+        (999_499, "tokens", None, "999k"),
+        (999_999, "tokens", None, "1M"),
         (0, "tokens", None, "0"),
         (2.5e15, "flops", None, "2.5e15"),
         (0, "flops", None, "0"),

@@ -45,6 +45,19 @@ def test_a_source_beside_the_scratch_arm_is_left_out_with_a_note(source_and_grow
     assert comparison["wr"].estimate("tokens", "charged").speedup == 1.0
 
 
+@pytest.mark.parametrize("unit", ["seconds", "flops"])
+def test_units_that_were_not_recorded_do_not_hide_a_source(source_and_grown, unit):
+    source, grown = source_and_grown()
+    for folder in (source, grown):
+        lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        for line in lines:
+            line.pop(unit, None)
+            line.pop(f"source_{unit}", None)
+        (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept, sources = without_sources(load_runs([source, grown]))
+    assert ([run.folder for run in kept], sources) == ([grown], {str(source): "wr"})
+
+
 @pytest.mark.parametrize("other", [{"source_seconds": 501.0}, {"source_flops": 3.1e15}, {"parameters": 1000}])
 def test_a_run_that_cost_something_else_is_no_source(source_and_grown, other):
     """Negative control: of other seconds or FLOPs, or of the same size, it stays, and is then refused or compared."""

@@ -149,3 +149,14 @@ def test_both_spellings_of_a_configuration_give_the_same_sizes():
     sizes_of = family_of(old, "test").sizes_of
     assert sizes_of(old) == sizes_of(new)
     assert sizes_of(old)["rotary"] == 4
+
+
+def test_a_folder_is_never_taken_for_a_shipped_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("phi2")["hidden_size"] == 2560
+    (tmp_path / "phi2").mkdir()
+    with pytest.raises(
+        GrowthError, match=r"(?s)the folder has no config\.json.*phi2\.json for the configuration that phigrow"
+    ):
+        load_config("phi2")
+    assert load_config("phi2.json")["hidden_size"] == 2560

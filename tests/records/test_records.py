@@ -53,6 +53,14 @@ def test_the_last_record_up_to_a_step(tmp_path, at_most, step):
     assert (found and found["step"]) == step
 
 
+def test_the_last_record_of_a_kind_is_there_however_long_ago_it_was(tmp_path):
+    folder = put(tmp_path, RUN, record("eval", step=0), *[record("step", step=step) for step in range(1, 2000)])
+    assert (folder / "records.jsonl").stat().st_size > 10 * 2**14  # far more than is searched first
+    assert last_record(folder, "eval")["step"] == 0
+    assert last_record(folder, "step")["step"] == 1999
+    assert last_record(folder, "diagnostics") is None
+
+
 def test_optional_columns_are_nan(tmp_path):
     run = load_run(put(tmp_path, RUN, record("step")))
     assert math.isnan(run.steps["lr"][0])

@@ -193,3 +193,14 @@ def test_markers_are_sorted_by_step_and_the_hash_covers_the_progress(tmp_path):
     assert damaged == []
     content = json.loads((found[0].folder / MARKER).read_text())
     assert list(content) == ["progress", "world_size", "stage", "files", "xxh3_128"]
+
+
+def test_a_marker_whose_step_is_no_number_is_damaged(tmp_path):
+    for step in (3, 6):
+        checkpoint(tmp_path, step)
+    folder = tmp_path / FOLDER / "step-3"
+    (folder / MARKER).unlink()
+    write_marker(folder, {"progress": {"step": "3"}, "world_size": 2, "stage": 1}, digests(folder))
+    complete, damaged = marked_checkpoints(tmp_path)
+    assert [found.progress.step for found in complete] == [6]
+    assert "its step is '3', not a whole number" in str(damaged[0])

@@ -131,6 +131,12 @@ def test_every_optimizer_describes_its_states(name):
     assert all(power in (1, 2) for power in spec.states.values())
 
 
+def test_a_key_in_two_spellings_is_refused(tmp_path):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("grad-clip: 1\ngrad_clip: 0.5\n")
+    assert "grad_clip stands twice, as grad_clip and as grad-clip" in refused(recipe=recipe)
+
+
 def test_words_without_keys_and_keys_without_words():
     assert "'steps' does not belong to a key" in refused("steps")
     assert "--steps has no value" in refused("--steps")

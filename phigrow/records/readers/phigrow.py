@@ -95,20 +95,21 @@ def last_record(folder: Path, kind: str, *, at_most: int | None = None) -> Recor
     Args:
         folder: of the run.
         kind: the record's type.
-        at_most: ignore records of later steps. By default, only the last 16 KiB of the file are searched.
+        at_most: ignore records of later steps.
     """
-    try:
-        with (folder / FILE).open("rb") as file:
-            if at_most is None:  # near the end: files are long, and a progress display asks often
-                file.seek(0, 2)
-                file.seek(max(0, file.tell() - _TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        record = _parsed(line)
-        if record is not None and record.get("type") == kind and (at_most is None or record["step"] <= at_most):
-            return record
+    # Without at_most the last part of the file mostly has it: files are long, and a progress display asks often.
+    for most_bytes in [_TAIL_BYTES, None] if at_most is None else [None]:
+        try:
+            with (folder / FILE).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(0 if most_bytes is None else max(0, size - most_bytes))
+                lines = file.read().splitlines()
+        except OSError:
+            return None
+        for line in reversed(lines):
+            record = _parsed(line)
+            if record is not None and record.get("type") == kind and (at_most is None or record["step"] <= at_most):
+                return record
     return None
 
 
