@@ -209,7 +209,7 @@ def test_what_does_not_belong_together_is_refused(source, grown, optimizer, alon
         ({"init": str(source / "export")}, "the weights have no phigrow.json"),
         ({"init_optimizer": str(tmp_path)}, "the folder holds no optimizer state"),
         ({"seed": 5}, r"not known[\s\S]*another order: seed \(0, now 5\)[\s\S]*data_start"),
-        ({"batch": 5}, "read 48 blocks, which is not a multiple of the batch size 5"),
+        ({"batch": 5}, "starts after 48 blocks of its data, which is not a multiple of its batch size 5"),
     ):
         with pytest.raises(GrowthError, match=message):
             run(tmp_path / "run", **base | changes)
