@@ -79,13 +79,8 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     on_rank_zero(world, lambda: branch(config, keys, out))
     checkpoint = checkpoints.resumable(out, keys, world, resume=config.resume == "auto")
     exported = None if config.export is None else out / config.export
-    if checkpoint and config.steps is not None and checkpoint.progress.step > config.steps:
-        raise GrowthError(
-            f"the run has trained {checkpoint.progress.step} steps, and steps is {config.steps}",
-            where=str(out),
-            why="a run cannot go back",
-            fix=f"give steps: {checkpoint.progress.step} or more, or choose another --out",
-        )
+    if checkpoint:
+        check_length(checkpoint, config.steps, out)
     if checkpoint and checkpoint.progress.step == config.steps and (exported is None or exported.is_dir()):
         if world.first:
             print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)
@@ -99,6 +94,21 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
             return _train(trainer, source, blocks)
         finally:
             trainer.close()
+
+
+def check_length(checkpoint: RunCheckpoint, steps: int | None, out: Path) -> None:
+    """Refuse a run that has trained for more steps than it is now asked for.
+
+    Raises:
+        GrowthError: its checkpoint is beyond ``steps``.
+    """
+    if steps is not None and checkpoint.progress.step > steps:
+        raise GrowthError(
+            f"the run has trained {checkpoint.progress.step} steps, and steps is {steps}",
+            where=str(out),
+            why="a run cannot go back",
+            fix=f"give steps: {checkpoint.progress.step} or more, or choose another --out",
+        )
 
 
 def build_run(

@@ -23,6 +23,7 @@ from phigrow.checkpoints.run_checkpoints import FOLDER, marked_checkpoints
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.training.checkpoints import how_to_continue, newest_complete, resumable
+from phigrow.training.loop import check_length
 from phigrow.training.process import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -204,3 +205,12 @@ def test_a_marker_whose_step_is_no_number_is_damaged(tmp_path):
     complete, damaged = marked_checkpoints(tmp_path)
     assert [found.progress.step for found in complete] == [6]
     assert "its step is '3', not a whole number" in str(damaged[0])
+
+
+def test_a_run_that_went_further_is_not_shortened(tmp_path):
+    checkpoint(tmp_path, 6)
+    (found,), _ = marked_checkpoints(tmp_path)
+    for steps in (6, 7, None):
+        check_length(found, steps, tmp_path)
+    with pytest.raises(GrowthError, match=r"(?s)has trained 6 steps, and steps is 5.*give steps: 6 or more"):
+        check_length(found, 5, tmp_path)
