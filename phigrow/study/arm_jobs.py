@@ -26,7 +26,7 @@ class ArmJobs:
         jobs = self.sources.of(arm, source_seed)
         if not arm.grows:
             return jobs
-        start, needs = self.sources.weights(arm, source_seed), tuple(job.name for job in jobs if job.kind == "source")
+        start, needs = self.sources.weights(arm, source_seed), tuple(job.name for job in jobs[-1:])
         prefix, key = self.prefix(arm, source_seed, seed), self._start_key(arm, source_seed, seed)
         folder = self._start(arm, source_seed, seed)
         shared = {"arm": arm, "source_seed": source_seed, "seed": seed, "start": start}
@@ -41,8 +41,8 @@ class ArmJobs:
     def needs(self, arm: Arm, source_seed: int | None, seed: int) -> tuple[str, ...]:
         """Return the names of the jobs that a run needs."""
         starts = self.starts(arm, source_seed, seed)
-        wanted = ("expand", "state") if arm.grows else ("source",)
-        return (*self.build.needs_data, *(job.name for job in starts if job.kind in wanted))
+        last = 2 if arm.grows and arm.state is not None else 1  # the expansion and the state, or the source
+        return (*self.build.needs_data, *(job.name for job in starts[-last:]))
 
     def prefix(self, arm: Arm, source_seed: int | None, seed: int) -> str:
         """Return the common beginning of the names of a run's jobs."""

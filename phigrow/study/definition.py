@@ -179,12 +179,14 @@ def _sources(given: dict[str, Any], batch_tokens: int, path: Path) -> tuple[Sour
             fix="give source: {...} for one source, or sources: {name: {...}, ...} for several",
         )
     if "source" in given:
-        return (_source(given["source"], "", batch_tokens, path),)
-    named = mapping(given["sources"], f"sources in {path}")
-    return tuple(_source(content, _folder_name(name, path), batch_tokens, path) for name, content in named.items())
+        return (_source(given["source"], "", batch_tokens, path, []),)
+    sources: list[Source] = []
+    for name, content in mapping(given["sources"], f"sources in {path}").items():
+        sources.append(_source(content, _folder_name(name, path), batch_tokens, path, sources))
+    return tuple(sources)
 
 
-def _source(value: Any, name: str, batch_tokens: int, path: Path) -> Source:
+def _source(value: Any, name: str, batch_tokens: int, path: Path, earlier: list[Source]) -> Source:
     from phigrow.checkpoints.hub import locate
 
     where = f"source {name} in {path}" if name else f"source in {path}"
@@ -196,22 +198,61 @@ def _source(value: Any, name: str, batch_tokens: int, path: Path) -> Source:
         folder = locate(beside(str(given["path"]), path))
         cost = {key: number(value, key, path) for key, value in given.items() if key != "path"}
         return Source(config=load_config(folder), path=folder, cost=cost, name=name)
-    only(given, ("model", "steps", "seed", "seeds", "train"), where)
+    only(given, ("model", "steps", "seed", "seeds", "train", "grow"), where)
     for key in ("model", "steps"):
         if key not in given:
             raise GrowthError(f"the source has no {key!r}", where=where, fix="give a path, or a model and its steps")
     if "seed" in given and "seeds" in given:
         raise GrowthError("seed and seeds are both set", where=where, fix="remove one of them")
     config = config_of(given["model"], path, "model")
+    growth = _growth(given["grow"], name, config, earlier, batch_tokens, path) if "grow" in given else None
+    own = next((source.seeds for source in earlier if growth and source.name == growth.source), (0,))
+    if "seeds" in given:
+        own = seeds(given["seeds"], path)
+    elif "seed" in given:
+        own = (single(given["seed"], "seed", path, least=0),)
     return Source(
         config=config,
         steps=_steps(given["steps"], "steps", config, batch_tokens, path),
-        seeds=seeds(given["seeds"], path)
-        if "seeds" in given
-        else (single(given.get("seed", 0), "seed", path, least=0),),
+        seeds=own,
         train=run_keys(given.get("train"), Role.STUDY, f"train of {where}"),
         name=name,
+        grown=growth,
     )
+
+
+def _growth(value: Any, name: str, config: Config, earlier: list[Source], batch_tokens: int, path: Path) -> Arm:
+    """Read how a source is grown from another one, which stands before it in the file."""
+    from phigrow.growth.planner import make_plan
+
+    where = f"grow of source {name} in {path}"
+    given = mapping(value, where)
+    parent, age = str(given.pop("source", "")), given.pop("age", None)
+    names = [source.name for source in earlier]
+    if not names:
+        raise GrowthError("there is no source before this one", where=where, fix="write the source to grow from first")
+    if parent not in names:
+        raise near(f"there is no source {parent!r} before this one", where, parent, names)
+    source = next(source for source in earlier if source.name == parent)
+    arm = _arm(f"source-{name}", {"method": "wr"} | given, path)
+    if not arm.grows or arm.train or arm.state is not None or arm.learn is not None:
+        raise GrowthError(
+            "a source is grown by a method and its options only", where=where, fix="give source, age, method and depth"
+        )
+    steps = 0
+    if source.path is None:
+        steps = source.steps[0] if age is None else _ages(age, source, batch_tokens, path)[0]
+        if steps not in source.steps:
+            raise GrowthError(
+                f"the source {parent} has no age of {age} tokens per parameter",
+                where=where, fix=f"add this age to the steps of {parent}, or leave age out to take its first one",
+            )  # fmt: skip
+    arm = replace(arm, source=parent, source_steps=steps, model=config)
+    try:
+        make_plan(source.config, config, arm.spec(seed=0))
+    except GrowthError as error:
+        raise error.at(where) from error
+    return arm
 
 
 def _flat(value: Any, dst: Config, budgets: tuple[int, ...], batch_tokens: int, seq_len: int, path: Path) -> list[Arm]:

@@ -281,7 +281,7 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
     if job.arm.learn is not None:
         data = study.data if isinstance(study.data, Path) else next(o for o in jobs if o.kind == "data").folder
         growth = GrowthSpec(job.arm.method, seed=job.seed, maps=learned_maps(study, job, source, data))
-    expand_checkpoint(source, study.dst, growth, OutputSpec(job.folder, dtype="float32"))
+    expand_checkpoint(source, study.model_of(job.arm), growth, OutputSpec(job.folder, dtype="float32"))
 
 
 def _finish(job: Job, place: _Place) -> None:

@@ -97,6 +97,8 @@ class Source:
         train: keys of its training that differ from those of the arms.
         cost: tokens, flops and seconds of its training, if the checkpoint does not record them.
         name: name among several sources; empty for the only one.
+        grown: growth of its first weights from another source, as an arm of which only source, age, method and options
+            count. None if it starts from scratch.
     """
 
     config: Config
@@ -106,6 +108,7 @@ class Source:
     train: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     name: str = ""
+    grown: Arm | None = None
 
 
 @dataclass(frozen=True)

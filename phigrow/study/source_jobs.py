@@ -17,13 +17,17 @@ class SourceJobs:
         self.build, self.study = build, build.study
         self._keys: dict[tuple[Any, ...], str] = {}
         self._jobs: dict[tuple[str, int], list[Job]] = {}
+        self._grown_keys: dict[tuple[str, int | None], str] = {}
 
     def seeds(self, arm: Arm) -> tuple[int | None, ...]:
         """Return the seeds of an arm's source; ``(None,)`` if it has no source."""
         return self.study.source(arm.source).seeds if arm.needs_source else (None,)
 
     def of(self, arm: Arm, seed: int | None) -> list[Job]:
-        """Return the jobs that train an arm's source up to its age; none if the source is a checkpoint."""
+        """Return the jobs that train an arm's source up to its age; none if the source is a checkpoint.
+
+        The jobs of the source that it was grown from come first.
+        """
         if not arm.needs_source or seed is None or (source := self.study.source(arm.source)).path is not None:
             return []
         if (source.name, seed) not in self._jobs:
@@ -47,14 +51,16 @@ class SourceJobs:
 
     def _jobs_of(self, source: Source, seed: int) -> list[Job]:
         name = self._title(source, seed)
-        keys = self._train(source) | {"model": source.config, "arm": "source", "seed": seed} | self._parts()
+        keys = self._train(source) | {"arm": "source", "seed": seed} | self._parts()
+        start, needs = self._start_of(source, seed)
+        keys |= {"model": source.config} if source.grown is None else self._first_weights(source, seed)
         grown = [arm for arm in self.study.arms if arm.needs_source and arm.source == source.name]
         keeps = {arm.source_steps for arm in grown if arm.state is not None}
         arm = Arm(f"source of {source.name}", CONTINUED, source=source.name)
-        jobs = [
+        jobs = start + [
             self.build.training(
                 f"{name}/constant-{steps}", "source", self._key(source, seed, steps, constant=True),
-                self._folder(source, seed, steps, constant=True), self.build.needs_data,
+                self._folder(source, seed, steps, constant=True), needs,
                 keys | {"steps": steps, "schedule": "wsd", "decay": 0},
                 arm=arm, source_seed=seed, steps=steps, keeps=steps in keeps,
             )
@@ -65,7 +71,7 @@ class SourceJobs:
             return jobs + [
                 self.build.training(
                     name, "source", self._key(source, seed, steps), self._folder(source, seed, steps),
-                    self.build.needs_data, keys | self.build.schedule(steps),
+                    needs, keys | self.build.schedule(steps),
                     arm=arm, source_seed=seed, steps=steps, keeps=steps in keeps,
                 )
             ]  # fmt: skip
@@ -76,7 +82,7 @@ class SourceJobs:
             point = self.build.branch_step(steps)
             points = [*points, point]
             trunk = f"{name}/trunk-{point}"
-            before = (f"{name}/trunk-{last}",) if last else self.build.needs_data
+            before = (f"{name}/trunk-{last}",) if last else needs
             jobs.append(
                 self.build.training(
                     trunk, "trunk", self._key(source, seed, None), folder / "trunk",
@@ -94,6 +100,45 @@ class SourceJobs:
             )  # fmt: skip
             last = point
         return jobs
+
+    def _start_of(self, source: Source, seed: int) -> tuple[list[Job], tuple[str, ...]]:
+        """Return the jobs that make a source's first weights, and the names of the jobs before its training."""
+        if (growth := source.grown) is None:
+            return [], self.build.needs_data
+        before = self.of(growth, seed)
+        name = f"{self._title(source, seed)}/start"
+        trained = tuple(job.name for job in before[-1:])
+        made = Job(
+            name, "expand", self._grown_key(source, seed), self._grown_folder(source, seed), trained,
+            arm=growth, source_seed=seed, seed=seed, start=self.weights(growth, seed),
+        )  # fmt: skip
+        return [*before, made], (*self.build.needs_data, name)
+
+    def _first_weights(self, source: Source, seed: int) -> dict[str, Any]:
+        """Return the keys of a grown source: its first weights, and the text that no source before it has read."""
+        return {"init": str(self._grown_folder(source, seed)), "data_start": self._blocks_before(source)}
+
+    def _blocks_before(self, source: Source) -> int:
+        """Return the number of blocks that the sources before a grown one have read."""
+        if (growth := source.grown) is None:
+            return 0
+        before = self.study.source(growth.source)
+        return self._blocks_before(before) + growth.source_steps * int(self._train(before)["batch"])
+
+    def _grown_key(self, source: Source, seed: int | None) -> str:
+        """Return a hash of a grown source's first weights."""
+        from phigrow.growth.planner import make_plan
+
+        growth = source.grown
+        assert growth is not None
+        if (source.name, seed) not in self._grown_keys:
+            plan = make_plan(self.study.source(growth.source).config, source.config, growth.spec(seed or 0))
+            self._grown_keys[source.name, seed] = hash_of([self.key(growth, seed), plan.hash])
+        return self._grown_keys[source.name, seed]
+
+    def _grown_folder(self, source: Source, seed: int) -> Path:
+        key = self._grown_key(source, seed)
+        return self.study.out / "starts" / f"source-{source.name}" / f"seed{seed}-{key}"
 
     def _title(self, source: Source, seed: int) -> str:
         name = f"source-{source.name}" if source.name else "source"
@@ -127,7 +172,8 @@ class SourceJobs:
             identity = [source.config, steps, seed, result_keys(self._train(source))]
             decay = self.study.decay_steps(steps) if steps and not constant else 0
             text = [self.study.text.source] if self.study.text else []
-            self._keys[which] = hash_of([*identity, self.build.data_key, decay, *text])
+            grown = [self._grown_key(source, seed), self._blocks_before(source)] if source.grown else []
+            self._keys[which] = hash_of([*identity, self.build.data_key, decay, *text, *grown])
         return self._keys[which]
 
     def _train(self, source: Source) -> dict[str, Any]:
