@@ -110,7 +110,7 @@ def test_two_growths_run_and_charge_both_sources(tmp_path):
     jobs = {job.name: job for job in StudyJobs(study).all()}
     grown = read_provenance(jobs["source-deep/start"].folder)
     assert grown is not None
-    assert (grown.plan["method"], grown.plan["depth"]) == ("lossless", "identity")
+    assert (grown.plan["method"], grown.plan["depth"]["method"]) == ("lossless", "identity")
     first, later = (load_run(jobs[name].folder) for name in ("source-small", "source-deep"))
     # An exact growth: the deeper source begins at the loss of the smaller one's end.
     assert later.held_out(0) == pytest.approx(float(first.evals["loss"][-1]), abs=1e-5)
