@@ -62,6 +62,30 @@ def _loader() -> type[yaml.SafeLoader]:
     return Loader
 
 
+@functools.cache
+def _dumper() -> type[yaml.SafeDumper]:
+    """Return a writer that quotes each text that YAML 1.1 or 1.2 would read as something else."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    for name, (pattern, letters) in SCHEMA.items():
+        Dumper.add_implicit_resolver(TAG + name, re.compile(f"^(?:{pattern})$"), letters)
+    return Dumper
+
+
+def dump_yaml(content: Any) -> str:
+    """Return content as YAML that `parse_yaml` reads back unchanged. The keys of its mappings are texts.
+
+    >>> dump_yaml({"arm": "1e5", "lr": 0.001})
+    "arm: '1e5'\\nlr: 0.001\\n"
+    """
+    import yaml
+
+    return str(yaml.dump(content, Dumper=_dumper()))
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Return the content of a YAML text.
 

@@ -21,6 +21,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import make_folder
+from phigrow.files.strict_yaml import dump_yaml
 from phigrow.training import service
 from phigrow.training.loop import STOP_FILE
 from phigrow.training.process import cores
@@ -107,12 +108,10 @@ class Ranks:
 
     def begin(self, keys: dict[str, Any]) -> None:
         """Start a run; its keys go to ``recipe.yaml`` in its folder, and the ranks' output to ``log.txt``."""
-        import yaml
-
         folder = Path(keys["out"])
         make_folder(folder)
         given = {key: value for key, value in keys.items() if value is not None or key == "export"}
-        (folder / RECIPE).write_text(yaml.safe_dump(given), encoding="utf-8")
+        (folder / RECIPE).write_text(dump_yaml(given), encoding="utf-8")
         self._run = folder
         if self._process is None:
             if self._say is not None:

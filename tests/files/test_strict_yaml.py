@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from phigrow.errors import GrowthError
-from phigrow.files.strict_yaml import parse_yaml, read_yaml
+from phigrow.files.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 CASES = {
     "no": "no",
@@ -88,3 +90,25 @@ def test_files(tmp_path: Path):
         read_yaml(path, "recipe", "")
     with pytest.raises(GrowthError, match=r"(?s)there is no such study.*give another"):
         read_yaml(tmp_path / "none.yaml", "study", "give another")
+
+
+WORDS_OR_TEXTS = st.sampled_from([*CASES, "1e5", "y", "NO", "0o7", "=", "<<", "! tag"]) | st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]), max_size=20
+)
+CONTENT = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS_OR_TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS_OR_TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(CONTENT)
+def test_what_is_written_is_read_back(content):
+    assert parse_yaml(dump_yaml({"content": content}), "here") == {"content": content}
+
+
+def test_pyyamls_own_writer_would_not_do():
+    """A negative control: without quotes, the name of an arm comes back as a number."""
+    written = yaml.safe_dump({"arm": "1e5"})
+    assert parse_yaml(written, "here") == {"arm": 1e5}
+    assert parse_yaml(dump_yaml({"arm": "1e5"}), "here") == {"arm": "1e5"}
