@@ -207,7 +207,8 @@ def report(
     """Compare grown arms with the from-scratch arm, from the records of their runs.
 
     The target is the final held-out loss of the from-scratch arm. The report gives the speedup and the saving of every
-    arm in tokens, FLOPs and seconds, without and with the source's training. From three seeds on, each has an interval.
+    arm in tokens, FLOPs and seconds, without and with the source's training. From three seeds on, most have an
+    interval.
 
     It writes report.html, report.md, report.tex, report.json and figures.
     """

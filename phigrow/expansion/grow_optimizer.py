@@ -456,10 +456,10 @@ def _position_in_data(source: SourceCheckpoint) -> dict[str, Any] | None:
     if not source.marker or "progress" not in source.marker or not path.is_file():
         return None
     run, progress = read_json_strict(path, "the settings of a run"), source.marker["progress"]
-    blocks = progress.get("blocks")
-    if not blocks and isinstance(run.get("batch"), int):
+    blocks = progress.get("blocks") or None
+    if blocks is None and isinstance(run.get("batch"), int):
         blocks = progress["step"] * run["batch"]
-    if not blocks:
+    if blocks is None:
         return None
     known = {key: run.get(key) for key in ("seed", "data_part", "data_fingerprint", "mixture")}
     return {"blocks": blocks, "position": progress.get("data"), **known}

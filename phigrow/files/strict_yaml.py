@@ -35,21 +35,27 @@ def _loader() -> type[yaml.SafeLoader]:
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - none of YAML 1.1
 
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            first: dict[str, int] = {}
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise yaml.MarkedYAMLError(problem="a key is no text", problem_mark=key.start_mark)
-                if key.tag == f"{TAG}merge":
-                    continue
-                if key.value in first:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value!r} stands twice, in line {first[key.value]} too",
-                        problem_mark=key.start_mark,
-                    )
-                first[key.value] = key.start_mark.line + 1
-                key.tag = f"{TAG}str"
-            return dict(super().construct_mapping(node, deep))
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            # Flattening puts the keys of merged mappings into a node, so its own keys are checked before, and once.
+            if not hasattr(node, "is_checked"):
+                node.is_checked = True
+                check_keys(node)
+            super().flatten_mapping(node)
+
+    def check_keys(node: yaml.MappingNode) -> None:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is no text", problem_mark=key.start_mark)
+            if key.tag == f"{TAG}merge":
+                continue
+            if key.value in first:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands twice, in line {first[key.value]} too",
+                    problem_mark=key.start_mark,
+                )
+            first[key.value] = key.start_mark.line + 1
+            key.tag = f"{TAG}str"
 
     def whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
         text = str(loader.construct_scalar(node))
@@ -107,9 +113,10 @@ def parse_yaml(text: str, where: str) -> Any:
         raise GrowthError(
             "this is not valid YAML", where=at, why=error.problem or str(error), fix="correct this line"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        # The last four come from tags that do not fit their value, and from very deep nesting.
         raise GrowthError(
-            "this is not valid YAML", where=where, why=str(error), fix="save it as plain UTF-8 text"
+            "this is not valid YAML", where=where, why=str(error), fix="save it as plain UTF-8 text, without tags"
         ) from error
 
 

@@ -62,7 +62,7 @@ def _without_refined(found: Seeds, base_runs: Mapping[int, Run], base: Ends) -> 
         if key[1] in base_runs
     }
     ends = Ends.of(regular)
-    if ends.budgets < 2 or any(key not in ends.keys for key in regular):
+    if not base.keys or ends.budgets < 2 or any(key not in ends.keys for key in regular):
         return None
     runs = [run for by_budget in regular.values() for run in by_budget.values()]
     starts = [run.held_out(0) for run in runs]

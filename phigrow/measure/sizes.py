@@ -26,7 +26,8 @@ def without_sources(runs: Iterable[Run]) -> tuple[list[Run], dict[str, str]]:
     """Leave out the sources of grown runs, which are not arms.
 
     Records do not name the folder of the source, but they have the cost of its training. A run of another size with
-    this cost in tokens, FLOPs and seconds, the costs before it included, is taken for the source.
+    this cost is taken for the source. The costs before it are included, and tokens, FLOPs and seconds must agree as far
+    as both have them, which must be two of the three at least.
 
     Returns:
         The other runs; for each folder that is left out, the arms that were grown from it, in words.
@@ -57,7 +58,7 @@ def _is_source(run: Run, grown: Run) -> bool:
         return False
     costs = {unit: (float(run.evals[unit][-1]) + _before(run, unit), grown.source_cost(unit)) for unit in UNITS}
     known = {unit: pair for unit, pair in costs.items() if np.isfinite(pair).all()}
-    return bool(known) and all(
+    return len(known) > 1 and all(
         np.isclose(*pair, rtol=1e-9, atol=SECONDS if unit == "seconds" else 0.5) for unit, pair in known.items()
     )
 

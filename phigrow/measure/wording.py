@@ -170,8 +170,8 @@ def frontier_sentences(comparison: Comparison) -> list[str]:
     if charged.saving <= 0:
         return [
             f"{COUNTING}, no arm saves FLOPs against the best flat model of any size.",
-            f"{best.label} comes closest: it saves {frontier_text(charged)}, and {frontier_text(sunk)} without the "
-            "source's training.",
+            f"{best.label} comes closest, with a saving of {frontier_text(charged)}, and of {frontier_text(sunk)} "
+            "without the source's training.",
         ]
     return [
         f"Against the best flat model of any size, {best.label} saves the most FLOPs: {frontier_text(charged)} with "
@@ -223,8 +223,10 @@ def interval_sentence(comparison: Comparison, *, at_budgets: bool = False) -> st
             if any(estimate.speedup_interval is not None for estimate in results.estimates):
                 names.setdefault(covers_in_words(results.covered), {})[arm.name] = None
     if not names:
-        reasons = dict.fromkeys(arm.interval_note.removesuffix(": no interval") for arm in comparison.arms)
-        return f"There are no intervals ({'; '.join(reasons)}). An interval needs three seeds that reach the target."
+        notes = dict.fromkeys(arm.interval_note for arm in comparison.arms)
+        reasons = [note.removesuffix(": no interval") for note in notes if note.endswith(": no interval")]
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        return f"There are no intervals{why}. An interval needs three seeds that reach the target."
     if len(names) == 1:
         return f"{INTERVAL}s over {next(iter(names))}."
     return f"{INTERVAL}s. " + " ".join(f"{', '.join(arms)}: over {covers}." for covers, arms in names.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from phigrow.errors import GrowthError
 from phigrow.study import progress
 from phigrow.study.job import Job
 from phigrow.study.settings import FLAT, Arm, Study
@@ -38,7 +39,10 @@ class Refining:
             base = [job for job in ends if job.arm is not None and job.arm.name == self.study.baseline]
             if any(progress.done(job) is None for job in (*mine, *base)):
                 return None
-            self._steps[arm.label] = self._crossing(mine, base)
+            try:
+                self._steps[arm.label] = self._crossing(mine, base)
+            except GrowthError:  # records that cannot be read: the report says so, and other jobs go on
+                self._steps[arm.label] = None
         return self._steps[arm.label]
 
     def _crossing(self, mine: list[Job], base: list[Job]) -> int | None:

@@ -82,10 +82,17 @@ def check_ranges(settings: Any) -> None:
             continue
         for item in value if isinstance(value, list) else [value]:
             kind = numbers.Integral if isinstance(value, list) else numbers.Real
-            wrong = isinstance(item, bool) or not isinstance(item, kind) or not math.isfinite(item)
+            wrong = isinstance(item, bool) or not isinstance(item, kind) or not _is_finite(item)
             if wrong or not (ge is None or item >= ge) or not (le is None or item <= le):
                 text = f"{field.name} has {item!r}" if isinstance(value, list) else f"{field.name} is {value!r}"
                 raise GrowthError(text, where=field.name, fix=f"give {allowed(field)}")
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def words(choices: tuple[str | bool, ...]) -> list[str]:

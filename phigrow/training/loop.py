@@ -80,7 +80,7 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     checkpoint = checkpoints.resumable(out, keys, world, resume=config.resume == "auto")
     exported = None if config.export is None else out / config.export
     if checkpoint:
-        check_length(checkpoint, config.steps, out)
+        check_length(checkpoint, None if config.is_trunk else config.steps, out)
     if checkpoint and checkpoint.progress.step == config.steps and (exported is None or exported.is_dir()):
         if world.first:
             print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)
@@ -97,7 +97,7 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
 
 
 def check_length(checkpoint: RunCheckpoint, steps: int | None, out: Path) -> None:
-    """Refuse a run that has trained for more steps than it is now asked for.
+    """Refuse a run that has trained for more steps than it is now asked for. A trunk may be longer than its ends need.
 
     Raises:
         GrowthError: its checkpoint is beyond ``steps``.

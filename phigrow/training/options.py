@@ -271,6 +271,11 @@ def _coerced(key: str, value: Any, where: str) -> Any:
         return ",".join(value)
     # A word in place of true or false is checked here, where the file is known.
     if str in kinds and isinstance(value, str) and (bool not in kinds or value in _FIELDS[key].metadata["choices"]):
+        if value.lower() in (*_TRUE[:3], *_FALSE[:3]) and value not in _FIELDS[key].metadata["choices"]:
+            fix = (
+                f"write none, or ./{value} for a file of this name" if type(None) in kinds else f"give {_expected(key)}"
+            )
+            raise GrowthError(f"{key} is {value!r}", where=f"{key} in {where}", why="it is no switch", fix=fix)
         return value
     if dict in kinds and isinstance(value, dict):
         return value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phigrow.errors import GrowthError
@@ -81,6 +81,22 @@ def test_a_mistake_is_named_with_its_line(text, message):
         parse_yaml(text, "here")
 
 
+def test_a_mapping_may_be_merged_before_its_own_place_is_read():
+    """PyYAML flattens merged mappings on the way, so keys must be compared before it does."""
+    text = "base: &b {x: 1}\nouter:\n  a: &a\n    <<: *b\n    x: 2\nc:\n  <<: *a\n  y: 3\n"
+    expected = {"base": {"x": 1}, "outer": {"a": {"x": 2}}, "c": {"x": 2, "y": 3}}
+    assert parse_yaml(text, "here") == expected
+    assert parse_yaml("a: {<<: {1: 2}}", "here") == {"a": {"1": 2}}
+    with pytest.raises(GrowthError, match="the key 'x' stands twice, in line 5 too"):
+        parse_yaml(text.replace("    x: 2\n", "    x: 2\n    x: 3\n"), "here")
+
+
+@pytest.mark.parametrize("text", ["a: !!int abc", "a: !!map [1]", "a: !!timestamp x", "[" * 5000, "a: " + "9" * 5000])
+def test_hostile_text_is_one_error(text):
+    with pytest.raises(GrowthError, match="not valid YAML"):
+        parse_yaml(text, "here")
+
+
 def test_files(tmp_path: Path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbflr: 1e-3\n")  # a byte-order mark
@@ -102,6 +118,7 @@ CONTENT = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(CONTENT)
 def test_what_is_written_is_read_back(content):
     assert parse_yaml(dump_yaml({"content": content}), "here") == {"content": content}

@@ -45,6 +45,15 @@ def test_a_source_beside_the_scratch_arm_is_left_out_with_a_note(source_and_grow
     assert comparison["wr"].estimate("tokens", "charged").speedup == 1.0
 
 
+def test_one_unit_is_not_enough_to_know_a_source(source_and_grown):
+    source, grown = source_and_grown()
+    records = grown / "records.jsonl"
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    del lines[0]["source_flops"], lines[0]["source_seconds"]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert without_sources(load_runs([source, grown]))[1] == {}
+
+
 @pytest.mark.parametrize("unit", ["seconds", "flops"])
 def test_units_that_were_not_recorded_do_not_hide_a_source(source_and_grown, unit):
     source, grown = source_and_grown()

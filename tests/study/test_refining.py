@@ -93,6 +93,15 @@ def test_an_end_close_to_the_crossing_is_near_enough(tmp_path, monkeypatch):
     assert {job.steps for job in ends(study) if job not in first} == {38}
 
 
+def test_records_that_cannot_be_read_leave_the_study_running(tmp_path):
+    study = loaded(tmp_path, **REFINED)
+    first = ends(study)
+    end_all(study, first)
+    (damaged,) = [job for job in first if job.name == "tile/seed0/40"]
+    (damaged.folder / "records.jsonl").write_text("nothing\n")
+    assert ends(study) == first
+
+
 def test_refine_must_be_a_truth_value(tmp_path):
     with pytest.raises(GrowthError, match=r"refine is 3\n.*\n.*give refine: true or refine: false"):
         loaded(tmp_path, refine=3)

@@ -131,6 +131,23 @@ def test_every_optimizer_describes_its_states(name):
     assert all(power in (1, 2) for power in spec.states.values())
 
 
+@pytest.mark.parametrize("word", ["no", "Off", "yes", "true"])
+def test_a_switch_is_no_name(tmp_path, word):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(f"export: '{word}'\n")
+    message = refused(recipe=recipe)
+    assert f"export is '{word}'" in message
+    assert f"write none, or ./{word} for a file of this name" in message
+    assert load_run_config(None, ["--compile", "yes", "--export", f"./{word}"]).export == f"./{word}"
+
+
+def test_a_number_too_large_for_a_float_is_one_error():
+    with pytest.raises(GrowthError, match="grad_clip is 1000"):
+        RunConfig(grad_clip=10**400)
+    with pytest.raises(GrowthError, match="lr"):
+        RunConfig(lr=10**400)
+
+
 def test_a_key_in_two_spellings_is_refused(tmp_path):
     recipe = tmp_path / "run.yaml"
     recipe.write_text("grad-clip: 1\ngrad_clip: 0.5\n")
