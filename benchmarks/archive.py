@@ -17,8 +17,10 @@ import json
 import shutil
 from pathlib import Path
 
+from phigrow.files.atomic import atomic_json
 from phigrow.files.shipped import find_shipped
 from phigrow.study import jobs_of, load_study, progress
+from phigrow.study.results import sweep_results
 
 
 def main() -> None:
@@ -31,10 +33,10 @@ def main() -> None:
     study = load_study(given.study, out=given.out)
     given.archive.mkdir(parents=True, exist_ok=True)
     shutil.copy(find_shipped(str(given.study), "study"), given.archive / "study.yaml")
-    if (given.out / "sweep.json").is_file():
-        shutil.copy(given.out / "sweep.json", given.archive)
-    current = set()
-    for job in jobs_of(study):
+    jobs, current = jobs_of(study), set()
+    if (sweeps := sweep_results(study, jobs)) is not None:
+        atomic_json(given.archive / "sweep.json", sweeps)
+    for job in jobs:
         if job.kind not in ("source", "end") or progress.done(job) is None:
             continue
         folder = given.archive / "records" / job.name

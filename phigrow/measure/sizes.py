@@ -40,6 +40,8 @@ def without_sources(runs: Iterable[Run]) -> tuple[list[Run], dict[str, str]]:
         if arms:
             others = f" and {len(arms) - 1} other arm{'s' * (len(arms) > 2)}" if len(arms) > 1 else ""
             sources[str(run.folder)] = arms[0] + others
+        elif run.is_source_of_study:
+            sources[str(run.folder)] = "arms that have no run here"
         else:
             kept.append(run)
     return kept, sources

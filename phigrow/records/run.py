@@ -77,6 +77,11 @@ class Run:
         return self.study.get("flat") is True
 
     @property
+    def is_source_of_study(self) -> bool:
+        """True for a source that a study trained: it is no arm, even if nothing that was grown from it is there."""
+        return self.meta.get("arm") == "source" and "side_by_side" in self.study
+
+    @property
     def is_refined(self) -> bool:
         """True for an end that was added where a cost had been read between two other ends."""
         return self.study.get("refined") is True

@@ -45,6 +45,19 @@ def test_a_source_beside_the_scratch_arm_is_left_out_with_a_note(source_and_grow
     assert comparison["wr"].estimate("tokens", "charged").speedup == 1.0
 
 
+def test_a_source_of_a_study_is_no_arm_before_anything_is_grown_from_it(source_and_grown, write_run):
+    """Its other seeds are trained before the arms that grow from them, and the report goes on."""
+    _, grown = source_and_grown()
+    large = write_run("scratch", LINE, COSTS, parameters=4000, name="large")
+    other = write_run("source", LINE, [0, 1e6, 5e6], seed=7, name="other", study={"side_by_side": 2})
+    comparison = compare(load_runs([large, grown, other]))
+    assert f"{other} is left out: it is the source of arms that have no run here" in comparison.notes
+    # A run that no study trained keeps its name, and is refused as any arm without a baseline is.
+    mine = write_run("source", LINE, COSTS, seed=8, name="mine", parameters=4000)
+    with pytest.raises(GrowthError, match="source, seed 8, has no run of scratch to compare with"):
+        compare(load_runs([large, grown, mine]))
+
+
 def test_one_unit_is_not_enough_to_know_a_source(source_and_grown):
     source, grown = source_and_grown()
     records = grown / "records.jsonl"
