@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.models.config import shipped_name
 from phigrow.training.declaration import Role, check_ranges, names_with
+from phigrow.training.deepspeed_file import read_deepspeed_file
 from phigrow.training.optimizers import check_optimizer, default_grad_clip
 from phigrow.training.settings import (
     DEMO,
@@ -220,25 +220,11 @@ class RunConfig(
         """Return the content of the DeepSpeed JSON file; an empty dictionary if the run has no such file.
 
         Raises:
-            GrowthError: the file cannot be read, or is not a JSON object.
+            GrowthError: as `read_deepspeed_file`.
         """
         if self.deepspeed is None:
             return {}
-        path = Path(self.deepspeed)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise GrowthError(
-                "the DeepSpeed file cannot be read",
-                where=str(path.absolute()),
-                why=str(error),
-                fix="write a JSON object, or remove the key deepspeed",
-            ) from error
-        if not isinstance(content, dict):
-            raise GrowthError(
-                "the DeepSpeed file is not a JSON object", where=str(path.absolute()), fix='write {"key": value, ...}'
-            )
-        return content
+        return read_deepspeed_file(Path(self.deepspeed))
 
     def as_dict(self) -> dict[str, Any]:
         """Return every key and value, for records."""

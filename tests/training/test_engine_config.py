@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from phigrow.errors import GrowthError
 from phigrow.models.cost import count_cost
 from phigrow.models.families import all_families
-from phigrow.training import RunConfig
+from phigrow.training import RunConfig, deepspeed_file
 from phigrow.training.engine import engine_config, micro_batch
 from phigrow.training.model import build_model, choose_attention, has_dropout, model_config
 from phigrow.training.optimizer_spec import decay_matrices
@@ -65,6 +65,52 @@ def test_stage_0_and_fp32_have_no_gradient_dtype_of_their_own():
 def test_a_file_that_contradicts_the_run_is_refused(tmp_path, content, part):
     with pytest.raises(GrowthError, match=part):
         engine_config(RunConfig(dtype="bf16", deepspeed=file(tmp_path, content)), 1, 16)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"gradient_cliping": 0.5}, "(?s)no key 'gradient_cliping'.*would be ignored.*did you mean gradient_clipping"),
+        ({"my_note": "for Anna"}, "(?s)no key 'my_note'.*begin its name with an underscore"),
+        ({"bfloat16": {"enabled": True}, "bf16": {"enabled": False}}, "bf16 stands twice, as bf16 and b"),
+        ({"sparse_gradients": True}, "(?s)sparse_gradients in the DeepSpeed file is not supported.*sparse tensors"),
+        ({"progressive_layer_drop": {"enabled": True, "theta": 0.5}}, "layers would be left out at random"),
+        ({"curriculum_learning": {"enabled": True}}, "blocks would be cut to other lengths"),
+        ({"gradient_allreduce_op": "sum"}, "summed over ranks"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "data parallelism only"),
+    ],
+)
+def test_what_deepspeed_would_do_unseen_is_refused(tmp_path, content, part):
+    with pytest.raises(GrowthError, match=part):
+        engine_config(RunConfig(dtype="bf16", deepspeed=file(tmp_path, content)), 1, 16)
+
+
+def test_an_alias_is_the_name_that_it_stands_for(tmp_path):
+    """`bfloat16` once trained in bf16 while banner and record had fp32."""
+    path = file(tmp_path, {"bfloat16": {"enabled": True}, "_note": "a comment", "sparse_gradients": False})
+    with pytest.raises(GrowthError, match=r"bf16\.enabled is True"):
+        engine_config(RunConfig(dtype="fp32", deepspeed=path), 1, 16)
+    out = engine_config(RunConfig(dtype="bf16", deepspeed=path), 1, 16)
+    assert out["bf16"] == {"enabled": True}
+    assert not {"bfloat16", "_note", "sparse_gradients"} & set(out)
+
+
+def test_a_key_that_stands_twice_in_the_file_is_refused(tmp_path):
+    path = tmp_path / "engine.json"
+    path.write_text('{"gradient_clipping": 1, "gradient_clipping": 2}')
+    with pytest.raises(GrowthError, match=r"(?s)DeepSpeed file.*gradient_clipping"):
+        RunConfig(deepspeed=str(path)).deepspeed_file()
+
+
+def test_deepspeed_reads_every_key_that_is_known():
+    """The names come from DeepSpeed's own modules, so that a renamed key is noticed."""
+    import deepspeed
+
+    folder = Path(deepspeed.__file__).parent
+    source = "".join(path.read_text(errors="replace") for path in folder.rglob("*.py"))
+    for key in (*deepspeed_file.KNOWN, *deepspeed_file.UNSEEN, *deepspeed_file.ALIASES):
+        assert f'"{key}"' in source or f"'{key}'" in source, key
+    assert '"gradient_cliping"' not in source
 
 
 def test_fp16_needs_zero():
