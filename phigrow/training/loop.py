@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
 from phigrow.training.per_value_lr import copied_values, has_per_value_lr, make_per_value_lr
 from phigrow.training.prefetch import repeated
-from phigrow.training.process import forget_stop, lost_rank_named, on_rank_zero, start
+from phigrow.training.process import World, forget_stop, lost_rank_named, on_rank_zero, start
 from phigrow.training.resolved import ResolvedRun, resolve_run
 from phigrow.training.run_info import opening, run_record
+from phigrow.training.run_lock import run_lock
 from phigrow.training.schedule import rejoin
 from phigrow.training.settings import SCRATCH
 from phigrow.training.teacher import load_teacher, teacher_of
@@ -77,6 +79,26 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     source = initial_state.with_state(source, initial)
     keys = config.reproducibility_keys() | data_keys(blocks)
     on_rank_zero(world, lambda: branch(config, keys, out))
+    with contextlib.ExitStack() as held:
+        on_rank_zero(world, lambda: _hold(held, out))
+        return _train_in(out, config, world, blocks, initial, source, keys, monitors)
+
+
+def _hold(held: contextlib.ExitStack, out: Path) -> None:
+    held.enter_context(run_lock(out))
+
+
+def _train_in(
+    out: Path,
+    config: RunConfig,
+    world: World,
+    blocks: DataSource,
+    initial: InitialState,
+    source: InitSource,
+    keys: dict[str, Any],
+    monitors: dict[str, dict[str, Any]],
+) -> Summary:
+    """Start or resume a run in a folder that this launch holds."""
     checkpoint = checkpoints.resumable(out, keys, world, resume=config.resume == "auto")
     exported = None if config.export is None else out / config.export
     if checkpoint:
