@@ -44,18 +44,23 @@ def run(words: list[str]) -> tuple[int, bool]:
         The exit code of `main`, and True if the run reached its end.
     """
     try:
+        first = own_rank() == 0
+    except GrowthError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2, False
+    try:
         config = parse(words)
         if config is None:
-            if own_rank() == 0:
+            if first:
                 print(usage())
             return 0, True
-        if own_rank() == 0 and not [word for word in words if not word.startswith("--local")]:
+        if first and not [word for word in words if not word.startswith("--local")]:
             print(DEMO_WORDS, flush=True)
         from phigrow.training.loop import train
 
         return 0, train(config).finished
     except GrowthError as error:
-        if own_rank() == 0:
+        if first:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(3)  # the launcher kills every rank when one fails; rank 0 prints its message before

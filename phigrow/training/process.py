@@ -45,12 +45,34 @@ class World:
 
 def own_rank() -> int:
     """Return the rank that the launcher gave this process; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if _launched() else 0
+
+
+def _launched() -> bool:
+    """Return True if a launcher has started this process.
+
+    A rank without a number of ranks, or an empty one, was left behind by something else and counts as none.
+
+    Raises:
+        GrowthError: a variable of the launcher is no whole number.
+    """
+    given = {name: os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE")}
+    if not all(given.values()):
+        return False
+    for name, value in given.items():
+        if not value.isdecimal():
+            raise GrowthError(
+                f"the environment variable {name} is {value!r}",
+                where=name,
+                why="launchers set it to a whole number",
+                fix="start the run with deepspeed or torchrun, or unset RANK and WORLD_SIZE",
+            )
+    return True
 
 
 def prepare_environment() -> None:
     """Set the environment variables that a launcher sets, for one process, and those of DeepSpeed's builds."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not _launched():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -189,7 +211,9 @@ def forget_stop(file: Path) -> None:
 
 
 class StopRequest:
-    """A request to stop, by SIGTERM, SIGUSR1, SIGINT or a file. The loop then saves and exits with code 0.
+    """A request to stop, by SIGTERM, SIGHUP, SIGUSR1, SIGINT or a file. The loop then saves and exits with code 0.
+
+    SIGHUP comes when a terminal closes. It stays ignored where it was, as under nohup.
 
     The loop sees a request when it next reads from the device: after ``log_every`` steps or 10 seconds, whichever is
     sooner, but at least one step. Launchers repeat signals: DeepSpeed's sends SIGTERM twice within a second. So only
@@ -218,8 +242,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         with contextlib.suppress(ValueError):  # not in the main thread: no signals to handle
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                self._former[number] = signal.signal(number, self._ask)
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -82,7 +82,7 @@ def test_after_a_lost_rank_it_goes_on_with_fewer_by_one_flag(folder):
     assert np.median(np.abs(np.diff(losses(out)))) > 1e-3
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", "file"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGUSR1", "file"])
 def test_a_run_that_is_asked_to_stop_saves_and_exits_with_code_0(folder, how):
     out = folder / f"asked-{how}"
     shutil.rmtree(out, ignore_errors=True)
