@@ -19,6 +19,7 @@ from phigrow.errors import GrowthError
 from phigrow.expansion.provenance import command_line, growth_card, installed_version, provenance, sha256_of
 from phigrow.expansion.write_tensors import write_tensors
 from phigrow.files.atomic import atomic_json
+from phigrow.files.output import check_replaceable
 from phigrow.files.staged_folder import StagedFolder
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.lift import InMemory, lift
@@ -120,6 +121,7 @@ def expand_checkpoint(
     shard_bytes = parse_size(output.shard_size)
     if out.exists() and not output.overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
+    check_replaceable(out, [PROVENANCE_FILE], "a grown checkpoint")
     with open_checkpoint(folder) as reader:
         check_source(plan, reader)
         dtype = resolve_dtype(output.dtype, reader)

@@ -31,6 +31,7 @@ from phigrow.expansion.progress_bar import progress_bar
 from phigrow.expansion.provenance import installed_version
 from phigrow.expansion.write_tensors import block_rows
 from phigrow.files.atomic import atomic_json
+from phigrow.files.output import check_replaceable
 from phigrow.files.staged_folder import StagedFolder, remove
 from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.lift import InMemory, Lift, SourceTensor
@@ -87,6 +88,7 @@ def grow_optimizer(
     out = Path(out) if out is not None else named.with_name(named.name + "-optimizer")
     if out.exists() and not overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
+    check_replaceable(out, [universal.STATE], "a grown optimizer state")
     check_state(plan, state)
     source = _find_checkpoint(Path(checkpoint))
     _check_step(source, made.provenance)

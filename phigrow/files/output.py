@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,3 +44,34 @@ def make_folder(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_replaceable(out: Path, markers: Collection[str], content: str) -> None:
+    """Refuse to replace a folder or file that phigrow did not write. A missing or empty folder is no obstacle.
+
+    Args:
+        out: the output.
+        markers: names of files, one of which phigrow puts into every folder of this kind.
+        content: the kind, for the message, such as ``a grown checkpoint``.
+
+    Raises:
+        GrowthError: ``out`` holds other files, or it is a folder that holds the current folder.
+    """
+    if not out.exists():
+        return
+    here = Path.cwd()
+    if out.resolve() in (here, *here.parents):
+        raise GrowthError(
+            "the output is the current folder, or a folder above it",
+            where=str(out),
+            why="phigrow replaces an output folder as a whole",
+            fix="choose another --out",
+        )
+    if out.is_dir() and (not any(out.iterdir()) or any((out / marker).is_file() for marker in markers)):
+        return
+    raise GrowthError(
+        f"the output exists, and it is not {content}",
+        where=str(out),
+        why="phigrow replaces only what it wrote",
+        fix="choose another --out, or move these files away",
+    )

@@ -13,9 +13,9 @@ from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
 from phigrow.expansion.expand import check_source
 from phigrow.expansion.provenance import installed_version
-from phigrow.files.output import writing
+from phigrow.files.output import check_replaceable, writing
 from phigrow.files.staged_folder import staged_folder
-from phigrow.growth.matrices import write_maps
+from phigrow.growth.matrices import FILE, write_maps
 from phigrow.growth.plan import Plan
 from phigrow.growth.planner import plan as make_plan
 from phigrow.models.config import Config
@@ -99,6 +99,7 @@ def learn_growth(
     exists = on_rank_zero(world, out.exists)
     if exists and not overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
+    on_rank_zero(world, lambda: check_replaceable(out, [FILE], "a folder of learned maps"))
     run = _Run(plan, config, locate(src, revision), out, world, dtype or _best(world), noise)
     with lost_rank_named(world, lambda: "Nothing was written; run the same command again."):
         learned = run.train()

@@ -13,9 +13,11 @@ from phigrow.checkpoints.companions import stored_config, write_companions
 from phigrow.checkpoints.provenance import TRAINING_FILE
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.files.atomic import atomic_json
+from phigrow.files.output import check_replaceable
 from phigrow.files.staged_folder import staged_folder
 from phigrow.models.config import Config
 from phigrow.training.model import DTYPES
+from phigrow.training.process import on_rank_zero
 from phigrow.training.zero import full_shape, full_value
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def export_model(
     """
     import torch.distributed as dist
 
+    on_rank_zero(world, lambda: check_replaceable(folder, [TRAINING_FILE], "an export of a run"))
     model = engine.module
     # The safetensors library, too, stores tensors sorted by name.
     parameters = sorted(model.named_parameters(), key=lambda item: item[0])

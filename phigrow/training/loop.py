@@ -20,6 +20,7 @@ from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
 from phigrow.training.data import check_tokenizer, data_keys, load_data, make_feed, restricted
+from phigrow.training.export_place import check_export
 from phigrow.training.initial_state import InitialState
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
@@ -71,6 +72,7 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
         copied_values(config)
     optimizer_device(config)
     world = start(config.threads)
+    on_rank_zero(world, lambda: check_export(out, config.export))
     if blocks is None:
         blocks = load_data(config, out, world)
     blocks = restricted(config, blocks)

@@ -189,8 +189,26 @@ def test_an_existing_output_is_kept_unless_told_otherwise(save_model, tmp_path):
     with pytest.raises(GrowthError, match="the output folder exists"):
         phigrow.expand(folder, DST, out)
     assert (out / "precious").exists()
-    phigrow.expand(folder, DST, out, overwrite=True)
-    assert not (out / "precious").exists()
+    # Never replaced: phigrow did not write it.
+    with pytest.raises(GrowthError, match=r"(?s)it is not a grown checkpoint.*phigrow replaces only what it wrote"):
+        phigrow.expand(folder, DST, out, overwrite=True)
+    assert (out / "precious").read_text() == "x"
+    grown = phigrow.expand(folder, DST, tmp_path / "grown", method="tile")
+    before = (grown / "phigrow.json").read_bytes()
+    phigrow.expand(folder, DST, grown, method="wr", overwrite=True)
+    assert (grown / "phigrow.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("place", [".", "..", "file.txt"])
+def test_neither_a_file_nor_the_current_folder_is_replaced(save_model, tmp_path, monkeypatch, place):
+    folder = save_model(phi_model(SRC, torch.float32))
+    inside = tmp_path / "here" / "inside"
+    inside.mkdir(parents=True)
+    (inside / "file.txt").write_text("mine")
+    monkeypatch.chdir(inside)
+    with pytest.raises(GrowthError, match=r"(?s)the output (is the current folder|exists).*choose another --out"):
+        phigrow.expand(folder, DST, place, overwrite=True)
+    assert (inside / "file.txt").read_text() == "mine"
 
 
 def test_float16_overflow_names_the_tensor(save_model, tmp_path):
