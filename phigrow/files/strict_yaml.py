@@ -35,10 +35,14 @@ def _loader() -> type[yaml.SafeLoader]:
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - none of YAML 1.1
 
+        def __init__(self, stream: str) -> None:
+            super().__init__(stream)
+            self.checked: set[int] = set()
+
         def flatten_mapping(self, node: yaml.MappingNode) -> None:
             # Flattening puts the keys of merged mappings into a node, so its own keys are checked before, and once.
-            if not hasattr(node, "is_checked"):
-                node.is_checked = True
+            if id(node) not in self.checked:
+                self.checked.add(id(node))
                 check_keys(node)
             super().flatten_mapping(node)
 

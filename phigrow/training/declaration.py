@@ -88,7 +88,7 @@ def check_ranges(settings: Any) -> None:
                 raise GrowthError(text, where=field.name, fix=f"give {allowed(field)}")
 
 
-def _is_finite(number: float) -> bool:
+def _is_finite(number: numbers.Real) -> bool:
     try:
         return math.isfinite(number)
     except OverflowError:  # a whole number that no float can hold
