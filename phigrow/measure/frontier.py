@@ -79,7 +79,10 @@ class FlatFrontier:
             reading, where = self.sizes[name].fit.crossing(loss, hull[-1][0])
             if where == "inside" and reading.slope < 0 and reading.at <= hull[-1][0] + REACH:
                 return EnvelopePoint(reading.at, reading.slope, "inside", ((name, reading, 1.0),))
-            return EnvelopePoint(hull[-1][0], -1.0, "after")
+            border = hull[-1][0] + REACH
+            # Where the curve is still above the loss at the border, the frontier needs more than that.
+            above = self.sizes[name].fit.read(border).loss > loss
+            return EnvelopePoint(border if above else hull[-1][0], -1.0, "after")
         place = next((i for i in range(1, len(hull)) if hull[i][1] <= loss), 0)
         (x0, y0, left), (x1, y1, right) = hull[max(place - 1, 0)], hull[place]
         if place == 0 or y0 == y1:

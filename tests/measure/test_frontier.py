@@ -8,6 +8,7 @@ import pytest
 
 from phigrow.measure import compare, findings, latex, load_runs, markdown, report
 from phigrow.measure.frontier import frontier_of
+from phigrow.measure.loss_fit import REACH
 from phigrow.measure.page import page
 
 SIZES = {"flat-40": 40, "flat-60": 60, "scratch": 100, "flat-160": 160}
@@ -100,6 +101,18 @@ def test_a_loss_below_every_flat_model_is_a_bound(write_flat):
     sunk, _ = comparison["wr"].frontier
     assert (sunk.bound, sunk.interval) == ("at least", None)
     assert "> " in markdown(comparison).split("frontier saving, sunk")[1]
+
+
+def test_the_bound_follows_from_how_far_the_frontier_is_read(write_flat):
+    """Just inside and just outside of what is read, the savings of two arms are nearly the same."""
+    frontier = frontier_of(compare(load_runs(write_flat())))
+    end, least, name = frontier.hull[-1]
+    border = frontier.sizes[name].fit.read(end + REACH).loss
+    assert border < least
+    inside, outside = frontier.at_loss(border + 1e-6), frontier.at_loss(border - 1e-6)
+    assert (inside.where, outside.where) == ("inside", "after")
+    assert outside.log_flops == end + REACH
+    assert inside.log_flops == pytest.approx(outside.log_flops, abs=1e-4)
 
 
 def test_intervals_hold_the_truth_and_need_seeds_of_every_size(write_flat):
