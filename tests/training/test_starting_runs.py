@@ -61,6 +61,7 @@ def test_a_request_is_forgotten_by_rank_0_alone_and_read_once(tmp_path, monkeypa
     stop = tmp_path / "stop"
     stop.touch()
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     forget_stop(stop)
     assert stop.exists()
     with StopRequest(stop) as request:
