@@ -22,7 +22,8 @@ def learn_growth(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder written by 'phigrow data' with the source's tokenizer.  \\[default: the embedded corpus]"
+            help="Folder written by 'phigrow data' with the source's tokenizer, or the word embedded for the "
+            "documentation of Python.  \\[required]"
         ),
     ] = None,
     method: Annotated[

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ import typer
 
 from phigrow.cli.printing import print_json
 from phigrow.cli.terminal import complete_shipped, is_quiet, say, shows_progress
+from phigrow.errors import GrowthError
 
 COMMANDS = {"recipe": "pretrain", "study": "compare", "stages": "grow-train"}
 """Kind of shipped file -> the command that takes it."""
@@ -140,13 +143,15 @@ def compare(
     phigrow compare tiny --dry-run
     """
     from phigrow.study import jobs_of, load_study, run_study
-    from phigrow.study.runner import chosen
+    from phigrow.study.runner import check_text_of, chosen, wanted
     from phigrow.study.table import listing
 
     loaded = load_study(study, out=out, workers=workers, ranks=ranks)
     if dry_run:
-        for line in listing(loaded, chosen(loaded, jobs_of(loaded), only or (), seeds or ())):
+        jobs = chosen(loaded, jobs_of(loaded), only or (), seeds or ())
+        for line in listing(loaded, jobs):
             typer.echo(line)
+        _name_missing_text(partial(check_text_of, loaded, wanted(jobs)))
         return
     outcome = run_study(loaded, only=only or (), seeds=seeds or (), say=say)
     typer.echo(f"report: {outcome.report / 'report.html'}" if outcome.report else outcome.why_no_report)
@@ -184,14 +189,24 @@ def grow_train(
     phigrow grow-train tiny --dry-run
     """
     from phigrow.study import load_stages, run_stages
+    from phigrow.study.reading import check_text
     from phigrow.study.staged import described
 
     loaded = load_stages(stages, out=out, ranks=ranks)
     if dry_run:
         for stage in (*loaded.stages, *([loaded.scratch] if loaded.scratch else [])):
             typer.echo(described(loaded, stage))
+        _name_missing_text(partial(check_text, loaded.data, loaded.data_folder))
         return
     typer.echo(f"wrote {run_stages(loaded, say=say)}")
+
+
+def _name_missing_text(check: Callable[[], None]) -> None:
+    """Print one line if the text that a study packs does not exist. A dry run lists the jobs all the same."""
+    try:
+        check()
+    except GrowthError as error:
+        typer.echo(f"before you run it: {error.what} ({error.where})", err=True)
 
 
 def report(

@@ -72,7 +72,7 @@ def learn_growth(
         src, dst_config, method, depth, seed, revision, options: of the plan that learning starts from, as in
             `phigrow.plan`; ``seed`` is also that of data order and noise.
         out: new folder of the matrices (``growth-maps.safetensors``); there complete, or not at all.
-        data: folder of packed blocks (by default the embedded corpus, in blocks of ``seq_len`` tokens, beside ``out``).
+        data: folder of packed blocks, or ``embedded`` for the embedded corpus in blocks of ``seq_len`` tokens.
         steps, batch, micro_batch: optimizer steps; sequences a step, over all ranks; sequences a rank holds at once.
         lr: peak rate of AdamW, which warms up over a tenth of the steps and then decays to a tenth (cosine).
         noise: size of the noise added to rows of matrices at the start, as a fraction of their length.
@@ -87,6 +87,12 @@ def learn_growth(
     """
     plan = make_plan(src, dst_config, method, depth=depth, seed=seed, revision=revision, **options)
     _check(plan, zero, dtype)
+    if data is None:
+        raise GrowthError(
+            "there is no text to learn the maps from",
+            where="data",
+            fix="give --data <folder written by 'phigrow data' with the source's tokenizer>",
+        )
     out = Path(out)
     config = RunConfig(
         data=data, seq_len=seq_len, steps=steps, batch=batch, micro_batch=micro_batch, lr=lr, seed=seed, zero=zero,
@@ -256,7 +262,7 @@ class _Run:
                 "plan": plan.hash,
             },
             "source": source,
-            "data": config.data or "embedded",
+            "data": config.data,
             "data_fingerprint": self.blocks.fingerprint,
             "steps": config.steps,
             "batch": config.batch,

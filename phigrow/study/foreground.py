@@ -12,6 +12,7 @@ from pathlib import Path
 
 from phigrow.study.launch import STOP_SECONDS, end_with_parent, environment, gpus, launcher
 from phigrow.training import main
+from phigrow.training.data import check_data
 from phigrow.training.loop import STOP_FILE
 from phigrow.training.options import parse
 from phigrow.training.training_cost import run_folder
@@ -36,6 +37,8 @@ def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = Tr
         KeyboardInterrupt: Ctrl-C came before the run could save anything, or a second time.
     """
     config = parse(words)  # raises an error about the words before any rank starts
+    if config is not None:
+        check_data(config)
     ranks = ranks or gpus() or 1
     if ranks == 1:
         os.environ.update(environment())

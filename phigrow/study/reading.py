@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from phigrow.corpus.sources import EMBEDDED, local_files
 from phigrow.errors import GrowthError
 from phigrow.files.shipped import shipped_names
 from phigrow.files.strict_yaml import read_yaml
@@ -115,7 +116,39 @@ def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:
     arguments = mapping(value, f"data in {path}")
     known = [key for key in prepare.__annotations__ if key not in ("out", "overwrite", "progress", "return")]
     only(arguments, known, f"data in {path}")
+    if "ref" not in arguments:
+        raise GrowthError(
+            "the data has no 'ref'",
+            where=f"data in {path}",
+            fix="give ref: <file, folder or dataset of the hub>, or ref: embedded for the documentation of Python",
+        )
+    arguments["ref"] = _text_beside(str(arguments["ref"]), path)
     return arguments, whole(arguments.get("seq_len", 256), "seq_len", path, least=2)[0]
+
+
+def _text_beside(ref: str, path: Path) -> str:
+    """Return the place of a text: beside the recipe if it exists there. The spelling of other places stays."""
+    there = path.parent / ref
+    if ref == EMBEDDED or not there.exists() or (Path(ref).exists() and there.samefile(ref)):
+        return ref
+    return str(there)
+
+
+def check_text(data: Path | dict[str, Any], packed: Path) -> None:
+    """Refuse text that does not exist, before a job starts.
+
+    Args:
+        data: the first result of `data_of`.
+        packed: folder of the packed blocks. Where it exists, the text is not needed any more.
+
+    Raises:
+        GrowthError: the text is a path, and there is no such file or folder. A name on the hub is not looked up.
+    """
+    if isinstance(data, dict) and data["ref"] != EMBEDDED and not packed.is_dir():
+        try:
+            local_files(data["ref"])
+        except GrowthError as error:
+            raise error.at("the text of the study, data.ref") from None
 
 
 def config_of(value: Any, path: Path, key: str) -> Config:

@@ -21,6 +21,7 @@ from phigrow.study.job import Job
 from phigrow.study.jobs import StudyJobs
 from phigrow.study.launch import GROUP, Ranks, still_running
 from phigrow.study.learning import learned_maps
+from phigrow.study.reading import check_text
 from phigrow.study.results import write_results
 from phigrow.study.settings import Study
 from phigrow.study.table import Display
@@ -68,9 +69,10 @@ def run_study(
         say: receives messages that are not part of the live table, line by line.
 
     Raises:
-        GrowthError: an arm or a seed is unknown, or another command runs this study.
+        GrowthError: an arm or a seed is unknown, the text does not exist, or another command runs this study.
     """
     work = _Work(study, only, seeds)
+    check_text_of(study, wanted(work.jobs))
     with alone(study.out):
         outcome = Outcome()
         trains = any(job.trains for job in wanted(work.jobs))
@@ -99,6 +101,17 @@ class _Work:
         """Read the results of the sweeps, and update the jobs."""
         self.everything = self._source.all()
         self.jobs = chosen(self.study, self.everything, self.only, self.seeds)
+
+
+def check_text_of(study: Study, jobs: list[Job]) -> None:
+    """Refuse a study whose text has to be packed and does not exist.
+
+    Raises:
+        GrowthError: as `check_text`.
+    """
+    for job in jobs:
+        if job.kind == "data":
+            check_text(study.data, job.folder)
 
 
 def _run_all(work: _Work, crew: Crew, display: Display, outcome: Outcome) -> None:
@@ -262,7 +275,7 @@ def _make(study: Study, jobs: list[Job], job: Job) -> None:
         from phigrow.corpus import prepare
 
         assert isinstance(study.data, dict)
-        prepare(**{"ref": "embedded", **study.data, "out": job.folder, "progress": False})
+        prepare(**study.data | {"out": job.folder, "progress": False})
         return
     from phigrow.expansion.expand import OutputSpec, expand_checkpoint
     from phigrow.growth.growth_spec import GrowthSpec

@@ -11,6 +11,7 @@ from phigrow.records.concatenation import write_concatenated
 from phigrow.records.readers.phigrow import last_record
 from phigrow.study.automatic import device, engine_settings, kept_choices, threads_of_a_run, with_choices
 from phigrow.study.launch import Ranks, default_ranks
+from phigrow.study.reading import check_text
 from phigrow.study.runner import alone, wait_for_former
 from phigrow.study.stages import Stage, Staged
 from phigrow.study.table import clock, millions
@@ -37,14 +38,15 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
         The export of the last stage.
 
     Raises:
-        GrowthError: a stage failed, or another command works in this folder.
+        GrowthError: the text does not exist, a stage failed, or another command works in this folder.
     """
+    check_text(staged.data, staged.data_folder)
     with alone(staged.out):
         if isinstance(staged.data, dict) and not staged.data_folder.is_dir():
             from phigrow.corpus import prepare
 
             say(f"data: packed blocks in {staged.data_folder}")
-            prepare(**{"ref": "embedded", **staged.data, "out": staged.data_folder, "progress": False})
+            prepare(**staged.data | {"out": staged.data_folder, "progress": False})
         ranks_wanted = staged.ranks or default_ranks(staged.batch)
         choices = _choices(staged, ranks_wanted, say)
         with Ranks(ranks_wanted, say=say) as ranks:

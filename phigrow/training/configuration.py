@@ -183,6 +183,11 @@ class RunConfig(
         return self.schedule_steps or (self.schedule_start or 0) + self.steps
 
     @property
+    def is_demo(self) -> bool:
+        """True if the run trains the model of the demonstration from scratch."""
+        return self.init == SCRATCH and self.model in (None, DEMO)
+
+    @property
     def is_trunk(self) -> bool:
         """True if this run never decays and others branch off it."""
         return self.trunk is not None and self.schedule == "wsd" and not self.decay_steps

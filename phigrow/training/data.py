@@ -14,9 +14,27 @@ from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
 from phigrow.training.process import World, on_rank_zero
 
+EMBEDDED = "embedded"
+"""Value of ``data`` for the embedded corpus. A folder of this name takes precedence."""
+
+
+def check_data(config: RunConfig) -> None:
+    """Refuse a run that names no text. Only the demonstration trains on the embedded corpus unasked.
+
+    Raises:
+        GrowthError: neither ``data`` nor ``stream`` is set, and the model is not the demo's.
+    """
+    if config.data is None and config.stream is None and not config.is_demo:
+        raise GrowthError(
+            "the run has no text to train on",
+            where="data",
+            why="neither data nor stream is set",
+            fix="give data: <folder written by 'phigrow data'>, or data: embedded for the documentation of Python",
+        )
+
 
 def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
-    """Open the data of a run on every rank; without ``data`` rank 0 prepares the embedded corpus first.
+    """Open the data of a run on every rank; rank 0 prepares the embedded corpus first, where the run reads it.
 
     Raises:
         GrowthError: folders cannot be read or do not fit together.
@@ -28,8 +46,9 @@ def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
         return dataclasses.replace(opened, tokenizer_dir=out / "tokenizer")
     if isinstance(config.data, dict):
         return corpus.mix_folders(config.data)
-    folder = Path(config.data) if config.data else out.parent / f"data-embedded-{config.seq_len}"
-    if config.data is None and not on_rank_zero(world, folder.is_dir):
+    embedded = config.data is None or (config.data == EMBEDDED and not Path(EMBEDDED).is_dir())
+    folder = out.parent / f"data-embedded-{config.seq_len}" if embedded else Path(str(config.data))
+    if embedded and not on_rank_zero(world, folder.is_dir):
         if world.first:
             print(f"preparing the embedded corpus in {folder}", flush=True)
         on_rank_zero(world, lambda: bool(corpus.prepare("embedded", folder, seq_len=config.seq_len, progress=False)))

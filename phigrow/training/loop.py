@@ -19,7 +19,7 @@ from phigrow.training.automatic import choose
 from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
-from phigrow.training.data import check_tokenizer, data_keys, load_data, make_feed, restricted
+from phigrow.training.data import check_data, check_tokenizer, data_keys, load_data, make_feed, restricted
 from phigrow.training.export_place import check_export
 from phigrow.training.initial_state import InitialState
 from phigrow.training.monitors import Monitors, monitor_sections
@@ -56,14 +56,16 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
 
     Args:
         config: the run.
-        blocks: packed blocks, as `phigrow.corpus.load_blocks` returns them; None loads ``config.data``, or prepares
-            the embedded corpus beside the run folder.
+        blocks: packed blocks, as `phigrow.corpus.load_blocks` returns them; None loads ``config.data`` or
+            ``config.stream``.
 
     Raises:
         GrowthError: the configuration, the data and the checkpoint do not fit together, or the run folder holds another
             run. Every rank raises it.
     """
     config.stage  # noqa: B018  # report an unreadable DeepSpeed file before anything is loaded
+    if blocks is None:
+        check_data(config)
     source = source_of(config)
     out = run_folder(config, source)
     forget_stop(out / STOP_FILE)

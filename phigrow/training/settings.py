@@ -52,8 +52,9 @@ class DataSettings:
 
     data: str | dict[str, Any] | None = key(
         None,
-        "Folder written by 'phigrow data', or several with weights, {textbooks: 0.8, code: 0.2} (default: the embedded"
-        " corpus, prepared beside the run folder).",
+        "Folder written by 'phigrow data', or several with weights, {textbooks: 0.8, code: 0.2}. The word"
+        " embedded is the documentation of Python, prepared beside the run folder (default: embedded for the demo's"
+        " model; every other run must give data or stream).",
         role=DECIDED,
     )
     mixture: dict[str, Any] | None = key(

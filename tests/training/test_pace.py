@@ -119,7 +119,7 @@ def test_a_checkpoint_that_was_not_grown_has_no_fresh_values(grown, tmp_path):
         train(RunConfig(fresh_warmup=10))
     assert "the run starts from scratch" in str(error.value)
     with pytest.raises(GrowthError, match=r"there is no phigrow\.json"):
-        train(RunConfig(init=str(grown / "source"), copied_lr=0.5))
+        train(RunConfig(init=str(grown / "source"), copied_lr=0.5, data="embedded"))
     (tmp_path / "phigrow.json").write_text('{"plan": {}}')
     with pytest.raises(GrowthError, match="does not record which values are copies"):
         copied_values(RunConfig(init=str(tmp_path), fresh_lr=2.0))
