@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from phigrow.checkpoints.hub import TOKENIZER_FILES
+from phigrow.checkpoints.tokenizer_folder import copy_tokenizer
 from phigrow.files.atomic import atomic_json, atomic_write
 from phigrow.models.config import Config, load_config
 
@@ -32,9 +31,7 @@ def write_companions(
     atomic_json(folder / CONFIG_FILE, config, indent=2)
     atomic_json(folder / GENERATION_FILE, generation, indent=2)
     if tokenizer is not None:
-        for name in TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, folder / name)
+        copy_tokenizer(tokenizer, folder)
     if card is not None:
         atomic_write(folder / CARD_FILE, card)
 

@@ -13,13 +13,19 @@ ALIASES = {"phi-1": "microsoft/phi-1", "phi-1_5": "microsoft/phi-1_5", "phi-2": 
 _SHIPPED = {"phi-1": "phi-1.json", "phi-1_5": "phi-1_5.json", "phi-2": "phi2.json"}
 
 CONFIG_FILES = ["config.json", "generation_config.json"]
-TOKENIZER_FILES = [
+VOCABULARY_FILES = [
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+]
+TOKENIZER_FILES = [
+    *VOCABULARY_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
     "merges.txt",
     "chat_template.jinja",
 ]
@@ -50,6 +56,23 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
             contained(path, file)
         return path
     return _download(name, revision, [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *WEIGHT_FILES])
+
+
+def locate_tokenizer(name: str) -> Path:
+    """Return the local folder of a tokenizer on the hub, which is downloaded or taken from the cache.
+
+    Raises:
+        GrowthError: nothing has that name, or the hub cannot be reached.
+    """
+    try:
+        return _download(name, None, [*CONFIG_FILES, *TOKENIZER_FILES])
+    except GrowthError as error:
+        raise GrowthError(
+            f"the tokenizer {name!r} cannot be loaded",
+            where=error.where,
+            why=f"{error.what}: {error.why}",
+            fix=error.fix,
+        ) from error
 
 
 def source_config(name: str | Path, revision: str | None = None) -> Config:

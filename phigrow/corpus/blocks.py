@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from phigrow.checkpoints.tokenizer_folder import FEWEST
 from phigrow.corpus.feed import BlockFeed, Feed
 from phigrow.corpus.metadata import read_metadata
 from phigrow.corpus.order import WHOLE, Part
@@ -21,13 +22,14 @@ from phigrow.errors import GrowthError
 class BlockArray:
     """The blocks of one split on disk, memory-mapped.
 
-    `source_of` returns indices into ``sources``, the names of the sources.
+    `source_of` returns indices into ``sources``, the names of the sources. Ids that are read are checked against
+    ``vocab_size``, if it is given.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, vocab_size: int | None = None) -> None:
         from datasets import ClassLabel, load_from_disk
 
-        self.folder = Path(folder)
+        self.folder, self.vocab_size = Path(folder), vocab_size
         data = load_from_disk(str(folder), keep_in_memory=False)
         table = data.data.table
         self.parts = [
@@ -49,6 +51,7 @@ class BlockArray:
 
         Raises:
             IndexError: an index below 0 or past the end.
+            GrowthError: a block holds an id outside the vocabulary.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
@@ -57,7 +60,16 @@ class BlockArray:
             return np.empty((0, self.parts[0].shape[1] if self.parts else 0), np.int64)
         part = np.searchsorted(self._starts, wanted, side="right") - 1
         row = wanted - self._starts[part]
-        return np.stack([self.parts[p][r] for p, r in zip(part.tolist(), row.tolist(), strict=True)]).astype(np.int64)
+        blocks = np.stack([self.parts[p][r] for p, r in zip(part.tolist(), row.tolist(), strict=True)])
+        if self.vocab_size is not None and blocks.max() >= self.vocab_size:
+            number, place = np.argwhere(blocks >= self.vocab_size)[0]
+            raise GrowthError(
+                f"block {wanted[number]} holds the token id {blocks[number, place]}",
+                where=str(self.folder),
+                why=f"the vocabulary has {self.vocab_size} tokens, so the file is damaged",
+                fix="make the blocks again with `phigrow data --overwrite`, or copy them again",
+            )
+        return blocks.astype(np.int64)
 
     def source_of(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """Return, for each block, the index into `sources` of the document of its first token."""
@@ -67,8 +79,8 @@ class BlockArray:
         """Return `source_of` of every block; memory-mapped if the split is one piece."""
         return np.asarray(self._source.combine_chunks().to_numpy(), dtype=np.int64)
 
-    def __reduce__(self) -> tuple[type[BlockArray], tuple[Path]]:
-        return BlockArray, (self.folder,)  # another process gets the path, not the data
+    def __reduce__(self) -> tuple[type[BlockArray], tuple[Path, int | None]]:
+        return BlockArray, (self.folder, self.vocab_size)  # another process gets the path, not the data
 
 
 class DataSource(Protocol):
@@ -222,7 +234,8 @@ def load_blocks(folder: str | Path) -> Blocks:
     """Open the packed blocks of a folder for training, memory-mapped.
 
     Raises:
-        GrowthError: the folder does not exist, is not from ``phigrow data``, or has another format version.
+        GrowthError: the folder does not exist, is not from ``phigrow data``, has another format version, or was packed
+            with an empty tokenizer.
 
     >>> blocks = load_blocks("data")  # doctest: +SKIP
     >>> blocks.train.batch([0, 5]).shape  # doctest: +SKIP
@@ -230,10 +243,17 @@ def load_blocks(folder: str | Path) -> Blocks:
     """
     root = Path(folder).expanduser()
     info = read_metadata(root)
+    if info["vocab_size"] < FEWEST + 1:  # packed before tokenizers were checked
+        raise GrowthError(
+            f"the packed blocks have a vocabulary of {info['vocab_size']}",
+            where=str(root),
+            why="their tokenizer was empty, so they hold nothing but the end of each text",
+            fix=f"make them again with `phigrow data --out {root} --overwrite`",
+        )
     return Blocks(
         folder=root,
-        train=BlockArray(root / "train"),
-        heldout=BlockArray(root / "heldout"),
+        train=BlockArray(root / "train", info["vocab_size"]),
+        heldout=BlockArray(root / "heldout", info["vocab_size"]),
         seq_len=info["seq_len"],
         vocab_size=info["vocab_size"],
         eos_token_id=info["eos_token_id"],

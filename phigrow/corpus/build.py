@@ -16,7 +16,7 @@ from phigrow.corpus.blocks import BlockArray
 from phigrow.corpus.metadata import FORMAT, METADATA_FILE, DataInfo, SplitInfo
 from phigrow.corpus.packing import Indices, Selection, TokenFile, by_source, pack, select, source_names, tokenise
 from phigrow.corpus.sources import EMBEDDED, load_documents
-from phigrow.corpus.tokenizer import load_tokenizer, train_tokenizer
+from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import staged_folder
@@ -135,10 +135,10 @@ def _write(
 ) -> DataInfo:
     """Make the whole folder under ``root``, with temporary files in ``scratch``; ``folder`` is its final name."""
     chosen = select(documents, arguments["heldout"], arguments["seed"])
-    tokenizer = given
-    if tokenizer is None:
-        tokenizer = train_tokenizer(_sample(documents.select(chosen.train)), arguments["vocab_size"])
-    tokenizer.save_pretrained(root / "tokenizer")
+    sample = documents.select(chosen.train)
+    tokenizer = train_tokenizer(_sample(sample), arguments["vocab_size"]) if given is None else given
+    check_text(tokenizer, _sample(sample), arguments["ref"])
+    save_tokenizer(tokenizer, root / "tokenizer")
     encoding = _encoding(tokenizer)
     names, rows = _ordered(documents, chosen, across_sources=arguments["across_sources"])
     files = {

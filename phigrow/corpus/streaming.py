@@ -19,11 +19,12 @@ from phigrow.corpus.mixture import checked_weights
 from phigrow.corpus.order import WHOLE, Part
 from phigrow.corpus.sources import local_files, stream_documents
 from phigrow.corpus.splits import MixedSource, relative_weights
-from phigrow.corpus.tokenizer import load_tokenizer
+from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer
 from phigrow.errors import GrowthError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 DOCUMENTS = 64
 """Number of documents that are tokenised at once."""
@@ -117,8 +118,11 @@ def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
 class TokenStream:
     """The packed blocks of one source, epoch after epoch, from any position."""
 
-    def __init__(self, source: StreamSource, tokenizer: Tokenizer, eos: int, seq_len: int, skip: int) -> None:
-        self.source, self.tokenizer, self.eos, self.seq_len, self.skip = source, tokenizer, eos, seq_len, skip
+    def __init__(
+        self, source: StreamSource, tokenizer: PreTrainedTokenizerBase, fast: Tokenizer, seq_len: int, skip: int
+    ) -> None:
+        self.source, self.tokenizer, self.seq_len, self.skip = source, tokenizer, seq_len, skip
+        self.eos, self._fast, self._checked = int(tokenizer.eos_token_id), fast, False
         self._documents: Iterator[tuple[Position, Tokens]] | None = None
         self._pieces: list[tuple[Position, Tokens]] = []
         self._offset = 0
@@ -194,7 +198,10 @@ class TokenStream:
 
     def _encode(self, texts: list[str | None]) -> Tokens:
         kept = [text for text in texts if text and text.strip()]
-        encoded = self.tokenizer.encode_batch_fast(kept, add_special_tokens=False)
+        if kept and not self._checked:
+            check_text(self.tokenizer, kept, self.source.ref)
+            self._checked = True
+        encoded = self._fast.encode_batch_fast(kept, add_special_tokens=False)
         return np.array([token for each in encoded for token in (*each.ids, self.eos)], np.uint32)
 
 
@@ -312,7 +319,7 @@ class StreamBlocks:
     def save_tokenizer(self) -> None:
         """See `phigrow.corpus.blocks.DataSource`."""
         assert self.tokenizer_dir is not None, "a stream's tokenizer is saved in the folder of a run"
-        self.tokenizer.save_pretrained(self.tokenizer_dir)
+        save_tokenizer(self.tokenizer, self.tokenizer_dir)
 
 
 def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
@@ -329,7 +336,7 @@ def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
     rust.no_padding()
     rust.no_truncation()
     rust.encode_special_tokens = True  # one that is spelled out in a text is text
-    streams = tuple(TokenStream(source, rust, eos, seq_len, settings.heldout) for source in settings.sources)
+    streams = tuple(TokenStream(source, tokenizer, rust, seq_len, settings.heldout) for source in settings.sources)
     parts = []
     for stream in streams:
         tokens = stream.first()

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.checkpoints.hub import ALIASES
+from phigrow.checkpoints.hub import locate_tokenizer
+from phigrow.checkpoints.tokenizer_folder import (
+    check_tokenizer,
+    copy_tokenizer,
+    name_known_class,
+    open_tokenizer,
+    surviving,
+    vocabulary_files,
+)
 from phigrow.corpus.sources import HUB_NAME
 from phigrow.errors import GrowthError
 
@@ -16,6 +25,11 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 """The end-of-text token, in the spelling of GPT-2 and Phi."""
+
+TOKENIZER_FILE = "tokenizer.json"
+
+SAMPLE = 20_000
+"""Number of characters of the text on which a tokenizer is checked."""
 
 SMALLEST = 257
 """The 256 bytes and the end-of-text token."""
@@ -30,7 +44,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: str = END_OF_TEX
         eos: the end-of-text token, which is also the beginning-of-text token, as in Phi.
 
     Returns:
-        A tokenizer that ``AutoTokenizer`` loads from its ``save_pretrained`` folder.
+        A tokenizer that ``AutoTokenizer`` loads from a folder of `save_tokenizer`.
 
     Raises:
         GrowthError: the vocabulary is too small for the 256 bytes and the end-of-text token.
@@ -69,20 +83,21 @@ def _fast_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has an end-of-text token. No code from its repository is run.
+    """Load a tokenizer that has an end-of-text token, and check it. No code from its repository is run.
 
     Args:
         ref: a folder, a ``tokenizer.json`` file, or a name on the hub (``phi-2`` means ``microsoft/phi-2``).
 
+    Returns:
+        A tokenizer whose ``name_or_path`` is the local folder or file that `save_tokenizer` copies.
+
     Raises:
-        GrowthError: the tokenizer does not exist, cannot be downloaded, has no end-of-text token, or has no
-            ``tokenizer.json``.
+        GrowthError: the tokenizer does not exist, cannot be downloaded, has no vocabulary, does not encode its own
+            tokens, has no end-of-text token, or has no ``tokenizer.json``.
 
     >>> load_tokenizer("data/tokenizer").eos_token  # doctest: +SKIP
     '<|endoftext|>'
     """
-    from transformers import AutoTokenizer
-
     path = Path(ref).expanduser()
     if not path.exists() and (str(ref).endswith(".json") or not HUB_NAME.fullmatch(str(ref))):
         raise GrowthError("the tokenizer does not exist", where=str(path.absolute()), fix=_FIX)
@@ -91,17 +106,15 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = _fast_tokenizer(tokenizer_file=str(path))
         except Exception as error:  # the Rust parser raises plain Exception
             raise GrowthError("the file is not a tokenizer", where=str(path), why=str(error), fix=_FIX) from error
+        tokenizer.name_or_path = str(path)
         if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
             tokenizer.eos_token = END_OF_TEXT  # a tokenizer.json does not name this token
+        check_tokenizer(tokenizer, str(path))
     else:
-        source = str(path) if path.is_dir() else ALIASES.get(str(ref), str(ref))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:  # not in the folder or on the hub, or no network
-            reason = str(error).strip().splitlines()[0]
-            raise GrowthError(
-                f"the tokenizer {str(ref)!r} cannot be loaded", where=str(path.absolute()), why=reason, fix=_FIX
-            ) from error
+            tokenizer = open_tokenizer(path if path.is_dir() else locate_tokenizer(str(ref)), str(ref))
+        except GrowthError as error:
+            raise GrowthError(error.what, where=error.where, why=error.why, fix=_FIX) from error
     if tokenizer.eos_token_id is None:
         raise GrowthError(
             "the tokenizer has no end-of-text token",
@@ -117,6 +130,53 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
             fix="convert it with transformers' save_pretrained, or choose another tokenizer",
         )
     return tokenizer
+
+
+def check_text(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], where: str) -> None:
+    """Check on the first texts that a tokenizer can represent them.
+
+    Args:
+        tokenizer: see `load_tokenizer`.
+        texts: read until they have `SAMPLE` characters.
+        where: the place of the texts, for errors.
+
+    Raises:
+        GrowthError: more than half of the characters are lost: they have no token, or only the unknown token.
+    """
+    sample, left = [], SAMPLE
+    for text in texts:
+        sample.append(text[:left])
+        left -= len(sample[-1])
+        if left <= 0:
+            break
+    kept, total = surviving(tokenizer, sample)
+    if 2 * kept < total:
+        raise GrowthError(
+            "the tokenizer cannot represent the text",
+            where=f"{where}, tokenizer {tokenizer.name_or_path or 'in memory'}",
+            why=f"of the first {total:,} characters, {total - kept:,} are lost in its tokens",
+            fix="choose a tokenizer that was made for such text, or let phigrow train one on it",
+        )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer so that transformers 4 and 5 load it.
+
+    Args:
+        tokenizer: of `train_tokenizer` or `load_tokenizer`. The files of a loaded one are copied as they are.
+        folder: made if it does not exist.
+    """
+    given = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
+    folder.mkdir(exist_ok=True)
+    if given is not None and given.is_dir():
+        copied = copy_tokenizer(given, folder, vocabulary_files(tokenizer))
+        if TOKENIZER_FILE not in copied:
+            tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+        return
+    tokenizer.save_pretrained(folder)
+    if given is not None:
+        shutil.copyfile(given, folder / TOKENIZER_FILE)
+    name_known_class(folder)
 
 
 def same_tokens(one: str, two: str, where: str) -> bool:

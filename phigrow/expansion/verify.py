@@ -219,10 +219,9 @@ def encode(folder: Path, text: str) -> list[int]:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return list(tokenizer.encode(text).ids)
-    from transformers import AutoTokenizer
+    from phigrow.checkpoints.tokenizer_folder import open_tokenizer
 
-    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return list(loaded(text)["input_ids"])
+    return list(open_tokenizer(folder)(text)["input_ids"])
 
 
 def _compare(old: Values, new: Values, ids: Ids) -> dict[str, float]:

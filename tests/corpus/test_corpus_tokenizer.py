@@ -7,11 +7,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
 from phigrow.corpus import load_tokenizer, train_tokenizer
-from phigrow.corpus.tokenizer import same_tokens
+from phigrow.corpus.tokenizer import same_tokens, save_tokenizer
 from phigrow.errors import GrowthError
 
 TEXTS = ["def add(a, b):\n    return a + b\n", "The sum of two numbers, and the sum of three."] * 20
@@ -107,16 +109,31 @@ def test_no_network_is_an_error_and_no_code_is_trusted(monkeypatch: pytest.Monke
     asked: list[Any] = []
 
     def unreachable(name: str, **options: Any) -> None:
-        asked.append((name, options))
-        raise OSError("We couldn't connect to the hub\nCheck your connection")
+        asked.append((name, options["allow_patterns"]))
+        raise LocalEntryNotFoundError("We couldn't connect to the hub\nCheck your connection")
 
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(GrowthError) as error:
         load_tokenizer("phi-2")
     assert "the tokenizer 'phi-2' cannot be loaded" in str(error.value)
-    assert "why: We couldn't connect to the hub\n" in str(error.value)
+    assert "why: the hub cannot be reached for 'microsoft/phi-2': " in str(error.value)
     assert "phigrow trains one on the text" in str(error.value)
-    assert asked == [("microsoft/phi-2", {"trust_remote_code": False})]
+    [(name, patterns)] = asked
+    assert name == "microsoft/phi-2"
+    assert "tokenizer.json" in patterns
+    assert not any("safetensors" in pattern or pattern.endswith(".py") for pattern in patterns)
+
+
+def test_a_tokenizer_of_the_hub_is_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path / "snapshot")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshot"))
+    loaded = load_tokenizer("someone/tokenizer")
+    save_tokenizer(loaded, tmp_path / "out")
+    for path in (tmp_path / "snapshot").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    (tmp_path / "snapshot" / "tokenizer.json").unlink()  # a repository of a model without tokenizer
+    with pytest.raises(GrowthError, match=r"'someone/tokenizer' cannot be loaded|no vocabulary of a tokenizer"):
+        load_tokenizer("someone/tokenizer")
 
 
 def test_tokenizer_without_end_of_text_is_an_error(tmp_path: Path) -> None:
