@@ -61,6 +61,38 @@ class FromNextLayer:
     chosen: Bools
 
 
+@dataclass(frozen=True)
+class HeadNorm:
+    """A normalisation inside heads, which writes the axis that it reads.
+
+    The axis map holds the legs before the normalisation. Behind it, old coordinates have another gain, and new ones
+    hold the normalisation's bias alone, because a mean normalises to zero.
+
+    Attributes:
+        write: gain of the old coordinates behind the normalisation.
+        random: its bias at new coordinates is drawn; otherwise it is 0.
+    """
+
+    write: float
+    random: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PartMeans:
+    """Means of a composite axis, each over one whole part, such as a head.
+
+    Attributes:
+        start: int64 [dst_size]; the first source coordinate of the part, -1 where there is no mean.
+        size: source coordinates of the part.
+    """
+
+    start: Ints
+    size: int
+
+
+Structure: TypeAlias = "DenseMap | DiagonalBlocks | FromNextLayer | HeadNorm | PartMeans"
+
+
 @dataclass(frozen=True, eq=False)
 class AxisMap:
     """One axis, from ``src_size`` to ``dst_size`` coordinates.
@@ -74,8 +106,8 @@ class AxisMap:
         write_random: bool [dst_size]; the write leg is filled with new random values.
         read_random: bool [dst_size]; the read leg is filled with new random values.
         fresh_bias: the value of a bias at fresh coordinates.
-        structure: a dense map (the legs before these gains), diagonal blocks, or coordinates from the next layer;
-            None for an axis of plain copies.
+        structure: a dense map (the legs before these gains), diagonal blocks, coordinates from the next layer, a
+            normalisation inside heads, or means over parts; None for an axis of plain copies.
     """
 
     src_size: int
@@ -86,7 +118,7 @@ class AxisMap:
     write_random: Bools
     read_random: Bools
     fresh_bias: float = 0.0
-    structure: DenseMap | DiagonalBlocks | FromNextLayer | None = None
+    structure: Structure | None = None
 
     @property
     def dst_size(self) -> int:
@@ -95,12 +127,36 @@ class AxisMap:
     @property
     def dense(self) -> DenseMap | None:
         """The legs of an axis that mixes all source coordinates, before gains; None of any other."""
-        return None if isinstance(self.structure, DiagonalBlocks | FromNextLayer) else self.structure
+        plain = isinstance(self.structure, DiagonalBlocks | FromNextLayer | HeadNorm | PartMeans)
+        return None if plain else self.structure
 
     @property
     def diagonal_blocks(self) -> int:
         """Number of diagonal blocks; see `DiagonalBlocks`."""
         return self.structure.count if isinstance(self.structure, DiagonalBlocks) else 1
+
+    @property
+    def head_norm(self) -> HeadNorm | None:
+        """The normalisation inside heads, where the axis grows through one."""
+        return self.structure if isinstance(self.structure, HeadNorm) else None
+
+    @property
+    def part_means(self) -> PartMeans | None:
+        """The parts that means are taken over; None where they are taken over the whole axis."""
+        return self.structure if isinstance(self.structure, PartMeans) else None
+
+    def behind_norm(self) -> AxisMap:
+        """The map of the axis behind the normalisation inside heads."""
+        norm = self.head_norm
+        assert norm is not None, "the axis has a normalisation inside heads"
+        return axis_map(
+            self.src_size,
+            np.where(self.is_copy, self.source, FRESH),
+            write=norm.write,
+            read=1 / norm.write,
+            fresh_write="random" if norm.random else "zero",
+            fresh_read="zero",
+        )
 
     @property
     def from_next_layer(self) -> Bools | None:
@@ -150,7 +206,12 @@ class AxisMap:
         copies = np.flatnonzero(self.is_copy)
         write[copies, self.source[copies]] = self.write[copies]
         read[self.source[copies], copies] = self.read[copies]
-        write[self.is_mean] = self.write[self.is_mean, None] / self.src_size
+        if self.part_means is None:
+            write[self.is_mean] = self.write[self.is_mean, None] / self.src_size
+        else:
+            means = self.part_means
+            inside = np.arange(self.src_size) // means.size == means.start[:, None] // means.size
+            write += np.where(inside & self.is_mean[:, None], self.write[:, None] / means.size, 0.0)
         return write, read
 
     def words(self) -> list[int | str]:
@@ -177,6 +238,9 @@ class AxisMap:
         """The keys that JSON has for the structure; none for most axes."""
         if self.dense is not None:
             return {"legs": self.dense.to_json()}
+        assert self.part_means is None, "a composite axis is made of the maps of a plan, and is not stored"
+        if self.head_norm is not None:
+            return {"norm": {"write": self.head_norm.write, "shift": "random" if self.head_norm.random else "zero"}}
         if self.from_next_layer is not None:
             chosen = self.from_next_layer.astype(np.int64)
             return {"ahead": [[start, stop] for start, stop in _runs(chosen - 2) if chosen[start]]}
@@ -237,14 +301,17 @@ def _read_runs(runs: list[Any]) -> tuple[Ints, npt.NDArray[np.str_], tuple[list[
     return np.concatenate(sources).astype(np.int64), np.array(words), legs
 
 
-def _structure_from_json(
-    data: dict[str, Any], src_size: int, dst_size: int
-) -> DenseMap | DiagonalBlocks | FromNextLayer | None:
-    keys = [key for key in ("legs", "parts", "ahead") if key in data]
+def _structure_from_json(data: dict[str, Any], src_size: int, dst_size: int) -> Structure | None:
+    keys = [key for key in ("legs", "parts", "ahead", "norm") if key in data]
     if len(keys) > 1:
         raise ValueError(f"both {keys[0]} and {keys[1]}")
     if "legs" in data:
         return dense_map_from_json(data["legs"], src_size, dst_size)
+    if "norm" in data:
+        gain, shift = float(data["norm"]["write"]), data["norm"]["shift"]
+        if not (np.isfinite(gain) and gain > 0) or shift not in ("random", "zero"):
+            raise ValueError(f"a normalisation inside heads with gain {gain} and bias {shift!r}")
+        return HeadNorm(gain, shift == "random")
     if "parts" in data:
         count = data["parts"]
         if type(count) is not int or count < 1 or dst_size % count:
@@ -390,11 +457,12 @@ def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
     and random otherwise.
 
     Raises:
-        AssertionError: a part that is dense or has means; only whole axes are mixed or written as means.
+        AssertionError: a part that is dense, or has means and is not the last; only whole axes are mixed.
     """
     if len(maps) == 1:
         return maps[0]
-    assert not any(part.dense is not None or part.is_mean.any() for part in maps), "a composite axis is of plain copies"
+    assert not any(part.dense is not None for part in maps), "a composite axis is of plain copies"
+    assert not any(part.is_mean.any() for part in maps[:-1]), "means are taken over the last part of a composite axis"
     assert all(part.fresh_bias == 0 for part in maps), "a composite axis has plain biases"
     assert all(part.diagonal_blocks == 1 for part in maps[1:]), "only the slowest part has diagonal blocks"
     places = " ".join(f"p{k}" for k in range(len(names)))
@@ -403,7 +471,7 @@ def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
     def grid(arrays: list[np.ndarray], combine: np.ufunc) -> np.ndarray:
         return rearrange(reduce(combine.outer, arrays), flatten)
 
-    structure: DiagonalBlocks | FromNextLayer | None = None
+    structure: Structure | None = None
     if any(part.from_next_layer is not None for part in maps):
         assert maps[0].diagonal_blocks == 1, "diagonal blocks take nothing from the next layer"
         none = [np.zeros(part.dst_size, dtype=np.bool_) for part in maps]
@@ -416,15 +484,20 @@ def kronecker(names: Sequence[str], maps: Sequence[AxisMap]) -> AxisMap:
     fresh = grid([part.is_fresh for part in maps], np.logical_or)
     strides = np.cumprod([1, *(part.src_size for part in maps[:0:-1])])[::-1]
     position = grid([np.maximum(part.source, 0) * stride for part, stride in zip(maps, strides, strict=True)], np.add)
+    means = ~fresh & np.broadcast_to(maps[-1].is_mean, (len(fresh) // maps[-1].dst_size, maps[-1].dst_size)).reshape(-1)
+    if means.any():
+        assert structure is None, "an axis of means has no other structure"
+        structure = PartMeans(np.where(means, position, -1), maps[-1].src_size)
     zero_write = grid([part.is_fresh & ~part.write_random for part in maps], np.logical_or)
-    zero_read = grid([part.is_fresh & ~part.read_random for part in maps], np.logical_or)
+    # A mean is written, but what reads it is new.
+    zero_read = grid([~part.is_copy & ~part.read_random for part in maps], np.logical_or)
     return AxisMap(
         src_size=int(np.prod([part.src_size for part in maps])),
-        source=np.where(fresh, -1, position),
-        is_mean=np.zeros_like(fresh),
+        source=np.where(fresh | means, -1, position),
+        is_mean=means,
         write=np.where(fresh, 0.0, grid([part.write for part in maps], np.multiply)),
         read=np.where(fresh, 0.0, grid([part.read for part in maps], np.multiply)),
         write_random=fresh & ~zero_write,
-        read_random=fresh & ~zero_read,
+        read_random=(fresh | means) & ~zero_read,
         structure=structure,
     )

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
-from phigrow.growth.axes import FRESH, MEAN, AxisMap, axis_map, block, concatenate
+from phigrow.growth.axes import FRESH, MEAN, AxisMap, HeadNorm, Ints, axis_map, block, concatenate
 from phigrow.growth.method import GrowthTask
+from phigrow.models.config import normalised
 
 UNREACHABLE = -100.0
 """Logit of a new token. While the source's log-sum-exp stays above -50, 100,000 such tokens change its
 log-probabilities by less than 2e-17; lower values would preserve no more and take training longer to undo."""
 
+PAIRWISE = ("default", "linear", "llama3")
+"""Rotary types whose frequency of pair i of n depends on i/n alone. The others depend on n too (yarn, dynamic), or have
+a list with one number for each pair (longrope)."""
+
 Fill = Literal["random", "zero"]
 
 
 def extended(task: GrowthTask, axis: str, fresh_write: Fill, fresh_read: Fill, write: float = 1.0) -> AxisMap:
-    """Return the map of the old coordinates, with one gain, then new ones (in a head, after the rotary part)."""
-    parts = task.parts(axis)
-    source = concatenate([(src, block(src, dst)) for src, dst in parts])
-    assert (source[: task.src[axis]] != FRESH).all(), "new coordinates come last"
+    """Return the map of the old coordinates, with one gain, and of new ones after them.
+
+    In a head, new coordinates that do not turn lie at its end, and new pairs that turn lie between the old ones.
+    """
+    source = _sources(task, axis)
     return axis_map(task.src[axis], source, write=write, read=1 / write, fresh_write=fresh_write, fresh_read=fresh_read)
+
+
+def _sources(task: GrowthTask, axis: str) -> Ints:
+    *turning, (src, dst) = task.parts(axis)
+    return concatenate([*((size, _spread(size, grown)) for size, grown in turning), (src, block(src, dst))])
+
+
+def _spread(src: int, dst: int) -> Ints:
+    """Sources of pairs that turn: pair i becomes pair m i where their number grows by a whole factor m.
+
+    Pair i of n turns by theta^(-i/n) a position, as pair m i of m n does.
+    """
+    source = np.full(dst, FRESH, dtype=np.int64)
+    if src:
+        source[:: dst // src] = np.arange(src)
+    return source
 
 
 def unread(task: GrowthTask) -> dict[str, AxisMap]:
@@ -35,6 +58,8 @@ def unread(task: GrowthTask) -> dict[str, AxisMap]:
     # Attention divides by sqrt(head dimension); this gain undoes the larger divisor.
     maps[family.query] = extended(task, family.query, "random", "zero", write=float(np.sqrt(dst / src)))
     maps[family.key] = extended(task, family.key, "zero", "zero")
+    if task.dst_config.get("qk_layernorm") and task.grows(family.query):
+        maps |= {axis: _normed_head(task, axis) for axis in (family.query, family.key)}
     maps[family.vocab] = axis_map(
         task.src[family.vocab],
         block(*task.sizes(family.vocab)),
@@ -43,6 +68,20 @@ def unread(task: GrowthTask) -> dict[str, AxisMap]:
         fresh_bias=UNREACHABLE,
     )
     return maps
+
+
+def _normed_head(task: GrowthTask, axis: str) -> AxisMap:
+    """Return the map of queries or keys that a LayerNorm inside each head normalises.
+
+    With k = sqrt(h'/h), old coordinates are written with k and new ones hold k times their mean, so that mean and
+    variance behave as in `kept_stream`. Behind the norm, queries keep k for the larger divisor, and keys do not. New
+    coordinates normalise to 0: the bias alone fills them, 0 in keys and random in queries, so that keys learn.
+    """
+    src, dst = task.sizes(axis)
+    gain, is_query = float(np.sqrt(dst / src)), axis == task.family.query
+    source = _sources(task, axis)
+    made = axis_map(src, np.where(source == FRESH, MEAN, source), write=gain, read=1 / gain, fresh_read="zero")
+    return replace(made, structure=HeadNorm(gain if is_query else 1.0, random=is_query))
 
 
 def kept_stream(task: GrowthTask, new: int) -> dict[str, AxisMap]:
@@ -72,24 +111,11 @@ def refuse_inexact(task: GrowthTask, method: str) -> None:
     """Refuse growth that no weights can make exact.
 
     Raises:
-        GrowthError: a growing rotary part, a vocabulary that grows without a bias, or heads with ``qk_layernorm``.
+        GrowthError: a rotary part that grows so that its frequencies change, or a vocabulary that grows without a bias.
     """
-    family, config = task.family, task.dst_config
+    family = task.family
     if task.grows("rotary"):
-        src, dst = task.sizes("rotary")
-        whole = src == task.src[family.query] and "partial_rotary_factor" not in config
-        raise task.refuse(
-            f"{method} cannot grow the rotary part of a head, {src} -> {dst} coordinates",
-            "rotary",
-            "other rotary sizes turn at other frequencies, so no weights give the same attention",
-            (
-                f"keep heads of {src} coordinates in the destination configuration and choose more of them"
-                if whole
-                else f"set partial_rotary_factor to {src} / head_dim = {src / task.dst[family.query]:g} in the "
-                "destination configuration"
-            )
-            + ", or use --method tile or wr",
-        )
+        _refuse_other_frequencies(task, method)
     if task.grows(family.vocab) and not family.has_vocab_bias:
         src, dst = task.sizes(family.vocab)
         raise task.refuse(
@@ -98,10 +124,26 @@ def refuse_inexact(task: GrowthTask, method: str) -> None:
             "its head has no bias, so a new token gets a logit that takes probability from the old ones",
             f"keep vocab_size at {src}, or use --method tile or wr",
         )
-    if task.grows(family.query) and config.get("qk_layernorm"):
-        raise task.refuse(
-            f"{method} cannot grow heads with qk_layernorm",
-            family.query,
-            "LayerNorm inside a head sees another mean and variance when the head grows",
-            "keep hidden_size / num_attention_heads, or use --method tile or wr",
-        )
+
+
+def _refuse_other_frequencies(task: GrowthTask, method: str) -> None:
+    """Refuse a larger rotary part that does not turn at all frequencies of the smaller one."""
+    config, (src, dst) = task.dst_config, task.sizes("rotary")
+    rope_type = normalised(config)["rope_type"]
+    is_whole = src == 0 or dst % src == 0
+    if is_whole and (src == 0 or rope_type in PAIRWISE):
+        return
+    if src == task.src[task.family.query] and "partial_rotary_factor" not in normalised(config):
+        keep = f"keep heads of {src} coordinates in the destination configuration and choose more of them"
+    else:
+        factor = src / task.dst[task.family.query]
+        keep = f"set partial_rotary_factor to {src} / head_dim = {factor:g} in the destination configuration"
+    multiple = "" if is_whole else f", or choose a rotary part of {src * -(-dst // src)} coordinates"
+    raise task.refuse(
+        f"{method} cannot grow the rotary part of a head, {src} -> {dst} coordinates",
+        "rotary",
+        f"rope_type {rope_type!r} computes frequencies from the size of the rotary part"
+        if is_whole
+        else "it turns at all frequencies of the smaller one only if it grows by a whole factor",
+        f"{keep}{multiple if rope_type in PAIRWISE else ''}, or use --method tile or wr",
+    )

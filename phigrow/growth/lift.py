@@ -125,7 +125,10 @@ class Lift:
                 out = (leg.matrix(self.compute) @ values) * gain
             else:
                 out[leg.is_copy] = values[leg.source[leg.is_copy]] * gain[leg.is_copy]
-                out[leg.is_mean] = self.compute(values.mean(dtype=np.float64)) * gain[leg.is_mean]
+                out[leg.is_mean] = _means(values, leg).astype(self.compute) * gain[leg.is_mean]
+            if leg.random.any():
+                drawn = NormalStream(recipe.seed, "new values", recipe.name, int(leg.random.sum())).values(0, 1)[0]
+                out[leg.random] = drawn * recipe.std
         return out
 
     def _copied_rows(self, start: int, stop: int) -> Bits:
@@ -139,7 +142,7 @@ class Lift:
                 target = out[piece.start - start : piece.stop - start]
                 if piece.is_mean:
                     row = np.zeros((1, recipe.shape[1]), dtype=self.compute)
-                    self._gather(term, term.mean_of_rows()[None, :], piece.gain, row)
+                    self._gather(term, term.mean_of(piece)[None, :], piece.gain, row)
                     target[:] = narrow(row, self.dtype) if copy_bits else row
                 else:
                     read = term.source.bits if copy_bits else term.values
@@ -177,7 +180,7 @@ class Lift:
         rows: Values = np.zeros((last - first, term.shape[1]), dtype=self.compute)
         for piece in clip(term.pieces[0], first, last):
             size = piece.stop - piece.start
-            block = term.mean_of_rows() if piece.is_mean else term.values(piece.source, piece.source + size)
+            block = term.mean_of(piece) if piece.is_mean else term.values(piece.source, piece.source + size)
             rows[piece.start - first : piece.stop - first] = block * self.compute(piece.gain)
         return rows
 
@@ -279,6 +282,15 @@ class _GrownTerm:
         """Source rows ``start .. stop`` in the dtype of the arithmetic."""
         return widen(self.source.bits(start, stop), self.source.dtype_name, self.compute)
 
+    def mean_of(self, piece: Piece) -> Values:
+        """[columns]: the mean over the source rows of a piece of means, accumulated in float64."""
+        means = self.legs[0].part_means
+        if means is None:
+            return self.mean_of_rows()
+        rows = self.values(piece.source, piece.source + means.size)
+        mean: Values = rows.mean(axis=0, dtype=np.float64).astype(self.compute)
+        return mean
+
     def mean_of_rows(self) -> Values:
         """[columns]: the mean over all source rows, accumulated in float64."""
         with self._lock:
@@ -332,7 +344,10 @@ def _clear_beside_blocks(out: np.ndarray, recipe: TensorRecipe, start: int, stop
 
 
 class Piece(NamedTuple):
-    """Consecutive destination coordinates of one gain that copy consecutive source coordinates, or are their mean."""
+    """Consecutive destination coordinates of one gain that copy consecutive source coordinates, or are their mean.
+
+    ``source`` is the first source coordinate. Of means over the whole axis it is -1.
+    """
 
     start: int
     stop: int
@@ -344,6 +359,8 @@ class Piece(NamedTuple):
 def pieces_of(leg: Leg) -> list[Piece]:
     """The coordinates that take something from the source, in the fewest pieces."""
     source, gain = leg.source, leg.gain
+    if leg.part_means is not None:
+        source = np.where(leg.is_mean, leg.part_means.start, source)
     same = np.where(leg.is_copy[:-1], source[1:] == source[:-1] + 1, source[1:] == source[:-1])
     same &= (gain[1:] == gain[:-1]) & (leg.is_mean[1:] == leg.is_mean[:-1])
     edges = [0, *(np.flatnonzero(~same) + 1).tolist(), leg.dst_size]
@@ -353,6 +370,15 @@ def pieces_of(leg: Leg) -> list[Piece]:
         for start, stop in itertools.pairwise(edges)
         if stop > start and used[start]
     ]
+
+
+def _means(values: Values, leg: Leg) -> Floats:
+    """float64, one for each mean of a leg: the means of a source vector."""
+    means = leg.part_means
+    if means is None:
+        return np.full(int(leg.is_mean.sum()), values.mean(dtype=np.float64))
+    by_part: Floats = values.reshape(-1, means.size).mean(axis=1, dtype=np.float64)
+    return by_part[means.start[leg.is_mean] // means.size]
 
 
 def clip(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.growth.axes import AxisMap, Bools, Floats, Ints, part_map
+from phigrow.growth.axes import AxisMap, Bools, Floats, Ints, PartMeans, part_map
 from phigrow.growth.dense_map import DenseMap
 from phigrow.growth.learned import Learned
 from phigrow.growth.norm_fusion import NormFusion, norm_fusions
@@ -34,12 +34,13 @@ class Leg:
         written: the tensor writes the axis; otherwise it reads it.
         src_size: source coordinates.
         source: int64 [dst_size]; the source coordinate copied, -1 where there is none.
-        is_mean: bool [dst_size]; the coordinate is the mean over all source coordinates.
+        is_mean: bool [dst_size]; the coordinate is a mean over source coordinates: all, or those of ``part_means``.
         gain: float64 [dst_size]; factor of weights, 0 where nothing comes from the source.
         gradient_gain: float64 [dst_size]; factor of gradients, which run the other way.
         random: bool [dst_size]; the coordinate is filled with new random values.
         dense: the matrix of an axis whose coordinates mix all source coordinates; None of any other.
         parts: of a composite axis, the legs of its parts, slowest first.
+        part_means: the source coordinates that means are taken over; None where they are taken over all.
     """
 
     axis: Axis
@@ -52,6 +53,7 @@ class Leg:
     random: Bools
     dense: DenseMap | None = None
     parts: tuple[Leg, ...] = ()
+    part_means: PartMeans | None = None
 
     @property
     def dst_size(self) -> int:
@@ -376,6 +378,11 @@ class Resolver:
         write, read = made.write, made.read
         if parameter.kind in ("scale", "shift"):
             write, read = self._norm_gains(parameter, made)
+        # Vectors are never drawn: where nothing is copied they hold one value. The exception is the bias of a
+        # normalisation inside heads, which alone makes new coordinates of a head differ.
+        is_drawn = len(parameter.axes) == 2
+        if made.head_norm is not None and parameter.kind in ("scale", "shift"):
+            made, is_drawn = made.behind_norm(), parameter.kind == "shift"
         random = made.write_random if written else made.read_random
         return Leg(
             axis=names,
@@ -385,9 +392,9 @@ class Resolver:
             is_mean=made.is_mean,
             gain=write if written else read * blocks,
             gradient_gain=read if written else write,
-            # Vectors are never drawn: where nothing is copied they hold one value.
-            random=random if len(parameter.axes) == 2 else np.zeros_like(random),
+            random=random if is_drawn else np.zeros_like(random),
             dense=made.dense,
+            part_means=made.part_means,
         )
 
     def _norm_gains(self, parameter: Parameter, made: AxisMap) -> tuple[Floats, Floats]:
@@ -397,6 +404,11 @@ class Resolver:
         writes the axis that it reads (of a head) takes all gains off.
         """
         own = parameter.read == parameter.written
+        if made.head_norm is not None:
+            behind = made.behind_norm()
+            if parameter.kind == "shift":
+                return behind.write, behind.read
+            return np.where(behind.is_copy, behind.write / made.write, 1.0), behind.read * made.write
         if parameter.kind == "shift" or parameter.read is None:
             return (np.ones_like(made.write) if own else made.write), made.read
         stream = self.composites[parameter.read].write

@@ -14,6 +14,7 @@ from phigrow.growth.axes import (
     AxisMap,
     DiagonalBlocks,
     FromNextLayer,
+    HeadNorm,
     axis_map,
     block,
     copies_of_each,
@@ -45,7 +46,7 @@ def maps(draw, special=(FRESH,), most=6):
 def structured(draw):
     """Any map that a plan may hold, dense axes and structures among them."""
     made = draw(maps(special=(FRESH, MEAN)))
-    kind = draw(st.sampled_from(["none", "dense", "blocks", "next layer"]))
+    kind = draw(st.sampled_from(["none", "dense", "blocks", "next layer", "norm"]))
     values = {name: getattr(made, name) for name in ARRAYS}
     if kind == "dense":
         src = draw(st.integers(1, 5))
@@ -57,6 +58,9 @@ def structured(draw):
     if kind == "next layer":
         chosen = draw(st.lists(st.booleans(), min_size=made.dst_size, max_size=made.dst_size))
         return AxisMap(made.src_size, **values, structure=FromNextLayer(np.array(chosen)))
+    if kind == "norm":
+        norm = HeadNorm(draw(st.floats(0.1, 4)), draw(st.booleans()))
+        return AxisMap(made.src_size, **values, structure=norm)
     return AxisMap(made.src_size, **values, fresh_bias=draw(GAINS))
 
 
@@ -71,6 +75,7 @@ def test_json_keeps_every_value(axis):
         axis.src_size, axis.fresh_bias, axis.diagonal_blocks,
     )  # fmt: skip
     assert again.dense == axis.dense
+    assert again.head_norm == axis.head_norm
     assert np.array_equal(again.from_next_layer, axis.from_next_layer) or axis.from_next_layer is None
     assert again.to_json() == data
     assert sum(run[0] for run in data["runs"]) == axis.dst_size
@@ -95,8 +100,9 @@ def test_a_changed_map_is_refused_or_is_another_map(axis, data):
 
 
 @quick
-@given(st.lists(maps(most=3), min_size=1, max_size=3))
-def test_legs_of_a_composite_axis_are_kronecker_products(parts):
+@given(st.lists(maps(most=3), max_size=2), maps(special=(FRESH, MEAN), most=3))
+def test_legs_of_a_composite_axis_are_kronecker_products(parts, last):
+    parts = [*parts, last]
     joined = kronecker([f"part{k}" for k in range(len(parts))], parts)
     for side in (0, 1):
         expected = np.ones((1, 1))
@@ -105,8 +111,9 @@ def test_legs_of_a_composite_axis_are_kronecker_products(parts):
         np.testing.assert_allclose(joined.dense_legs()[side], expected, rtol=1e-14, atol=0)
     # Where the product is zero because of a fresh part, a random leg of that part makes the composite leg random,
     # unless another fresh part's leg is zero.
-    fresh = [part.is_fresh for part in parts]
     for leg in ("write_random", "read_random"):
+        # Means are written, but what reads them is new.
+        fresh = [part.is_fresh if leg == "write_random" else ~part.is_copy for part in parts]
         closed = [f & ~getattr(part, leg) for f, part in zip(fresh, parts, strict=True)]
         grid = np.meshgrid(*(np.arange(part.dst_size) for part in parts), indexing="ij")
         any_fresh = np.any([f[at] for f, at in zip(fresh, grid, strict=True)], axis=0)

@@ -1,9 +1,10 @@
 """Composable function-preserving expansions: everything new is written at random and read with zeros, or never written.
 
 A. Gesmundo, K. Maile, Composable Function-preserving Expansions for Transformer Architectures (2308.06103). New mlp
-units and heads have zero columns where they are read; new key coordinates are zero and queries take sqrt(h'/h); new
-coordinates of the stream are zero, and RMSNorm's weight takes sqrt(D/D') for the longer mean. Here the writers of the
-stream carry the inverse of that last gain instead, so that epsilon keeps its effect.
+units and heads have zero columns where they are read; new key coordinates are zero and queries take sqrt(h'/h), as in
+`lossless` (with LayerNorm inside heads and for rotary parts too, which the paper leaves open); new coordinates of the
+stream are zero, and RMSNorm's weight takes sqrt(D/D') for the longer mean. Here the writers of the stream carry the
+inverse of that last gain instead, so that epsilon keeps its effect.
 
 Exact under RMSNorm, the scope of the paper. Under LayerNorm zeros shift the mean that is subtracted.
 """
