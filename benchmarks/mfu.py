@@ -87,14 +87,14 @@ class Training:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         from phigrow.training.activation import fuse_gelu
-        from phigrow.training.attention import without_mask
+        from phigrow.training.attention import registered_name
         from phigrow.training.loss import attach_loss
 
         torch.manual_seed(0)
         hf_config = CONFIG_MAPPING["phi"].from_dict(config)
         with device:
             model = AutoModelForCausalLM.from_config(
-                hf_config, attn_implementation=without_mask(words.attention), dtype=torch.bfloat16
+                hf_config, attn_implementation=registered_name(words.attention, within=False), dtype=torch.bfloat16
             )
         fuse_gelu(model)
         if words.checkpointing:

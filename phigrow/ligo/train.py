@@ -191,12 +191,12 @@ class _Run:
         self.plan, self.config, self.out, self.dtype = plan, config, out, dtype
         self.blocks = blocks = load_data(config, out, world)
         check_data(plan, blocks, folder)
-        run = resolve_run(config, world, out, blocks.seq_len)
+        run = resolve_run(config, world, out, blocks.seq_len, plan.dst_config)
         with open_checkpoint(folder) as reader:
             check_source(plan, reader)
             source = {name: tensor.rows(0, tensor.shape[0]).float() for name, tensor in reader.tensors.items()}
         self.model = GrownModel(
-            plan, source, noise=noise, seed=config.seed, dtype=DTYPES[dtype], attention=run.attention
+            plan, source, noise=noise, seed=config.seed, dtype=DTYPES[dtype], attention=run.attention.name
         )  # fmt: skip
         engine, feed = make_engine(self.model, config, run.engine), make_feed(config, blocks)
         cost = count_cost(plan.dst_config, blocks.seq_len)

@@ -28,6 +28,7 @@ class RunRecord(TypedDict, total=False):
     config: dict[str, Any]
     stage_settings: list[dict[str, Any]]
     auto_choices: dict[str, Any]
+    attention: dict[str, Any]
     compare: dict[str, Any]
     trunk: str
     budget: int | None

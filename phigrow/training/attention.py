@@ -1,4 +1,4 @@
-"""Causal attention over whole blocks, without a mask, for transformers' models.
+"""Causal attention over whole blocks or over documents, without a mask, for transformers' models.
 
 By default transformers searches the positions of every batch for packed sequences, which reads from the device at every
 forward pass. Under torch.compile it builds a mask instead, for which PyTorch's attention has no flash kernel. Blocks
@@ -13,23 +13,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MASKED = ("sdpa", "eager")
+"""Attention that can keep inside documents by a mask, which transformers makes."""
 
-def without_mask(attention: str) -> str:
-    """Register the variant of an attention that needs no mask, and return its name; ``eager`` has no such variant.
 
-    >>> without_mask("sdpa"), without_mask("eager")
-    ('phigrow_sdpa', 'eager')
+def registered_name(attention: str, *, within: bool) -> str:
+    """Register an attention function with transformers, and return its name there.
+
+    The name must not contain "flash": transformers takes every such name for a kernel that it should load.
+
+    Args:
+        attention: ``sdpa``, ``flash_attention_2``, ``varlen`` or ``eager``.
+        within: attention stays inside documents. ``sdpa`` then requires transformers' own mask.
+
+    >>> registered_name("sdpa", within=False), registered_name("sdpa", within=True)
+    ('phigrow_sdpa', 'sdpa')
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if attention not in _FUNCTIONS:
+    if attention == "eager" or (attention in MASKED and within):
         return attention
-    name = f"phigrow_{attention}"
-    ALL_ATTENTION_FUNCTIONS.register(name, _FUNCTIONS[attention])
-    return name
+    ALL_ATTENTION_FUNCTIONS.register(_NAMES[attention], FUNCTIONS[attention])
+    return _NAMES[attention]
 
 
-def _sdpa(
+def reads_lengths(model: Any) -> bool:
+    """Return true if a transformers model's attention keeps inside documents by their lengths, not by a mask."""
+    return getattr(model.config, "_attn_implementation", None) in (_NAMES["flash_attention_2"], _NAMES["varlen"])
+
+
+def sdpa(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -82,7 +95,7 @@ def attention_by_products(query: Tensor, key: Tensor, value: Tensor, scale: floa
     return torch.bmm(scores.softmax(-1), value).view(n, heads, tokens, -1)
 
 
-def _flash_attention_2(
+def flash_attention_2(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -90,12 +103,60 @@ def _flash_attention_2(
     mask: None,
     dropout: float = 0.0,
     scaling: Any = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    from flash_attn import flash_attn_func
+    """Attend by flash-attn 2, shapes as in `sdpa`; with ``cu_seq_lens_q`` inside the documents of one row."""
+    tokens_first = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+    if cu_seq_lens_q is None:
+        from flash_attn import flash_attn_func
 
-    tokens_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return flash_attn_func(*tokens_first, dropout_p=dropout, softmax_scale=scaling, causal=True), None
+        return flash_attn_func(*tokens_first, dropout_p=dropout, softmax_scale=scaling, causal=True), None
+    from flash_attn import flash_attn_varlen_func
+
+    out = flash_attn_varlen_func(
+        *(tensor[0] for tensor in tokens_first),
+        cu_seqlens_q=cu_seq_lens_q,
+        cu_seqlens_k=cu_seq_lens_q,
+        max_seqlen_q=max_length_q,
+        max_seqlen_k=max_length_q,
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=True,
+    )
+    return out[None], None
 
 
-_FUNCTIONS = {"sdpa": _sdpa, "flash_attention_2": _flash_attention_2}
+def varlen(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: None,
+    dropout: float = 0.0,
+    scaling: Any = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend inside the documents of one row by PyTorch's own kernel, shapes as in `sdpa`; it has no dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert cu_seq_lens_q is not None, "`varlen` is chosen for documents: within only"
+    assert not dropout, "`varlen` is not chosen for models with dropout"
+    out = varlen_attn(
+        *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1, 0),  # all tokens before, none after
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return out[None], None
+
+
+FUNCTIONS = {"sdpa": sdpa, "flash_attention_2": flash_attention_2, "varlen": varlen}
+_NAMES = {"sdpa": "phigrow_sdpa", "flash_attention_2": "phigrow_fa2", "varlen": "phigrow_varlen"}

@@ -111,7 +111,7 @@ def _train_in(
         if world.first:
             print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)
         return Summary(out, config.steps, True, export=exported)
-    run = resolve_run(config, world, out, blocks.seq_len)
+    run = resolve_run(config, world, out, blocks.seq_len, _model_of(config, blocks))
     if checkpoint is not None:
         checkpoints.check_fits(checkpoint, world, run.stage, convert=config.universal, device=run.optimizer_device)
     trainer = build_run(run, source, blocks, initial, checkpoint, monitors)
@@ -169,7 +169,7 @@ def build_run(
         blocks.save_tokenizer()
         text = opening(run, source, model_dict, blocks, feed, initial, taught_by)
         print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
-    model = build_model(config, model_dict, world, run.attention, run.engine, blocks.eos_token_id)
+    model = build_model(config, model_dict, world, run.attention.name, run.engine, blocks.eos_token_id)
     engine = make_engine(model, config, run.engine)
     if checkpoint is None and config.init != SCRATCH:
         masters_from_checkpoint(engine, Path(config.init))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from phigrow.models.capacity import loss_path
+from phigrow.training.attention import reads_lengths
 from phigrow.training.documents import attention_inputs
 
 CHUNK_LOGITS = 2**24
@@ -75,8 +76,7 @@ def hidden_states(model: Any, ids: Tensor, within: int | None = None) -> Tensor:
         ids: ``[n, tokens]``.
         within: as in `attach_loss`.
     """
-    varlen = getattr(model.config, "_attn_implementation", None) == "flash_attention_2"
-    given = {"input_ids": ids} if within is None else attention_inputs(ids, within, varlen=varlen)
+    given = {"input_ids": ids} if within is None else attention_inputs(ids, within, varlen=reads_lengths(model))
     hidden: Tensor = model.base_model(**given, use_cache=False).last_hidden_state
     return hidden
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from phigrow.errors import GrowthError
 from phigrow.models.config import Config, load_config, normalised
 from phigrow.models.families import family_of
 from phigrow.training.activation import fuse_gelu
-from phigrow.training.attention import without_mask
+from phigrow.training.attention import registered_name
 from phigrow.training.configuration import DEMO_MODEL, RunConfig
 from phigrow.training.loss import attach_loss
 from phigrow.training.settings import DEMO, SCRATCH
@@ -95,44 +94,6 @@ def _check_agreement(stored: Config, named: Config, config: RunConfig) -> None:
             )
 
 
-def choose_attention(config: RunConfig, device: torch.device) -> tuple[str, str]:
-    """Choose the attention of a run.
-
-    Returns:
-        transformers' name of it, and one sentence with the choice and its reason.
-
-    Raises:
-        GrowthError: the run asks for flash-attn 2, which is not installed.
-    """
-    installed = importlib.util.find_spec("flash_attn") is not None
-    if config.attention == "flash_attention_2" and not installed:
-        raise GrowthError(
-            "attention flash_attention_2 requires flash-attn, which is not installed",
-            where="attention",
-            fix="install the package flash-attn, or set attention: auto",
-        )
-    if config.attention != "auto":
-        return config.attention, f"attention: {config.attention}, as asked"
-    usable = device.type == "cuda" and config.dtype != "fp32"
-    if usable and installed:
-        return "flash_attention_2", "attention: flash-attn 2"
-    backend: Any = torch.backends.cuda  # its functions have no annotations
-    kernels = [
-        name
-        for name, on in (
-            ("flash", backend.flash_sdp_enabled()),
-            ("memory-efficient", backend.mem_efficient_sdp_enabled() and device.type == "cuda"),
-            ("cuDNN", backend.cudnn_sdp_enabled() and device.type == "cuda"),
-            ("math", backend.math_sdp_enabled()),
-        )
-        if on
-    ]
-    if device.type == "cpu" and config.dtype == "bf16":
-        kernels.append("in blocks of up to 512 tokens matrix products")
-    why = "flash-attn is not installed" if usable else f"device {device.type}, {config.dtype}"
-    return "sdpa", f"attention: PyTorch SDPA, kernels {', '.join(kernels)} ({why})"
-
-
 def build_model(
     config: RunConfig,
     model_dict: Config,
@@ -200,16 +161,15 @@ def empty_model(hf_config: Any, config: RunConfig, attention: str) -> Any:
 
     Args:
         hf_config: the result of `causal_lm_config`.
-        config: the run; with ``documents: within`` attention needs a mask.
-        attention: transformers' name of the attention.
+        config: the run; ``documents`` decides whether attention keeps inside documents.
+        attention: the chosen attention, see `phigrow.training.attention_choice`.
     """
     from transformers import AutoModelForCausalLM
 
-    if config.documents == "plain":
-        attention = without_mask(attention)
+    name = registered_name(attention, within=config.documents == "within")
     make: Any = AutoModelForCausalLM.from_config  # it has no annotations
     with _without_initialisation():
-        return make(hf_config, attn_implementation=attention, dtype=torch.float32)
+        return make(hf_config, attn_implementation=name, dtype=torch.float32)
 
 
 @functools.cache

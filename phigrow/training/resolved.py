@@ -12,6 +12,8 @@ from phigrow.training.optimizer_spec import OptimizerSpec, find_optimizer
 from phigrow.training.settings import AUTO
 
 if TYPE_CHECKING:
+    from phigrow.models.config import Config
+    from phigrow.training.attention_choice import AttentionChoice
     from phigrow.training.process import World
 
 
@@ -26,8 +28,7 @@ class ResolvedRun:
         stage: ZeRO stage.
         micro_batch: sequences that a rank processes at once.
         accumulation: micro-batches per step and rank.
-        attention: transformers' name of the attention implementation.
-        attention_reason: one sentence with the choice and its reason.
+        attention: the attention implementation, and the reason for it.
         optimizer: the optimizer.
         optimizer_device: device of its state: ``device``, ``cpu`` or ``nvme``.
         export: folder of the final checkpoint; None writes none.
@@ -41,8 +42,7 @@ class ResolvedRun:
     stage: int
     micro_batch: int
     accumulation: int
-    attention: str
-    attention_reason: str
+    attention: AttentionChoice
     optimizer: OptimizerSpec
     optimizer_device: str
     export: Path | None
@@ -55,19 +55,29 @@ class ResolvedRun:
         return self.config.batch * self.seq_len
 
 
-def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int) -> ResolvedRun:
+def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int, model: Config) -> ResolvedRun:
     """Work out every setting that depends on the ranks, the device, the data or the DeepSpeed file.
 
+    Args:
+        config: the settings as asked.
+        world: the ranks.
+        out: folder of the run.
+        seq_len: tokens per block.
+        model: the configuration of the model.
+
     Raises:
-        GrowthError: ranks and micro-batch do not divide the batch, or the DeepSpeed file contradicts the settings.
+        GrowthError: ranks and micro-batch do not divide the batch, the DeepSpeed file contradicts the settings, or the
+            attention that the run asks for does not work here.
     """
+    from phigrow.training.attention_choice import choose_attention, shape_of
     from phigrow.training.engine import engine_config, micro_batch
-    from phigrow.training.model import choose_attention
+    from phigrow.training.process import on_rank_zero
 
     assert AUTO not in (config.dtype, config.compile), "`automatic.choose` comes first"
     micro = micro_batch(config, world.size, seq_len)
     engine = engine_config(config, world.size, micro)
-    attention, reason = choose_attention(config, world.device)
+    shape = shape_of(model, rows=micro, tokens=seq_len, within=config.documents == "within")
+    attention = on_rank_zero(world, lambda: choose_attention(config.attention, config.dtype, world.device, shape))
     return ResolvedRun(
         config=config,
         world=world,
@@ -76,7 +86,6 @@ def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int) -> Res
         micro_batch=micro,
         accumulation=engine["gradient_accumulation_steps"],
         attention=attention,
-        attention_reason=reason,
         optimizer=find_optimizer(config.optimizer),
         optimizer_device=optimizer_device(config),
         export=None if config.export is None else out / config.export,

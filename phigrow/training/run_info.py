@@ -42,6 +42,7 @@ def run_record(
         "seed": config.seed,
         "config": _settings(config) | {"zero": run.stage, "seq_len": blocks.seq_len},
         **({"auto_choices": config.auto_choices} if config.auto_choices else {}),
+        "attention": run.attention.record(),
         "compare": comparison_keys(),
         **({"trunk": config.trunk, "budget": None if config.is_trunk else config.steps} if config.trunk else {}),
         "model": model_dict,
@@ -105,7 +106,7 @@ def opening(
         f"{tokens * cost.training_flops:.2e} FLOPs",
         f"ranks: {world.size} on {device_name(world)}; micro-batch {run.micro_batch}, accumulation {run.accumulation}",
         f"engine: DeepSpeed ZeRO {run.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
-        f"{run.attention_reason}{kept}; loss: {loss}",
+        f"attention: {run.attention.reason}{kept}; loss: {loss}",
         *teacher_lines(teacher, run),
         *choice_lines(config.auto_choices),
     ]

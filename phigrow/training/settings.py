@@ -252,8 +252,9 @@ class EngineSettings:
     )
     attention: str = key(
         "auto",
-        "Attention implementation. auto takes flash-attn 2 on a GPU where it is installed, else PyTorch's SDPA.",
-        choices=("auto", "flash_attention_2", "sdpa", "eager"),
+        "Attention implementation. auto takes the faster of flash-attn 2 and PyTorch's on a GPU, else PyTorch's SDPA."
+        " varlen is PyTorch's kernel for documents: within.",
+        choices=("auto", "flash_attention_2", "varlen", "sdpa", "eager"),
     )
     loss: str = key(
         "auto",

@@ -130,7 +130,7 @@ def load_teacher(info: TeacherInfo, run: ResolvedRun, eos_token_id: int | None) 
     from phigrow.training.weights import fill_from_checkpoint
 
     config = run.config
-    model = empty_model(causal_lm_config(info.config), config, run.attention)
+    model = empty_model(causal_lm_config(info.config), config, run.attention.name)
     model.tie_weights()
     fill_from_checkpoint(model, Path(str(config.teacher)))
     fuse_gelu(model)

@@ -20,7 +20,7 @@ from phigrow.models.cost import count_cost
 from phigrow.models.families import all_families
 from phigrow.training import RunConfig, deepspeed_file
 from phigrow.training.engine import engine_config, micro_batch
-from phigrow.training.model import build_model, choose_attention, has_dropout, model_config
+from phigrow.training.model import build_model, has_dropout, model_config
 from phigrow.training.optimizer_spec import decay_matrices
 from phigrow.training.process import World
 from phigrow.training.weights import masters_from_scratch
@@ -252,30 +252,6 @@ def test_matrices_decay_and_vectors_do_not():
     assert all(name.endswith("bias") or "layernorm" in name for name in kept)
     assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(decayed)
     assert len(decayed) + len(kept) == len(names)
-
-
-def test_attention_is_chosen_by_what_is_there(monkeypatch):
-    import importlib.util
-
-    assert choose_attention(RunConfig(), torch.device("cpu"))[0] == "sdpa"
-    assert "flash" in choose_attention(RunConfig(), torch.device("cpu"))[1]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert choose_attention(RunConfig(dtype="bf16"), torch.device("cuda"))[0] == "flash_attention_2"
-    assert choose_attention(RunConfig(dtype="fp32"), torch.device("cuda"))[0] == "sdpa"
-    assert choose_attention(RunConfig(attention="eager"), torch.device("cpu"))[0] == "eager"
-
-
-def test_flash_attention_that_is_not_installed_is_refused(monkeypatch):
-    import importlib.util
-
-    config = RunConfig(attention="flash_attention_2", dtype="bf16")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert choose_attention(config, torch.device("cuda"))[0] == "flash_attention_2"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        GrowthError, match=r"requires flash-attn, which is not installed\n  where: attention\n  what to do"
-    ):
-        choose_attention(config, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
