@@ -6,6 +6,7 @@ from pathlib import Path
 
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained
 from phigrow.models.config import Config, load_config, shipped_name
 
@@ -43,7 +44,7 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     Raises:
         GrowthError: nothing has that name, the folder has links that lead out of it, or the hub cannot be reached.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.is_dir():
         if revision is not None:
             raise GrowthError(
@@ -85,7 +86,7 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
     Raises:
         GrowthError: nothing has that name, or the hub cannot be reached.
     """
-    if Path(name).exists():
+    if user_path(name).exists():
         return load_config(name)
     if revision is None and (shipped := _SHIPPED.get(str(name)) or shipped_name(name)):
         return load_config(shipped)
@@ -94,7 +95,7 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
 
 def display_name(name: str | Path) -> str:
     """Return the name of a source: the hub id of an alias or hub name, or the name of a local folder."""
-    path = Path(name)
+    path = user_path(name)
     return path.resolve().name if path.exists() else ALIASES.get(str(name), str(name))
 
 
@@ -109,7 +110,7 @@ def _download(name: str | Path, revision: str | None, patterns: list[str]) -> Pa
     except HFValidationError as error:
         raise GrowthError(
             f"there is no checkpoint {str(name)!r}",
-            where=str(Path(name).absolute()),
+            where=str(user_path(name).absolute()),
             why="no folder has this path, and it is not a valid hub id",
             fix="give a folder with config.json and safetensors files, phi-1, phi-1_5, phi-2, or a hub id",
         ) from error

@@ -269,9 +269,7 @@ def verify(
     ] = ARITHMETIC[0],
     text: Annotated[
         Path | None,
-        typer.Option(
-            help="File of text to run on.  \\[default: a paragraph; random tokens without a tokenizer]", exists=True
-        ),
+        typer.Option(help="File of text to run on.  \\[default: a paragraph; random tokens without a tokenizer]"),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to run on.", min=2)] = 256,
     seed: Annotated[int, typer.Option(help="Seed of random tokens.")] = 0,
@@ -310,7 +308,7 @@ def verify(
         problems = check_certificate(certificate, src, dst, revision)
         print_check(problems, as_json)
         raise typer.Exit(1 if problems else 0)
-    probe = text.read_text(encoding="utf-8") if text else None
+    probe = _text_of(text) if text else None
     measured = phigrow.verify(
         src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision, backend=backend
     )
@@ -325,3 +323,10 @@ def verify(
         typer.echo(f"wrote {save}", err=as_json)
     if measured.passed is False:
         raise typer.Exit(1)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint="--text") from error

@@ -7,10 +7,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from phigrow.files.paths import user_path
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
@@ -66,7 +69,7 @@ def on_terminal(name: str, function: Callable[..., None]) -> Callable[..., None]
     def command(*args: Any, quiet: bool = False, **keywords: Any) -> None:
         begin(quiet)
         try:
-            function(*args, **keywords)
+            function(*args, **{name: _at_home(value) for name, value in keywords.items()})
         except KeyboardInterrupt:
             tell_interrupted(name)
             raise typer.Exit(INTERRUPTED) from None
@@ -75,6 +78,13 @@ def on_terminal(name: str, function: Callable[..., None]) -> Callable[..., None]
     quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
     command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), quiet])  # type: ignore[attr-defined]
     return command
+
+
+def _at_home(value: Any) -> Any:
+    """Replace ``~`` in an option that is a path, or a list of paths."""
+    if isinstance(value, list | tuple):
+        return [_at_home(item) for item in value]
+    return user_path(value) if isinstance(value, Path) else value
 
 
 def paragraphs(docstring: str) -> str:

@@ -17,6 +17,7 @@ from phigrow.corpus.metadata import read_metadata
 from phigrow.corpus.order import WHOLE, Part
 from phigrow.corpus.splits import MixedSource, Split, relative_weights
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 
 
 class BlockArray:
@@ -29,8 +30,8 @@ class BlockArray:
     def __init__(self, folder: str | Path, vocab_size: int | None = None) -> None:
         from datasets import ClassLabel, load_from_disk
 
-        self.folder, self.vocab_size = Path(folder), vocab_size
-        data = load_from_disk(str(folder), keep_in_memory=False)
+        self.folder, self.vocab_size = user_path(folder), vocab_size
+        data = load_from_disk(str(self.folder), keep_in_memory=False)
         table = data.data.table
         self.parts = [
             # Sliced arrays share one buffer: flatten, unlike values, honours the slice.
@@ -241,7 +242,7 @@ def load_blocks(folder: str | Path) -> Blocks:
     >>> blocks.train.batch([0, 5]).shape  # doctest: +SKIP
     (2, 257)
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     info = read_metadata(root)
     if info["vocab_size"] < FEWEST + 1:  # packed before tokenizers were checked
         raise GrowthError(

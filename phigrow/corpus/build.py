@@ -19,6 +19,7 @@ from phigrow.corpus.sources import EMBEDDED, load_documents
 from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
+from phigrow.files.paths import user_path
 from phigrow.files.staged_folder import staged_folder
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def prepare(
     0
     """
     _check(seq_len, heldout)
-    folder = Path(out).expanduser().absolute()
+    folder = user_path(out).absolute()
     _check_output(folder, overwrite)
     arguments = {
         "ref": str(ref),

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from phigrow.corpus.blocks import BlockArray, Blocks, load_blocks
 from phigrow.corpus.splits import MixedSource, Rows
 from phigrow.corpus.tokenizer import same_tokens
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 
 
 class ConcatenatedBlocks:
@@ -73,15 +73,17 @@ def mix_folders(folders: Mapping[str, float]) -> Blocks:
     ['code', 'textbooks']
     """
     weights = checked_weights(folders)
-    again = [folder for folder, times in Counter(Path(folder).resolve() for folder in weights).items() if times > 1]
+    again = [
+        folder for folder, times in Counter(user_path(folder).resolve() for folder in weights).items() if times > 1
+    ]
     if again:
         raise GrowthError(
             f"the folder {again[0]} stands twice in the mixture",
-            where=", ".join(folder for folder in weights if Path(folder).resolve() == again[0]),
+            where=", ".join(folder for folder in weights if user_path(folder).resolve() == again[0]),
             fix="name each folder once, and add its weights",
         )
-    short = Counter(Path(folder).resolve().name for folder in weights)
-    named = {(Path(f).resolve().name if short[Path(f).resolve().name] == 1 else f): f for f in weights}
+    short = Counter(user_path(folder).resolve().name for folder in weights)
+    named = {(user_path(f).resolve().name if short[user_path(f).resolve().name] == 1 else f): f for f in weights}
     names = sorted(named)
     parts = [load_blocks(named[name]) for name in names]
     first = parts[0]

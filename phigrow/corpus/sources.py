@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from phigrow.corpus.embedded import embedded_documents
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -60,7 +61,7 @@ def load_documents(
     if str(ref) == EMBEDDED:
         return _from_rows(embedded_rows, {}, cache_dir)
     if (files := local_files(ref)) is not None:
-        return _from_files(files, Path(ref).expanduser().is_file(), text_column, cache_dir)
+        return _from_files(files, user_path(ref).is_file(), text_column, cache_dir)
     return _from_hub(str(ref), text_column, split, config, revision)
 
 
@@ -70,7 +71,7 @@ def local_files(ref: str | Path) -> list[Path] | None:
     Raises:
         GrowthError: the reference is spelled like a path, and there is no readable file.
     """
-    path = Path(ref).expanduser()
+    path = user_path(ref)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise GrowthError(
@@ -235,14 +236,14 @@ def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, 
     except ConnectionError as error:
         raise GrowthError(
             f"the dataset {name!r} cannot be downloaded",
-            where=str(Path(name).absolute()),
+            where=str(user_path(name).absolute()),
             why=f"no file or folder has this path, and the hub cannot be reached ({error})",
             fix="give local text: a file, folder or glob of .txt, .jsonl or .parquet, or the word embedded",
         ) from error
     except DatasetNotFoundError as error:
         raise GrowthError(
             f"there is no dataset {name!r}",
-            where=str(Path(name).absolute()),
+            where=str(user_path(name).absolute()),
             why=f"no file or folder has this path, and the hub has no such dataset for your account ({error})",
             fix="check the spelling; for a gated dataset log in with `hf auth login`",
         ) from error

@@ -21,6 +21,7 @@ from phigrow.corpus.sources import local_files, stream_documents
 from phigrow.corpus.splits import MixedSource, relative_weights
 from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -85,7 +86,7 @@ def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
             )
         parts = {str(name): dict(each) for name, each in named.items()}
     else:
-        parts = {Path(str(given.get("ref", ""))).name: given}
+        parts = {user_path(str(given.get("ref", ""))).name: given}
     known = [each.name for each in fields(StreamSource) if each.name != "name"]
     for name, part in parts.items():
         if unknown := [key for key in part if key not in known]:

@@ -19,6 +19,7 @@ from phigrow.checkpoints.tokenizer_folder import (
 )
 from phigrow.corpus.sources import HUB_NAME
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -98,7 +99,7 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     >>> load_tokenizer("data/tokenizer").eos_token  # doctest: +SKIP
     '<|endoftext|>'
     """
-    path = Path(ref).expanduser()
+    path = user_path(ref)
     if not path.exists() and (str(ref).endswith(".json") or not HUB_NAME.fullmatch(str(ref))):
         raise GrowthError("the tokenizer does not exist", where=str(path.absolute()), fix=_FIX)
     if path.is_file():

@@ -20,6 +20,7 @@ from phigrow.expansion.provenance import command_line, growth_card, installed_ve
 from phigrow.expansion.write_tensors import write_tensors
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import check_replaceable
+from phigrow.files.paths import user_path
 from phigrow.files.staged_folder import StagedFolder
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.lift import InMemory, lift
@@ -117,7 +118,7 @@ def expand_checkpoint(
     started = time.perf_counter()
     plan = make_plan(src, dst_config, growth, revision=revision)
     folder = locate(src, revision)
-    out = Path(output.out) if output.out is not None else default_out(src, dst_config, growth.method)
+    out = user_path(output.out) if output.out is not None else default_out(src, dst_config, growth.method)
     shard_bytes = parse_size(output.shard_size)
     if out.exists() and not output.overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
@@ -262,7 +263,7 @@ def default_out(src: str | Path, dst_config: str | Path | Config, method: str) -
     if isinstance(dst_config, dict):
         target = "grown"
     else:
-        path = Path(dst_config)
+        path = user_path(dst_config)
         if path.is_dir():
             target = path.resolve().name
         else:

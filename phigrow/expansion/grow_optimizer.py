@@ -32,6 +32,7 @@ from phigrow.expansion.provenance import installed_version
 from phigrow.expansion.write_tensors import block_rows
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import check_replaceable
+from phigrow.files.paths import user_path
 from phigrow.files.staged_folder import StagedFolder, remove
 from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.lift import InMemory, Lift, SourceTensor
@@ -82,15 +83,15 @@ def grow_optimizer(
     PosixPath('small-to-large-optimizer')
     """
     began = time.perf_counter()
-    grown, made = Path(grown), read_plan_file(grown)
+    grown, made = user_path(grown), read_plan_file(grown)
     plan = made.plan
     named = grown if grown.name not in ("", "..") else grown.resolve()
-    out = Path(out) if out is not None else named.with_name(named.name + "-optimizer")
+    out = user_path(out) if out is not None else named.with_name(named.name + "-optimizer")
     if out.exists() and not overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
     check_replaceable(out, [universal.STATE], "a grown optimizer state")
     check_state(plan, state)
-    source = _find_checkpoint(Path(checkpoint))
+    source = _find_checkpoint(user_path(checkpoint))
     _check_step(source, made.provenance)
     identity = {
         "phigrow": installed_version("phigrow"),

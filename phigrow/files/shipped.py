@@ -9,6 +9,7 @@ from pathlib import Path
 
 from phigrow.errors import GrowthError
 from phigrow.files.output import writing
+from phigrow.files.paths import user_path
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 """Folder of the shipped files. It lies inside the package, so that a wheel has them."""
@@ -42,7 +43,7 @@ def find_shipped(reference: str | Path, kind: str) -> Path:
     >>> find_shipped("phi-2", "recipe").name
     'phi-2.yaml'
     """
-    path = Path(reference)
+    path = user_path(reference)
     if not path.is_file() and len(path.parts) == 1:
         for file in shipped_files(kind):
             if path.name in (file.name, file.path.name):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_path
+from phigrow.files.paths import user_path
 
 Floats = npt.NDArray[np.float64]
 
@@ -98,7 +99,8 @@ def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
     Raises:
         GrowthError: there are no maps, or they have no record of their learning.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    given = user_path(path)
+    file = given / FILE if given.is_dir() else given
     if not file.is_file():
         raise GrowthError(
             f"there are no learned maps in {str(path)!r}",

@@ -15,6 +15,7 @@ import numpy as np
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_path
 from phigrow.files.output import writing
+from phigrow.files.paths import user_path
 from phigrow.growth.origins import SIDES, Anatomy, Kind, Part, anatomy, combine
 from phigrow.growth.plan import Plan
 
@@ -183,7 +184,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """
     import matplotlib
 
-    path = Path(path)
+    path = user_path(path)
     ending = path.suffix.lower()
     if ending not in (".png", ".svg", ".pdf"):
         raise GrowthError(

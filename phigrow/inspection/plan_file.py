@@ -8,6 +8,7 @@ from typing import Any
 
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, Provenance
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.origins import named
 from phigrow.growth.plan import Plan
@@ -41,7 +42,7 @@ def read_plan_file(path: str | Path) -> PlanFile:
     >>> read_plan_file("phi-1_5-to-phi2-tile").plan.method  # doctest: +SKIP
     'tile'
     """
-    path = Path(path)
+    path = user_path(path)
     file = path / PROVENANCE_FILE if path.is_dir() else path
     if not file.is_file():
         raise GrowthError(

@@ -14,6 +14,7 @@ from phigrow.errors import GrowthError
 from phigrow.expansion.expand import check_source
 from phigrow.expansion.provenance import installed_version
 from phigrow.files.output import check_replaceable, writing
+from phigrow.files.paths import user_path
 from phigrow.files.staged_folder import staged_folder
 from phigrow.growth.matrices import FILE, write_maps
 from phigrow.growth.plan import Plan
@@ -93,7 +94,7 @@ def learn_growth(
             where="data",
             fix="give --data <folder written by 'phigrow data' with the source's tokenizer>",
         )
-    out = Path(out)
+    out = user_path(out)
     config = RunConfig(
         data=data, seq_len=seq_len, steps=steps, batch=batch, micro_batch=micro_batch, lr=lr, seed=seed, zero=zero,
         warmup=min(steps // 10, steps - 1), weight_decay=0.0, dtype="fp32", threads=threads,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phigrow.files.paths import user_path
 from phigrow.measure.cost_curves import cost_curve
 from phigrow.measure.estimates import Accounting, Arm, Comparison
 from phigrow.measure.wording import SCALES, times
@@ -99,7 +100,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as SVG, PDF or PNG (200 dots an inch), by the ending of ``path``; the same bytes every time."""
     import matplotlib
 
-    path = Path(path)
+    path = user_path(path)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
     with matplotlib.rc_context(STYLE):
         figure.savefig(path, dpi=200, facecolor="white", metadata=metadata)

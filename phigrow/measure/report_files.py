@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from phigrow.files.atomic import atomic_path, atomic_write
 from phigrow.files.output import writing
+from phigrow.files.paths import user_path
 from phigrow.measure.comparison import compare
 from phigrow.measure.data import as_json
 from phigrow.measure.estimates import Comparison
@@ -83,7 +84,7 @@ def report(
     >>> report("runs", "report").arms[0].name  # doctest: +SKIP
     'wr'
     """
-    with _made(Path(out)) as folder:
+    with _made(user_path(out)) as folder:
         notes: list[str] = []
         comparison = compare(load_runs(folders, notes=notes), baseline, budget)
         comparison = replace(comparison, notes=(*notes, *comparison.notes))

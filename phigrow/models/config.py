@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained, read_json_strict
 
 Config = dict[str, Any]
@@ -31,16 +32,16 @@ def load_config(ref: str | Path | Config) -> Config:
     """
     if isinstance(ref, dict):
         return dict(ref)
-    path = Path(ref)
+    given = path = user_path(ref)
     if path.is_dir():
         path = contained(path, "config.json")
     if path.is_file():
         return read_json_strict(path, "the configuration")
-    if not Path(ref).is_dir() and (name := shipped_name(ref)) is not None:
+    if not given.is_dir() and (name := shipped_name(ref)) is not None:
         with resources.as_file(resources.files("phigrow.models") / "configs" / name) as shipped:
             return read_json_strict(shipped, "the configuration")
-    if Path(ref).is_dir():
-        export = Path(ref) / "export"
+    if given.is_dir():
+        export = given / "export"
         raise GrowthError(
             "the folder has no config.json",
             where=str(ref),
@@ -61,7 +62,7 @@ def load_config(ref: str | Path | Config) -> Config:
 def _shipped_file(ref: str | Path) -> str | None:
     """Return the shipped file that has the name of a folder, unless the folder has this very name."""
     name = shipped_name(ref)
-    return None if name is None or Path(name).exists() else name
+    return None if name is None or user_path(name).exists() else name
 
 
 def shipped_name(ref: str | Path) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.records.readers.phigrow import folders_below, has_records, read_lines
 from phigrow.records.run import Columns, Run
 from phigrow.records.schema import DIAGNOSTICS, FILE
@@ -31,9 +32,9 @@ def load_run(folder: str | Path) -> Run:
     >>> load_run("runs/wr-seed0").evals["loss"][-1]  # doctest: +SKIP
     np.float64(3.61)
     """
-    lines = read_lines(Path(folder))
+    lines = read_lines(user_path(folder))
     checked = validate(lines.records, str(lines.path))
-    return _as_columns(Path(folder), checked, lines.notes)
+    return _as_columns(user_path(folder), checked, lines.notes)
 
 
 def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | None = None) -> list[Run]:
@@ -53,7 +54,7 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
     roots = [folders] if isinstance(folders, str | Path) else list(folders)
     chosen: dict[Path, Path] = {}  # resolved -> as given, so that a folder named twice is read once
     empty: list[Path] = []
-    for root in map(Path, roots):
+    for root in map(user_path, roots):
         below = [root] if has_records(root) else folders_below(root)
         if not below:
             if not root.exists():

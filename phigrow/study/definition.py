@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.files.shipped import find_shipped
 from phigrow.models.config import Config, load_config
 from phigrow.models.cost import count_cost
@@ -83,7 +84,7 @@ def load_study(
     ]
     study = Study(
         name=path.stem,
-        out=Path(out or given.get("out") or Path("runs") / path.stem),
+        out=user_path(out or given.get("out") or Path("runs") / path.stem),
         data=data,
         seq_len=seq_len,
         sources=sources,

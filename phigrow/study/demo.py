@@ -15,6 +15,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
+from phigrow.files.paths import user_path
 from phigrow.study import Arm, Source, Study, jobs_of, run_study
 
 METHODS = ("wr", "tile", "lossless")
@@ -66,7 +67,7 @@ def demo_study(out: str | Path, *, ranks: int | None = None, steps: int | None =
     steps = steps or STEPS
     return Study(
         name="demo",
-        out=Path(out),
+        out=user_path(out),
         # A tenth is held out. The default, a twentieth, would be a handful of Python modules.
         data={
             "ref": "embedded", "seq_len": SEQ_LEN, "vocab_size": VOCAB, "heldout": 0.1, "seed": seed,

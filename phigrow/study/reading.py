@@ -10,6 +10,7 @@ from typing import Any
 
 from phigrow.corpus.sources import EMBEDDED, local_files
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.files.shipped import shipped_names
 from phigrow.files.strict_yaml import read_yaml
 from phigrow.models.config import Config, load_config
@@ -70,7 +71,7 @@ def number(value: Any, key: str, path: Path) -> float:
     return given
 
 
-def whole(value: Any, key: str, path: Path, *, least: int) -> tuple[int, ...]:
+def whole(value: Any, key: str, path: Path | str, *, least: int) -> tuple[int, ...]:
     """Return one or several whole numbers as a tuple; an error if one is below ``least`` or occurs twice."""
     items = value if isinstance(value, list) else [value]
     if not items or any(isinstance(n, bool) or not isinstance(n, int) or n < least for n in items):
@@ -93,7 +94,7 @@ def seeds(value: Any, path: Path) -> tuple[int, ...]:
     return whole(value, "seeds", path, least=0)
 
 
-def single(value: Any, key: str, path: Path, *, least: int) -> int:
+def single(value: Any, key: str, path: Path | str, *, least: int) -> int:
     """Return one whole number; a list is an error."""
     if isinstance(value, list):
         raise GrowthError(f"{key} is {value!r}", where=f"{key} in {path}", fix="give one whole number")
@@ -128,8 +129,8 @@ def data_of(value: Any, path: Path) -> tuple[Path | dict[str, Any], int]:
 
 def _text_beside(ref: str, path: Path) -> str:
     """Return the place of a text: beside the recipe if it exists there. The spelling of other places stays."""
-    there = path.parent / ref
-    if ref == EMBEDDED or not there.exists() or (Path(ref).exists() and there.samefile(ref)):
+    here, there = user_path(ref), path.parent / user_path(ref)
+    if ref == EMBEDDED or not there.exists() or (here.exists() and there.samefile(here)):
         return ref
     return str(there)
 
@@ -160,5 +161,5 @@ def config_of(value: Any, path: Path, key: str) -> Config:
 
 def beside(value: str, path: Path) -> Path:
     """Return a path beside the recipe if it exists, else the path as it was given."""
-    there = path.parent / value
-    return there if there.exists() else Path(value)
+    there = path.parent / user_path(value)  # an absolute path replaces the folder
+    return there if there.exists() else user_path(value)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.files.shipped import find_shipped
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.models.config import Config, load_config
@@ -140,7 +141,7 @@ def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int |
     schedule = str(given.get("schedule", "one"))
     if schedule not in SCHEDULES:
         raise near(f"schedule is {schedule!r}", f"schedule in {path}", schedule, list(SCHEDULES))
-    return _Reader(path, given, Path(out or given.get("out") or Path("runs") / path.stem), schedule, ranks).read()
+    return _Reader(path, given, user_path(out or given.get("out") or Path("runs") / path.stem), schedule, ranks).read()
 
 
 class _Reader:
@@ -186,7 +187,7 @@ class _Reader:
                 where=where,
                 fix="the first stage has a model, or init (a checkpoint folder); every later one has grow",
             )
-        return single(part["steps"], "steps", Path(where), least=1)
+        return single(part["steps"], "steps", where, least=1)
 
     def _run_keys(self, value: Any, where: str) -> dict[str, Any]:
         keys = run_keys(value, Role.STAGES, where, "the stages decide it")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.models.config import shipped_name
-from phigrow.training.declaration import Role, check_ranges, names_with
+from phigrow.training.declaration import Role, check_ranges, expand_paths, names_with
 from phigrow.training.deepspeed_file import read_deepspeed_file
 from phigrow.training.optimizers import check_optimizer, default_grad_clip
 from phigrow.training.settings import (
@@ -76,6 +77,7 @@ class RunConfig(
     """
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         check_optimizer(self.optimizer)
         if self.grad_clip is None:
             object.__setattr__(self, "grad_clip", default_grad_clip(self.optimizer))
@@ -200,7 +202,7 @@ class RunConfig(
         if isinstance(self.model, dict):
             return "model"
         name = self.model or DEMO
-        path = Path(name)
+        path = user_path(name)
         return path.stem if shipped_name(name) or path.suffix == ".json" else path.name
 
     @property

@@ -13,6 +13,7 @@ import numbers
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_text
 
 
 class Role(enum.Flag):
@@ -49,6 +50,7 @@ def key(
     le: float | None = None,
     choices: tuple[str | bool, ...] = (),
     unset: Any = None,
+    path: bool = False,
 ) -> Any:
     """Declare one setting, as a field of a dataclass.
 
@@ -59,11 +61,27 @@ def key(
         ge, le: smallest and largest allowed value; in a list, of every item.
         choices: allowed values: words, true or false.
         unset: value that None stands for, unless it depends on other settings.
+        path: its text, or each key of its mapping, names a file or folder, so ``~`` is the home folder.
     """
     if OPERATIONAL in role and role & (RESUME | ARMS | START):
         raise ValueError(f"an operational setting cannot have the role {role & (RESUME | ARMS | START)}")
     metadata = {"help": help, "role": role, "ge": ge, "le": le, "choices": choices, "unset": unset}
+    metadata["path"] = path
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def expand_paths(settings: Any) -> None:
+    """Replace ``~`` in every setting that names a file or folder.
+
+    Raises:
+        GrowthError: as `user_text`.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.metadata["path"] and isinstance(value, str):
+            object.__setattr__(settings, field.name, user_text(value))
+        elif field.metadata["path"] and isinstance(value, dict):
+            object.__setattr__(settings, field.name, {user_text(name): part for name, part in value.items()})
 
 
 def check_ranges(settings: Any) -> None:

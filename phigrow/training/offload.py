@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_text
 from phigrow.training.configuration import RunConfig
 from phigrow.training.deepspeed_cleanup import free_compile_lock
 
@@ -45,7 +46,7 @@ def offload_sections(config: RunConfig, section: dict[str, Any]) -> dict[str, An
             raise GrowthError(
                 f"{key} to nvme requires offload_dir", where="offload_dir", fix="give a folder on that disk"
             )
-        out[key] = in_file | {"device": device} | ({"nvme_path": str(path)} if device == "nvme" else {})
+        out[key] = in_file | {"device": device} | ({"nvme_path": user_text(str(path))} if device == "nvme" else {})
     return out
 
 

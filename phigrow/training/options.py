@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.files.shipped import find_shipped, shipped_names
 from phigrow.files.strict_yaml import parse_yaml, read_yaml
 from phigrow.training.configuration import RunConfig
@@ -190,8 +191,8 @@ def _beside(recipe: Path, values: dict[str, Any]) -> dict[str, Any]:
     out = {}
     for key in ("deepspeed", "model"):
         value = values.get(key)
-        if isinstance(value, str) and not Path(value).is_absolute() and (recipe.parent / value).is_file():
-            out[key] = str(recipe.parent / value)
+        if isinstance(value, str) and (recipe.parent / user_path(value)).is_file():
+            out[key] = str(recipe.parent / user_path(value))
     return out
 
 

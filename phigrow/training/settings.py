@@ -26,17 +26,20 @@ class ModelSettings:
         SCRATCH,
         "'scratch', or the folder of any Hugging Face checkpoint to start from.",
         role=RESUME | START | DECIDED,
+        path=True,
     )
     init_optimizer: str | None = key(
         None,
         "Folder written by 'phigrow grow-optimizer' for init: fp32 masters, moments and Adam's step to start with.",
         role=RESUME | START | DECIDED,
+        path=True,
     )
     model: str | dict[str, Any] | None = key(
         None,
         "Model to train from scratch: 'demo', a shipped configuration (phi-1-small, phi-1, phi-1_5, phi2), a"
         " config.json, or a mapping in the YAML file (default: demo). Leave it out with a checkpoint.",
         role=RESUME | START | DECIDED,
+        path=True,
     )
     vocab_size: int | None = key(
         None,
@@ -56,6 +59,7 @@ class DataSettings:
         " embedded is the documentation of Python, prepared beside the run folder (default: embedded for the demo's"
         " model; every other run must give data or stream).",
         role=DECIDED,
+        path=True,
     )
     mixture: dict[str, Any] | None = key(
         None,
@@ -200,6 +204,7 @@ class TeacherSettings:
         None,
         "Folder of a Hugging Face checkpoint of the same vocabulary, which teaches the model in the first steps.",
         role=RESUME | STUDY,
+        path=True,
     )
     teacher_steps: int = key(
         0, "Steps from the beginning of the run in which the model learns from the teacher too.", role=RESUME, ge=0
@@ -234,7 +239,9 @@ class EngineSettings:
         ge=1,
     )
     zero: int | None = key(None, "DeepSpeed ZeRO stage (default: the DeepSpeed file's, else 1).", ge=0, le=3)
-    deepspeed: str | None = key(None, "DeepSpeed JSON file. The settings of the run are put into its configuration.")
+    deepspeed: str | None = key(
+        None, "DeepSpeed JSON file. The settings of the run are put into its configuration.", path=True
+    )
     offload_optimizer: str | None = key(
         None,
         "Device of the optimizer state: cpu (ZeRO 1 to 3) or nvme (ZeRO 3) (default: the DeepSpeed file's, else the"
@@ -246,7 +253,7 @@ class EngineSettings:
         "Device of the parameters: cpu or nvme, both at ZeRO 3 (default: the DeepSpeed file's, else the accelerator).",
         choices=("cpu", "nvme"),
     )
-    offload_dir: str | None = key(None, "Folder on the disk that nvme uses.", role=OPERATIONAL)
+    offload_dir: str | None = key(None, "Folder on the disk that nvme uses.", role=OPERATIONAL, path=True)
     activation_checkpointing: bool = key(
         False, "Recompute every layer in the backward pass. It takes less memory and about a third more time."
     )
@@ -306,7 +313,7 @@ class EvaluationSettings:
 class CheckpointSettings:
     """Run folder, checkpoints and export"""
 
-    out: str | None = key(None, "Folder of the run (default: runs/<model>-<arm>-seed<seed>).", role=DECIDED)
+    out: str | None = key(None, "Folder of the run (default: runs/<model>-<arm>-seed<seed>).", role=DECIDED, path=True)
     resume: str = key(
         "auto",
         "auto continues from the last complete checkpoint in out. never refuses a folder that has one.",
@@ -336,12 +343,14 @@ class CheckpointSettings:
         "Folder of a trunk. The run starts from the trunk's checkpoint of step (steps - decay) and trains the decay"
         " alone (wsd only).",
         role=DECIDED,
+        path=True,
     )
     export: str | None = key(
         "export",
         "Folder of the final Hugging Face checkpoint, inside out unless the path is absolute. none writes"
         " no checkpoint.",
         role=STAGES,
+        path=True,
     )
     export_dtype: str | None = key(
         None,
