@@ -16,12 +16,11 @@ from phigrow.checkpoints.run_checkpoints import FOLDER, RUN_FILE, marked_checkpo
 from phigrow.errors import GrowthError
 from phigrow.files.output import writing
 from phigrow.files.staged_folder import staged_folder
-from phigrow.files.untrusted import read_json_strict
-from phigrow.records.former_names import with_current_names
 from phigrow.records.schema import FILE
 from phigrow.training.checkpoints import changed_keys, has_begun
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
+from phigrow.training.inputs import former_settings
 
 
 def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
@@ -73,7 +72,7 @@ def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:
     path = trunk / RUN_FILE
     if not path.is_file():
         raise GrowthError("there is no run to branch from", where=str(path), fix="give the folder of a run")
-    theirs = with_current_names(read_json_strict(path, "the settings of a run"))
+    theirs = former_settings(trunk)
     own = RunConfig.keys_with(Role.BRANCH)
     different = {key: values for key, values in changed_keys(theirs, curve).items() if key not in own}
     if different:

@@ -148,7 +148,7 @@ def export(trainer: Trainer, source: InitSource, blocks: DataSource) -> Path | N
         "heldout_loss": trainer.heldout_loss,
         "data_fingerprint": blocks.fingerprint,
     }
-    dtype = config.export_dtype or config.dtype
+    dtype = config.stored_dtype
     tokenizer = blocks.tokenizer_dir
     export_model(
         trainer.engine,

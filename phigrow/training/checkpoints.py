@@ -30,12 +30,11 @@ from phigrow.checkpoints.run_checkpoints import (
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import writing
-from phigrow.files.untrusted import read_json_strict
-from phigrow.records.former_names import with_current_names
 from phigrow.records.schema import FILE as RECORDS
 from phigrow.training import engine_state
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
+from phigrow.training.inputs import CONTENTS, changed_contents, former_settings, merged, same_place
 from phigrow.training.optimizers import default_grad_clip, optimizer_names
 from phigrow.training.process import gather_objects, on_rank_zero
 
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
     from phigrow.training.resolved import ResolvedRun
 
 _DAMAGED = "damaged-"
+_ABOUT_INPUTS = ". The run also continues from its own checkpoint if the changed folder is moved away"
+_REPEATED = Role.RESUME | Role.HELDOUT
 _DEVICES = {"device": "on the device", "cpu": "in the host's memory", "nvme": "on a disk"}
 
 
@@ -89,12 +90,14 @@ def has_begun(out: Path) -> bool:
 
 
 def changed_keys(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Compare the settings on which two loss curves depend.
+    """Compare the settings and the inputs on which two loss curves depend.
 
-    A missing key has its default: a run that began before a setting existed did not use it.
+    A missing key has its default: a run that began before a setting existed did not use it. Inputs are compared by
+    content. Where a run of an earlier release has no fingerprints, their paths are compared.
 
     Args:
-        former, now: results of `RunConfig.reproducibility_keys` together with the keys of the data, as JSON data.
+        former, now: results of `RunConfig.reproducibility_keys` together with the keys of the data and the ``contents``
+            of the inputs, as JSON data.
 
     Returns:
         The keys that differ, each with its former and its new value.
@@ -102,15 +105,23 @@ def changed_keys(former: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
     >>> changed_keys({"lr": 1e-3}, {"lr": 2e-3, "warmup": 20})
     {'lr': (0.001, 0.002)}
     """
-    names = {**former, **now}
+    inputs, names = RunConfig.keys_with(Role.INPUT), {key: None for key in {**former, **now} if key != CONTENTS}
     one, other = _defaults(former), _defaults(now)
     pairs = {key: (former.get(key, one.get(key)), now.get(key, other.get(key))) for key in names}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    was, is_now = former.get(CONTENTS), now.get(CONTENTS)
+    if isinstance(was, dict) and isinstance(is_now, dict):
+        changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and key not in inputs}
+        return changed | changed_contents(was, is_now)
+    return {
+        key: pair
+        for key, pair in pairs.items()
+        if pair[0] != pair[1] and not (key in inputs and same_place(pair[0], pair[1]))
+    }
 
 
 def _defaults(curve: dict[str, Any]) -> dict[str, Any]:
     """Return the values of missing settings; the one of ``grad_clip`` depends on the optimizer."""
-    defaults = {field.name: field.default for field in fields(RunConfig) if Role.RESUME in field.metadata["role"]}
+    defaults = {field.name: field.default for field in fields(RunConfig) if field.metadata["role"] & _REPEATED}
     optimizer = curve.get("optimizer", defaults["optimizer"])
     return defaults | {"grad_clip": default_grad_clip(optimizer if optimizer in optimizer_names() else "adamw")}
 
@@ -132,7 +143,7 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
     path = out / RUN_FILE
     curve = json.loads(json.dumps(curve))
     if continued := path.is_file() and has_begun(out):
-        former = with_current_names(read_json_strict(path, "the settings of a run"))
+        former = former_settings(out)
         if not resume:
             raise GrowthError(
                 "the run folder already holds a run",
@@ -146,8 +157,14 @@ def claim(out: Path, curve: dict[str, Any], *, resume: bool) -> bool:
                 "the run folder holds a run with other settings",
                 where=str(out),
                 why=f"these keys differ: {changes}",
-                fix="choose another out, delete the folder, or go back to the former values",
+                fix="choose another out, delete the folder, or go back to the former values" + _ABOUT_INPUTS
+                if any(key.startswith("content of init") for key in different)
+                else "choose another out, delete the folder, or go back to the former values",
             )
+        if CONTENTS not in former and CONTENTS in curve:
+            print(f"note: {out} was begun by an earlier phigrow, which kept no fingerprints of its inputs", flush=True)
+        if CONTENTS in former and CONTENTS in curve:
+            curve[CONTENTS] = merged(former[CONTENTS], curve[CONTENTS])
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         atomic_json(path, curve)

@@ -223,6 +223,11 @@ class RunConfig(
             return self.zero
         return 1 if in_file in (None, "auto") else int(in_file)
 
+    @property
+    def stored_dtype(self) -> str:
+        """The data type of the export."""
+        return self.export_dtype or self.dtype
+
     def deepspeed_file(self) -> dict[str, Any]:
         """Return the content of the DeepSpeed JSON file; an empty dictionary if the run has no such file.
 
@@ -246,12 +251,16 @@ class RunConfig(
         """
         return names_with(cls, role)
 
+    def inputs(self) -> dict[str, Any]:
+        """Return the settings that name an input."""
+        return {name: getattr(self, name) for name in self.keys_with(Role.INPUT)}
+
     def reproducibility_keys(self) -> dict[str, Any]:
-        """Return the settings on which the loss curve depends; a resumed run must repeat them.
+        """Return the settings on which the loss curves depend; a resumed run must repeat them.
 
         A trunk may be made longer, so its ``steps`` is None.
         """
-        keys = {name: getattr(self, name) for name in self.keys_with(Role.RESUME)}
+        keys = {name: getattr(self, name) for name in self.keys_with(Role.RESUME | Role.HELDOUT)}
         return keys | {"steps": None} if self.is_trunk else keys
 
 

@@ -34,10 +34,15 @@ class Role(enum.Flag):
     """A recipe of stages decides it, so the recipe must not set it."""
     OPERATIONAL = enum.auto()
     """It changes nothing in the records of a run except seconds, so finished runs stay valid."""
+    HELDOUT = enum.auto()
+    """It chooses the held-out text, so a resumed run must have the same value."""
+    INPUT = enum.auto()
+    """It names an input. A resumed run must have the same content, whatever the path."""
 
 
 RESUME, ARMS, START, BRANCH = Role.RESUME, Role.ARMS, Role.START, Role.BRANCH
 STUDY, STAGES, OPERATIONAL = Role.STUDY, Role.STAGES, Role.OPERATIONAL
+HELDOUT, INPUT = Role.HELDOUT, Role.INPUT
 DECIDED = STUDY | STAGES
 
 
@@ -63,8 +68,8 @@ def key(
         unset: value that None stands for, unless it depends on other settings.
         path: its text, or each key of its mapping, names a file or folder, so ``~`` is the home folder.
     """
-    if OPERATIONAL in role and role & (RESUME | ARMS | START):
-        raise ValueError(f"an operational setting cannot have the role {role & (RESUME | ARMS | START)}")
+    if OPERATIONAL in role and role & (RESUME | ARMS | START | HELDOUT | INPUT):
+        raise ValueError(f"an operational setting cannot have the role {role & ~OPERATIONAL}")
     metadata = {"help": help, "role": role, "ge": ge, "le": le, "choices": choices, "unset": unset}
     metadata["path"] = path
     return dataclasses.field(default=default, metadata=metadata)

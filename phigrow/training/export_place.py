@@ -1,10 +1,11 @@
-"""Check, before a run trains, that its export may be written where it shall be."""
+"""Check, before a run trains, that its export may be written, and after it has trained, that it was."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from phigrow.checkpoints.provenance import TRAINING_FILE
+from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
 from phigrow.files.output import check_replaceable
 
@@ -24,3 +25,25 @@ def check_export(out: Path, export: str | None) -> None:
             why="an export replaces its folder as a whole", fix="give a folder of its own, such as --export export",
         )  # fmt: skip
     check_replaceable(out / export, [TRAINING_FILE], "an export of a run")
+
+
+STORED = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Data types of exports, and their names in checkpoints."""
+
+
+def is_exported(folder: Path | None, dtype: str) -> bool:
+    """Return True if a finished run has nothing left to export.
+
+    Args:
+        folder: folder of the export; None for a run that exports nothing.
+        dtype: data type that the run is asked for. An export of another one is made again.
+    """
+    if folder is None:
+        return True
+    if not folder.is_dir():
+        return False
+    try:
+        with CheckpointReader(folder) as weights:
+            return weights.dtype_name == STORED[dtype]
+    except GrowthError:  # a file is missing or damaged
+        return False

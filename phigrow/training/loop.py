@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
-from phigrow.records.readers.phigrow import step_losses
+from phigrow.records.readers.phigrow import first_record, step_losses
+from phigrow.records.schema import FILE as RECORDS
 from phigrow.records.writer import RecordWriter
 from phigrow.training import checkpoints, initial_state
 from phigrow.training.automatic import choose
@@ -20,8 +22,9 @@ from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
 from phigrow.training.data import check_data, check_tokenizer, data_keys, load_data, make_feed, restricted
-from phigrow.training.export_place import check_export
+from phigrow.training.export_place import check_export, is_exported
 from phigrow.training.initial_state import InitialState
+from phigrow.training.inputs import CONTENTS, check_present, contents_of, keep_inputs, recorded_source, with_kept_inputs
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
 from phigrow.training.per_value_lr import copied_values, has_per_value_lr, make_per_value_lr
@@ -32,7 +35,7 @@ from phigrow.training.run_info import opening, run_record
 from phigrow.training.run_lock import run_lock
 from phigrow.training.schedule import rejoin
 from phigrow.training.settings import SCRATCH
-from phigrow.training.teacher import load_teacher, teacher_of
+from phigrow.training.teacher import check_teacher, load_teacher, teacher_of
 from phigrow.training.trainer import Trainer
 from phigrow.training.training_cost import InitSource, run_folder, source_of
 
@@ -66,8 +69,10 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     config.stage  # noqa: B018  # report an unreadable DeepSpeed file before anything is loaded
     if blocks is None:
         check_data(config)
+    out = run_folder(config)
+    asked = config
+    config, missing = with_kept_inputs(asked, out)
     source = source_of(config)
-    out = run_folder(config, source)
     forget_stop(out / STOP_FILE)
     monitors = monitor_sections(config, out)
     if has_per_value_lr(config):
@@ -81,11 +86,14 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     config = choose(config, world, out, lambda: _model_of(config, blocks), blocks.seq_len)
     initial = initial_state.initial_state_of(config, blocks)
     source = initial_state.with_state(source, initial)
-    keys = config.reproducibility_keys() | data_keys(blocks)
+    if missing:  # the former cost of the start and of the teacher, whose weights cannot be compared any more
+        source = recorded_source(out) or source
+    contents = on_rank_zero(world, lambda: contents_of(asked, blocks))
+    keys = config.reproducibility_keys() | asked.inputs() | data_keys(blocks) | {CONTENTS: contents}
     on_rank_zero(world, lambda: branch(config, keys, out))
     with contextlib.ExitStack() as held:
         on_rank_zero(world, lambda: _hold(held, out))
-        return _train_in(out, config, world, blocks, initial, source, keys, monitors)
+        return _train_in(out, config, world, blocks, initial, source, keys, monitors, missing)
 
 
 def _hold(held: contextlib.ExitStack, out: Path) -> None:
@@ -101,13 +109,19 @@ def _train_in(
     source: InitSource,
     keys: dict[str, Any],
     monitors: dict[str, dict[str, Any]],
+    missing: dict[str, Path],
 ) -> Summary:
     """Start or resume a run in a folder that this launch holds."""
     checkpoint = checkpoints.resumable(out, keys, world, resume=config.resume == "auto")
+    if checkpoint is None:
+        check_present(missing)
+    elif missing and world.first:
+        print(f"the run continues without {' and '.join(map(str, missing.values()))}", flush=True)
+    on_rank_zero(world, lambda: keep_inputs(config, out))
     exported = None if config.export is None else out / config.export
     if checkpoint:
         check_length(checkpoint, None if config.is_trunk else config.steps, out)
-    if checkpoint and checkpoint.progress.step == config.steps and (exported is None or exported.is_dir()):
+    if checkpoint and checkpoint.progress.step == config.steps and is_exported(exported, config.stored_dtype):
         if world.first:
             print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)
         return Summary(out, config.steps, True, export=exported)
@@ -169,7 +183,11 @@ def build_run(
         blocks.save_tokenizer()
         text = opening(run, source, model_dict, blocks, feed, initial, taught_by)
         print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
-    model = build_model(config, model_dict, world, run.attention.name, run.engine, blocks.eos_token_id)
+    if checkpoint is not None and taught_by is not None and checkpoint.progress.step < taught_by.steps:
+        check_teacher(Path(str(config.teacher)), taught_by)
+    model = build_model(
+        config, model_dict, world, run.attention.name, run.engine, blocks.eos_token_id, resumes=checkpoint is not None
+    )
     engine = make_engine(model, config, run.engine)
     if checkpoint is None and config.init != SCRATCH:
         masters_from_checkpoint(engine, Path(config.init))
@@ -189,11 +207,22 @@ def build_run(
     records, losses = None, []
     if world.first:
         trunk = starts_branch(config, out) if checkpoint else None
-        record = run_record(run, source, model_dict, blocks, feed, taught_by) if trunk or not checkpoint else None
-        records = RecordWriter(out, resume_step=progress.step if checkpoint else None, trunk=trunk, run=record)
+        kept = progress.step if trunk is None else min(progress.step, config.steps - config.decay_steps)
+        lost = checkpoint is not None and (kept < progress.step or (trunk is None and first_record(out) is None))
+        if lost:
+            first = 1 if trunk is None else kept + 1
+            print(
+                f"warning: {out / RECORDS} has no run record, so the records of steps {first} to {progress.step} are "
+                "lost. A report shows this run from there on.",
+                file=sys.stderr,
+                flush=True,
+            )
+        begins = checkpoint is None or trunk is not None or lost
+        record = run_record(run, source, model_dict, blocks, feed, taught_by) if begins else None
+        records = RecordWriter(out, resume_step=kept if checkpoint else None, trunk=trunk, run=record)
         if checkpoint:
             losses = step_losses(out)
-        if checkpoint and not trunk:
+        if checkpoint and (lost or not trunk):
             was = {"world_size": checkpoint.world_size, "zero": checkpoint.stage}
             records.write("resume", step=progress.step, world_size=world.size, zero=run.stage, was=was)
     return Trainer(

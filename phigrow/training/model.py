@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from phigrow.checkpoints.fingerprint import has_weights
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config, load_config, normalised
 from phigrow.models.families import family_of
@@ -101,8 +102,12 @@ def build_model(
     attention: str,
     engine_config: dict[str, Any],
     eos_token_id: int | None = None,
+    *,
+    resumes: bool = False,
 ) -> Any:
     """Build the model on every rank and fill it; under ZeRO-3 a rank holds at most one complete layer at a time.
+
+    With ``resumes``, a checkpoint of the run replaces the weights. The folder in ``init`` may then have none.
 
     Returns:
         A transformers model whose ``forward(blocks)`` is the loss, see `attach_loss`.
@@ -122,7 +127,7 @@ def build_model(
     model.tie_weights()  # transformers does this in its initialisation, which was skipped
     if partitioned:
         _restore_buffers(model, hf_config, world)
-    if config.init == SCRATCH:
+    if config.init == SCRATCH or (resumes and not has_weights(Path(config.init))):
         fill_from_scratch(model, config.seed, initializer_range(model_dict), world)
     else:
         fill_from_checkpoint(model, Path(config.init))

@@ -39,6 +39,8 @@ Each of these is a key of a recipe (YAML) and an option on the command line: `gr
 Marks after a meaning:
 
 - **R**: the loss curve depends on it. A run that is resumed must have the same value.
+- **H**: it chooses the held-out text. A run that is resumed must have the same value.
+- **I**: it names an input. A run that is resumed must have the same content; the path may differ.
 - **A**: all arms of a comparison must have the same value.
 - **O**: it changes nothing in the records except seconds. A study keeps its finished runs when it changes.
 - **S**: a study decides it, so the study's file cannot set it.
@@ -47,6 +49,8 @@ Marks after a meaning:
 
 ROLE_NOTES = {
     Role.RESUME: "**R**",
+    Role.HELDOUT: "**H**",
+    Role.INPUT: "**I**",
     Role.ARMS: "**A**",
     Role.OPERATIONAL: "**O**",
     Role.STUDY: "**S**",
@@ -158,7 +162,10 @@ def settings_page() -> str:
             field = _FIELDS[name]
             kind = _kind_words(field).replace("|", " or ")
             kind += f", {text}" if (text := allowed(field).removeprefix("a value ")) else ""
-            notes = [text for role, text in ROLE_NOTES.items() if role in field.metadata["role"]]
+            roles = field.metadata["role"]
+            if Role.INPUT in roles:
+                roles &= ~Role.RESUME  # its content counts, and not its value
+            notes = [text for role, text in ROLE_NOTES.items() if role in roles]
             meaning = " ".join([field.metadata["help"].replace("<", "&lt;"), *notes])
             lines.append(f"| `{name}` | {kind} | {_default_words(field).strip(' []')} | {meaning} |")
     return "\n".join(lines) + "\n"

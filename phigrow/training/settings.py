@@ -10,7 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from phigrow.training.declaration import ARMS, BRANCH, DECIDED, OPERATIONAL, RESUME, STAGES, START, STUDY, key
+from phigrow.training.declaration import (
+    ARMS,
+    BRANCH,
+    DECIDED,
+    HELDOUT,
+    INPUT,
+    OPERATIONAL,
+    RESUME,
+    STAGES,
+    START,
+    STUDY,
+    key,
+)
 from phigrow.training.optimizers import optimizer_names
 
 SCRATCH = "scratch"
@@ -25,20 +37,20 @@ class ModelSettings:
     init: str = key(
         SCRATCH,
         "'scratch', or the folder of any Hugging Face checkpoint to start from.",
-        role=RESUME | START | DECIDED,
+        role=RESUME | START | DECIDED | INPUT,
         path=True,
     )
     init_optimizer: str | None = key(
         None,
         "Folder written by 'phigrow grow-optimizer' for init: fp32 masters, moments and Adam's step to start with.",
-        role=RESUME | START | DECIDED,
+        role=RESUME | START | DECIDED | INPUT,
         path=True,
     )
     model: str | dict[str, Any] | None = key(
         None,
         "Model to train from scratch: 'demo', a shipped configuration (phi-1-small, phi-1, phi-1_5, phi2), a"
         " config.json, or a mapping in the YAML file (default: demo). Leave it out with a checkpoint.",
-        role=RESUME | START | DECIDED,
+        role=RESUME | START | DECIDED | INPUT,
         path=True,
     )
     vocab_size: int | None = key(
@@ -203,7 +215,7 @@ class TeacherSettings:
     teacher: str | None = key(
         None,
         "Folder of a Hugging Face checkpoint of the same vocabulary, which teaches the model in the first steps.",
-        role=RESUME | STUDY,
+        role=RESUME | STUDY | INPUT,
         path=True,
     )
     teacher_steps: int = key(
@@ -292,7 +304,10 @@ class EvaluationSettings:
     )
     eval_at: list[int] | None = key(None, "Further steps after which to evaluate, such as 1,10,100.", ge=1)
     eval_blocks: int = key(
-        64, "Held-out blocks that an evaluation reads, the same in every run. 0 reads all of them.", role=ARMS, ge=0
+        64,
+        "Held-out blocks that an evaluation reads, the same in every run. 0 reads all of them.",
+        role=ARMS | HELDOUT,
+        ge=0,
     )
     eval_part: list[int] | None = key(
         None,
