@@ -37,8 +37,9 @@ def micro_batch(config: RunConfig, world_size: int, seq_len: int) -> int:
 def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration: its JSON file, with the settings of the run in it.
 
-    Gradients are accumulated and reduced in fp32 at ZeRO 1 to 3. At stage 0 with bf16 weights they are bf16, because
-    DeepSpeed supports nothing else there.
+    Gradients are summed over ranks in ``reduce_dtype``, and over micro-batches in fp32 at ZeRO 1 to 3. At stage 0 with
+    bf16 weights micro-batches are summed in bf16, because DeepSpeed supports nothing else there. A gradient itself has
+    the data type of its weight.
 
     Raises:
         GrowthError: the file contradicts the run, or has an optimizer or a scheduler.
@@ -92,6 +93,8 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
         _agree(config, f"{key}.enabled", section.get("enabled", "auto"), config.dtype == dtype)
         if key in out or config.dtype == dtype:
             out[key] = section | {"enabled": config.dtype == dtype}
+    _agree(config, "communication_data_type", out.get("communication_data_type", "auto"), config.reduce_dtype)
+    out["communication_data_type"] = config.reduce_dtype
     if config.dtype == "bf16":
         _agree(config, "bf16.check_grad_overflow", out["bf16"].get("check_grad_overflow", "auto"), True)
     out["zero_optimization"] = offload_sections(config, {**out.get("zero_optimization", {}), "stage": stage})

@@ -105,7 +105,8 @@ def opening(
         f"training: {config.steps} steps of {config.batch} sequences, {tokens / 1e6:,.2f}M tokens{epochs}, "
         f"{tokens * cost.training_flops:.2e} FLOPs",
         f"ranks: {world.size} on {device_name(world)}; micro-batch {run.micro_batch}, accumulation {run.accumulation}",
-        f"engine: DeepSpeed ZeRO {run.stage}, {config.dtype} weights, {gradients} gradients, fp32 masters",
+        f"engine: DeepSpeed ZeRO {run.stage}, {config.dtype} weights, {gradients} gradients"
+        f"{f', summed over ranks in {config.reduce_dtype}' if world.size > 1 else ''}, fp32 masters",
         f"attention: {run.attention.reason}{kept}; loss: {loss}",
         *teacher_lines(teacher, run),
         *choice_lines(config.auto_choices),

@@ -243,6 +243,12 @@ class EngineSettings:
         role=RESUME,
         choices=(AUTO, "bf16", "fp16", "fp32"),
     )
+    reduce_dtype: str = key(
+        "fp32",
+        "Data type in which gradients are summed over ranks. bf16 halves the traffic, and rounds the sum of many ranks"
+        " several times.",
+        choices=("fp32", "bf16", "fp16"),
+    )
     micro_batch: int | None = key(
         None,
         "Sequences that a rank processes at once (default: the largest divisor of its share of the batch with at most"

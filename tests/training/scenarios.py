@@ -5,8 +5,9 @@ it reads the batch of that step; ``copy_of`` continues a copy of another run fro
 ``poison`` makes losses or gradients NaN, as ``{"rank": 1, "calls": [2], "what": "loss"}``. ``count_reads`` counts what
 is read from tensors during the steps, by the file that reads, into ``reads.json``. ``path`` goes to the front of
 `sys.path`. ``captured`` writes what the engine holds once an optimizer's state is loaded to ``captured.pt``.
-``updates`` writes every parameter before and after the last step to ``updates.pt``. A `GrowthError` is written to
-``error-RANK.txt``, and the next scenario begins.
+``updates`` writes every parameter before and after the last step to ``updates.pt``. ``collectives`` writes the data
+types in which rank 0 sums more than ten values over ranks during the steps to ``collectives.json``. A `GrowthError` is
+written to ``error-RANK.txt``, and the next scenario begins.
 """
 
 from __future__ import annotations
@@ -266,6 +267,48 @@ def captured_updates(out: Path | None) -> Iterator[None]:
         Stepper.__call__ = real  # type: ignore[method-assign]
 
 
+SUMS = ("all_reduce", "reduce", "reduce_scatter_fn", "reduce_scatter_tensor")
+
+
+@contextlib.contextmanager
+def logged_collectives(out: Path | None) -> Iterator[None]:
+    """Save the data types of DeepSpeed's sums over ranks during the steps."""
+    from deepspeed import comm
+
+    from phigrow.training.process import own_rank
+    from phigrow.training.step import Stepper
+
+    found: Counter[str] = Counter()
+    former = {name: getattr(comm, name) for name in SUMS}
+    real = Stepper.__call__
+
+    def logged(name: str) -> Any:
+        def collective(*tensors: Any, **more: Any) -> Any:
+            first = tensors[0] if tensors else more.get("tensor", more.get("output"))
+            if first.numel() > 10:
+                found[str(first.dtype).removeprefix("torch.")] += 1
+            return former[name](*tensors, **more)
+
+        return collective
+
+    def call(self: Stepper, step: int) -> None:
+        for name in SUMS:
+            setattr(comm, name, logged(name))
+        try:
+            real(self, step)
+        finally:
+            for name, method in former.items():
+                setattr(comm, name, method)
+
+    Stepper.__call__ = call if out else real  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Stepper.__call__ = real  # type: ignore[method-assign]
+    if out is not None and own_rank() == 0:
+        (out / "collectives.json").write_text(json.dumps(found))
+
+
 def main() -> int:
     from phigrow.errors import GrowthError
     from phigrow.training import RunConfig, model, train
@@ -293,9 +336,10 @@ def main() -> int:
         out = Path(settings["out"])
         held = out if settings.pop("captured", False) else None
         moved = out if settings.pop("updates", False) else None
+        wire = out if settings.pop("collectives", False) else None
         try:
             counting = counted_reads(found) if counts else contextlib.nullcontext()
-            with captured_state(held), captured_updates(moved), counting:
+            with captured_state(held), captured_updates(moved), logged_collectives(wire), counting:
                 print(out, train(RunConfig(**SETTINGS | settings), blocks), flush=True)
         except GrowthError as error:
             out.mkdir(parents=True, exist_ok=True)

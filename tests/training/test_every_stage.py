@@ -1,7 +1,8 @@
-"""At the ZeRO stages that `test_deepspeed_runs` leaves out: resumed runs, and what bf16 runs start from."""
+"""At every ZeRO stage: resumed runs, what bf16 runs start from, and in which data type ranks sum gradients."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from scenarios import TINY
 
 pytestmark = pytest.mark.slow
+NAMES = ("sums", "bf16-sums")
 
 
 def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
@@ -31,6 +33,9 @@ def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
     drawn = still | {"init": "scratch", "model": TINY}
     runs += [{"out": f"drawn-zero{stage}", "zero": stage, **drawn} for stage in range(4)]
     runs.append({"out": "drawn-fp32", "zero": 0, **drawn, "dtype": "fp32"})
+    short = {"dtype": "bf16", "steps": 1, "warmup": 0, "eval_every": 0, "collectives": True}
+    runs += [{"out": f"sums-zero{stage}", "zero": stage, **short} for stage in range(4)]
+    runs += [{"out": f"bf16-sums-zero{stage}", "zero": stage, "reduce_dtype": "bf16", **short} for stage in range(4)]
     return runs
 
 
@@ -72,3 +77,11 @@ def test_masters_of_a_scratch_run_are_what_was_drawn_not_its_rounding(runs, stag
     assert all(torch.equal(masters[name], drawn[name]) for name in drawn)
     matrices = [value for value in drawn.values() if value.ndim == 2]
     assert not any(torch.equal(value, value.bfloat16().float()) for value in matrices)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_ranks_sum_gradients_in_fp32_and_in_bf16_where_it_is_asked(runs, stage):
+    """DeepSpeed's own default is the data type of the weights."""
+    found = {name: json.loads((runs / f"{name}-zero{stage}" / "collectives.json").read_text()) for name in NAMES}
+    assert set(found["sums"]) == {"float32"}
+    assert set(found["bf16-sums"]) == {"bfloat16"}
