@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from phigrow.errors import GrowthError
+from phigrow.models.capacity import capacity
 from phigrow.models.config import load_config
 from phigrow.models.cost import count_cost
 from phigrow.training import DEMO_MODEL, RunConfig, load_run_config
@@ -60,6 +61,32 @@ def test_a_published_recipe_runs_on_1_8_and_96_gpus_as_its_comment_says(name, ra
     assert out["gradient_accumulation_steps"] * micro * ranks == config.batch
 
 
+@pytest.mark.parametrize("gpus", ["8x40", "8x80", "96x80"])
+@pytest.mark.parametrize("name", ["phi-1", "phi-1_5", "phi-1_5-web", "phi-2"])
+def test_a_recipe_is_what_the_planner_chooses(name, gpus):
+    """With the words of its comment where it has any for these GPUs."""
+    text = (RECIPES / f"{name}.yaml").read_text()
+    config = load_run_config(RECIPES / f"{name}.yaml")
+    ranks = int(gpus.partition("x")[0])
+    if ranks == 96:
+        (batch,) = re.findall(r"--batch (\d+) there", text)
+        config = dataclasses.replace(config, batch=int(batch))
+    if gpus == "8x40" and (words := re.findall(r"# on 8 GPUs of 40 GiB: --deepspeed (\S+) --micro-batch (\d+)", text)):
+        ((file, rows),) = words
+        config = dataclasses.replace(config, deepspeed=str(RECIPES / file), micro_batch=int(rows))
+    planned = capacity(load_config(str(config.model)), gpus, batch=config.batch)
+    fit = next(fit for fit in planned.fits if fit.layout == planned.chosen)
+    assert (config.stage, config.activation_checkpointing) == (fit.layout.stage, False)
+    assert micro_batch(config, ranks, 2048) <= fit.largest
+
+
+def test_phi_2_does_not_fit_into_40_gib_without_the_words_of_its_comment():
+    config = load_run_config(RECIPES / "phi-2.yaml")
+    planned = capacity(load_config("phi2.json"), "8x40", batch=config.batch)
+    assert not next(fit for fit in planned.fits if fit.layout.stage == config.stage).fits
+    assert "# on 8 GPUs of 40 GiB" in (RECIPES / "phi-2.yaml").read_text()
+
+
 def test_no_recipe_is_untested():
     assert {path.stem for path in RECIPES.glob("*.yaml")} == set(MILLIONS)
 
@@ -86,7 +113,7 @@ def test_phi_1_5_recipes_have_the_published_hyperparameters_and_mixture(name, we
     config = load_run_config(RECIPES / f"{name}.yaml")
     assert config.data == weights
     assert (config.lr, config.schedule, config.warmup, config.weight_decay) == (2e-4, "constant", 0, 0.1)
-    assert (config.beta1, config.beta2, config.eps, config.batch, config.stage) == (0.9, 0.98, 1e-7, 2048, 2)
+    assert (config.beta1, config.beta2, config.eps, config.batch, config.stage) == (0.9, 0.98, 1e-7, 2048, 1)
     assert config.steps * config.batch * 2048 == pytest.approx(150e9, rel=0.01)
     assert load_config(str(config.model)) == load_config("phi-1_5.json")
 
