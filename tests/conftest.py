@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,27 @@ def alone() -> Iterator[None]:
     comm.cdb = groups._WORLD_GROUP = None  # DeepSpeed would take the group that is gone for the next one's
     os.environ.clear()
     os.environ.update(former)
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """Give up root's rights during a test, and return a folder of the test's own: root may read and write anything.
+
+    A process that has no such rights needs no other user.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="phigrow-nobody-"))  # pytest's folders are closed to others
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.chown(folder, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for root, _, _ in os.walk(folder):
+            os.chmod(root, 0o700)
+        shutil.rmtree(folder)

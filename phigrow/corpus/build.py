@@ -7,14 +7,27 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phigrow.checkpoints.tokenizer_folder import unknown_id
 from phigrow.corpus.blocks import BlockArray
+from phigrow.corpus.left_out import DUPLICATE, EMPTY, UNDECODABLE, LeftOut
 from phigrow.corpus.metadata import FORMAT, METADATA_FILE, DataInfo, SplitInfo
-from phigrow.corpus.packing import Indices, Selection, TokenFile, by_source, pack, select, source_names, tokenise
+from phigrow.corpus.packing import (
+    Encoding,
+    Indices,
+    Selection,
+    TokenFile,
+    by_source,
+    pack,
+    select,
+    source_names,
+    tokenise,
+)
+from phigrow.corpus.rows import MARK
 from phigrow.corpus.sources import EMBEDDED, load_documents
 from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
@@ -24,7 +37,6 @@ from phigrow.files.staged_folder import staged_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 TRAINING_CHARACTERS = 200_000_000
@@ -96,24 +108,16 @@ def prepare(
     with staged_folder(folder) as root, _library_state(progress, num_proc):
         scratch = root.parent / "scratch"
         scratch.mkdir()
+        left_out = LeftOut()
         documents = load_documents(
-            ref, text_column=text_column, split=split, config=config, revision=revision, cache_dir=scratch / "text"
-        )
-        info = _write(documents, given, root, scratch, folder, arguments, num_proc)
+            ref, text_column=text_column, split=split, config=config, revision=revision, cache_dir=scratch / "text",
+            left_out=left_out,
+        )  # fmt: skip
+        info = _write(documents, left_out, given, root, scratch, folder, arguments, num_proc)
     return info
 
 
-@dataclass(frozen=True)
-class _Encoding:
-    """A copy of a tokenizer for packing, with its end-of-text id and the dtype of its ids."""
-
-    tokenizer: Tokenizer
-    vocab_size: int
-    eos: int
-    dtype: str
-
-
-def _encoding(tokenizer: PreTrainedTokenizerBase) -> _Encoding:
+def _encoding(tokenizer: PreTrainedTokenizerBase) -> Encoding:
     import numpy as np
     from tokenizers import Tokenizer
 
@@ -122,11 +126,13 @@ def _encoding(tokenizer: PreTrainedTokenizerBase) -> _Encoding:
     copy.no_padding()
     copy.no_truncation()
     dtype = "uint16" if vocab_size <= np.iinfo(np.uint16).max + 1 else "uint32"
-    return _Encoding(copy, vocab_size, int(tokenizer.eos_token_id), dtype)
+    eos, unknown = int(tokenizer.eos_token_id), unknown_id(tokenizer)
+    return Encoding(copy, vocab_size, eos, None if unknown == eos else unknown, dtype)
 
 
 def _write(
     documents: Dataset,
+    left_out: LeftOut,
     given: PreTrainedTokenizerBase | None,
     root: Path,
     scratch: Path,
@@ -135,7 +141,11 @@ def _write(
     num_proc: int,
 ) -> DataInfo:
     """Make the whole folder under ``root``, with temporary files in ``scratch``; ``folder`` is its final name."""
-    chosen = select(documents, arguments["heldout"], arguments["seed"])
+    try:
+        chosen = select(documents, arguments["heldout"], arguments["seed"])
+    except GrowthError as error:
+        raise error.at(arguments["ref"]) from None
+    left_out.update(chosen.left_out)
     sample = documents.select(chosen.train)
     tokenizer = train_tokenizer(_sample(sample), arguments["vocab_size"]) if given is None else given
     check_text(tokenizer, _sample(sample), arguments["ref"])
@@ -143,14 +153,12 @@ def _write(
     encoding = _encoding(tokenizer)
     names, rows = _ordered(documents, chosen, across_sources=arguments["across_sources"])
     files = {
-        split: tokenise(
-            documents.select(part), encoding.tokenizer, encoding.eos, names, scratch / split, encoding.dtype, num_proc
-        )
+        split: tokenise(documents.select(part), encoding, names, scratch / split, num_proc)
         for split, part in rows.items()
     }
     for split, tokens in files.items():
         _pack(split, tokens, root / split, scratch / split, names, arguments, num_proc)
-    info = _describe(root, folder, files, names, chosen, encoding, arguments)
+    info = _describe(root, folder, files, names, left_out, encoding, arguments)
     atomic_json(root / METADATA_FILE, {key: value for key, value in asdict(info).items() if key != "folder"}, indent=2)
     return info
 
@@ -199,8 +207,8 @@ def _describe(
     folder: Path,
     files: dict[str, TokenFile],
     names: list[str],
-    chosen: Selection,
-    encoding: _Encoding,
+    left_out: LeftOut,
+    encoding: Encoding,
     arguments: dict[str, Any],
 ) -> DataInfo:
     """Return the metadata of the packed blocks in ``root``."""
@@ -218,7 +226,9 @@ def _describe(
         train=splits["train"],
         heldout=splits["heldout"],
         sources=_add(splits["train"].sources, splits["heldout"].sources),
-        skipped=chosen.skipped,
+        skipped={reason: left_out.counts.get(reason, 0) for reason in (EMPTY, UNDECODABLE, DUPLICATE)},
+        left_out=left_out.as_dict(),
+        unknown_tokens=sum(tokens.unknown for tokens in files.values()),
         packing_efficiency=(seen - dropped) / seen,
         dropped_tokens=dropped,
         fingerprint=_fingerprint(root),
@@ -230,7 +240,8 @@ def _describe(
 def _sample(documents: Dataset) -> Iterator[str]:
     left = TRAINING_CHARACTERS
     for batch in documents.select_columns(["text"]).with_format("arrow").iter(1000):
-        for text in batch["text"].to_pylist():
+        for marked in batch["text"].to_pylist():
+            text = marked.removeprefix(MARK)
             if left <= 0:
                 return
             left -= len(text)

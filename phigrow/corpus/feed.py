@@ -13,6 +13,9 @@ from phigrow.corpus.splits import MixedSource, Split
 
 Position = dict[str, Any]
 
+REPEATS = 4
+"""Epochs up to which repeated text is worth about as much as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
+
 
 class Feed(Protocol):
     """Data of every step, as a function of seed and step. Only a stream also needs its position."""
@@ -37,6 +40,15 @@ class Feed(Protocol):
 
     def epochs(self, step: int) -> dict[str, float] | None:
         """Return the epochs of each source in the first ``step`` steps; None if its size is not known."""
+        ...
+
+    def notices(self, steps: int, *, ended: bool = False) -> list[str]:
+        """Return lines for the user on what was met in the text since the last call.
+
+        Args:
+            steps: of the whole run.
+            ended: the run reads no more.
+        """
         ...
 
     def close(self) -> None:
@@ -92,6 +104,10 @@ class BlockFeed:
         sizes = [self.part.size(len(source.train)) for source in self.mixture]
         return {name: n / size for name, n, size in zip(self.sources, counts, sizes, strict=True)}
 
+    def notices(self, steps: int, *, ended: bool = False) -> list[str]:
+        """See `Feed`. The number of epochs is known before the run starts."""
+        return []
+
     def close(self) -> None:
         """See `Feed`."""
 
@@ -102,6 +118,14 @@ class BlockFeed:
 
 class BlockStream(Protocol):
     """Blocks of one source in order, from a position that can be saved."""
+
+    @property
+    def epoch_blocks(self) -> float | None:
+        """Number of blocks of an epoch, once the text has started over and it is known."""
+
+    @property
+    def left_out(self) -> str:
+        """One line on documents without text that were read; empty if there are none."""
 
     def seek(self, position: Position) -> None:
         """Go to a position."""
@@ -128,6 +152,7 @@ class StreamFeed:
         self.weights = shares(list(weights.values()))
         self.sources = list(weights)
         self._step = 0
+        self._repeated: set[str] = set()
 
     def rows(self, step: int) -> Indices:
         """See `Feed`. Blocks of a stream have the numbers of their rows in the run."""
@@ -162,6 +187,26 @@ class StreamFeed:
     def epochs(self, step: int) -> None:
         """See `Feed`. The length of a stream is not known."""
         return None
+
+    def notices(self, steps: int, *, ended: bool = False) -> list[str]:
+        """See `Feed`. A source is named once, when its text has started over; documents without text at the end."""
+        lines = []
+        for name, stream, blocks in zip(self.sources, self.streams, self.blocks_read(steps), strict=True):
+            length = stream.epoch_blocks
+            if length is not None and blocks > length and name not in self._repeated:
+                self._repeated.add(name)
+                lines.append(
+                    f"warning: the stream {name} starts over after {length:,.0f} blocks, so this run reads it "
+                    f"{blocks / length:.1f} times"
+                )
+                if blocks > REPEATS * length:
+                    lines[-1] += (
+                        f"; beyond {REPEATS} epochs repeated text is worth ever less (Muennighoff et al. 2023, "
+                        "arXiv:2305.16264)"
+                    )
+            if ended and stream.left_out:
+                lines.append(f"stream {name}: {stream.left_out}")
+        return lines
 
     def close(self) -> None:
         """See `Feed`."""
@@ -199,6 +244,10 @@ class LaterFeed:
     def epochs(self, step: int) -> dict[str, float] | None:
         """See `Feed`."""
         return self.feed.epochs(self.first + step)
+
+    def notices(self, steps: int, *, ended: bool = False) -> list[str]:
+        """See `Feed`."""
+        return self.feed.notices(self.first + steps, ended=ended)
 
     def close(self) -> None:
         """See `Feed`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from phigrow.corpus.blocks import Blocks, DataSource
+from phigrow.corpus.local_files import TRAIN
 from phigrow.corpus.metadata import METADATA_FILE
 from phigrow.corpus.sources import EMBEDDED, local_files
 from phigrow.corpus.splits import Split
@@ -33,7 +34,7 @@ def data_fingerprint(source: DataSource) -> str | None:
         The fingerprint; None if no local file is read.
     """
     if isinstance(source, StreamBlocks):
-        texts = {each.name: text_fingerprint(each.ref) for each in source.settings.sources}
+        texts = {each.name: text_fingerprint(each.ref, each.split, each.config) for each in source.settings.sources}
         return json_fingerprint(texts) if any(texts.values()) else None
     if not isinstance(source, Blocks) or not (source.folder / METADATA_FILE).is_file():
         return None
@@ -53,8 +54,11 @@ def _add_blocks(digest: hashlib._Hash, split: Split, width: int) -> None:
             digest.update(split.batch(np.arange(start, min(end, start + 4096))).astype("<u4").tobytes())
 
 
-def text_fingerprint(ref: str | Path) -> str | None:
+def text_fingerprint(ref: str | Path, split: str = TRAIN, config: str | None = None) -> str | None:
     """Return the fingerprint of the local files of a text: the size of each, and sampled blocks. Names do not count.
+
+    Args:
+        ref, split, config: as in `find_files`.
 
     Returns:
         The fingerprint, `MISSING` if there are no such files, or None for a data set on the hub and for the embedded
@@ -63,7 +67,7 @@ def text_fingerprint(ref: str | Path) -> str | None:
     if str(ref) == EMBEDDED:
         return None
     try:
-        files = local_files(ref)
+        files = local_files(ref, split, config)
     except GrowthError:
         return MISSING
     if files is None:

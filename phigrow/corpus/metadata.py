@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phigrow.corpus.left_out import describe
 from phigrow.errors import GrowthError
 from phigrow.files.untrusted import read_json_strict
 
@@ -40,7 +41,11 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Metadata of a folder of packed blocks. ``data.json`` has the same fields without ``folder``."""
+    """Metadata of a folder of packed blocks. ``data.json`` has the same fields without ``folder``.
+
+    ``skipped`` counts documents. ``left_out`` has counts and examples of documents and of files, by reason.
+    ``unknown_tokens`` counts tokens that stand for text without a token of its own.
+    """
 
     folder: Path
     format_version: int
@@ -52,6 +57,8 @@ class DataInfo:
     heldout: SplitInfo
     sources: dict[str, dict[str, int]]
     skipped: dict[str, int]
+    left_out: dict[str, Any]
+    unknown_tokens: int
     packing_efficiency: float
     dropped_tokens: int
     fingerprint: str
@@ -59,9 +66,22 @@ class DataInfo:
     arguments: dict[str, Any]
 
     def __str__(self) -> str:
-        """Summarise the blocks and their folder in two sentences."""
+        """Summarise the blocks and their folder in two sentences, and what was left out in one line."""
         train, held, sources = self.train, self.heldout, len(self.sources)
         documents, tokens = train.documents + held.documents, train.tokens_seen + held.tokens_seen
+        lines = [self._unknown(tokens), describe(self.left_out)]
+        return "\n".join([self._packed(documents, sources, tokens), *filter(None, lines)])
+
+    def _unknown(self, tokens: int) -> str:
+        return (
+            f"{self.unknown_tokens:,} tokens ({self.unknown_tokens / tokens:.1%}) stand for text that the tokenizer "
+            "does not know."
+            if self.unknown_tokens
+            else ""
+        )
+
+    def _packed(self, documents: int, sources: int, tokens: int) -> str:
+        train, held = self.train, self.heldout
         return (
             f"{documents:,} document{'s' * (documents != 1)} of {sources:,} source{'s' * (sources != 1)}, "
             f"{tokens:,} tokens of a vocabulary of {self.vocab_size:,}, packed into blocks of {self.seq_len:,}: "

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from phigrow.corpus.left_out import DUPLICATE, EMPTY, EXAMPLES, UNDECODABLE, LeftOut
+from phigrow.corpus.rows import MARK
 from phigrow.errors import GrowthError
 
 if TYPE_CHECKING:
@@ -29,11 +31,11 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of a dataset in the order of packing, and the number of rows that were left out, by reason."""
+    """Rows of a dataset in the order of packing, and the rows that were left out."""
 
     train: Indices
     heldout: Indices
-    skipped: dict[str, int]
+    left_out: LeftOut
 
 
 def select(documents: Dataset, heldout: float, seed: int) -> Selection:
@@ -47,9 +49,16 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
     Raises:
         GrowthError: there are no documents, or only one with ``heldout`` above 0.
     """
-    skipped = {"empty": 0, "undecodable": 0, "duplicate": 0}
     rows: list[Indices] = []
     hashes: list[npt.NDArray[np.uint64]] = []
+    first: dict[str, list[int]] = {UNDECODABLE: [], EMPTY: [], MARK: []}
+    counts: Counter[str] = Counter()
+
+    def count(reason: str, row: int) -> None:
+        counts[reason] += 1
+        if counts[reason] <= EXAMPLES:
+            first[reason].append(row)
+
     key = str(seed).encode()
     start = 0
     for texts in _texts(documents):
@@ -57,12 +66,14 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
         digests = []
         for row, text in enumerate(texts, start):
             if text is None:
-                skipped["undecodable"] += 1
-            elif not text.strip():
-                skipped["empty"] += 1
+                count(UNDECODABLE, row)
+            elif not (plain := text.removeprefix(MARK)).strip():
+                count(EMPTY, row)
             else:
                 keep.append(row)
-                digests.append(hashlib.blake2b(text.encode(), digest_size=16, key=key).digest())
+                digests.append(hashlib.blake2b(plain.encode(), digest_size=16, key=key).digest())
+                if len(plain) < len(text):
+                    count(MARK, row)
         start += len(texts)
         rows.append(np.array(keep, np.int64))
         hashes.append(np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2))  # 16 bytes for each document
@@ -75,14 +86,18 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
     index, hash_ = index[order], hash_[order]
     repeated = np.zeros(len(index), bool)
     repeated[1:] = (hash_[1:] == hash_[:-1]).all(axis=1)
-    skipped["duplicate"] = int(repeated.sum())
+    left_out = LeftOut()
+    for reason in (UNDECODABLE, EMPTY):
+        left_out.add(reason, *_names(documents, first[reason]), count=counts[reason])
+    copies = np.sort(index[repeated])
+    left_out.add(DUPLICATE, *_names(documents, copies[:EXAMPLES].tolist(), quote=True), count=len(copies))
+    left_out.add_marks(*_names(documents, first[MARK]), count=counts[MARK])
     index, position = index[~repeated], hash_[~repeated, 1]
     if not len(index):
-        left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise GrowthError(
             "the text holds no documents",
-            why=f"all {start} rows were left out: {left_out}",
-            fix="give text files that are not empty",
+            why=f"{start} row{'s were' if start != 1 else ' was'} read. {left_out}".strip(),
+            fix="give text files that are not empty, in UTF-8",
         )
     is_heldout = position < np.uint64(min(int(heldout * 2**64), 2**64 - 1))
     if heldout:
@@ -94,7 +109,18 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
             )
         is_heldout[position.argmin()] = True
         is_heldout[position.argmax()] = False
-    return Selection(index[~is_heldout], index[is_heldout], skipped)
+    return Selection(index[~is_heldout], index[is_heldout], left_out)
+
+
+def _names(documents: Dataset, rows: list[int], *, quote: bool = False) -> list[str]:
+    """Return the names of the first rows for messages: title or source, and the beginning of the text if asked."""
+    names = []
+    for row in rows[:EXAMPLES]:
+        document = documents[row]
+        name = document.get("title") or document.get("source") or f"row {row + 1}"
+        start = " ".join(document["text"][:200].split())[:30] if quote else ""
+        names.append(f"{name}: {start!r}" if quote else name)
+    return list(dict.fromkeys(names))
 
 
 def source_names(documents: Dataset, rows: Indices) -> list[str]:
@@ -126,13 +152,28 @@ def _known(names: list[str]) -> Callable[[str | None], int]:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """A copy of a tokenizer for packing, with its end-of-text id, the id of unknown text and the dtype of its ids."""
+
+    tokenizer: Tokenizer
+    vocab_size: int
+    eos: int
+    unknown: int | None
+    dtype: str
+
+
+@dataclass(frozen=True)
 class TokenFile:
-    """The tokens of one split: a flat file, the position at which each document ends, and the source of each."""
+    """The tokens of one split: a flat file, the position at which each document ends, and the source of each.
+
+    ``unknown`` is the number of tokens that stand for text without a token of its own.
+    """
 
     path: Path
     ends: Indices
     sources: Indices
     dtype: str
+    unknown: int = 0
 
     @property
     def tokens(self) -> int:
@@ -160,14 +201,16 @@ class TokenFile:
         }
 
 
-def tokenise(
-    documents: Dataset, tokenizer: Tokenizer, eos: int, names: list[str], folder: Path, dtype: str, num_proc: int
-) -> TokenFile:
-    """Write the token ids of all documents, an end-of-text id after each, into one flat file in ``folder``."""
+def tokenise(documents: Dataset, encoding: Encoding, names: list[str], folder: Path, num_proc: int) -> TokenFile:
+    """Write the token ids of all documents, an end-of-text id after each, into one flat file in ``folder``.
+
+    Raises:
+        GrowthError: an id lies outside the vocabulary.
+    """
     from datasets import Features, List, Value
 
     folder.mkdir()
-    path = folder / "tokens.bin"
+    path, dtype, unknown = folder / "tokens.bin", encoding.dtype, 0
     ends: list[Indices] = []
     sources: list[Indices] = []
     total = 0
@@ -178,7 +221,7 @@ def tokenise(
                 batched=True,
                 batch_size=256,
                 num_proc=_workers(num_proc, len(documents)),
-                fn_kwargs={"tokenizer": tokenizer, "eos": eos, "names": names, "dtype": dtype},
+                fn_kwargs={"tokenizer": encoding.tokenizer, "eos": encoding.eos, "names": names, "dtype": dtype},
                 remove_columns=documents.column_names,
                 features=Features({"ids": List(Value(dtype)), "source": Value("int64")}),
                 cache_file_name=str(folder / "ids.arrow"),
@@ -187,13 +230,22 @@ def tokenise(
             )
             for batch in ids.with_format("arrow").iter(1000):
                 for chunk in batch["ids"].chunks:
-                    chunk.flatten().to_numpy().tofile(file)
+                    tokens = chunk.flatten().to_numpy()
+                    if tokens.max() >= encoding.vocab_size:
+                        raise GrowthError(
+                            f"the tokenizer gives the id {tokens.max()}",
+                            why=f"its vocabulary has {encoding.vocab_size} tokens",
+                            fix="choose another tokenizer",
+                        )
+                    if encoding.unknown is not None:
+                        unknown += int((tokens == encoding.unknown).sum())
+                    tokens.tofile(file)
                 lengths = batch["ids"].combine_chunks().value_lengths().to_numpy()
                 ends.append(total + np.cumsum(lengths, dtype=np.int64))
                 sources.append(batch["source"].to_numpy())
                 total = int(ends[-1][-1])
     nothing = np.empty(0, np.int64)
-    return TokenFile(path, np.concatenate([nothing, *ends]), np.concatenate([nothing, *sources]), dtype)
+    return TokenFile(path, np.concatenate([nothing, *ends]), np.concatenate([nothing, *sources]), dtype, unknown)
 
 
 def pack(file: TokenFile, seq_len: int, names: list[str], folder: Path, num_proc: int) -> Dataset:
@@ -231,7 +283,7 @@ def _encode(batch: dict[str, list[Any]], tokenizer: Tokenizer, eos: int, names: 
     # An end-of-text token that is spelled out in a text is text, not the end of a document. Set here because the
     # setting is lost when the tokenizer is sent to another process.
     tokenizer.encode_special_tokens = True
-    encoded = tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False)
+    encoded = tokenizer.encode_batch_fast([text.removeprefix(MARK) for text in batch["text"]], add_special_tokens=False)
     ids = [np.array([*encoding.ids, eos], dtype=dtype) for encoding in encoded]
     return {"ids": ids, "source": list(map(_known(names), batch["source"]))}
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import glob
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from phigrow.corpus.embedded import embedded_documents
+from phigrow.corpus.left_out import NO_ROWS, LeftOut
+from phigrow.corpus.local_files import TRAIN, find_files
+from phigrow.corpus.rows import Row, kind_of, no_column, not_text, reading, table_rows, text_rows
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
 
@@ -17,16 +19,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
 EMBEDDED = "embedded"
-TEXT_SUFFIXES = (".txt", ".md")
-JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-PARQUET_SUFFIXES = (".parquet",)
-SUFFIXES = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *PARQUET_SUFFIXES)
 
-SEPARATOR = "<|endoftext|>"
-"""Separator of documents inside one text file, as in published corpora."""
-
-HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-"""Pattern of repository names on the hub. Anything else is a path, which can be checked without a network."""
+PEEKED = 100
+"""Rows that are read when a stream is opened, to see that there is text."""
 
 
 def load_documents(
@@ -37,6 +32,7 @@ def load_documents(
     config: str | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
+    left_out: LeftOut | None = None,
 ) -> Dataset:
     """Return the documents of a corpus as a memory-mapped dataset with string columns text, source and title.
 
@@ -44,13 +40,17 @@ def load_documents(
     each row. Their columns ``source`` and ``title`` are kept. Without them, the source is the name of the file, of the
     folder (for text files in a folder) or of the hub dataset. The text of a file that is not UTF-8 is null.
 
+    Of a folder, files about the data set (README, LICENSE) and files of other splits are left out, see `find_files`.
+
     Args:
         ref: ``embedded``; a file, folder (searched recursively) or glob pattern of .txt, .md, .jsonl, .json (each
             also .gz) or .parquet; or the name of a hub dataset. A local path takes precedence over a name on the hub.
         text_column: the column that holds the text, in JSON, Parquet and hub datasets.
-        split, config, revision: of a hub dataset.
+        split, config: of a hub dataset, or of a folder with one.
+        revision: of a hub dataset.
         cache_dir: folder for the Arrow files of local sources, by default the cache of the datasets library. Hub
             datasets always go to that cache, which keeps the download.
+        left_out: receives the files that are not read.
 
     Raises:
         GrowthError: the text or the column does not exist, the hub cannot be reached, or a file cannot be parsed.
@@ -60,101 +60,118 @@ def load_documents(
     """
     if str(ref) == EMBEDDED:
         return _from_rows(embedded_rows, {}, cache_dir)
-    if (files := local_files(ref)) is not None:
-        return _from_files(files, user_path(ref).is_file(), text_column, cache_dir)
+    if (found := find_files(ref, split, config)) is not None:
+        left_out = LeftOut() if left_out is None else left_out
+        left_out.update(found.left_out)
+        return _from_files(found.files, user_path(ref).is_file(), text_column, cache_dir, left_out)
     return _from_hub(str(ref), text_column, split, config, revision)
 
 
-def local_files(ref: str | Path) -> list[Path] | None:
+def local_files(ref: str | Path, split: str = TRAIN, config: str | None = None) -> list[Path] | None:
     """Return the files of a reference, sorted; None if it can only be a name on the hub.
 
     Raises:
-        GrowthError: the reference is spelled like a path, and there is no readable file.
+        GrowthError: as `find_files`.
     """
-    path = user_path(ref)
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise GrowthError(
-                f"phigrow cannot read text from {path.name}",
-                where=str(path),
-                why="its ending is of no known kind",
-                fix=_KINDS,
-            )
-        return [path]
-    if path.is_dir():
-        entries = [file for file in path.rglob("*") if not _hidden(file.relative_to(path))]
-    elif any(character in str(ref) for character in "*?["):
-        entries = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    elif HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
-        return None
-    else:
-        raise GrowthError(
-            "the file or folder does not exist", where=str(path.absolute()), fix=f"check the path, and {_KINDS}"
-        )
-    files = sorted(file for file in entries if file.is_file() and file.name.endswith(SUFFIXES))
-    if not files:
-        raise GrowthError(
-            "there are no text files",
-            where=str(path.absolute()),
-            why=f"all {len(entries)} entries have other endings",
-            fix=_KINDS,
-        )
-    return files
+    found = find_files(ref, split, config)
+    return None if found is None else found.files
 
 
-_KINDS = f"give files of these kinds: {', '.join(SUFFIXES)}"
-
-
-def embedded_rows() -> Iterator[dict[str, str | None]]:
+def embedded_rows() -> Iterator[Row]:
     """Return the documents of the embedded corpus as rows."""
     return map(asdict, embedded_documents())
 
 
-def text_rows(files: Iterable[Path], sources: Iterable[str]) -> Iterator[dict[str, str | None]]:
-    """Yield a row for each document of the text files; its text is None if the file is not UTF-8."""
-    for file, source in zip(files, sources, strict=True):
-        try:
-            texts: list[str | None] = list(file.read_text(encoding="utf-8").split(SEPARATOR))
-        except UnicodeDecodeError:
-            texts = [None]
-        if len(texts) > 1 and not (texts[-1] or "").strip():
-            texts.pop()  # blank text after the last separator is no document
-        for number, text in enumerate(texts):
-            yield {"text": text, "source": source, "title": file.name if len(texts) == 1 else f"{file.name}#{number}"}
-
-
-def _from_rows(rows: Any, arguments: dict[str, Any], cache_dir: str | Path | None) -> Dataset:
+def _from_rows(rows: Callable[..., Iterator[Row]], arguments: dict[str, Any], cache_dir: str | Path | None) -> Dataset:
     from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
 
-    return Dataset.from_generator(rows, _features(), str(cache_dir) if cache_dir else None, gen_kwargs=arguments)
+    cache = str(cache_dir) if cache_dir else None
+    if next(rows(**arguments), None) is None:  # from_generator refuses to make an empty dataset
+        return Dataset.from_dict({"text": [], "source": [], "title": []}, features=_features())
+    try:
+        with _cache():
+            return Dataset.from_generator(rows, _features(), cache, gen_kwargs=arguments)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, GrowthError):
+            raise error.__cause__ from None
+        raise
 
 
-def _from_files(files: list[Path], named: bool, text_column: str, cache_dir: str | Path | None) -> Dataset:
+@contextmanager
+def _cache() -> Iterator[None]:
+    """Name the cache of `datasets` where it cannot be written; a context."""
+    try:
+        yield
+    except OSError as error:
+        raise GrowthError(
+            "the cache of datasets cannot be written",
+            where=str(error.filename or "HF_HOME"),
+            why=str(error),
+            fix="set HF_HOME to a folder where you may write and that has enough space",
+        ) from error
+
+
+def _from_files(
+    files: list[Path], named: bool, text_column: str, cache_dir: str | Path | None, left_out: LeftOut
+) -> Dataset:
     from datasets import concatenate_datasets
 
     parts = []
-    if texts := [file for file in files if file.name.endswith(TEXT_SUFFIXES)]:
+    if texts := [file for file in files if kind_of(file) == "text"]:
         sources = [file.name if named else file.absolute().parent.name for file in texts]
-        parts.append(_from_rows(text_rows, {"files": texts, "sources": sources}, cache_dir))
-    tables = [file for file in files if not file.name.endswith(TEXT_SUFFIXES)]
-    parts.extend(_from_table(file, text_column, cache_dir) for file in tables)
+        parts.append(
+            _from_rows(_stamped_texts, {"files": texts, "sources": sources, "stamps": _stamps(texts)}, cache_dir)
+        )
+    for file in files:
+        if kind_of(file) != "text":
+            arguments = {"file": file, "text_column": text_column, "stamps": _stamps([file])}
+            part = _from_rows(_stamped_table, arguments, cache_dir)
+            if len(part):
+                parts.append(_named(part, file.name))
+            else:
+                left_out.add(NO_ROWS, str(file.name))
+    if not parts:
+        raise GrowthError(
+            "the text holds no documents",
+            where=", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else ""),
+            why=f"{'the file has' if len(files) == 1 else f'all {len(files)} files have'} no rows",
+            fix="download or write the files again: an empty file often comes from a download that failed",
+        )
     return concatenate_datasets(parts)
 
 
-def _from_table(file: Path, text_column: str, cache_dir: str | Path | None) -> Dataset:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+def _stamps(files: list[Path]) -> list[tuple[int, int]]:
+    """Return size and time of files: `datasets` keeps rows in its cache by the arguments of their generator."""
+    stamps = []
+    for file in files:
+        with reading(file, "the file"):
+            status = file.stat()
+        stamps.append((status.st_size, status.st_mtime_ns))
+    return stamps
 
-    builder = _builder(file)
-    escaped = glob.escape(str(file))  # datasets takes the path for a pattern
-    try:
-        data = load_dataset(builder, data_files=escaped, split="train", cache_dir=str(cache_dir) if cache_dir else None)
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        why = str(error.__cause__ or error)
-        raise GrowthError(
-            f"the {builder} file cannot be read", where=str(file), why=why, fix="repair the file, or leave it out"
-        ) from error
-    return _three_columns(data, str(file), file.name, text_column)
+
+def _stamped_texts(files: list[Path], sources: list[str], stamps: Any) -> Iterator[Row]:
+    return text_rows(files, sources)
+
+
+def _stamped_table(file: Path, text_column: str, stamps: Any) -> Iterator[Row]:
+    return table_rows([file], text_column)
+
+
+def _named(data: Dataset, source: str) -> Dataset:
+    """Give the rows of a file without a column of sources or titles the name of the file and an empty title."""
+    for name, value in (("source", source), ("title", "")):
+        if data.data.column(name).null_count == len(data):
+            data = _with_constant(data.remove_columns(name), name, value)
+    return data.select_columns(["text", "source", "title"])
+
+
+def _with_constant(data: Dataset, name: str, value: str) -> Dataset:
+    import pyarrow as pa
+
+    # This column is held in memory (some bytes a document); the text stays memory-mapped.
+    return data.add_column(name, pa.array([value], pa.string()).take(pa.array([0] * len(data), pa.int32())))
 
 
 def stream_documents(
@@ -164,11 +181,12 @@ def stream_documents(
     split: str = "train",
     config: str | None = None,
     revision: str | None = None,
+    left_out: LeftOut | None = None,
 ) -> IterableDataset:
     """Return the documents of a corpus in order, with the string column ``text``, without a copy on disk.
 
     Args:
-        ref, text_column, split, config, revision: as in `load_documents`. Local files are of one kind.
+        ref, text_column, split, config, revision, left_out: as in `load_documents`. Local files are of one kind.
 
     Returns:
         A dataset with its position as ``state_dict``.
@@ -176,41 +194,45 @@ def stream_documents(
     Raises:
         GrowthError: as `load_documents`.
     """
-    from datasets import IterableDataset, load_dataset
+    from datasets import IterableDataset
+
+    def rows(generator: Callable[..., Iterator[Row]], arguments: dict[str, Any] | None = None) -> IterableDataset:
+        with _cache():
+            made = IterableDataset.from_generator(generator, gen_kwargs=arguments, features=_features())
+        return made.select_columns(["text"])
 
     if str(ref) == EMBEDDED:
-        return IterableDataset.from_generator(embedded_rows, features=_features()).select_columns(["text"])
-    if (files := local_files(ref)) is None:
-        data = _on_hub(str(ref), split, config, revision, streaming=True)
-    else:
-        kinds = {_builder(file) for file in files}
-        if len(kinds) > 1:
-            raise GrowthError(
-                f"the stream reads files of {len(kinds)} kinds",
-                where=str(ref),
-                why=f"there are {', '.join(sorted(kinds))} files",
-                fix="name one kind (a glob pattern), or give each kind as a source of its own",
-            )
-        if kinds == {"text"}:
-            arguments = {"files": files, "sources": [file.name for file in files]}
-            made = IterableDataset.from_generator(text_rows, gen_kwargs=arguments, features=_features())
-            return made.select_columns(["text"])
-        paths = [glob.escape(str(file)) for file in files]
-        data = load_dataset(kinds.pop(), data_files=paths, split="train", streaming=True)
-    names = data.column_names or list(next(iter(data.take(1)), {}))
+        return rows(embedded_rows)
+    if (found := find_files(ref, split, config)) is None:
+        return _hub_stream(str(ref), text_column, split, config, revision)
+    if left_out is not None:
+        left_out.update(found.left_out)
+    files = found.files
+    kinds = {kind_of(file) for file in files}
+    if len(kinds) > 1:
+        raise GrowthError(
+            f"the stream reads files of {len(kinds)} kinds",
+            where=str(ref),
+            why=f"there are {', '.join(sorted(kinds))} files",
+            fix="name one kind (a glob pattern), or give each kind as a source of its own",
+        )
+    if kinds == {"text"}:
+        return rows(text_rows, {"files": files, "sources": [file.name for file in files]})
+    for _ in zip(range(PEEKED), table_rows(files, text_column), strict=False):
+        pass  # an error is better raised here than in the middle of a run
+    return rows(table_rows, {"files": files, "text_column": text_column})
+
+
+def _hub_stream(ref: str, text_column: str, split: str, config: str | None, revision: str | None) -> IterableDataset:
+    data = _on_hub(ref, split, config, revision, streaming=True)
+    with reading(ref, "the dataset"):
+        names = data.column_names or list(next(iter(data.take(1)), {}))
     if text_column not in names:
-        _no_column(text_column, str(ref), names)
+        no_column(text_column, ref, names)
     if data.features is not None:
-        _must_be_text(data.features[text_column], text_column, str(ref))
+        _must_be_text(data.features[text_column], text_column, ref)
     data = data.select_columns([text_column])
     return data if text_column == "text" else data.rename_column(text_column, "text")
-
-
-def _builder(file: Path) -> str:
-    """Return the name of the `datasets` builder for a file."""
-    if file.name.endswith(TEXT_SUFFIXES):
-        return "text"
-    return "parquet" if file.name.endswith(PARQUET_SUFFIXES) else "json"
 
 
 def _from_hub(name: str, text_column: str, split: str, config: str | None, revision: str | None) -> Dataset:
@@ -229,7 +251,7 @@ def _from_hub(name: str, text_column: str, split: str, config: str | None, revis
 
 def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, streaming: bool) -> Any:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
         return load_dataset(name, name=config, split=split, revision=revision, streaming=streaming)
@@ -247,6 +269,13 @@ def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, 
             why=f"no file or folder has this path, and the hub has no such dataset for your account ({error})",
             fix="check the spelling; for a gated dataset log in with `hf auth login`",
         ) from error
+    except DatasetGenerationError as error:  # a damaged file
+        raise GrowthError(
+            f"the dataset {name!r} cannot be read",
+            where=name,
+            why=str(error.__cause__ or error),
+            fix="report it to the authors of the dataset, or download it and leave the damaged file out",
+        ) from error
     except (ValueError, RuntimeError, OSError) as error:  # an unknown configuration or split; a loading script
         raise GrowthError(
             f"the dataset {name!r} cannot be loaded",
@@ -258,11 +287,9 @@ def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, 
 
 def _three_columns(data: Dataset, where: str, source: str, text_column: str) -> Dataset:
     """Reduce a table to text, source and title, without rewriting its text."""
-    import pyarrow as pa
-
     names = data.column_names
     if text_column not in names:
-        _no_column(text_column, where, names)
+        no_column(text_column, where, names)
     _must_be_text(data.features[text_column], text_column, where)
     strings = [name for name in ("source", "title") if getattr(data.features.get(name), "dtype", None) == "string"]
     table = data.select_columns(list(dict.fromkeys([text_column, *strings])))
@@ -270,36 +297,17 @@ def _three_columns(data: Dataset, where: str, source: str, text_column: str) -> 
         table = table.rename_column(text_column, "text")
     for name, value in (("source", source), ("title", "")):
         if name not in table.column_names:
-            # This column is held in memory (some bytes a document); the text stays memory-mapped.
-            table = table.add_column(name, pa.array([value], pa.string()).take(pa.array([0] * len(table), pa.int32())))
+            table = _with_constant(table, name, value)
     table = table.select_columns(["text", "source", "title"])
     return table if table.features == _features() else table.cast(_features())  # a cast rewrites the text
 
 
 def _must_be_text(kind: Any, text_column: str, where: str) -> None:
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
-        raise GrowthError(
-            f"the column {text_column!r} does not hold text",
-            where=where,
-            why=f"its type is {kind}",
-            fix="name the column with the text: --text-column, or text_column of a stream",
-        )
-
-
-def _no_column(text_column: str, where: str, names: list[str]) -> NoReturn:
-    raise GrowthError(
-        f"the data has no column {text_column!r}",
-        where=where,
-        why=f"the columns are {', '.join(map(repr, names))}",
-        fix="name the column with the text: --text-column, or text_column of a stream",
-    )
+        not_text(text_column, where, f"its type is {kind}")
 
 
 def _features() -> Features:
     from datasets import Features, Value
 
     return Features({"text": Value("string"), "source": Value("string"), "title": Value("string")})
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

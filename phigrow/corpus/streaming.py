@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from phigrow.corpus.blocks import describe_heldout
 from phigrow.corpus.feed import Feed, Position, StreamFeed
+from phigrow.corpus.left_out import EMPTY, UNDECODABLE, LeftOut
 from phigrow.corpus.mixture import checked_weights
 from phigrow.corpus.order import WHOLE, Part
+from phigrow.corpus.rows import MARK
 from phigrow.corpus.sources import local_files, stream_documents
 from phigrow.corpus.splits import MixedSource, relative_weights
 from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer
@@ -117,23 +119,32 @@ def stream_settings(values: Mapping[str, Any]) -> StreamSettings:
 
 
 class TokenStream:
-    """The packed blocks of one source, epoch after epoch, from any position."""
+    """The packed blocks of one source, epoch after epoch, from any position.
+
+    Attributes:
+        left_out: documents without text that were read since the stream was opened, each once.
+        epoch_tokens: number of tokens of an epoch, once the text has started over and it is known.
+    """
 
     def __init__(
         self, source: StreamSource, tokenizer: PreTrainedTokenizerBase, fast: Tokenizer, seq_len: int, skip: int
     ) -> None:
         self.source, self.tokenizer, self.seq_len, self.skip = source, tokenizer, seq_len, skip
         self.eos, self._fast, self._checked = int(tokenizer.eos_token_id), fast, False
+        self.left_out = LeftOut()
+        self.epoch_tokens: int | None = None
         self._documents: Iterator[tuple[Position, Tokens]] | None = None
         self._pieces: list[tuple[Position, Tokens]] = []
         self._offset = 0
-        self.seek({"epoch": 0, "dataset": None, "offset": 0})
+        self.seek({"epoch": 0, "dataset": None, "tokens": 0, "offset": 0})
 
     def seek(self, position: Position) -> None:
         """Go to a position. Text is read at the next `take`."""
         self.close()
         self._pieces, self._offset = [], int(position["offset"])
-        self._documents = self._tokenised(position["epoch"], position["dataset"])
+        # Positions saved by earlier versions do not count the tokens before them.
+        before = position.get("tokens", 0 if position["dataset"] is None else None)
+        self._documents = self._tokenised(position["epoch"], position["dataset"], before)
 
     def position(self) -> Position:
         """Return the position of the next block. The blocks from there on do not depend on those before it."""
@@ -162,43 +173,73 @@ class TokenStream:
 
     def first(self) -> Tokens:
         """Return the tokens of the held-out documents, which are the first documents of the stream."""
-        head = _texts(stream_documents(**_load(self.source)).take(self.skip))
-        parts = [self._encode(texts) for texts in iter(lambda: list(itertools.islice(head, DOCUMENTS)), [])]
+        left_out = LeftOut()
+        head = iter(stream_documents(**_load(self.source), left_out=left_out).take(self.skip))
+        self.left_out.update(left_out)
+        parts = [self._encode(texts, count=True) for texts in iter(lambda: self._texts(head), [])]
         return np.concatenate([np.empty(0, np.uint32), *parts])
 
     def _read(self) -> None:
         assert self._documents is not None
         self._pieces.append(next(self._documents))
 
-    def _tokenised(self, epoch: int, state: Any) -> Iterator[tuple[Position, Tokens]]:
-        """Yield the tokens of `DOCUMENTS` documents at a time, each time with their position."""
+    def _texts(self, rows: Iterator[dict[str, str | None]]) -> list[str | None]:
+        """Return the texts of the next documents."""
+        try:
+            return [row["text"] for row in itertools.islice(rows, DOCUMENTS)]
+        except GrowthError:
+            raise
+        except Exception as error:  # of a format, the network, or the file system behind a name on the hub
+            raise GrowthError(
+                "the stream cannot be read",
+                where=self.source.ref,
+                why=f"{type(error).__name__}: {error}",
+                fix="start the same command again, which resumes from the last checkpoint; if the same error appears, "
+                "repair the data",
+            ) from error
+
+    def _tokenised(self, epoch: int, state: Any, tokens: int | None) -> Iterator[tuple[Position, Tokens]]:
+        """Yield the tokens of `DOCUMENTS` documents at a time, each time with their position.
+
+        Args:
+            epoch: of the first document.
+            state: of the dataset there; None at its beginning.
+            tokens: in the epoch before this document; None if their number is not known.
+        """
+        first = epoch
         while True:
             documents = stream_documents(**_load(self.source))
             documents = documents.skip(self.skip) if self.skip else documents
             if state is not None:
                 documents.load_state_dict(state)
-            seen, before = 0, state
+            before = state
             rows = iter(documents)
             try:
-                while texts := list(itertools.islice(rows, DOCUMENTS)):
-                    ids = self._encode([row["text"] for row in texts])
+                while texts := self._texts(rows):
+                    ids = self._encode(texts, count=epoch == first)
                     if len(ids):
-                        yield {"epoch": epoch, "dataset": before}, ids
-                    seen += len(ids)
+                        yield {"epoch": epoch, "dataset": before, "tokens": tokens}, ids
+                    tokens = None if tokens is None else tokens + len(ids)
                     before = documents.state_dict()
             finally:
                 rows.close()
-            if not seen and state is None:
+            if tokens == 0:
                 raise GrowthError(
                     "the stream has no text to train on",
                     where=self.source.ref,
                     why=f"there is no text after the first {self.skip} documents, which are held out",
                     fix="hold out fewer documents with stream.heldout",
                 )
-            epoch, state = epoch + 1, None
+            self.epoch_tokens = tokens or self.epoch_tokens
+            epoch, state, tokens = epoch + 1, None, 0
 
-    def _encode(self, texts: list[str | None]) -> Tokens:
-        kept = [text for text in texts if text and text.strip()]
+    def _encode(self, texts: list[str | None], *, count: bool) -> Tokens:
+        plain = [None if text is None else text.removeprefix(MARK) for text in texts]
+        kept = [text for text in plain if text and text.strip()]
+        if count:
+            self.left_out.add(UNDECODABLE, count=texts.count(None))
+            self.left_out.add(EMPTY, count=len(texts) - len(kept) - texts.count(None))
+            self.left_out.add_marks(count=sum(len(a or "") > len(b or "") for a, b in zip(texts, plain, strict=True)))
         if kept and not self._checked:
             check_text(self.tokenizer, kept, self.source.ref)
             self._checked = True
@@ -250,6 +291,17 @@ class ShuffledStream:
     def close(self) -> None:
         """Close the files."""
         self.stream.close()
+
+    @property
+    def epoch_blocks(self) -> float | None:
+        """Number of blocks of an epoch, once the text has started over and it is known."""
+        tokens = self.stream.epoch_tokens
+        return None if tokens is None else tokens / self.stream.seq_len
+
+    @property
+    def left_out(self) -> str:
+        """One line on documents without text that were read; empty if there are none."""
+        return str(self.stream.left_out)
 
     def _shuffled(self, blocks: Tokens) -> Tokens:
         return blocks[np.random.default_rng([*self.seed, self._group]).permutation(len(blocks))]
@@ -376,14 +428,10 @@ def open_stream(settings: StreamSettings, seq_len: int) -> StreamBlocks:
 def _identity(source: StreamSource) -> dict[str, Any]:
     """Return the input of a fingerprint for a source. Local files enter with name and size, without their folder."""
     identity = asdict(source)
-    if (files := local_files(source.ref)) is not None:
+    if (files := local_files(source.ref, source.split, source.config)) is not None:
         identity["ref"] = [[file.name, file.stat().st_size] for file in files]
     return identity
 
 
 def _load(source: StreamSource) -> dict[str, Any]:
     return {key: value for key, value in asdict(source).items() if key not in ("name", "weight")}
-
-
-def _texts(documents: Any) -> Iterator[str | None]:
-    return (row["text"] for row in documents)

@@ -17,7 +17,7 @@ from phigrow.checkpoints.tokenizer_folder import (
     surviving,
     vocabulary_files,
 )
-from phigrow.corpus.sources import HUB_NAME
+from phigrow.corpus.local_files import HUB_NAME
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from phigrow.corpus.local_files import TRAIN
 from phigrow.corpus.sources import EMBEDDED, local_files
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
@@ -147,7 +148,7 @@ def check_text(data: Path | dict[str, Any], packed: Path) -> None:
     """
     if isinstance(data, dict) and data["ref"] != EMBEDDED and not packed.is_dir():
         try:
-            local_files(data["ref"])
+            local_files(data["ref"], str(data.get("split", TRAIN)), data.get("config"))
         except GrowthError as error:
             raise error.at("the text of the study, data.ref") from None
 

@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.corpus.feed import Feed, Position
+from phigrow.corpus.feed import REPEATS, Feed, Position
 
 AHEAD = 2
 """Number of steps that may wait in the queue."""
-
-REPEATS = 4
-"""Epochs up to which repeated text is worth about as much as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ class Trainer:
                 for callback, is_due in zip(callbacks, due, strict=True):
                     if is_due or (stopped and callback.when_stopped):
                         callback(self, done)
+        self._say_notices(ended=True)
         return not stopped or self.progress.step == config.steps
 
     def close(self) -> None:
@@ -168,6 +169,7 @@ class Trainer:
         """Count, record and report the steps since the last reading; return true if a rank was asked to stop."""
         readings = stepper.read()
         config, step_tokens = self.run.config, self.run.step_tokens
+        self._say_notices()
         for reading in readings:
             seconds = self.progress.seconds + reading.seconds
             blocks = (self._first_step_of_data + reading.step) * config.batch
@@ -187,6 +189,10 @@ class Trainer:
             if reading.skipped:
                 self._nonfinite.check(reading, self.feed.rows(reading.step - 1).tolist())
         return any(reading.asked_to_stop for reading in readings)
+
+    def _say_notices(self, *, ended: bool = False) -> None:
+        for text in self.feed.notices(self.run.config.steps, ended=ended):
+            self.reporter.say(text)
 
     def _flags(self, reading: Reading) -> dict[str, Any]:
         """Return the columns of a step's record that mark it as unusual, and report it at once."""

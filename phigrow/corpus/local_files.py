@@ -1,0 +1,307 @@
+"""Find the text files of a path, a folder or a pattern, and leave out those that are no text to train on.
+
+A clone of a data set on the hub also holds its card, its licence and other splits. None of them is training text.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from phigrow.corpus.left_out import DESCRIPTION, LINKED, OTHER_CONFIG, OTHER_KIND, OTHER_SPLIT, LeftOut
+from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
+from phigrow.files.strict_yaml import parse_yaml
+
+TEXT_SUFFIXES = (".txt", ".md")
+JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+PARQUET_SUFFIXES = (".parquet",)
+SUFFIXES = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *PARQUET_SUFFIXES)
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+"""Pattern of repository names on the hub. Anything else is a path, which can be checked without a network."""
+
+TRAIN = "train"
+SPLITS = {
+    TRAIN: ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words in the names of files and folders that name a split, as in `datasets`."""
+
+SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}\b")
+"""Name of a shard on the hub."""
+
+METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+"""Files that `datasets` writes about a data set."""
+
+ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog|contributing|security)(?![a-z]).*", re.I)
+"""Names of text files about a data set."""
+
+CARD = "README.md"
+CARD_KEYS = {"configs", "dataset_info", "task_categories", "size_categories", "language", "license", "pretty_name"}
+"""Keys at the top of the card of a data set, one of which tells it from another README.md."""
+
+KINDS = f"give files of these kinds: {', '.join(SUFFIXES)}"
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The text files of a reference, sorted, and the files that are left out."""
+
+    files: list[Path]
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+def find_files(ref: str | Path, split: str = TRAIN, config: str | None = None) -> LocalFiles | None:
+    """Return the files of a reference; None if it can only be a name on the hub.
+
+    A file or a pattern is taken as it is. Of a folder, files about the data set are left out. So are files of other
+    splits, if some have the name of the split.
+
+    Args:
+        ref: a file, a folder or a glob pattern.
+        split: a split of the data set in a folder.
+        config: a configuration that the card of the data set names.
+
+    Raises:
+        GrowthError: the reference is spelled like a path, and there is no readable file; or the folder has no such
+            split or configuration, has several configurations, or holds a broken link.
+    """
+    path = user_path(ref)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # a folder above it may not be entered, or the name is too long
+        _unreadable(str(path), error)
+    if is_file:
+        if not path.name.endswith(SUFFIXES):
+            raise GrowthError(
+                f"phigrow cannot read text from {path.name}",
+                where=str(path),
+                why="its ending is of no known kind",
+                fix=KINDS,
+            )
+        return LocalFiles([path])
+    if is_folder:
+        return _in_folder(path, split, config)
+    if any(character in str(ref) for character in "*?["):
+        return LocalFiles(_with_text(path, _matches(path)))
+    if HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
+        return None
+    raise GrowthError(
+        "the file or folder does not exist", where=str(path.absolute()), fix=f"check the path, and {KINDS}"
+    )
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Return what a pattern matches. `glob` skips folders that it may not read, so each is tried."""
+    parts = [parent for parent in pattern.parents if glob.has_magic(str(parent))]
+    fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+    for each in (fixed, *(Path(name) for part in parts for name in glob.glob(str(part), recursive=True))):
+        if each.is_dir():
+            try:
+                os.scandir(each).close()
+            except OSError as error:
+                _unreadable(str(each), error)
+    return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+
+
+def _with_text(where: Path, entries: list[Path], left_out: LeftOut | None = None) -> list[Path]:
+    """Return the entries with text, sorted."""
+    named = [file for file in entries if file.name.endswith(SUFFIXES)]
+    if broken := [file for file in named if file.is_symlink() and not file.exists()]:
+        raise GrowthError(
+            "a file is a broken link",
+            where=str(broken[0]),
+            why=f"it leads to {os.readlink(broken[0])}, which does not exist",
+            fix="get the file that it leads to, or remove the link",
+        )
+    files = sorted(file for file in named if file.is_file())
+    others = [file for file in entries if file not in set(named) and file.is_file()]
+    if left_out is not None:
+        left_out.add(OTHER_KIND, *(str(file.relative_to(where)) for file in sorted(others)))
+    if not files:
+        saved = any(file.suffix == ".arrow" for file in others)
+        raise GrowthError(
+            "there are no text files",
+            where=str(where.absolute()),
+            why=f"all {len(entries)} entries have other endings",
+            fix="it was written by save_to_disk of datasets: load it there and write Parquet with to_parquet"
+            if saved
+            else KINDS,
+        )
+    return files
+
+
+def _in_folder(folder: Path, split: str, config: str | None) -> LocalFiles:
+    left_out = LeftOut()
+    files = _with_text(folder, list(_walk(folder, left_out)), left_out)
+    configs = _configs(folder)
+    tables = any(not file.name.endswith(TEXT_SUFFIXES) for file in files if file.name not in METADATA)
+    clone = tables or configs is not None or any((folder / name).is_file() for name in METADATA)
+    if not re.fullmatch(r"\w+(\.\w+)*", split):
+        raise GrowthError(
+            f"{split!r} is no split of a local data set",
+            where=str(folder),
+            why="a part of a split can be taken on the hub only",
+            fix="give the name of a split, such as train",
+        )
+
+    def keep(condition: Callable[[Path], bool], reason: str) -> list[Path]:
+        left_out.add(reason, *(str(file.relative_to(folder)) for file in files if not condition(file)))
+        return [file for file in files if condition(file)]
+
+    if clone:
+        files = keep(lambda file: not _is_about(file), DESCRIPTION)
+        if not files:
+            raise GrowthError(
+                "there is no text to train on",
+                where=str(folder.absolute()),
+                why=f"all files are about the data set: {left_out}",
+                fix=KINDS,
+            )
+    if config is not None or configs:
+        chosen = _chosen_config(folder, configs or {}, config)
+        mine = {split_name: _matched(folder, chosen, patterns) for split_name, patterns in _data_files(chosen).items()}
+        if mine:
+            if split not in mine:
+                _no_split(folder, split, list(mine))
+            every = set().union(*mine.values())
+            files = keep(lambda file: file in every, OTHER_CONFIG)
+            files = keep(lambda file: file in mine[split], OTHER_SPLIT)
+            if not files:
+                _no_split(folder, split, [name for name, matched in mine.items() if matched])
+            return LocalFiles(files, left_out)
+    names = {file: _split_of(file.relative_to(folder), clone=clone) for file in files}
+    if split in names.values():
+        files = keep(lambda file: names[file] in (None, split), OTHER_SPLIT)
+    elif split in {_kind(name) for name in names.values()}:
+        files = keep(lambda file: names[file] is None or _kind(names[file]) == split, OTHER_SPLIT)
+    elif split != TRAIN:
+        _no_split(folder, split, sorted({name for name in names.values() if name}))
+    return LocalFiles(files, left_out)
+
+
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    """Yield the files of a folder and of the folders in it, without hidden ones."""
+
+    def refuse(error: OSError) -> NoReturn:
+        _unreadable(str(error.filename or folder), error)
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        linked = [name for name in folders if Path(root, name).is_symlink()]
+        left_out.add(LINKED, *(str(Path(root, name).relative_to(folder)) for name in sorted(linked)))
+        yield from (Path(root, name) for name in names if not name.startswith("."))
+
+
+def _unreadable(where: str, error: OSError) -> NoReturn:
+    raise GrowthError(
+        "the folder or file cannot be read",
+        where=where,
+        why=str(error),
+        fix="check its permissions, or choose the files to read by a pattern",
+    ) from error
+
+
+def _is_about(file: Path) -> bool:
+    return file.name in METADATA or (file.name.endswith(TEXT_SUFFIXES) and bool(ABOUT.fullmatch(file.stem)))
+
+
+def _split_of(file: Path, *, clone: bool) -> str | None:
+    """Return the split that the name of a file tells, or else that of the nearest folder; None if there is none.
+
+    In a folder of plain text, ``training`` and ``testing`` do not count, and neither do folders: they may be prose.
+    """
+    if shard := SHARD.match(file.name):
+        return shard["split"]
+    if file.name.endswith(TEXT_SUFFIXES) and not clone:
+        words = {word: split for split, some in SPLITS.items() for word in some if word not in ("training", "testing")}
+        parts = [file.name]
+    else:
+        words = {word: split for split, some in SPLITS.items() for word in some}
+        parts = [file.name, *reversed(file.parts[:-1])]
+    for part in parts:
+        for word in re.split(r"[-._ 0-9]+", part.lower()):
+            if word in words:
+                return words[word]
+    return None
+
+
+def _kind(split: str | None) -> str | None:
+    """Return the split that a name such as ``train_sft`` belongs to; the name itself if there is none."""
+    return None if split is None else _split_of(Path(f"{split}.jsonl"), clone=True) or split
+
+
+def _configs(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Return the configurations that the card of a data set names; None if the folder has no card of a data set."""
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
+        return None
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    try:
+        card = parse_yaml(match[1], CARD) if match else None
+    except GrowthError:
+        return None
+    if not isinstance(card, dict) or not CARD_KEYS & set(card):
+        return None
+    listed = card.get("configs")
+    return {
+        str(each.get("config_name", "default")): each
+        for each in (listed if isinstance(listed, list) else [])
+        if isinstance(each, dict)
+    }
+
+
+def _chosen_config(folder: Path, configs: dict[str, dict[str, Any]], name: str | None) -> dict[str, Any]:
+    if name is not None and name not in configs:
+        raise GrowthError(
+            f"the data set has no configuration {name!r}",
+            where=str(folder / CARD),
+            why=f"its card names {', '.join(configs)}" if configs else "its card names no configurations",
+            fix="choose another --config, or leave it out",
+        )
+    default = [key for key, each in configs.items() if key == "default" or each.get("default") is True]
+    if name is None and not default and len(configs) > 1:
+        raise GrowthError(
+            f"the data set has {len(configs)} configurations",
+            where=str(folder / CARD),
+            why=f"its card names {', '.join(configs)}",
+            fix="choose one with --config, or give the files by a pattern",
+        )
+    return configs[name or (default or list(configs))[0]]
+
+
+def _data_files(config: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the patterns of each split of a configuration; empty if it names no files."""
+    listed = config.get("data_files")
+    if isinstance(listed, str):
+        return {TRAIN: [listed]}
+    patterns: dict[str, list[str]] = {}
+    if isinstance(listed, dict):
+        listed = [{"split": split, "path": path} for split, path in listed.items()]
+    for each in listed or []:
+        split, path = (each.get("split", TRAIN), each.get("path")) if isinstance(each, dict) else (TRAIN, each)
+        patterns.setdefault(str(split), []).extend([path] if isinstance(path, str) else path or [])
+    return patterns
+
+
+def _matched(folder: Path, config: dict[str, Any], patterns: list[str]) -> set[Path]:
+    root = folder / str(config.get("data_dir") or "")
+    names = [glob.escape(str(root)) + os.sep + pattern for pattern in patterns]
+    return {Path(found) for name in names for found in glob.glob(name, recursive=True)}
+
+
+def _no_split(folder: Path, split: str, names: list[str]) -> NoReturn:
+    raise GrowthError(
+        f"the data set has no split {split!r}",
+        where=str(folder),
+        why=f"its splits are {', '.join(names)}" if names else "the names of its files tell no splits",
+        fix="choose another --split, or give the files by a pattern",
+    )

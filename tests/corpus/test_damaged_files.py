@@ -1,0 +1,233 @@
+"""A file that cannot be read is named, in packing and in streams alike, and columns that nobody reads do no harm."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from phigrow.corpus import load_documents, open_stream, prepare, stream_settings, train_tokenizer
+from phigrow.corpus.sources import stream_documents
+from phigrow.errors import GrowthError
+
+Reader = Callable[[Path], list[Any]]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture(params=["packed", "streamed"])
+def read(request: pytest.FixtureRequest) -> Reader:
+    """Read all texts of a reference, from packing's dataset or from a stream."""
+
+    def packed(ref: Path) -> list[Any]:
+        folder = ref if ref.is_dir() else ref.parent
+        return list(load_documents(ref, cache_dir=folder / ".cache")["text"])
+
+    def streamed(ref: Path) -> list[Any]:
+        return [row["text"] for row in stream_documents(ref)]
+
+    return packed if request.param == "packed" else streamed
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def parquet(path: Path, texts: list[bytes]) -> Path:
+    """Write texts without a check of their bytes."""
+    offsets, data = [0], b""
+    for text in texts:
+        data += text
+        offsets.append(len(data))
+    buffers = [None, pa.py_buffer(pa.array(offsets, pa.int32()).buffers()[1]), pa.py_buffer(data)]
+    table = pa.table({"text": pa.Array.from_buffers(pa.string(), len(texts), buffers)})
+    pq.write_table(table, path)
+    return path
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+DAMAGED: dict[str, tuple[str, bytes, str]] = {
+    "text in Latin-1": ("a.jsonl", b'{"text": "one"}\n{"text": "K\xe4se"}\n', r"line 2 is not UTF-8: .*\(e4\)"),
+    "cut off": ("a.jsonl", b'{"text": "one"}\n{"text": "tw', "line 2, column 10: Unterminated string"),
+    "a number": ("a.jsonl", b'{"text": "one"}\n7\n', "line 2 holds 7, which is no object"),
+    "an array": ("a.json", b'[{"text": "one"},\n {"text": ]\n', "line 2, column 11: Expecting value"),
+    "no gzip": ("a.jsonl.gz", b'{"text": "one"}\n', "Not a gzipped file"),
+    "half a gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 9)[:-9], "Compressed file ended|EOF"),
+    "no Parquet": ("a.parquet", b'{"text": "one"}\n', "Parquet"),
+    "no bytes": ("a.parquet", b"", "Parquet file size is 0 bytes"),
+    "a pointer": ("a.jsonl", LFS.encode(), "it is a pointer of Git LFS"),
+    "a pointer for a table": ("a.parquet", LFS.encode(), "it is a pointer of Git LFS"),
+    "a pointer for a text": ("a.txt", LFS.encode(), "it is a pointer of Git LFS"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path, read, name):
+    file, content, why = DAMAGED[name]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(GrowthError, match=rf"(cannot be read|not downloaded)\n  where: .*{file}\n  why: .*({why})"):
+        read(tmp_path / file)
+
+
+def test_bad_bytes_in_parquet_are_named_by_row(tmp_path, read):
+    path = parquet(tmp_path / "a.parquet", [*[b"one"] * 300, b"K\xe4se", b"two"])
+    with pytest.raises(GrowthError, match=r"cannot be read\n  where: .*a\.parquet\n  why: row 301 is not UTF-8"):
+        read(path)
+    assert read(parquet(tmp_path / "b.parquet", [b"one", "Käse".encode()])) == ["one", "Käse"]  # negative control
+
+
+def test_empty_shards_are_left_out_and_named(tmp_path, read):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    lines(folder / "a.jsonl", {"text": "one"}, {"text": "two"})
+    lines(folder / "b.jsonl")
+    (folder / "c.jsonl").write_text("\n\n")
+    assert read(folder) == ["one", "two"]
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    parquet(tables / "a.parquet", [])
+    parquet(tables / "b.parquet", [b"three"])
+    assert read(tables) == ["three"]
+    train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
+    info = prepare(folder, tmp_path / "out", seq_len=2, heldout=0.0, tokenizer=tmp_path / "bytes", progress=False)
+    assert info.left_out == {"no_documents": {"count": 2, "examples": ["b.jsonl", "c.jsonl"]}}
+
+
+def test_text_without_any_document_is_named(tmp_path):
+    train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
+    lines(tmp_path / "a.jsonl")
+    parquet(tmp_path / "a.parquet", [])
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(GrowthError, match=rf"no documents\n  where: .*{name}\n  why: the file has no rows"):
+            prepare(tmp_path / name, tmp_path / "out", tokenizer=tmp_path / "bytes", progress=False)
+        settings = {"ref": str(tmp_path / name), "tokenizer": str(tmp_path / "bytes"), "heldout": 0}
+        (stream,) = open_stream(stream_settings(settings), 8).streams
+        with pytest.raises(GrowthError, match=rf"the stream has no text to train on\n  where: .*{name}"):
+            stream.take(1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_columns_may_change_their_type(tmp_path, read):
+    many = [{"text": f"{number} " + "x" * 2000, "score": 1, "meta": {"a": 1}} for number in range(5500)]  # 11 MB
+    late = [{"text": "late", "score": "high", "meta": [1, "two"], "more": None}]
+    texts = read(lines(tmp_path / "a.jsonl", *many, *late))
+    assert texts == [row["text"] for row in [*many, *late]]
+    with pytest.raises(datasets.exceptions.DatasetGenerationError):  # negative control: the library itself
+        datasets.load_dataset("json", data_files=str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
+    path = lines(tmp_path / "b.jsonl", {"text": "one"}, {"text": 2})
+    with pytest.raises(GrowthError, match=r"'text' does not hold text\n  where: .*b\.jsonl, line 2\n  why: it holds 2"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('{"text": "one"}\n\n{"text": "two"}', ["one", "two"]),
+        ('\ufeff{"text": "one"}\r\n{"text": "two"}\r\n', ["one", "two"]),
+        ('[{"text": "one"}, {"text": "two", "n": 1}]', ["one", "two"]),
+        ('[\n  "one",\n  "two"\n]\n', ["one", "two"]),
+        ('{"text": "one"}{"text": "two"} {"n": 1}', ["one", "two", None]),
+        ('{\n  "text": "one"\n}\n{\n  "text": "two"\n}\n', ["one", "two"]),
+        ('{"text": "a time", "when": "2020-01-01 00:00:00"}\n{"text": "2020-01-01"}', ["a time", "2020-01-01"]),
+        ('{"text": "half \\ud800"}\n{"text": "whole \\ud83d\\ude42"}', [None, "whole 🙂"]),
+        ('{"text": "NaN is no number", "n": NaN}', ["NaN is no number"]),
+    ],
+)
+def test_json_comes_in_many_shapes(tmp_path, read, content, texts):
+    (tmp_path / "a.json").write_bytes(content.encode())
+    assert read(tmp_path / "a.json") == texts
+
+
+def test_sources_and_titles_are_kept_where_they_are_strings(tmp_path):
+    lines(tmp_path / "a.jsonl", {"text": "one", "source": "web", "title": 7}, {"text": "two", "source": None})
+    lines(tmp_path / "b.jsonl", {"text": "three", "source": 5})
+    data = load_documents(tmp_path / "*.jsonl", cache_dir=tmp_path / "cache")
+    assert data["source"][:] == ["web", None, "b.jsonl"]
+    assert data["title"][:] == ["", "", ""]
+    table = pa.table({"text": ["x"], "source": pa.array(["s"]).dictionary_encode(), "title": [1]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    (row,) = load_documents(tmp_path / "c.parquet", cache_dir=tmp_path / "cache")
+    assert row == {"text": "x", "source": "s", "title": ""}
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    for content in ("one", "two"):
+        path = lines(tmp_path / "a.jsonl", {"text": content})
+        (tmp_path / "a.txt").write_text(content)
+        os.utime(path, ns=(1, hash(content) % 10**9))
+        os.utime(tmp_path / "a.txt", ns=(1, hash(content) % 10**9))
+        for name in ("a.jsonl", "a.txt"):
+            assert load_documents(tmp_path / name, cache_dir=tmp_path / "cache")["text"][:] == [content]
+
+
+def test_files_and_folders_that_may_not_be_read_are_named(unprivileged, read, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", unprivileged / "closed" / "cache")
+    (unprivileged / "closed").mkdir(0o500)
+    if read.__name__ == "streamed":
+        lines(unprivileged / "a.jsonl", {"text": "one"})
+        with pytest.raises(
+            GrowthError, match=r"the cache of datasets cannot be written\n  where: .*closed(.*\n)*.*HF_HOME"
+        ):
+            read(unprivileged / "a.jsonl")
+    (unprivileged / "closed").chmod(0o700)
+    lines(unprivileged / "a.jsonl", {"text": "one"})
+    (unprivileged / "b.txt").write_text("two")
+    parquet(unprivileged / "c.parquet", [b"three"])
+    for name, kind in (("a.jsonl", "json"), ("b.txt", "text"), ("c.parquet", "parquet")):
+        (unprivileged / name).chmod(0o000)
+        message = rf"the {kind} file cannot be read\n  where: .*{name}\n  why: .*Permission denied"
+        with pytest.raises(GrowthError, match=message):
+            read(unprivileged / name)
+        (unprivileged / name).chmod(0o444)
+        assert len(read(unprivileged / name)) == 1  # negative control
+    inner = unprivileged / "texts" / "inner"
+    inner.mkdir(parents=True)
+    lines(unprivileged / "texts" / "a.jsonl", {"text": "one"})
+    lines(inner / "b.jsonl", {"text": "two"})
+    for ref in (unprivileged / "texts", unprivileged / "texts" / "*" / "*.jsonl", unprivileged / "texts" / "**" / "*l"):
+        assert "two" in read(ref)
+        inner.chmod(0o000)
+        with pytest.raises(GrowthError, match=r"cannot be read\n  where: .*inner\n  why: .*Permission denied"):
+            read(ref)
+        inner.chmod(0o700)
+
+
+def test_errors_in_the_middle_of_a_stream_are_named(tmp_path):
+    train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
+    lines(tmp_path / "part-0.jsonl", *({"text": f"text {number}"} for number in range(200)))
+    (tmp_path / "part-1.jsonl").write_bytes(b'{"text": "K\xe4se"}\n')
+    settings = {"ref": str(tmp_path / "part-*.jsonl"), "tokenizer": str(tmp_path / "bytes"), "heldout": 5}
+    (stream,) = open_stream(stream_settings(settings), 8).streams
+    stream.take(100)
+    with pytest.raises(GrowthError, match=r"cannot be read\n  where: .*part-1\.jsonl\n  why: line 1 is not UTF-8"):
+        stream.take(200)
+
+
+def test_errors_of_a_stream_from_the_hub_name_the_data_set(tmp_path, monkeypatch):
+    def rows() -> Any:
+        yield {"text": "one"}
+        raise RuntimeError("Server disconnected without sending a response.")
+
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows, features=None)
+    )
+    train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
+    settings = {"ref": "someone/books", "tokenizer": str(tmp_path / "bytes"), "heldout": 0}
+    (stream,) = open_stream(stream_settings(settings), 2).streams
+    message = r"the stream cannot be read\n  where: someone/books\n  why: RuntimeError: Server disconnected"
+    with pytest.raises(GrowthError, match=message):
+        stream.take(9)
