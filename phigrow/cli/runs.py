@@ -236,8 +236,6 @@ def report(
         return
     for line in finding_lines(comparison):
         typer.echo(line)
-    for note in comparison.notes:
-        typer.echo(f"note: {note}")
     typer.echo(f"wrote {out / 'report.html'}, and report.md, report.tex, report.json and figures in the same folder")
 
 

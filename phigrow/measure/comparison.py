@@ -16,7 +16,17 @@ from phigrow.measure.cost_to_target import CostToTarget
 from phigrow.measure.crossing import Crossing
 from phigrow.measure.ends import Ends
 from phigrow.measure.errors_of_means import interval_of, over_runs
-from phigrow.measure.estimates import ACCOUNTINGS, STEPS, Arm, Basis, BudgetPoint, Comparison, Covered, Estimate
+from phigrow.measure.estimates import (
+    ACCOUNTINGS,
+    STEPS,
+    Arm,
+    Basis,
+    BudgetPoint,
+    Comparison,
+    Covered,
+    Estimate,
+    listed,
+)
 from phigrow.measure.frontier import frontier_of, frontier_savings
 from phigrow.measure.intervals import Interval, speedup_intervals
 from phigrow.measure.notebook import ShownComparison
@@ -24,13 +34,19 @@ from phigrow.measure.one_study import check_held_out_groups, check_one_study
 from phigrow.measure.pairing import (
     BaselineSeeds,
     by_seed,
+    check_same_text,
     chosen_budget,
+    evaluated,
+    finished_baseline,
+    flat_differences,
     grouped,
     paired_runs,
     settings_that_differ,
 )
 from phigrow.measure.refined import refined_notes
 from phigrow.measure.sizes import check_sizes, without_sources
+from phigrow.measure.surroundings import other_machine, surroundings_that_differ
+from phigrow.measure.wording import amount, speedup_text, times
 from phigrow.records.run import Budgets, Key, Run, Seeds
 from phigrow.records.schema import UNITS, Unit
 
@@ -39,6 +55,9 @@ MID_SCHEDULE_POINTS = 12
 
 EARLIEST = 0.05
 """The smallest of them, as a share of the baseline's budget. Before it, a schedule is still warming up."""
+
+COARSE = 0.05
+"""Share of a speedup that evaluations may leave open before a note says so."""
 
 Pair = tuple[CostToTarget, CostToTarget, float]
 """Costs of an arm's run, those of the baseline's run of the same seed, and the target."""
@@ -57,7 +76,8 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     ``source_flops`` and ``source_seconds`` of the run record). Both count the expansion (``expand_seconds``). From 3
     seeds on, a speedup has an interval, see `over_runs`, `over_text` and `speedup_intervals`.
 
-    The source of a grown arm is not an arm: its run is left out with a note.
+    The source of a grown arm is not an arm: its run is left out with a note. So is a run without evaluations, which has
+    just started, and a seed whose run of the baseline has not ended, if other seeds have one.
 
     Args:
         runs: from ``load_runs``; one run for every arm, source seed, seed and budget.
@@ -65,17 +85,19 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
         budget: in steps, if the baseline has several; by default the largest that all its seeds have.
 
     Raises:
-        GrowthError: the baseline has no run, is unfinished, diverged, or has another size than a grown arm; a run has
-            no evaluations, or no run of the baseline to be paired with (same seed, data, schedule and held-out text);
-            a seed has two runs; an arm has two models.
+        GrowthError: the baseline has no finished run, diverged, or has another size than a grown arm; a run has no run
+            of the baseline to be paired with (same seed, data, schedule and held-out text); a flat model reads other
+            text; a seed has two runs; an arm has two models.
 
     >>> compare(load_runs("runs"))["wr"].estimate("tokens", "sunk").speedup  # doctest: +SKIP
     4.17
     """
+    runs, started = evaluated(runs)
     runs, sources = without_sources(runs)
     check_one_study(runs)
     arms = grouped(labelled(runs))
-    left_out = [f"{folder} is left out: it is the source of {grown}" for folder, grown in sources.items()]
+    left_out = [f"{run.name}: {run.folder} is left out, because it has no evaluations yet" for run in started]
+    left_out += [f"{folder} is left out: it is the source of {grown}" for folder, grown in sources.items()]
     if baseline not in arms:
         raise GrowthError(
             f"there is no run of the baseline {baseline!r}",
@@ -83,13 +105,24 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
             why="the target is the final held-out loss of the baseline",
             fix="add the run folders of the model trained from scratch, or name another arm with --baseline",
         )
-    flat = _without_flat(arms, baseline)
-    check_sizes(arms, baseline)
     check_held_out_groups(
         {arm: [run for by in runs_of.values() for run in by.values()] for arm, runs_of in arms.items()}
     )
+    flat_arms = {name: arms.pop(name) for name in [*arms] if name != baseline and _is_flat(arms[name])}
+    check_sizes(arms, baseline)
     seeds = by_seed(arms.pop(baseline), baseline)
+    check_same_text(seeds, flat_arms)
     at = chosen_budget(seeds, budget, baseline)
+    seeds, waiting = finished_baseline(seeds, at)
+    waiting |= {run.seed for run in started if run.arm == baseline and run.seed not in seeds}
+    flat = {
+        name: tuple(run for by_budget in found.values() for run in by_budget.values() if run.finished)
+        for name, found in flat_arms.items()
+    }
+    flat_notes = [
+        *(note for found in flat_arms.values() for note in _no_ends(found.values())),
+        *(note for name, found in flat_arms.items() for note in flat_differences(name, found, seeds)),
+    ]
     bases = _Bases(seeds, at)
     base = bases.at_budget
     targets = bases.targets()
@@ -98,11 +131,19 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
         *described.notes,
         *_swept(described.runs),
         *_no_ends(seeds.values(), at),
+        *(
+            f"{baseline}, seed {seed}: left out with all runs of this seed, because it has not ended"
+            for seed in sorted(waiting)
+        ),
         *(bases.ends().notes if bases.several else ()),
         *(note for seed, own in base.items() for note in _pooled_end(own, targets[seed])),
     )
     compared = []
-    for name, found in arms.items():
+    for name, of_arm in arms.items():
+        found = {key: by_budget for key, by_budget in of_arm.items() if key[1] not in waiting}
+        if not found:
+            left_out.append(f"{name} is left out: no run of {baseline} with its seeds has ended")
+            continue
         chosen, pairing_notes = paired_runs(found, seeds, at, baseline)
         if chosen:
             compared.append(_compared(chosen, found, bases, targets, pairing_notes))
@@ -114,17 +155,9 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
         for name, found in with_baseline.items()
         if any(len(by_budget) > 1 for by_budget in found.values())
     }
+    left_out += flat_notes
     result = ShownComparison(replace(described, notes=notes), tuple(compared), targets, ends, tuple(left_out), flat)
     return with_frontier(result) if flat else result
-
-
-def _without_flat(arms: dict[str, Seeds], baseline: str) -> dict[str, tuple[Run, ...]]:
-    """Remove the flat arms from ``arms`` and return their finished runs."""
-    names = [name for name, found in arms.items() if name != baseline and _is_flat(found)]
-    return {
-        name: tuple(run for by_budget in arms.pop(name).values() for run in by_budget.values() if run.finished)
-        for name in names
-    }
 
 
 def _is_flat(found: Seeds) -> bool:
@@ -245,8 +278,8 @@ def _pooled_end(own: CostToTarget, target: float) -> list[str]:
     ]
 
 
-def _no_ends(runs: Iterable[Budgets], at: int | None) -> list[str]:
-    """Note the runs at other budgets that are left out because they are unfinished."""
+def _no_ends(runs: Iterable[Budgets], at: int | None = None) -> list[str]:
+    """Note the runs that are left out because they are unfinished, but not those at the budget ``at``."""
     others = [run for by_budget in runs for budget, run in by_budget.items() if budget != at]
     return [
         f"{run.name}: the run of {run.budget} steps is left out: its last evaluation is at step {run.evals['step'][-1]}"
@@ -292,9 +325,17 @@ def _compared(
         if not all(run.has_unit(estimate.unit) for run in runs.values()):
             if estimate.accounting == "sunk":
                 notes.append(f"{arm.name}: {estimate.unit} were not recorded")
+        elif estimate.unknown:
+            if estimate.accounting == "sunk":
+                notes.append(f"{arm.name}: {estimate.unit} are not compared, because {estimate.unknown}")
         elif estimate.accounting == "charged" and not math.isfinite(estimate.cost):
             notes.append(f"{arm.name}: source_{estimate.unit} was not recorded, so {estimate.unit} cannot be charged")
-    return replace(read, notes=tuple(notes), settings=settings_that_differ(found, bases.seeds))
+    return replace(
+        read,
+        notes=tuple(notes),
+        settings=settings_that_differ(found, bases.seeds),
+        surroundings=surroundings_that_differ(found, bases.seeds),
+    )
 
 
 def _read_from_ends(arm: Arm, runs: dict[Key, Run], found: Seeds, ends: Ends, bases: _Bases) -> Arm:
@@ -355,6 +396,7 @@ def _read_from_curves(arm: Arm, runs: dict[Key, Run], bases: _Bases, targets: di
         for (own, _, target), each in zip(pairs, reached, strict=True)
         if each.censored
     ]
+    notes += [*_at_start(arm.name, pairs, reached), *_coarse(arm.name, estimates[0])]
     points = _at_budgets(pairs, bases) if bases.several else _mid_schedule(pairs, estimates)
     return replace(
         arm,
@@ -367,6 +409,35 @@ def _read_from_curves(arm: Arm, runs: dict[Key, Run], bases: _Bases, targets: di
     )
 
 
+def _at_start(name: str, pairs: Sequence[Pair], reached: Sequence[Crossing]) -> list[str]:
+    """Note the seeds that were at the target in their first evaluation, if others were not."""
+    early = [each.at_start for each in reached]
+    if all(early) or not any(early):
+        return []
+    seeds = _seeds(own.run.key for (own, _, _), is_early in zip(pairs, early, strict=True) if is_early)
+    rest = [pair for pair, is_early in zip(pairs, early, strict=True) if not is_early]
+    others = _estimates(rest)[0][0]
+    first = float(np.mean([each.cost for each in reached if each.at_start]))
+    return [
+        f"{name}: at its first evaluation, seed{'s' if len(seeds) > 1 else ''} {listed([str(s) for s in seeds])} had "
+        f"reached the target, so the mean counts {amount(first, 'tokens')} tokens there; the speedup in tokens over "
+        f"the other {len(rest)} of {len(pairs)} runs is {speedup_text(others)}"
+    ]
+
+
+def _coarse(name: str, estimate: Estimate) -> list[str]:
+    """Note that the evaluations leave a wide range of speedups open."""
+    if estimate.between_evaluations is None or not math.isfinite(estimate.speedup):
+        return []
+    low, high = estimate.between_evaluations
+    if max(estimate.speedup / low, high / estimate.speedup) <= 1 + COARSE:
+        return []
+    return [
+        f"{name}: its evaluations are far apart, so its speedup in {estimate.unit} may lie anywhere from {times(low)} "
+        f"to {times(high)}; for a closer figure, set a smaller eval_every"
+    ]
+
+
 def _basis(pairs: Sequence[Pair]) -> Basis:
     return "curve" if any(own.basis == "curve" for own, _, _ in pairs) else "constant"
 
@@ -375,12 +446,25 @@ def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossi
     """Return the estimates of one arm at the targets of its seeds, its crossings in tokens, and `Covered`."""
     reached: dict[Unit, list[Crossing]] = {unit: [own.cost(unit, target) for own, _, target in pairs] for unit in UNITS}
     censored = any(each.censored for each in reached["tokens"])
-    costs, against = [], []
+    costs, against, ranges = [], [], []
+    two_machines = other_machine((own.run, base.run) for own, base, _ in pairs)
     for unit in UNITS:
         mine = np.array([each.end_cost if each.cost is None else each.cost for each in reached[unit]])
-        theirs = np.array([_baseline_cost(base, unit, target) for _, base, target in pairs])
-        costs += [mine, mine + [source_cost(own.run, unit, grown=True) for own, _, _ in pairs]]
-        against += [theirs, theirs + [source_cost(base.run, unit, grown=False) for _, base, _ in pairs]]
+        of_base = [_baseline_crossing(base, unit, target) for _, base, target in pairs]
+        theirs = np.array([each.cost for each in of_base])
+        if unit == "seconds" and two_machines:
+            mine = np.full_like(mine, np.nan)
+        spans = [np.array([each.span or (np.nan, np.nan) for each in side]) for side in (reached[unit], of_base)]
+        for sources in (
+            (np.zeros(len(pairs)), np.zeros(len(pairs))),
+            (
+                np.array([source_cost(own.run, unit, grown=True) for own, _, _ in pairs]),
+                np.array([source_cost(base.run, unit, grown=False) for _, base, _ in pairs]),
+            ),
+        ):
+            costs.append(mine + sources[0])
+            against.append(theirs + sources[1])
+            ranges.append(_between_evaluations(spans[0] + sources[0][:, None], spans[1] + sources[1][:, None]))
     intervals: list[Interval | None] = [None] * len(costs)
     covered = None
     keys = [own.run.key for own, _, _ in pairs]
@@ -398,14 +482,41 @@ def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossi
             float(mine.mean()),
             float(theirs.mean()),
             censored,
-            None if shared and unit == "seconds" else interval,
-            shared_machine=shared and unit == "seconds",
+            None if shared and unit == "seconds" else _widened(interval, between),
+            shared_machine=shared and unit == "seconds" and not two_machines,
+            between_evaluations=None if censored or not np.isfinite(mine.mean()) else between,
+            unknown=two_machines if unit == "seconds" else "",
         )
-        for (unit, accounting), mine, theirs, interval in zip(
-            ((unit, accounting) for unit in UNITS for accounting in ACCOUNTINGS), costs, against, intervals, strict=True
+        for (unit, accounting), mine, theirs, interval, between in zip(
+            ((unit, accounting) for unit in UNITS for accounting in ACCOUNTINGS),
+            costs,
+            against,
+            intervals,
+            ranges,
+            strict=True,
         )
     ]
     return tuple(estimates), reached["tokens"], covered
+
+
+def _between_evaluations(costs: NDArray[np.float64], against: NDArray[np.float64]) -> Interval | None:
+    """Return the range of the speedup if each cost may lie anywhere in its span; None if a span is unknown.
+
+    Args:
+        costs, against: smallest and largest cost of every seed, shape (seeds, 2), of the arm and of the baseline.
+    """
+    (least, most), (least_against, most_against) = costs.mean(axis=0), against.mean(axis=0)
+    if not np.isfinite([least, most, least_against, most_against]).all():
+        return None
+    low = math.inf if most == 0 else least_against / most
+    return float(low), float(math.inf if least <= 0 else most_against / least)
+
+
+def _widened(interval: Interval | None, between: Interval | None) -> Interval | None:
+    """Return an interval that holds the range which the spacing of evaluations leaves open."""
+    if interval is None or between is None:
+        return interval
+    return min(interval[0], between[0]), max(interval[1], between[1])
 
 
 def _over_sources(
@@ -473,14 +584,26 @@ def _started_below(base: CostToTarget, target: float) -> bool:
     return base.cost("tokens", target).cost in (None, 0.0)
 
 
-def _baseline_cost(base: CostToTarget, unit: Unit, target: float) -> float:
-    cost = base.cost(unit, target).cost
-    assert cost is not None, "a target is never below the end of the baseline's own fit"
-    if cost == 0:
+def _baseline_crossing(base: CostToTarget, unit: Unit, target: float) -> Crossing:
+    """Return the crossing of the target by the baseline's own curve.
+
+    Raises:
+        GrowthError: its cost is 0.
+    """
+    crossing = base.cost(unit, target)
+    assert crossing.cost is not None, "a target is never below the end of the baseline's own fit"
+    if crossing.cost == 0 and base.cost("tokens", target).cost != 0:
+        raise GrowthError(
+            f"{base.run.name}, recorded 0 {unit} where it reached a loss of {target:.4g}",
+            where=str(base.run.folder),
+            why="no speedup can be computed against a cost of 0",
+            fix=f"correct {unit!r} in its eval records, or remove it from all of them: it may be missing",
+        )
+    if crossing.cost == 0:
         raise GrowthError(
             f"{base.run.name}, never fell below its first loss",
             where=str(base.run.folder),
             why="the baseline has no cost to compare with",
-            fix="train it for more steps, and check the losses and costs of its eval records",
+            fix="train it for more steps, and check the losses of its eval records",
         )
-    return cost
+    return crossing

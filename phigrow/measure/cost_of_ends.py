@@ -12,6 +12,7 @@ from phigrow.measure.ends import Crossing, Effects, Ends, cross
 from phigrow.measure.errors_of_means import MeanError, interval_of, over_runs, over_text
 from phigrow.measure.estimates import ACCOUNTINGS, Covered, Estimate
 from phigrow.measure.intervals import Interval
+from phigrow.measure.surroundings import other_machine
 from phigrow.records.run import Key, Run
 from phigrow.records.schema import UNITS, Unit
 
@@ -46,6 +47,7 @@ def compare_ends(runs: Mapping[Key, Run], arm: Ends, base_runs: Mapping[int, Run
     missing = [key for key in runs if key not in arm.keys]  # all their ends diverged
     censored = crossing.where == "after" or bool(missing)
     upper_bound = not censored and crossing.where == "before"
+    two_machines = other_machine((run, base_runs[seed]) for (_, seed), run in runs.items())
     estimates, covered = [], None
     for unit in UNITS:
         spent = {
@@ -53,6 +55,9 @@ def compare_ends(runs: Mapping[Key, Run], arm: Ends, base_runs: Mapping[int, Run
         }
         for key in missing:
             spent[key] = float(runs[key].evals[unit][-1])
+        unknown = two_machines if unit == "seconds" else ""
+        if unknown:
+            spent = dict.fromkeys(spent, math.nan)
         for accounting in ACCOUNTINGS:
             costs = {
                 key: spent[key]
@@ -81,7 +86,8 @@ def compare_ends(runs: Mapping[Key, Run], arm: Ends, base_runs: Mapping[int, Run
                     censored,
                     interval,
                     upper_bound,
-                    shared,
+                    shared and not unknown,
+                    unknown=unknown,
                 )
             )
     return EndsResult(crossing, tuple(estimates), covered)

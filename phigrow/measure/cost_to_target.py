@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from phigrow.measure.crossing import Crossing, Descent
@@ -50,7 +50,11 @@ class CostToTarget:
         more = self.run.expand_cost(unit) if self.run.has_unit(unit) else math.nan
         end = float(self.run.evals[unit][-1])
         if self.at_end:
-            return Crossing(end + more, False, end + more, target)
+            return Crossing(end + more, False, end + more, target, (end + more, end + more))
         crossing = self.curve.crossing(self.run.evals[unit], target)
-        cost = None if crossing.cost is None else crossing.cost + more
-        return Crossing(cost, crossing.censored, crossing.end_cost + more, crossing.fit_end)
+        return replace(
+            crossing,
+            cost=None if crossing.cost is None else crossing.cost + more,
+            end_cost=crossing.end_cost + more,
+            span=None if crossing.span is None else (crossing.span[0] + more, crossing.span[1] + more),
+        )

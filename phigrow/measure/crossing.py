@@ -17,13 +17,17 @@ class Crossing:
     """Crossing of a target by a curve.
 
     ``cost`` is None if the curve never reached it (``censored``); ``end_cost`` is then a lower bound.
-    ``fit_end`` is the last value of the monotone fit, in the unit of the losses.
+    ``fit_end`` is the last value of the monotone fit, in the unit of the losses. ``span`` is the range of costs in
+    which the crossing may lie, because nothing was evaluated between the two evaluations around it; None if the curve
+    never reached the target. ``at_start`` is true if the first evaluation is at or below the target.
     """
 
     cost: float | None
     censored: bool
     end_cost: float
     fit_end: float
+    span: tuple[float, float] | None = None
+    at_start: bool = False
 
 
 def monotone(costs: ArrayLike, losses: ArrayLike) -> Floats:
@@ -105,14 +109,17 @@ class Descent:
         if fit_end > target:
             return Crossing(None, True, end_cost, fit_end)
         if self.levels[0] <= target:
-            return Crossing(float(at[0]), False, end_cost, fit_end)
+            return Crossing(float(at[0]), False, end_cost, fit_end, (0.0, float(at[0])), at_start=True)
         centres = np.add.reduceat(at, self.starts) / np.diff([*self.starts, self.size])
         below = int(np.argmax(self.levels <= target))
         high, low = self.levels[below - 1], self.levels[below]
         # A level at infinity cannot be interpolated: the cost is then that of the first finite level.
         share = (high - target) / (high - low) if np.isfinite(high) else 1.0
         cost = float(centres[below - 1] + share * (centres[below] - centres[below - 1]))
-        return Crossing(cost, False, end_cost, fit_end)
+        gap = float(at[self.starts[below]] - at[self.starts[below] - 1])
+        # A curve that falls strictly has the loss of an evaluation at no other cost.
+        span = (cost, cost) if low == target else (cost - share * gap, cost + (1 - share) * gap)
+        return Crossing(cost, False, end_cost, fit_end, span)
 
     def loss_at(self, costs: ArrayLike, cost: float) -> float:
         """Return the loss of the fit at ``cost``, interpolated between the centres of its levels."""

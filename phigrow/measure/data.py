@@ -25,7 +25,7 @@ subset is kept, with the first and the last, so that every point is a recorded o
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison as JSON-ready data, at full precision; null for numbers that are unknown or infinite."""
     return {
-        "format": 2,
+        "format": 3,
         "baseline": comparison.baseline.name,
         "targets": {str(seed): target for seed, target in comparison.targets.items()},
         "confidence": CONFIDENCE,
@@ -67,6 +67,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
             if (vanishing := arm.vanishing(unit, accounting)) and arm.budgets
         ],
         "notes": list(arm.notes),
+        "differences": [*arm.settings, *arm.surroundings],
         **({"frontier": [_frontier(saving) for saving in arm.frontier]} if arm.frontier else {}),
     }
 
@@ -136,9 +137,11 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
         "saving": _finite(estimate.saving),
         "saving_interval": [_finite(end) for end in estimate.saving_interval or ()] or None,
         "censored": estimate.censored,
-        "early": estimate.upper_bound,
+        "upper_bound": estimate.upper_bound,
         "at_target_from_the_start": estimate.cost == 0,
+        "between_evaluations": [_finite(end) for end in estimate.between_evaluations or ()] or None,
         **({"shared_machine": True} if estimate.shared_machine else {}),
+        **({"unknown": estimate.unknown} if estimate.unknown else {}),
     }
 
 

@@ -52,6 +52,10 @@ class Estimate:
             ``speedup`` and ``saving`` are lower bounds.
         speedup_interval: 95 % interval, if there is one.
         shared_machine: the seconds were measured while other runs shared the machine. There is then no interval.
+        between_evaluations: range of the speedup that the spacing of evaluations leaves open, because a cost lies
+            between two evaluations; None for bounds and for costs that are read from decayed ends. An interval holds
+            at least this range.
+        unknown: the reason why ``cost`` is nan, if it is not that something was not recorded.
     """
 
     unit: Unit
@@ -62,6 +66,8 @@ class Estimate:
     speedup_interval: Interval | None = None
     upper_bound: bool = False
     shared_machine: bool = False
+    between_evaluations: Interval | None = None
+    unknown: str = ""
 
     @property
     def speedup(self) -> float:
@@ -173,6 +179,7 @@ class Arm:
         basis: source of the costs of ``estimates``.
         budgets: estimates at every budget of the baseline.
         settings: settings in which its training differs from the baseline's, with both values.
+        surroundings: differences of machine, versions and evaluations from the baseline's, with both values.
         target: loss at which its costs were read; None where each seed has a target of its own.
         covered: sources of error in its intervals; None where paired seeds were resampled.
         frontier: its saving against the flat frontier, sunk and charged; empty without flat arms.
@@ -188,6 +195,7 @@ class Arm:
     basis: Basis = "curve"
     budgets: tuple[BudgetPoint, ...] = ()
     settings: tuple[str, ...] = ()
+    surroundings: tuple[str, ...] = ()
     target: float | None = None
     covered: Covered | None = None
     frontier: tuple[FrontierSaving, ...] = ()
@@ -285,7 +293,22 @@ class Arm:
             head = f"{sources} sources and {count} seeds" if sources > 1 else f"{count} seeds"
         else:
             head = f"{count} seeds"
-        return f"{head}: {INTERVAL} over {covers_in_words(self.covered)}"
+        return f"{head}: {INTERVAL} over {covers_in_words(self.covered)}{self._widened}"
+
+    @property
+    def _widened(self) -> str:
+        """Words that an interval ends where the spacing of evaluations puts it."""
+        for estimate in self.estimates:
+            if estimate.speedup_interval and estimate.between_evaluations:
+                ends = zip(estimate.speedup_interval, estimate.between_evaluations, strict=True)
+                if any(one == other for one, other in ends) and len(set(estimate.between_evaluations)) > 1:
+                    return ", widened to the spacing of evaluations"
+        return ""
+
+    @property
+    def unfinished(self) -> tuple[Run, ...]:
+        """Runs that were last evaluated before the end of their schedule."""
+        return tuple(run for run in self.runs if not run.finished)
 
     @property
     def has_intervals(self) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from phigrow.measure.estimates import EDGE_MARK, Comparison
-from phigrow.measure.tables import Rows, frontier_rows, headline_rows, loss_rows, remarks
-from phigrow.measure.wording import mark_sentences, settings_sentences
+from phigrow.measure.tables import Rows, frontier_rows, headline_rows, interval_sentences, loss_rows
+from phigrow.measure.wording import mark_sentences, remarks, settings_sentences
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -30,7 +30,7 @@ def latex(comparison: Comparison) -> str:
         words = (
             f"Speedup at the final held-out loss of {base}, {comparison.target():.3f} nats per token. Sunk leaves out "
             f"the source's training, and charged counts it. "
-            f"{' '.join([*remarks(comparison), *settings_sentences(comparison)])}"
+            f"{' '.join([*interval_sentences(comparison), *remarks(comparison), *settings_sentences(comparison)])}"
         )
         parts.append(latex_table(rows, words, "tab:speedup", grouped=True))
     if rows := frontier_rows(comparison):

@@ -31,10 +31,12 @@ from phigrow.measure.tables import (
 from phigrow.measure.trends import WORDS
 from phigrow.measure.wording import (
     NAMES,
+    all_notes,
     best_first,
     frontier_sentences,
     grouped_findings,
     interval_sentence,
+    mid_schedule_sentences,
     recorded_units,
     settings_sentences,
     verdict,
@@ -67,12 +69,13 @@ def page(comparison: Comparison, definitions: str) -> str:
         "curves": curves_data(comparison),
     }
     shown |= {"flat": flat_data(comparison), "ages": ages_data(comparison)}
+    shown["mid_schedule"] = " ".join(mid_schedule_sentences(comparison)[:2])
     shown["intervals"] = interval_sentence(comparison)
     shown["budget_intervals"] = interval_sentence(comparison, at_budgets=True)
     shown["targets"] = [comparison.target(arm) for arm in arms]
     shown |= {"fits": [_fits(comparison, arm, high) for arm in arms], "units": recorded_units(comparison)}
     shown["order"] = [arms.index(arm) for arm in (comparison.baseline, *best_first(comparison))]
-    notes = dict.fromkeys([*comparison.notes, *(note for arm in arms for note in arm.notes)])
+    notes = all_notes(comparison)
     style, script = (_asset(f"report.{ending}") for ending in ("css", "js"))
     slots = {
         "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:",
@@ -94,7 +97,7 @@ def page(comparison: Comparison, definitions: str) -> str:
         ),
         "budgets": _table(budget_rows(comparison, "tokens")),
         "frontier": _sentences(" ".join(frontier_sentences(comparison))) + _table(frontier_rows(comparison)),
-        "notes": _section("Notes", _list(list(notes))) if notes else "",
+        "notes": _section("Notes", _list(notes)) if notes else "",
         "runs": _table(run_rows(comparison)) + _list(version_lines(comparison)),
         "settings": _table(common_rows(comparison), wrap=True) or "<p>No settings were recorded.</p>",
         "differences": _table(difference_rows(comparison), wrap=True) or "<p>None.</p>",
@@ -113,7 +116,9 @@ def tables(comparison: Comparison) -> str:
         (" ".join([_summary(comparison), *settings_sentences(comparison)]), headline_rows(comparison)),
         ("Held-out loss, nats per token", loss_rows(comparison)),
     ]
-    return "".join(f"<p>{html.escape(words)}</p>{_table(rows)}" for words, rows in matched if rows)
+    return "".join(f"<p>{html.escape(words)}</p>{_table(rows)}" for words, rows in matched if rows) + _list(
+        all_notes(comparison)
+    )
 
 
 def _fits(comparison: Comparison, arm: Arm, highest: float) -> dict[str, list[list[float]]]:

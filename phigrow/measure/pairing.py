@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from phigrow.errors import GrowthError
 from phigrow.measure.sizes import check_one_model
+from phigrow.measure.surroundings import surroundings_that_differ, with_counterparts
 from phigrow.records.run import Budgets, Columns, Key, Run, Seeds
 
 BaselineSeeds = dict[int, Budgets]
@@ -43,26 +44,25 @@ def _compared(one: Run, other: Run) -> tuple[list[str], list[str], dict[str, Any
     return equal, named, {key: value for each in lists for key, value in (each.get("unset") or {}).items()}
 
 
+def evaluated(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
+    """Return the runs that have evaluations, and those that have none yet because they have just started."""
+    runs = list(runs)
+    return [run for run in runs if len(run.evals["step"])], [run for run in runs if not len(run.evals["step"])]
+
+
 def grouped(runs: Iterable[Run]) -> dict[str, Seeds]:
     """Sort runs by arm, in order of appearance, then by seed and by budget.
 
     A branch gets the records of its trunk from before the branch. Trunks never decay and are left out.
 
     Raises:
-        GrowthError: an arm has two runs of one source seed, seed and budget, or two models; a run has no evaluations.
+        GrowthError: an arm has two runs of one source seed, seed and budget, or two models.
     """
     runs = list(runs)
     check_one_model(runs)
     trunks = {(run.arm, run.key, run.trunk): run for run in runs if run.is_trunk}
     arms: dict[str, Seeds] = {}
     for run in runs:
-        if not len(run.evals["step"]):
-            raise GrowthError(
-                f"the run of {run.name}, has no evaluations",
-                where=str(run.folder),
-                why="arms are compared by held-out loss",
-                fix="let the run reach its first evaluation, or leave its folder out",
-            )
         if run.is_trunk:
             continue
         by_budget = arms.setdefault(run.arm, {}).setdefault(run.key, {})
@@ -127,15 +127,19 @@ def by_seed(seeds: Seeds, baseline: str) -> BaselineSeeds:
 
 
 def chosen_budget(seeds: BaselineSeeds, wanted: int | None, baseline: str) -> int | None:
-    """Return the budget to compare at: ``wanted``, or the largest that every seed of the baseline has.
+    """Return the budget to compare at: ``wanted``, or the largest that every seed of the baseline has finished.
+
+    Seeds of the baseline that have finished no run do not count, unless no seed has finished one.
 
     Raises:
         GrowthError: no run of the baseline has the budget ``wanted``.
     """
-    budgets = [set(by_budget) for by_budget in seeds.values()]
-    known = set().union(*budgets)
+    known = {budget for by_budget in seeds.values() for budget in by_budget}
+    finished = [{budget for budget, run in by_budget.items() if run.finished} for by_budget in seeds.values()]
+    finished = [budgets for budgets in finished if budgets]
     if wanted is None:
-        return max(set.intersection(*budgets) or known, key=lambda budget: budget or 0)
+        common = set.intersection(*finished) if finished else known
+        return max(common or known, key=lambda budget: budget or 0)
     if wanted not in known:
         raise GrowthError(
             f"no run of {baseline} has a budget of {wanted} steps",
@@ -143,6 +147,17 @@ def chosen_budget(seeds: BaselineSeeds, wanted: int | None, baseline: str) -> in
             fix="choose one of these budgets with --budget",
         )
     return wanted
+
+
+def finished_baseline(seeds: BaselineSeeds, at: int | None) -> tuple[BaselineSeeds, set[int]]:
+    """Leave out seeds whose run of the baseline at a budget is unfinished, if another seed's is finished.
+
+    Returns:
+        The seeds that are kept, which are all if no run at the budget is finished; and those that are left out.
+    """
+    ended = {seed for seed, by_budget in seeds.items() if at in by_budget and by_budget[at].finished}
+    waiting = {seed for seed, by_budget in seeds.items() if ended and at in by_budget and seed not in ended}
+    return {seed: by_budget for seed, by_budget in seeds.items() if seed not in waiting}, waiting
 
 
 def paired_runs(
@@ -185,14 +200,55 @@ def check_pair(run: Run, base: Run | None, baseline: str) -> None:
             why="each run is compared with the baseline's run of the same seed and budget",
             fix=f"run {baseline} with seed {run.seed} too, or leave this run out",
         )
-    mine, theirs = run.meta.get("config") or {}, base.meta.get("config") or {}
-    if _same_sweep(mine.get("lr_chosen_by"), theirs.get("lr_chosen_by")):
-        mine = {key: value for key, value in mine.items() if key != "lr"}
+    sweeps = [(each.meta.get("config") or {}).get("lr_chosen_by") for each in (run, base)]
     equal, _, _ = _compared(run, base)
-    for label, keys, one, other in (("", SAME_META, run.meta, base.meta), ("config.", equal, mine, theirs)):
-        for key in keys:
-            if key in one and key in other and one[key] != other[key]:
+    _check_equal(run, base, equal, but="lr" if _same_sweep(*sweeps) else "")
+
+
+FLAT_MAY_DIFFER = ("steps", "seed", "lr", "batch", "schedule")
+"""Keys that must be equal in a pair, and that a flat model may choose for its size. A report names them if they
+differ. The others decide which text is read, and how its loss is measured."""
+
+
+def check_same_text(seeds: BaselineSeeds, flat_arms: Mapping[str, Seeds]) -> None:
+    """Refuse flat models, and runs of the baseline, that read other text than the baseline's first run.
+
+    Losses are then no measure of the same thing: documents that are kept apart have other losses than plain blocks.
+
+    Raises:
+        GrowthError: a key that all arms must share differs, other than those in ``FLAT_MAY_DIFFER``.
+    """
+    of_base = [run for by_budget in seeds.values() for run in by_budget.values()]
+    flat = [run for found in flat_arms.values() for by_budget in found.values() for run in by_budget.values()]
+    base = of_base[0]
+    for run in (*of_base[1:], *flat):
+        equal, _, _ = _compared(run, base)
+        _check_equal(run, base, [key for key in equal if key not in FLAT_MAY_DIFFER])
+
+
+def _check_equal(run: Run, base: Run, keys: Iterable[str], but: str = "") -> None:
+    mine, theirs = run.meta.get("config") or {}, base.meta.get("config") or {}
+    for label, names, one, other in (("", SAME_META, run.meta, base.meta), ("config.", keys, mine, theirs)):
+        for key in names:
+            if key != but and key in one and key in other and one[key] != other[key]:
                 raise _unpaired(run, base, label + key, one[key], other[key])
+
+
+def flat_differences(name: str, found: Seeds, seeds: BaselineSeeds) -> list[str]:
+    """Name settings and surroundings of a flat model that differ from the baseline's, as a note."""
+    texts: dict[str, None] = {}
+    base_name = next(run.arm for by_budget in seeds.values() for run in by_budget.values())
+    for run, other in with_counterparts(found, seeds):
+        mine, base = _by_stage(run)[0], _by_stage(other)[0]
+        equal, named, unset = _compared(run, other)
+        for key in dict.fromkeys([*equal, *named]):
+            if key in ("steps", "seed") or key not in mine or key not in base:
+                continue
+            one, two = (unset.get(key) if stage[key] is None else stage[key] for stage in (mine, base))
+            if one != two:
+                texts[f"{key} {_value(one)} ({other.arm}: {_value(two)})"] = None
+    texts |= dict.fromkeys(surroundings_that_differ(found, seeds))
+    return [f"{name}: it differs from {base_name} in {', '.join(texts)}"] if texts else []
 
 
 def _same_sweep(one: Any, other: Any) -> bool:

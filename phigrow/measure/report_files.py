@@ -22,7 +22,7 @@ from phigrow.measure.provenance import difference_rows, run_rows, version_lines
 from phigrow.measure.study_figures import age_figure, frontier_figure
 from phigrow.measure.tables import budget_rows, markdown, markdown_table
 from phigrow.measure.trends import budget_figure, diagnostics_figure
-from phigrow.measure.wording import grouped_findings, verdict
+from phigrow.measure.wording import all_notes, grouped_findings, mid_schedule_sentences, verdict
 from phigrow.records import load_runs
 
 if TYPE_CHECKING:
@@ -41,10 +41,6 @@ TARGET_OF_ENDS = (
 DEFINITIONS = (
     "**Speedup** is C_{baseline} / C_arm, and **saving** is 1 - C_arm / C_{baseline}. **Sunk** leaves out the training "
     "of the source model, and **charged** counts it. Both accountings include the seconds of the expansion."
-)
-MID_SCHEDULE = (
-    " Speedups at every budget but the last were measured before the learning rate had decayed. This flatters the arm "
-    "that starts faster. Only runs that decayed at several budgets show how a speedup changes with the budget."
 )
 PICTURES = {
     "curves": "Held-out loss against tokens",
@@ -137,17 +133,16 @@ def _made(folder: Path) -> Iterator[Path]:
 
 def definitions(comparison: Comparison) -> str:
     """Define the measured quantities in a paragraph of Markdown."""
-    middle = any(point.basis == "curve" for arm in comparison.arms for point in arm.budgets[:-1])
     ends = any(arm.basis == "ends" for arm in comparison.arms)
     text = (TARGET_OF_ENDS if ends else TARGET_OF_CURVES) + DEFINITIONS
-    return text.format(baseline=comparison.baseline.name) + (MID_SCHEDULE if middle else "")
+    return " ".join([text.format(baseline=comparison.baseline.name), *mid_schedule_sentences(comparison)])
 
 
 def markdown_report(comparison: Comparison, figures: Iterable[str] = ("curves",)) -> str:
     """Return the text of ``report.md``: verdict, findings, figures, definitions, tables, notes and runs."""
     base = comparison.baseline
     arms = (base, *comparison.arms)
-    notes = dict.fromkeys((*comparison.notes, *(note for arm in arms for note in arm.notes)))
+    notes = all_notes(comparison)
     names = ", ".join(arm.name for arm in arms)
     drawn = {name: f"![{words}, {names}]({name}.svg)" for name, words in PICTURES.items() if name in figures}
     points, differences = budget_rows(comparison, "tokens"), difference_rows(comparison)

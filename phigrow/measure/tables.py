@@ -23,8 +23,9 @@ from phigrow.measure.wording import (
     frontier_sentences,
     frontier_text,
     is_grown,
-    mark_sentences,
+    names_of,
     recorded_units,
+    remarks,
     saving_text,
     speedup_text,
 )
@@ -129,28 +130,15 @@ def caption(comparison: Comparison, unit: Unit) -> str:
         f"{unit_name} until the held-out loss is {comparison.target():.3f}, "
         f"{comparison.baseline.name}'s final loss{curve}."
     )
-    return " ".join([head, *remarks(comparison)])
+    return " ".join([head, *interval_sentences(comparison), *remarks(comparison)])
 
 
-def remarks(comparison: Comparison) -> list[str]:
-    """Return sentences on the intervals, the curves and the signs of the costs."""
+def interval_sentences(comparison: Comparison) -> list[str]:
+    """Return a sentence on the intervals for every group of arms that share it."""
     notes: dict[str, list[str]] = {}
     for arm in comparison.arms:
         notes.setdefault(arm.interval_note, []).append(arm.name)
-    sentences = [f"{_listed(names, comparison)}: {note.replace(': ', ', ')}." for note, names in notes.items()]
-    if middle := [arm.name for arm in comparison.arms if arm.basis == "curve"]:
-        sentences.append(f"{_listed(middle, comparison)}: costs are read before the learning rate has decayed.")
-    if between := [arm.name for arm in comparison.arms if arm.basis == "ends"]:
-        sentences.append(f"{_listed(between, comparison)}: costs are read off a curve fitted through decayed ends.")
-    if any(arm.censored_seeds for arm in comparison.arms):
-        sentences.append("< and > mark bounds, because the arm did not reach the target.")
-    if any(estimate.upper_bound for arm in comparison.arms for estimate in arm.estimates):
-        sentences.append("An arm that was already below the target at its smallest budget has bounds too.")
-    return sentences + mark_sentences(comparison)
-
-
-def _listed(names: list[str], comparison: Comparison) -> str:
-    return "All arms" if len(names) == len(comparison.arms) > 1 else ", ".join(names)
+    return [f"{names_of(names, comparison)}: {note.replace(': ', ', ')}." for note, names in notes.items()]
 
 
 def headline_rows(comparison: Comparison, arms: Sequence[Arm] | None = None) -> Rows:

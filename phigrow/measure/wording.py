@@ -100,14 +100,15 @@ def verdict(comparison: Comparison) -> str:
     if sunk.censored:
         return f"No arm reached {base}'s final loss of {comparison.target():.2f}."
     if sunk.cost == 0:
-        start = f"{best.label} had reached {base}'s final loss before its first update"
+        start = f"{best.label} had reached {base}'s final loss before its first update."
     else:
-        start = f"{best.label} reached {base}'s final loss with {_fewer(sunk)} ({_speedup_in_words(sunk)})"
+        start = f"{best.label} reached {base}'s final loss with {_fewer(sunk)} ({_speedup_in_words(sunk)})."
+    start += _unfinished(best)
     if _alike(sunk, charged):
-        return f"{start}."
+        return start
     if math.isnan(charged.cost):
-        return f"{start}. The cost of the source's training is unknown."
-    return f"{start}. {COUNTING}, it needed {_fewer(charged)}."
+        return f"{start} The cost of the source's training is unknown."
+    return f"{start} {COUNTING}, it needed {_fewer(charged)}."
 
 
 def source_sentences(comparison: Comparison) -> list[str]:
@@ -274,11 +275,61 @@ def findings(comparison: Comparison) -> list[str]:
 
 
 def finding_lines(comparison: Comparison) -> list[str]:
-    """Return the verdict and the findings for a terminal, every unit on an indented line of its own."""
+    """Return the whole text of a comparison for a terminal: verdict, findings and notes, as in ``report.md``.
+
+    Every unit of a finding is on an indented line of its own. Every note begins with ``note: ``.
+    """
     lines = [verdict(comparison)]
     for outcome, *others in grouped_findings(comparison):
         lines += [outcome, *(f"    {each}" for each in others)]
-    return lines
+    return [*lines, *(f"note: {note}" for note in all_notes(comparison))]
+
+
+def all_notes(comparison: Comparison) -> list[str]:
+    """Return the notes on the comparison and on every arm, then the explanations of bounds, curves and signs.
+
+    The terminal, ``report.md`` and the page print this list, so that none of them has less than another.
+    """
+    notes = [*comparison.notes, *(note for arm in (comparison.baseline, *comparison.arms) for note in arm.notes)]
+    return list(dict.fromkeys([*notes, *remarks(comparison)]))
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Return sentences on the curves from which costs were read, and on the signs of the costs."""
+    sentences = []
+    if middle := [arm.name for arm in comparison.arms if arm.basis == "curve"]:
+        sentences.append(f"{names_of(middle, comparison)}: costs are read before the learning rate has decayed.")
+    if between := [arm.name for arm in comparison.arms if arm.basis == "ends"]:
+        sentences.append(f"{names_of(between, comparison)}: costs are read off a curve fitted through decayed ends.")
+    if any(arm.censored_seeds for arm in comparison.arms):
+        sentences.append("< and > mark bounds, because the arm did not reach the target.")
+    if any(estimate.upper_bound for arm in comparison.arms for estimate in arm.estimates):
+        sentences.append("An arm that was already below the target at its smallest budget has bounds too.")
+    return sentences + mark_sentences(comparison)
+
+
+def mid_schedule_sentences(comparison: Comparison) -> list[str]:
+    """Return sentences on the speedups that were read before a learning rate had decayed; empty if none was."""
+    base = comparison.baseline.name
+    middle = [arm.name for arm in comparison.arms if any(point.basis == "curve" for point in arm.budgets[:-1])]
+    if not middle:
+        return []
+    if base in comparison.ends:  # the baseline has several budgets, so its learning rate has decayed at each
+        return [
+            f"Runs of {listed(middle)} have one budget, so their learning rate had not decayed where they reached the "
+            f"decayed ends of {base}.",
+            "Their speedups are too low.",
+        ]
+    return [
+        "Speedups at every budget but the last were measured before the learning rate had decayed.",
+        "This flatters the arm that starts faster.",
+        "Only runs that decayed at several budgets show how a speedup changes with the budget.",
+    ]
+
+
+def names_of(names: list[str], comparison: Comparison) -> str:
+    """Return names of arms in words: ``All arms`` if there are no others."""
+    return "All arms" if len(names) == len(comparison.arms) > 1 else ", ".join(names)
 
 
 def recorded_units(comparison: Comparison) -> list[Unit]:
@@ -294,7 +345,7 @@ def grouped_findings(comparison: Comparison) -> list[list[str]]:
 
 def _lines(comparison: Comparison, arm: Arm) -> list[str]:
     base = comparison.baseline.name
-    lines = [_outcome(comparison, arm)]
+    lines = [f"{_outcome(comparison, arm)}{_unfinished(arm)}"]
     for unit in recorded_units(comparison):
         sunk, charged = arm.estimate(unit, "sunk"), arm.estimate(unit, "charged")
         line = f"{NAMES[unit][0].upper()}{NAMES[unit][1:]}: {_result(sunk)}."
@@ -304,9 +355,12 @@ def _lines(comparison: Comparison, arm: Arm) -> list[str]:
     sunk, charged = arm.estimate("tokens", "sunk"), arm.estimate("tokens", "charged")
     accountings = ACCOUNTINGS[:1] if _alike(sunk, charged) else ACCOUNTINGS
     lines += [text for accounting in accountings if (text := vanishing_text(arm, accounting))]
-    lines.append(f"Its final loss is {arm.final_loss:.2f}; {base}'s is {comparison.target(arm):.2f}.")
+    word, theirs = ("last recorded", "final loss is") if arm.unfinished else ("final", "is")
+    lines.append(f"Its {word} loss is {arm.final_loss:.2f}; {base}'s {theirs} {comparison.target(arm):.2f}.")
     if arm.settings:
         lines.append(f"Its {_difference(comparison, arm)}")
+    if arm.surroundings:
+        lines.append(f"Its {_surroundings(comparison, arm)}")
     if arm.frontier:
         sunk_frontier, charged_frontier = arm.frontier
         line = f"Saving against the flat frontier, in FLOPs: {frontier_text(sunk_frontier)}."
@@ -326,8 +380,17 @@ def _lines(comparison: Comparison, arm: Arm) -> list[str]:
 
 
 def settings_sentences(comparison: Comparison) -> list[str]:
-    """Return a sentence for every arm whose training settings differ from the baseline's, best arm first."""
-    return [f"{arm.name}: {_difference(comparison, arm)}" for arm in best_first(comparison) if arm.settings]
+    """Return sentences for every arm whose settings or surroundings differ from the baseline's, best arm first."""
+    sentences = []
+    for arm in best_first(comparison):
+        for differs, words in ((arm.settings, _difference), (arm.surroundings, _surroundings)):
+            if differs:
+                sentences.append(f"{arm.name}: {words(comparison, arm)}")
+    return sentences
+
+
+def _surroundings(comparison: Comparison, arm: Arm) -> str:
+    return f"runs were made otherwise than {comparison.baseline.name}'s: {', '.join(arm.surroundings)}."
 
 
 def _difference(comparison: Comparison, arm: Arm) -> str:
@@ -351,6 +414,18 @@ def _outcome(comparison: Comparison, arm: Arm) -> str:
     if sunk.cost == 0:
         return f"{arm.label} had reached {goal} before its first update."
     return f"{arm.label} reached {goal} after {cost_text(sunk)} of {budget} tokens."
+
+
+def _unfinished(arm: Arm) -> str:
+    """Return a sentence on the runs of an arm that have not ended, with a space before it; empty if there are none."""
+    runs = arm.unfinished
+    if not runs:
+        return ""
+    reached = listed([f"step {int(run.evals['step'][-1])} of {run.budget}" for run in runs])
+    if len(arm.runs) == 1:
+        return f" Its run is unfinished, last evaluated at {reached}."
+    verb = "is" if len(runs) == 1 else "are"
+    return f" {len(runs)} of its {len(arm.runs)} runs {verb} unfinished, last evaluated at {reached}."
 
 
 def _alike(sunk: Estimate, charged: Estimate) -> bool:
@@ -384,6 +459,8 @@ def vanishing_text(arm: Arm, accounting: Accounting, unit: Unit = "tokens") -> s
 
 
 def _result(estimate: Estimate) -> str:
+    if estimate.unknown:
+        return f"not compared, because {estimate.unknown}"
     if math.isnan(estimate.cost):
         return "unknown, because the cost was not recorded"
     if estimate.cost == 0:

@@ -42,8 +42,8 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
 
     Args:
         folders: one, or several.
-        notes: if given, a folder without records is skipped if others have some, and a sentence about it is added to
-            this list.
+        notes: if given, a folder without records, or with a file that has no record yet, is skipped if others have
+            some, and a sentence about it is added to this list.
 
     Returns:
         The runs, in the order of ``folders`` and, below a parent, of their paths.
@@ -72,7 +72,21 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
         )
     if notes is not None:
         notes += [f"{root} is left out: there is no {FILE} in it or below it" for root in empty]
-    return [load_run(folder) for folder in chosen.values()]
+    runs = []
+    for folder in chosen.values():
+        lines = read_lines(folder)
+        if notes is not None and not lines.records:
+            notes.append(f"{folder} is left out: its {FILE} has no record yet")
+        else:
+            runs.append(_as_columns(folder, validate(lines.records, str(lines.path)), lines.notes))
+    if not runs:
+        raise GrowthError(
+            "the folders hold no runs with records",
+            where=", ".join(map(str, chosen.values())),
+            why="their files of records are empty",
+            fix="wait until the runs have started, or give other folders",
+        )
+    return runs
 
 
 def _as_columns(folder: Path, checked: Validated, notes: Iterable[str]) -> Run:
@@ -90,6 +104,7 @@ def _as_columns(folder: Path, checked: Validated, notes: Iterable[str]) -> Run:
         diagnostics=_columns(diagnostics, ("step", *measured)),
         group_losses=np.array(checked.group_losses),
         group_blocks=np.array(checked.group_blocks),
+        resumes=tuple(checked.resumes),
     )
     return replace(run, notes=(*notes, *checked.notes, *_unusual(run)))
 

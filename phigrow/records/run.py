@@ -35,6 +35,7 @@ class Run:
         diagnostics: ``step`` and the recorded columns of ``DIAGNOSTICS``.
         group_losses, group_blocks: of the last evaluation, the loss of each group of held-out blocks and the number of
             its blocks; empty where they were not recorded.
+        resumes: the ``resume`` records, in order. ``meta`` has the machine that began the run.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     diagnostics: Columns = field(default_factory=dict)
     group_losses: NDArray[Any] = field(default_factory=lambda: np.empty(0))
     group_blocks: NDArray[Any] = field(default_factory=lambda: np.empty(0))
+    resumes: tuple[dict[str, Any], ...] = ()
 
     @property
     def name(self) -> str:

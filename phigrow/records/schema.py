@@ -126,10 +126,11 @@ class GrowthRecord(_Costs, total=False):
     parameters: int | None
 
 
-class ResumeRecord(TypedDict):
-    """A resumption: its step, the number of ranks and the ZeRO stage, and both before it (``was``)."""
+class ResumeRecord(TypedDict, total=False):
+    """A resumption: its step, the device, the number of ranks and the ZeRO stage, and both before it (``was``)."""
 
     step: int
+    device: str
     world_size: int
     zero: int
     was: dict[str, int]

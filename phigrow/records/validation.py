@@ -16,7 +16,7 @@ STEP_ONLY = ("lr", "grad_norm", "tokens_per_second", "data_wait")
 FLAGS = ("skipped", "spike")
 """Flags of a step; a missing flag is false."""
 
-NOT_MEASURED = ("resume", "growth")
+NOT_MEASURED = ("growth",)
 """Types of records that are for readers of the file. Measurements do not use them."""
 
 Row = dict[str, float]
@@ -34,6 +34,7 @@ class Validated:
     notes: list[str] = field(default_factory=list)
     group_losses: list[float] = field(default_factory=list)
     group_blocks: list[float] = field(default_factory=list)
+    resumes: list[Record] = field(default_factory=list)
 
 
 REQUIRED = object()
@@ -83,6 +84,8 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
             checked.diagnostics.append(
                 row | {key: _number(record, key, kind, where) for key in DIAGNOSTICS if key in record}
             )
+        elif kind == "resume":
+            checked.resumes.append({key: value for key, value in record.items() if key != "type"})
         elif kind not in NOT_MEASURED:
             unknown[kind] = unknown.get(kind, 0) + 1
     if not checked.meta:

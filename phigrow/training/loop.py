@@ -31,7 +31,7 @@ from phigrow.training.per_value_lr import copied_values, has_per_value_lr, make_
 from phigrow.training.prefetch import repeated
 from phigrow.training.process import World, forget_stop, lost_rank_named, on_rank_zero, start
 from phigrow.training.resolved import ResolvedRun, resolve_run
-from phigrow.training.run_info import opening, run_record
+from phigrow.training.run_info import device_name, opening, run_record
 from phigrow.training.run_lock import run_lock
 from phigrow.training.schedule import rejoin
 from phigrow.training.settings import SCRATCH
@@ -224,7 +224,9 @@ def build_run(
             losses = step_losses(out)
         if checkpoint and (lost or not trunk):
             was = {"world_size": checkpoint.world_size, "zero": checkpoint.stage}
-            records.write("resume", step=progress.step, world_size=world.size, zero=run.stage, was=was)
+            records.write(
+                "resume", step=progress.step, device=device_name(world), world_size=world.size, zero=run.stage, was=was
+            )
     return Trainer(
         run,
         engine,

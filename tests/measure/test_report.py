@@ -21,6 +21,7 @@ from phigrow.measure.figures import colour_of, line_of, loss_range, marker_of
 from phigrow.measure.report_files import definitions
 from phigrow.measure.tables import arm_rows, caption
 from phigrow.measure.wording import (
+    all_notes,
     amount,
     best_first,
     cost_text,
@@ -128,9 +129,11 @@ def test_findings_for_a_terminal_have_a_line_for_every_unit(small):
         "    Its final loss is 1.00; scratch's is 3.00.",
         "    1 seed: no interval.",
     ]
-    assert len(lines) == 19
     assert lines[0] == verdict(comparison)
-    assert " ".join(line.strip() for line in lines[1:]) == " ".join(findings(comparison))
+    found, notes = lines[1:19], lines[19:]
+    assert " ".join(line.strip() for line in found) == " ".join(findings(comparison))
+    assert notes == [f"note: {note}" for note in all_notes(comparison)]
+    assert len(notes) == 4
 
 
 def test_verdicts(small, write_run):

@@ -199,7 +199,7 @@
   // The fitted curve from which an arm's cost was read, with the cost on it.
   function fitLines(arm, options) {
     const estimate = find(arm.estimates, options);
-    if (options.loss || !estimate || estimate.censored || estimate.early || !known(estimate.cost)) return [];
+    if (options.loss || !estimate || estimate.censored || estimate.upper_bound || !known(estimate.cost)) return [];
     const before = options.accounting === "charged" ? mean(arm.runs.map((run) => run.source[options.unit])) : 0;
     if (!known(before)) return [];
     const points = (arm.fit[options.unit] || []).map(([cost, loss]) => [cost + before, loss]);
@@ -228,7 +228,7 @@
       const every = arm.budgets.filter((point) => !point.source_meets_target).map((point) => ({ point, e: find(point.estimates, options) }));
       const points = every.filter(({ e }) => known(e.speedup) && e.speedup > 0);
       const before = every.filter(({ e }) => e.at_target_from_the_start);
-      const sign = (e) => (e.censored ? "< " : e.early ? "> " : "");
+      const sign = (e) => (e.censored ? "< " : e.upper_bound ? "> " : "");
       const ends = (e) => (e.speedup_interval && e.speedup_interval.every(known) ? ` [${e.speedup_interval.map((end) => end.toFixed(2)).join(", ")}]` : "");
       // Bounds stand alone: a line between a bound and a value would be neither.
       const joined = points.flatMap(({ point, e }) => {
@@ -239,7 +239,7 @@
         name: arm.name, place: arm.place, dashed: arm.budgets.some(({ basis }) => basis === "curve"),
         points: joined,
         whiskers: points.filter(({ e }) => e.speedup_interval).map(({ point, e }) => [point.budget, e.speedup_interval[0] ?? Infinity, e.speedup_interval[1] ?? Infinity]),
-        marks: before.map(({ point }) => ({ x: point.budget, y: Infinity, solid: point.basis !== "curve" })).concat(points.map(({ point, e }) => ({ x: point.budget, y: e.speedup, solid: point.basis !== "curve", shape: e.censored ? "down" : e.early ? "up" : null }))),
+        marks: before.map(({ point }) => ({ x: point.budget, y: Infinity, solid: point.basis !== "curve" })).concat(points.map(({ point, e }) => ({ x: point.budget, y: e.speedup, solid: point.basis !== "curve", shape: e.censored ? "down" : e.upper_bound ? "up" : null }))),
       };
     });
     const figure = document.getElementById("budget-figure");
@@ -260,7 +260,7 @@
     const shapes = lines.flatMap((line) => line.marks).map((mark) => mark.shape);
     const sentences = [
       `1x is ${data.baseline}; higher is faster.`,
-      ...(middle ? ["Dashed: all points but the last were measured before the learning rate had decayed. This flatters the arm that starts faster."] : []),
+      ...(middle ? [`Dashed: ${data.mid_schedule}`] : []),
       ...(bases.has("ends") ? [`${bases.size > 1 ? "Solid" : "All"} points are read off curves through decayed ends.`] : []),
       ...(bases.has("constant") ? [`${bases.size > 1 ? "Other" : "All"} points are read off curves with a constant learning rate.`] : []),
       ...(lines.some((line) => line.whiskers.length) ? [`Vertical lines: ${data.budget_intervals}`] : []),
@@ -307,12 +307,12 @@
     if (!data.ages.length) return;
     const lines = data.ages.map(({ method, points }) => {
       const every = points.map(({ age, arm }) => ({ age, arm: all[arm], e: find(all[arm].estimates, options) })).filter(({ e }) => known(e.saving));
-      const text = (arm, e) => `${e.censored ? "< " : e.early ? "> " : ""}${(100 * e.saving).toFixed(0)} %${arm.lr_edge ? " †" : ""}`;
+      const text = (arm, e) => `${e.censored ? "< " : e.upper_bound ? "> " : ""}${(100 * e.saving).toFixed(0)} %${arm.lr_edge ? " †" : ""}`;
       return {
         name: method, place: points[0].arm,
-        points: every.flatMap(({ age, arm, e }) => (e.censored || e.early ? [[null, null], [age, 100 * e.saving, text(arm, e)], [null, null]] : [[age, 100 * e.saving, text(arm, e)]])),
+        points: every.flatMap(({ age, arm, e }) => (e.censored || e.upper_bound ? [[null, null], [age, 100 * e.saving, text(arm, e)], [null, null]] : [[age, 100 * e.saving, text(arm, e)]])),
         whiskers: every.filter(({ e }) => e.saving_interval && e.saving_interval.every(known)).map(({ age, e }) => [age, 100 * e.saving_interval[0], 100 * e.saving_interval[1]]),
-        marks: every.map(({ age, e }) => ({ x: age, y: 100 * e.saving, solid: true, shape: e.censored ? "down" : e.early ? "up" : null })),
+        marks: every.map(({ age, e }) => ({ x: age, y: 100 * e.saving, solid: true, shape: e.censored ? "down" : e.upper_bound ? "up" : null })),
       };
     });
     const key = document.getElementById("ages-key");
@@ -372,7 +372,7 @@
       if (e.at_target_from_the_start) return "before training";
       if (!known(e.speedup)) return "unknown";
       const ends = e.speedup_interval && e.speedup_interval.every(known) ? ` [${e.speedup_interval.map((end) => end.toFixed(2)).join(", ")}]` : "";
-      return `${e.censored ? "< " : e.early ? "> " : ""}${e.speedup.toFixed(2)}x${e.shared_machine ? " ‡" : ""}${ends}`;
+      return `${e.censored ? "< " : e.upper_bound ? "> " : ""}${e.speedup.toFixed(2)}x${e.shared_machine ? " ‡" : ""}${ends}`;
     };
     rows.forEach(({ arm, found }, index) => {
       const start = top + height * index, line = narrow ? start + 17 : start;
@@ -384,8 +384,8 @@
         if (!known(e.speedup)) return;
         const [from, to] = e.speedup_interval || [];
         if (known(from)) make(group, "line", { x1: px(from), x2: px(known(to) ? to : high), y1: y, y2: y, class: "whisker" });
-        const x = px(e.speedup), turn = e.early ? 1 : -1;
-        if (e.censored || e.early) make(group, "polygon", { points: `${x - 4 * turn},${y - 5} ${x - 4 * turn},${y + 5} ${x + 5 * turn},${y}`, class: "mark" });
+        const x = px(e.speedup), turn = e.upper_bound ? 1 : -1;
+        if (e.censored || e.upper_bound) make(group, "polygon", { points: `${x - 4 * turn},${y - 5} ${x - 4 * turn},${y + 5} ${x + 5 * turn},${y}`, class: "mark" });
         else make(group, "circle", { cx: x, cy: y, r: 4.5, class: row ? "mark" : "mark solid" });
       });
     });
@@ -393,7 +393,7 @@
     const sentences = ["Dots: the source's training is not counted (sunk).", "Rings: it is counted (charged)."];
     const none = data.intervals.startsWith("There are no") ? data.intervals : "There are no intervals in this unit.";
     sentences.push(intervals ? `Lines: ${data.intervals}` : none);
-    if (rows.some(({ found }) => found.some((e) => e.censored || e.early))) sentences.push("Triangles: bounds.");
+    if (rows.some(({ found }) => found.some((e) => e.censored || e.upper_bound))) sentences.push("Triangles: bounds.");
     if (arms.some((arm) => arm.lr_edge)) sentences.push("†: the best learning rate lies at the edge of those tried, so a better one may exist.");
     if (rows.some(({ found }) => found.some((e) => e.shared_machine))) sentences.push("‡: other runs shared the machine, so these seconds have no interval.");
     document.getElementById("speedup-caption").textContent = sentences.join(" ");
