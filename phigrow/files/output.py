@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +47,36 @@ def make_folder(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(out: Path) -> None:
+    """Check that an output folder can be made later, and that an older one can be replaced. Nothing is left behind.
+
+    Raises:
+        GrowthError: the folder that holds ``out`` cannot be made or written, or files that would have to be removed
+            belong to another user.
+    """
+    missing = [folder for folder in out.parents if not folder.exists()]
+    try:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)).rmdir()
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    for each in (out, out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")):
+        for root, _, _ in os.walk(each):
+            if (
+                not os.access(root, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+                and os.stat(root).st_uid != os.geteuid()
+            ):
+                raise GrowthError(
+                    "the output cannot be written",
+                    where=str(out),
+                    why=f"the folder {root} would have to be removed, and it belongs to another user",
+                    fix="choose another place, or remove this folder",
+                )
 
 
 def check_replaceable(out: Path, markers: Collection[str], content: str) -> None:

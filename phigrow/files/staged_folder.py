@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -50,7 +51,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
         except BaseException:
             staged.discard()
             raise
-        shutil.rmtree(staged.path, ignore_errors=True)
+        _discard(staged.path)
 
 
 class StagedFolder:
@@ -136,7 +137,7 @@ class StagedFolder:
 
     def discard(self) -> None:
         """Remove the hidden folder, and the folders above it that were made for it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _discard(self.path)
         for folder in self._made:
             with contextlib.suppress(OSError):  # another file was put into it meanwhile
                 folder.rmdir()
@@ -164,8 +165,31 @@ def move_folder(folder: Path, out: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if there is one."""
+    """Remove a file, a link or a folder, if there is one; a folder even if its owner may not write into it.
+
+    Raises:
+        OSError: it belongs to another user, who gave no right to remove it.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except PermissionError:
+            _open_folders(path)
+            shutil.rmtree(path)
     elif path.exists() or path.is_symlink():
         path.unlink()
+
+
+def _open_folders(path: Path) -> None:
+    """Give the owner of a folder the right to change it and the folders in it."""
+    path.chmod(0o700)
+    for root, folders, _ in os.walk(path):
+        for name in folders:
+            folder = Path(root, name)
+            if not folder.is_symlink():
+                folder.chmod(0o700)
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        remove(path)

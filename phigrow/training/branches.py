@@ -7,13 +7,12 @@ beginning. It is trained once, as a trunk. A branch has the same losses, to the 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from phigrow.checkpoints.run_checkpoints import FOLDER, RUN_FILE, marked_checkpoints
 from phigrow.errors import GrowthError
+from phigrow.files.folder_copy import copy_folder
 from phigrow.files.output import writing
 from phigrow.files.staged_folder import staged_folder
 from phigrow.records.schema import FILE
@@ -52,19 +51,12 @@ def branch(config: RunConfig, curve: dict[str, Any], out: Path) -> None:
         )
     target = out / FOLDER / f"step-{step}"
     with writing(out), staged_folder(target) as folder:
-        shutil.copytree(checkpoints[step], folder, copy_function=_link, dirs_exist_ok=True)
+        copy_folder(checkpoints[step], folder, link=True)
 
 
 def starts_branch(config: RunConfig, out: Path) -> Path | None:
     """Return the trunk's folder for a branch that has no records of its own yet; else None."""
     return Path(config.branch_from) if config.branch_from and not (out / FILE).is_file() else None
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
 
 
 def _check(trunk: Path, curve: dict[str, Any], step: int) -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 from phigrow.checkpoints.provenance import TRAINING_FILE
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
-from phigrow.files.output import check_replaceable
+from phigrow.files.output import check_replaceable, check_writable
 
 
 def check_export(out: Path, export: str | None) -> None:
-    """Refuse an export that would replace the run folder, or anything else that is no export of a run.
+    """Refuse an export that would replace the run folder or other files, or that cannot be written.
 
     Raises:
-        GrowthError: the folder of the export is the run folder, or above it; or it holds other files.
+        GrowthError: the folder of the export is the run folder, or above it; it holds other files; or its place cannot
+            be written.
     """
     if export is None:
         return
@@ -25,6 +26,7 @@ def check_export(out: Path, export: str | None) -> None:
             why="an export replaces its folder as a whole", fix="give a folder of its own, such as --export export",
         )  # fmt: skip
     check_replaceable(out / export, [TRAINING_FILE], "an export of a run")
+    check_writable(out / export)
 
 
 STORED = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
