@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,4 +73,5 @@ def model_card(text: str, *, base_model: str, tags: Sequence[str]) -> str:
 
 def model_settings(config: Config) -> Config:
     """Return a stored configuration without its dtype, for a live model that is given one itself."""
-    return {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
+    # A deep copy, because transformers writes into the rotary settings that it is given.
+    return copy.deepcopy({key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")})

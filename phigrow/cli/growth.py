@@ -272,6 +272,14 @@ def verify(
         typer.Option(help="File of text to run on.  \\[default: a paragraph; random tokens without a tokenizer]"),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to run on.", min=2)] = 256,
+    longest: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest sequence to run, where the function can change with the length or the context grows.  "
+            "\\[default: the destination's context, if that takes a few minutes at most]",
+            min=1,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random tokens.")] = 0,
     revision: Revision = None,
     backend: Annotated[
@@ -310,8 +318,9 @@ def verify(
         raise typer.Exit(1 if problems else 0)
     probe = _text_of(text) if text else None
     measured = phigrow.verify(
-        src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision, backend=backend
-    )
+        src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision, backend=backend,
+        longest=longest,
+    )  # fmt: skip
     if as_json:
         print_json(measured.to_json())
     else:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice] = ()) -> None:
     """Print the axes, layers and costs of a plan, and remarks on it."""
     from phigrow.inspection.explain import axis_rows, cost_rows, layer_rows
+    from phigrow.models.config import context_of
 
     console = _console()
     options = "".join(f", {name} {value}" for name, value in plan.options.items())
@@ -33,7 +34,7 @@ def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice]
     _table("Axes", ["axis (group)", "size", "coordinates", "write gain", "read gain"], axis_rows(plan))
     if len(plan.layers) > plan.src_sizes["layer"]:
         _table("Layers", ["layer", "source", "kind"] * _LAYER_BLOCKS, _side_by_side(layer_rows(plan), _LAYER_BLOCKS))
-    context = seq_len or plan.dst_config.get("max_position_embeddings", 2048)
+    context = seq_len or context_of(plan.dst_config)
     _table(f"Cost (context {context})", ["quantity", "source", "destination", "factor"], cost_rows(plan, seq_len))
     print_remarks(plan, advised)
 
@@ -129,9 +130,12 @@ def print_certificate(certificate: Certificate) -> None:
         plan = f"{c.method} ({c.plan_hash[:16]})"
         verdict = "FAILED: the plan claims to preserve the function, but the grown model does not"
     bound = f", at most {c.tolerance:.4g} allowed" if c.claims_exact else ""
+    tokens = f"{c.tokens} ({c.probe})"
+    if c.lengths:
+        tokens += f", and sequences of {', '.join(map(str, c.lengths))} tokens"
     rows = [
         ("plan", plan),
-        ("tokens", f"{c.tokens} ({c.probe})"),
+        ("tokens", tokens),
         ("dtype", f"computed in {c.compute_dtype}; stored as {c.source_dtype}, grown {c.destination_dtype}"),
         ("backend", c.backend),
         ("largest difference of logits", f"{c.max_abs_dlogit:.3g}{bound}"),
@@ -143,6 +147,10 @@ def print_certificate(certificate: Certificate) -> None:
     ]
     _table("Certificate", ["measure", "value"], rows)
     typer.echo(verdict)
+    if c.not_run is not None:
+        typer.echo(
+            f"note: no sequence of {c.not_run} tokens was run, because it costs much: run it with --longest {c.not_run}"
+        )
 
 
 def print_check(problems: Sequence[str], as_json: bool) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from phigrow.errors import GrowthError
 from phigrow.models.config import Config, is_number, load_config, normalised
 from phigrow.models.families import family_of
 from phigrow.models.forward import ACTIVATIONS, Ids, Values
+from phigrow.models.function import function_of
 
 if TYPE_CHECKING:
     import torch
@@ -68,12 +69,8 @@ def _obstacle(reader: CheckpointReader, config: Config) -> str | None:
         return "its weights are pickled, and torch reads pickles"
     if settings["hidden_act"] not in ACTIVATIONS:
         return f"numpy has no activation {settings['hidden_act']!r}"
-    if settings["rope_type"] != "default" or settings["rope_settings"]:
-        return f"its rotary positions are scaled ({settings['rope_type']})"
     if family.sizes_of(config)["rotary"] % 2:
         return "the rotary part of its heads has an odd number of coordinates"
-    if any(kind != "full_attention" for kind in settings.get("layer_types") or ()):
-        return "some of its layers do not attend to all positions"
     if not all(is_number(settings[key]) for key in family.function_keys if key.endswith("_eps")):
         return "the epsilon of its normalisations is not a number"
     if stored := family.tied_tensors(config) & set(reader.tensors):
@@ -83,20 +80,38 @@ def _obstacle(reader: CheckpointReader, config: Config) -> str | None:
 
 def _settings(config: Config) -> Config:
     """Return a configuration in one spelling, with a value for every key that changes the function."""
-    return {**family_of(config, "a configuration").function_keys, **normalised(config)}
+    return {**normalised(config), **function_of(family_of(config, "a configuration"), config).settings}
+
+
+class Probe(NamedTuple):
+    """Token ids on which models run.
+
+    Attributes:
+        ids: [rows, length].
+        last: number of last positions whose logits are compared.
+    """
+
+    ids: Ids
+    last: int
 
 
 def compute_logits(folder: Path, ids: Ids, dtype: str, backend: str) -> tuple[Values, str]:
-    """Run a checkpoint on token ids.
+    """Run a checkpoint on token ids, as `run_probes` does; return logits [rows, length, vocab] and the stored dtype."""
+    (logits,), stored = run_probes(folder, [Probe(ids, ids.shape[1])], dtype, backend)
+    return logits, stored
+
+
+def run_probes(folder: Path, probes: Sequence[Probe], dtype: str, backend: str) -> tuple[list[Values], str]:
+    """Run a checkpoint on several probes.
 
     Args:
         folder: the checkpoint.
-        ids: [rows, length].
+        probes: in ascending order of length: a model with dynamic frequencies keeps those of its longest sequence.
         dtype: of the arithmetic, ``float32`` or ``float64``.
         backend: ``numpy`` or ``transformers``.
 
     Returns:
-        Logits [rows, length, vocab], and the dtype in which the weights are stored.
+        Logits [rows, last, vocab] of each probe, and the dtype in which the weights are stored.
 
     Raises:
         GrowthError: the checkpoint cannot be read, or its tensors are not those of its configuration.
@@ -108,11 +123,15 @@ def compute_logits(folder: Path, ids: Ids, dtype: str, backend: str) -> tuple[Va
         family.check_tensors(config, {k: v for k, v in reader.shapes.items() if k not in tied}, str(folder))
         stored = reader.dtype_name
         if backend == "numpy" and family.forward is not None:
-            weights = _Weights(reader, dtype)
+            weights, settings, sizes = _Weights(reader, dtype), _settings(config), family.sizes_of(config)
+            rotary = function_of(family, config).rotary
             with np.errstate(all="ignore"):  # NaN and infinities show in the comparison
-                return family.forward(_settings(config), family.sizes_of(config), weights, ids), stored
+                return [
+                    family.forward(settings, sizes, rotary.at(ids.shape[1], np.float32), weights, ids, last)
+                    for ids, last in probes
+                ], stored
         pickled = isinstance(reader, PickleReader)
-    return _logits_of_transformers(folder, ids, dtype, pickled), stored
+    return _logits_of_transformers(folder, probes, dtype, pickled), stored
 
 
 class _Weights(Mapping[str, Values]):
@@ -136,7 +155,7 @@ class _Weights(Mapping[str, Values]):
         return len(self._tensors)
 
 
-def _logits_of_transformers(folder: Path, ids: Ids, dtype: str, pickled: bool) -> Values:
+def _logits_of_transformers(folder: Path, probes: Sequence[Probe], dtype: str, pickled: bool) -> list[Values]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -153,10 +172,15 @@ def _logits_of_transformers(folder: Path, ids: Ids, dtype: str, pickled: bool) -
     if dtype == "float64":
         widen_norms(model)
     with torch.inference_mode():
-        rows = [model(torch.from_numpy(row)[None], use_cache=False).logits.numpy() for row in ids]
+        logits = [
+            np.concatenate(
+                [model(torch.from_numpy(row)[None], use_cache=False, logits_to_keep=last).logits.numpy() for row in ids]
+            )
+            for ids, last in probes
+        ]
     del model
     gc.collect()
-    return np.concatenate(rows)
+    return logits
 
 
 @contextmanager

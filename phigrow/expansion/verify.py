@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import numpy as np
 from phigrow.checkpoints.hub import locate
 from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.errors import GrowthError
-from phigrow.expansion.logits import BACKENDS, choose_backend, compute_logits
+from phigrow.expansion.logits import BACKENDS, Probe, choose_backend, run_probes
 from phigrow.growth.plan import Plan
 from phigrow.inspection.plan_file import read_plan_file
-from phigrow.models.config import load_config
+from phigrow.models.config import Config, context_of, load_config
+from phigrow.models.cost import count_cost
 from phigrow.models.families import family_of
 from phigrow.models.forward import Ids, Values
+from phigrow.models.function import function_of
+from phigrow.models.rotary import lengths_to_compare
 
 PROBE_TEXT = """\
 A function is a rule that gives every element of one set exactly one element of another. To define one in Python we
@@ -32,6 +36,15 @@ def mean(values):
 Exercise: explain why the mean of two equal numbers is that number, and what happens when one of them grows. Light
 takes about eight minutes from the sun to the earth. If supply falls while demand stays the same, the price rises.
 """
+
+LAST = 64
+"""Positions at the end of a long sequence whose logits are compared; they depend on all positions before them."""
+
+MOST_FLOPS = 1e13
+"""Most FLOPs of the grown model on a long sequence, by default: a few minutes on two cores."""
+
+SCORE_FLOPS = 1000
+"""Cost of the softmax of one attention score in numpy, in the time of FLOPs of matrix products."""
 
 ARITHMETIC = ("float32", "float64")
 """Dtypes in which both models can be run; the first is the default."""
@@ -52,9 +65,12 @@ class Certificate:
         backend: program that ran the models: ``numpy`` (the forward pass of the family in phigrow) or ``transformers``.
         compute_dtype: of the arithmetic.
         source_dtype, destination_dtype: in which the weights are stored.
-        tokens: number of probe positions.
+        tokens: number of probe positions, long sequences left out.
         probe: kind of the probe, ``text`` or ``random tokens``.
-        max_abs_dlogit, mean_abs_dlogit: of the difference of logits.
+        lengths: lengths of the long sequences, see `long_lengths`.
+        not_run: longest length that decides the claim and was too long to run, or None.
+        max_abs_dlogit: largest difference of logits, long sequences included.
+        mean_abs_dlogit: mean difference of logits.
         max_abs_logit: largest absolute logit of the source.
         kl: mean KL divergence from source to destination, nats per token.
         source_loss, destination_loss: mean cross entropy on the probe's next tokens, nats per token.
@@ -71,6 +87,8 @@ class Certificate:
     destination_dtype: str
     tokens: int
     probe: str
+    lengths: tuple[int, ...]
+    not_run: int | None
     max_abs_dlogit: float
     mean_abs_dlogit: float
     max_abs_logit: float
@@ -94,8 +112,12 @@ def verify(
     seed: int = 0,
     revision: str | None = None,
     backend: str = BACKENDS[0],
+    longest: int | None = None,
 ) -> Certificate:
     """Run source and destination on the same probe tokens, one model at a time, and compare.
+
+    Where the function can change with the length of a sequence, or the destination has more positions than the source,
+    both models also run on long sequences, up to the destination's context.
 
     Args:
         src: the source: a folder or a hub name.
@@ -106,6 +128,7 @@ def verify(
         revision: hub revision of the source.
         backend: ``numpy`` (fast to start), ``transformers`` (the reference), or ``auto``: numpy where it can run both
             models and neither has more than 100M parameters.
+        longest: longest sequence to run; by default, the longest that costs at most `MOST_FLOPS`.
 
     Returns:
         The certificate; ``passed`` is False when a plan claims exactness and the logits differ by more than rounding.
@@ -139,9 +162,15 @@ def verify(
         )
     chosen = choose_backend(backend, source, destination)
     ids, described = probe_tokens(source, probe, tokens, src_vocab, seed)
-    old, source_dtype = compute_logits(source, ids, dtype, chosen)
-    new, destination_dtype = compute_logits(destination, ids, dtype, chosen)
-    differences = _compare(old, new, ids)
+    lengths, not_run = long_lengths(src_config, dst_config, ids.shape[1], longest)
+    rows = (probe_tokens(source, probe, length, src_vocab, seed, length)[0] for length in lengths)
+    probes = [Probe(ids, ids.shape[1]), *(Probe(row, min(LAST, row.shape[1])) for row in rows)]
+    old, source_dtype = run_probes(source, probes, dtype, chosen)
+    new, destination_dtype = run_probes(destination, probes, dtype, chosen)
+    differences = _compare(old[0], new[0], ids)
+    for before, after in zip(old[1:], new[1:], strict=True):
+        differences["max_abs_dlogit"] = _larger(differences["max_abs_dlogit"], _largest_difference(before, after))
+        differences["max_abs_logit"] = _larger(differences["max_abs_logit"], float(np.abs(before).max()))
     stored = destination_dtype if dtype == "float64" or destination_dtype != "float64" else dtype
     tolerance = TOLERANCE[stored] * max(1.0, differences["max_abs_logit"] / 10)
     exact = plan is not None and plan.exact
@@ -155,6 +184,8 @@ def verify(
         destination_dtype=destination_dtype,
         tokens=ids.size,
         probe=described,
+        lengths=lengths,
+        not_run=not_run,
         tolerance=tolerance,
         # A NaN compares false, so it fails.
         passed=differences["max_abs_dlogit"] <= tolerance if exact else None,
@@ -171,13 +202,62 @@ def read_plan(folder: Path) -> Plan | None:
     return read_plan_file(folder).plan if (folder / PROVENANCE_FILE).is_file() else None
 
 
-def probe_tokens(folder: Path, text: str | None, tokens: int, vocab: int, seed: int) -> tuple[Ids, str]:
+def long_lengths(src: Config, dst: Config, length: int, longest: int | None) -> tuple[tuple[int, ...], int | None]:
+    """Choose the lengths of the long sequences: those that decide whether two rotary embeddings agree.
+
+    If no rotary embedding changes with the length, the destination's context alone is run, where it is larger.
+
+    Args:
+        src, dst: configurations of both models.
+        length: length of the ordinary probe; shorter sequences tell nothing more.
+        longest: longest sequence to run; None for the longest that costs at most `MOST_FLOPS`.
+
+    Returns:
+        The lengths, ascending, and the longest that should have been run but is too long, or None.
+    """
+    family = family_of(src, "the source")
+    old, new = function_of(family, src), function_of(family, dst)
+    wanted = set(lengths_to_compare(old.rotary, new.rotary, max(old.context, new.context)))
+    if not old.rotary.last_lengths() and not new.rotary.last_lengths() and new.context <= old.context:
+        wanted = set()
+    wanted = {each for each in wanted if each > length}
+
+    sizes = family.sizes_of(dst)
+    scores = sizes["layer"] * math.prod(sizes[axis] for axis in family.heads)
+
+    def fits(each: int) -> bool:
+        if longest is not None:
+            return each <= longest
+        return each * count_cost(dst, each).forward_flops + SCORE_FLOPS * scores * each**2 <= MOST_FLOPS
+
+    if not wanted or fits(max(wanted)):
+        return tuple(sorted(wanted)), None
+    low, high = length, max(wanted)  # a sequence of `low` fits, one of `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    run = {each for each in wanted if each <= low} | ({low} if low > max(length, old.context) else set())
+    return tuple(sorted(run)), max(wanted)
+
+
+def probe_tokens(
+    folder: Path, text: str | None, tokens: int, vocab: int, seed: int, length: int | None = None
+) -> tuple[Ids, str]:
     """Return token ids [rows, length], and their kind: a repeated text, or random ones without a tokenizer.
+
+    Args:
+        folder: the source.
+        text: None for `PROBE_TEXT`.
+        tokens: number of ids, rounded down to whole rows.
+        vocab: ids are below it.
+        seed: of random ids.
+        length: of a row; by default at most 128, and no more than the source's context.
 
     Raises:
         GrowthError: a text without a tokenizer, a tokenizer that cannot be read, or ids outside the vocabulary.
     """
-    length = min(128, tokens, load_config(folder).get("max_position_embeddings", 2048))
+    if length is None:
+        length = min(128, tokens, context_of(load_config(folder)))
     rows = max(1, tokens // length)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
     if text is not None and not has_tokenizer:
@@ -229,14 +309,12 @@ def _compare(old: Values, new: Values, ids: Ids) -> dict[str, float]:
     largest, total, kl, losses = 0.0, 0.0, 0.0, [0.0, 0.0]
     targets = 0
     for before, after, row in zip(old, new, ids, strict=True):
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.abs(before - after[:, : before.shape[1]])
-        largest = max(largest, float(difference.max())) if np.isfinite(difference).all() else float("nan")
+        largest = _larger(largest, _largest_difference(before, after))
         if largest != largest:
             return dict.fromkeys(
                 ("max_abs_dlogit", "mean_abs_dlogit", "kl", "source_loss", "destination_loss"), float("nan")
             ) | {"max_abs_logit": float(np.abs(old).max())}
-        total += float(difference.mean(dtype=np.float64)) * len(row)
+        total += float(np.abs(before - after[:, : before.shape[1]]).mean(dtype=np.float64)) * len(row)
         log_p, log_q = _log_softmax(before), _log_softmax(after)
         kl += float((np.exp(log_p) * (log_p - log_q[:, : log_p.shape[1]])).sum())
         targets += len(row) - 1
@@ -250,6 +328,18 @@ def _compare(old: Values, new: Values, ids: Ids) -> dict[str, float]:
         "source_loss": losses[0] / targets,
         "destination_loss": losses[1] / targets,
     }
+
+
+def _largest_difference(before: Values, after: Values) -> float:
+    """Return the largest difference of logits [rows, positions, vocab], NaN if one is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(before - after[..., : before.shape[-1]])
+    return float(difference.max()) if np.isfinite(difference).all() else float("nan")
+
+
+def _larger(one: float, two: float) -> float:
+    """Return the larger of two numbers, or NaN if one is NaN."""
+    return float(np.maximum(one, two))
 
 
 def _log_softmax(logits: Values) -> Values:

@@ -9,15 +9,11 @@ import numpy as np
 
 from phigrow.growth.axes import FRESH, MEAN, AxisMap, HeadNorm, Ints, axis_map, block, concatenate
 from phigrow.growth.method import GrowthTask
-from phigrow.models.config import normalised
+from phigrow.models.config import normalised, rotary_keys
 
 UNREACHABLE = -100.0
 """Logit of a new token. While the source's log-sum-exp stays above -50, 100,000 such tokens change its
 log-probabilities by less than 2e-17; lower values would preserve no more and take training longer to undo."""
-
-PAIRWISE = ("default", "linear", "llama3")
-"""Rotary types whose frequency of pair i of n depends on i/n alone. The others depend on n too (yarn, dynamic), or have
-a list with one number for each pair (longrope)."""
 
 Fill = Literal["random", "zero"]
 
@@ -127,23 +123,22 @@ def refuse_inexact(task: GrowthTask, method: str) -> None:
 
 
 def _refuse_other_frequencies(task: GrowthTask, method: str) -> None:
-    """Refuse a larger rotary part that does not turn at all frequencies of the smaller one."""
-    config, (src, dst) = task.dst_config, task.sizes("rotary")
-    rope_type = normalised(config)["rope_type"]
-    is_whole = src == 0 or dst % src == 0
-    if is_whole and (src == 0 or rope_type in PAIRWISE):
+    """Refuse a rotary part whose pairs do not lie among those of the larger one.
+
+    Where they do, `phigrow.models.rotary.compare` decides whether they turn at the same frequencies.
+    """
+    config, part, (src, dst) = task.dst_config, rotary_keys(task.family.model_type)[1], task.sizes("rotary")
+    if src == 0 or dst % src == 0:
         return
     if src == task.src[task.family.query] and "partial_rotary_factor" not in normalised(config):
         keep = f"keep heads of {src} coordinates in the destination configuration and choose more of them"
     else:
-        factor = src / task.dst[task.family.query]
-        keep = f"set partial_rotary_factor to {src} / head_dim = {factor:g} in the destination configuration"
-    multiple = "" if is_whole else f", or choose a rotary part of {src * -(-dst // src)} coordinates"
+        keep = (
+            f"set {part} to {src} / head_dim = {src / task.dst[task.family.query]:g} in the destination configuration"
+        )
     raise task.refuse(
         f"{method} cannot grow the rotary part of a head, {src} -> {dst} coordinates",
         "rotary",
-        f"rope_type {rope_type!r} computes frequencies from the size of the rotary part"
-        if is_whole
-        else "it turns at all frequencies of the smaller one only if it grows by a whole factor",
-        f"{keep}{multiple if rope_type in PAIRWISE else ''}, or use --method tile or wr",
+        "it turns at all frequencies of the smaller one only if it grows by a whole factor",
+        f"{keep}, or choose a rotary part of {src * -(-dst // src)} coordinates, or use --method tile or wr",
     )

@@ -16,10 +16,11 @@ from phigrow.growth.learned import Learned
 from phigrow.growth.matrices import FILE, Maps
 from phigrow.growth.methods.depth import NEW
 from phigrow.growth.recipe import Noise, NoiseOn, Resolver, TensorRecipe
-from phigrow.models.config import Config, normalised
+from phigrow.models.config import Config
 from phigrow.models.cost import ModelCost, count_cost
 from phigrow.models.families import all_families
 from phigrow.models.family import Axis, Family, Sizes
+from phigrow.models.function import function_differences, function_of
 
 FORMAT = 1
 _AGAIN = "make it again with phigrow plan --json"
@@ -231,7 +232,5 @@ class Plan:
 
 
 def function_changes(family: Family, src: Config, dst: Config) -> list[str]:
-    """Configuration keys that differ and change the function, as ``key: source -> destination``."""
-    old, new = normalised(src), normalised(dst)
-    values = ((key, old.get(key, default), new.get(key, default)) for key, default in family.function_keys.items())
-    return [f"{key}: {before} -> {after}" for key, before, after in values if before != after]
+    """Differences of two configurations that change the function, as ``key: source -> destination``."""
+    return function_differences(function_of(family, src), function_of(family, dst))

@@ -14,7 +14,7 @@ from phigrow.growth.matrices import Maps, read_maps
 from phigrow.growth.method import GrowthTask, Method, Value
 from phigrow.growth.methods.depth import layer_map
 from phigrow.growth.plan import Plan, function_changes
-from phigrow.models.config import Config, load_config
+from phigrow.models.config import Config, context_of, load_config, rotary_keys, unread_rotary_keys
 from phigrow.models.families import family_of
 
 EXACT_LEGS = 1e-9
@@ -213,7 +213,7 @@ def _start_notes(width: Method, learned: Maps | None) -> list[str]:
 
 
 def _refuse_smaller(task: GrowthTask) -> None:
-    query = task.family.query
+    query, part = task.family.query, rotary_keys(task.family.model_type)[1]
     for axis in (*task.family.axis_names, "rotary"):
         src, dst = task.sizes(axis)
         if dst < src:
@@ -229,14 +229,14 @@ def _refuse_smaller(task: GrowthTask) -> None:
             f"the destination is smaller: the part of a head that is not rotary, {src} -> {dst} coordinates",
             query,
             "growth never drops coordinates, and those that turn are no place for those that do not",
-            f"choose partial_rotary_factor so that at least {src} coordinates of a head are not rotary",
+            f"choose {part} so that at least {src} coordinates of a head are not rotary",
         )
     if any(size % 2 for size in task.sizes("rotary")):
         raise task.refuse(
             f"the rotary part of a head is odd, {task.src['rotary']} -> {task.dst['rotary']} coordinates",
             "rotary",
             "rotary coordinates turn in pairs",
-            "choose partial_rotary_factor so that head_dim * partial_rotary_factor is even",
+            f"choose {part} so that head_dim * {part} is even",
         )
 
 
@@ -263,10 +263,11 @@ def _notes(task: GrowthTask) -> list[str]:
     for side, config in (("source", task.src_config), ("destination", task.dst_config)):
         if "auto_map" in config:
             notes.append(f"the {side} configuration asks for remote code (auto_map): none was run, none is passed on")
+        notes += [f"in the {side} configuration, {remark}" for remark in unread_rotary_keys(config)]
     for key in task.family.dropout_keys:
         if task.dst_config.get(key):
             notes.append(f"{key} {task.dst_config[key]} acts in training mode: equality holds in evaluation mode")
-    src, dst = (config.get("max_position_embeddings", 2048) for config in (task.src_config, task.dst_config))
+    src, dst = context_of(task.src_config), context_of(task.dst_config)
     if dst > src:
         notes.append(f"the context grows from {src} to {dst}: positions past {src} were never trained")
     return notes

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from phigrow.checkpoints.companions import model_settings
 from phigrow.growth.learned import Learned
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.origins import Kind, anatomy
@@ -179,7 +180,7 @@ def _skeleton(plan: Plan, attention: str, dtype: torch.dtype) -> Any:
 
     from phigrow.training.loss import attach_loss
 
-    settings = {k: v for k, v in plan.dst_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
+    settings = {key: value for key, value in model_settings(plan.dst_config).items() if key != "auto_map"}
     with init_empty_weights(include_buffers=False):
         make: Any = AutoModelForCausalLM.from_config
         model = make(AutoConfig.for_model(**settings), dtype=dtype, attn_implementation=attention)

@@ -19,7 +19,7 @@ from phigrow.files.staged_folder import staged_folder
 from phigrow.growth.matrices import FILE, write_maps
 from phigrow.growth.plan import Plan
 from phigrow.growth.planner import plan as make_plan
-from phigrow.models.config import Config
+from phigrow.models.config import Config, context_of
 from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig
 
@@ -287,7 +287,7 @@ def check_data(plan: Plan, blocks: DataSource, source: Path) -> None:
     """
     from phigrow.training.data import check_tokenizer
 
-    vocab, positions = plan.src_sizes[plan.table.vocab], plan.dst_config.get("max_position_embeddings", 2048)
+    vocab, positions = plan.src_sizes[plan.table.vocab], context_of(plan.dst_config)
     if blocks.vocab_size > vocab:
         raise GrowthError(
             f"the data uses {blocks.vocab_size} tokens, but the source has {vocab}",

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from phigrow.errors import GrowthError
 from phigrow.models.bounds import check_division, check_total, check_values
-from phigrow.models.config import Config, normalised
+from phigrow.models.config import Config, context_of, normalised
 from phigrow.models.family import Sizes
+from phigrow.models.rotary import rotary_of
 
 _KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings",
 )  # fmt: skip
+
+FULL_ATTENTION = ("full_attention", "attention")
+"""Entries of ``layer_types`` that name ordinary attention; the second is an older spelling."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,24 @@ def axis_sizes(config: Config, rules: SizeRules) -> Sizes:
         "layer": config["num_hidden_layers"],
     }
     check_total(sizes, rules.where, matrices=rules.mlp_matrices)
+    _check_layer_types(config, rules.where)
+    rotary_of(config, size=sizes["rotary"], head=head, context=context_of(config)).check(rules.where)
     return sizes
+
+
+def _check_layer_types(config: Config, where: str) -> None:
+    """Refuse layers of several kinds. transformers lets some of them attend to, or keep, fewer positions."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return
+    if not isinstance(kinds, list) or not all(kind in FULL_ATTENTION for kind in kinds):
+        others = next((kind for kind in kinds if kind not in FULL_ATTENTION), kinds) if kinds else kinds
+        raise GrowthError(
+            f"layer_types holds {others!r}, which phigrow does not support",
+            where=where,
+            why="layers of other kinds than full_attention see fewer positions, and growth moves layers",
+            fix="leave layer_types out, if every layer of the model attends to all positions",
+        )
 
 
 def _check_head_dim(config: Config, head: int, where: str) -> None:

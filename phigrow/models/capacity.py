@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phigrow.errors import GrowthError, nearest_multiples
-from phigrow.models.config import Config, load_config
+from phigrow.models.config import Config, context_of, load_config
 from phigrow.models.cost import count_cost
 from phigrow.models.families import family_of
 
@@ -302,7 +302,7 @@ def capacity(
             why="the activations of a layer were counted and measured for Phi only",
             fix="give the configuration of a Phi model",
         )
-    seq_len = seq_len or int(model.get("max_position_embeddings", 2048))
+    seq_len = seq_len or context_of(model)
     if peak not in PEAK_FLOPS:
         raise GrowthError(
             f"phigrow does not know the GPU {peak!r}", where="--gpu", fix=f"choose one of {', '.join(PEAK_FLOPS)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from phigrow.models.config import Config
+from phigrow.models.config import Config, context_of
 from phigrow.models.families import family_of
 
 
@@ -50,7 +50,7 @@ def count_cost(config: Config, seq_len: int | None = None) -> ModelCost:
     """
     family = family_of(config, "a configuration")
     sizes = family.sizes_of(config)
-    seq_len = seq_len or config.get("max_position_embeddings", 2048)
+    seq_len = seq_len or context_of(config)
     layers, heads = sizes["layer"], math.prod(sizes[axis] for axis in family.heads)
     parameters = embedding = forward = 0
     for parameter in family.parameters:

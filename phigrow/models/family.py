@@ -30,6 +30,7 @@ from phigrow.models.config import Config
 
 if TYPE_CHECKING:
     from phigrow.models.forward import Ids, Values, Weights
+    from phigrow.models.rotary import Turn
 
 Sizes = dict[str, int]
 Axis = tuple[str, ...]
@@ -156,15 +157,18 @@ class Family:
         head: parts of the attention axes: ``query`` and ``key`` hold the rotary part first.
         config_of: the inverse of ``sizes_of``: the least configuration of given sizes, where the architecture lets one
             choose them (a Phi's hidden is its heads times their coordinates, whatever the given size).
-        function_keys: configuration keys (normalised) that change the function of the weights, with their defaults.
+        function_keys: configuration keys that change the function of the weights, with their defaults; the rotary
+            embedding and the keys that all families share are not among them, see `phigrow.models.function`.
         dropout_keys: configuration keys of dropout rates.
+        has_layer_types: transformers gives every layer a kind (``layer_types``), whatever the configuration leaves out.
         live_names: names in checkpoints -> in live models, where transformers renames on loading.
         ignored_tensors: ends of the names of tensors that some checkpoints hold and no model learns.
         former_model_types, former_tensors: ``model_type`` and ends of tensor names by which earlier uploads of the
             family are recognised. Only remote code could load them.
         former_advice: the fix for a user who has such an upload.
-        forward: computes logits [rows, length, vocab] in numpy from a configuration (one spelling, every function key
-            set), sizes, weights and ids [rows, length]; None where only transformers can.
+        forward: computes logits [rows, last, vocab] in numpy from a configuration (one spelling, every function key
+            set), sizes, the rotary embedding, weights, ids [rows, length] and the number of last positions to return;
+            None where only transformers can.
     """
 
     name: str
@@ -184,12 +188,13 @@ class Family:
     value: str = "v"
     function_keys: Mapping[str, Any] = field(default_factory=dict)
     dropout_keys: tuple[str, ...] = ()
+    has_layer_types: bool = False
     live_names: Mapping[str, str] = field(default_factory=dict)
     ignored_tensors: tuple[str, ...] = ()
     former_model_types: tuple[str, ...] = ()
     former_tensors: tuple[str, ...] = ()
     former_advice: str | None = None
-    forward: Callable[[Config, Sizes, Weights, Ids], Values] | None = None
+    forward: Callable[[Config, Sizes, Turn, Weights, Ids, int], Values] | None = None
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from phigrow.models.rotary import Turn
+
 Values = npt.NDArray[np.floating[Any]]
 Weights = Mapping[str, Values]
 Ids = npt.NDArray[np.integer[Any]]
@@ -38,11 +40,19 @@ def _relu(x: Values) -> Values:
 
 ACTIVATIONS: dict[str, Callable[[Values], Values]] = {
     "gelu": _gelu,
+    "gelu_python": _gelu,
     "gelu_new": _gelu_new,
+    "gelu_pytorch_tanh": _gelu_new,
+    "gelu_python_tanh": _gelu_new,
+    "gelu_accurate": _gelu_new,
     "relu": _relu,
     "silu": _silu,
+    "swish": _silu,
 }
-"""``hidden_act`` -> function; a configuration with another one runs in transformers."""
+"""``hidden_act`` -> function, the same one for every alias; a configuration with another one runs in transformers."""
+
+MOST_SCORES = 1 << 25
+"""Most attention scores in memory at once (256 MB in float64); longer sequences attend block by block."""
 
 
 def linear(x: Values, weights: Weights, name: str) -> Values:
@@ -68,13 +78,14 @@ def split_heads(x: Values, size: int) -> Values:
     return x.reshape(*x.shape[:2], -1, size).swapaxes(1, 2)
 
 
-def rotate(x: Values, rotary: int, theta: float) -> Values:
-    """Turn the first ``rotary`` coordinates of [rows, heads, length, size] by their positions (RoPE)."""
-    inverse = np.float32(1) / np.float32(theta) ** (np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary))
-    angles = np.arange(x.shape[2], dtype=np.float32)[:, None] * inverse
-    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
-    first, second = x[..., : rotary // 2], x[..., rotary // 2 : rotary]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., rotary:]], axis=-1)
+def rotate(x: Values, turn: Turn) -> Values:
+    """Turn the first coordinates of [rows, heads, length, size] by their positions (RoPE)."""
+    half = len(turn.inverse)
+    angles = np.arange(x.shape[2], dtype=np.float32)[:, None] * turn.inverse
+    scaling = np.float32(turn.scaling)
+    cos, sin = (np.cos(angles) * scaling).astype(x.dtype), (np.sin(angles) * scaling).astype(x.dtype)
+    first, second = x[..., :half], x[..., half : 2 * half]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :]], axis=-1)
 
 
 def attention(q: Values, k: Values, v: Values) -> Values:
@@ -89,31 +100,37 @@ def attention(q: Values, k: Values, v: Values) -> Values:
     """
     rows, heads, length, size = q.shape
     grouped = q.reshape(rows, k.shape[1], -1, length, size)
-    scores = grouped @ k[:, :, None].swapaxes(-1, -2) * size**-0.5
-    scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    scores /= scores.sum(axis=-1, keepdims=True)
-    mixed: Values = (scores @ v[:, :, None]).reshape(rows, heads, length, v.shape[-1])
-    return mixed.swapaxes(1, 2).reshape(rows, length, -1)
+    mixed = np.empty((*grouped.shape[:-1], v.shape[-1]), dtype=q.dtype)
+    step = max(1, MOST_SCORES // (rows * heads * length))
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        scores = grouped[..., start:stop, :] @ k[:, :, None, :stop].swapaxes(-1, -2) * size**-0.5
+        scores = np.where(np.tri(stop - start, stop, start, dtype=bool), scores, -np.inf)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+        mixed[..., start:stop, :] = scores @ v[:, :, None, :stop]
+    return mixed.reshape(rows, heads, length, -1).swapaxes(1, 2).reshape(rows, length, -1)
 
 
-def gated_forward(config: Mapping[str, Any], head: int, weights: Weights, ids: Ids) -> Values:
+def gated_forward(config: Mapping[str, Any], head: int, turn: Turn, weights: Weights, ids: Ids, last: int) -> Values:
     """Return the logits of a Llama or a Qwen2, which differ by their biases alone.
 
     Args:
         config: the configuration, with one spelling and every function key set.
         head: coordinates of a head, all of which turn.
+        turn: the rotary embedding.
+        last: number of positions whose logits are computed.
     """
-    act, eps, theta = ACTIVATIONS[config["hidden_act"]], config["rms_norm_eps"], config["rope_theta"]
+    act, eps = ACTIVATIONS[config["hidden_act"]], config["rms_norm_eps"]
     x = weights["model.embed_tokens.weight"][ids]
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}"
         normed = rms_norm(x, weights, f"{at}.input_layernorm", eps)
         q, k, v = (split_heads(linear(normed, weights, f"{at}.self_attn.{name}_proj"), head) for name in "qkv")
-        mixed = attention(rotate(q, head, theta), rotate(k, head, theta), v)
+        mixed = attention(rotate(q, turn), rotate(k, turn), v)
         x = x + linear(mixed, weights, f"{at}.self_attn.o_proj")
         normed = rms_norm(x, weights, f"{at}.post_attention_layernorm", eps)
         gated = act(linear(normed, weights, f"{at}.mlp.gate_proj")) * linear(normed, weights, f"{at}.mlp.up_proj")
         x = x + linear(gated, weights, f"{at}.mlp.down_proj")
-    x = rms_norm(x, weights, "model.norm", eps)
+    x = rms_norm(x[:, -last:], weights, "model.norm", eps)
     return linear(x, weights, "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head")

@@ -31,7 +31,8 @@ FROZEN = {
     "capacity": "config --gpus --tokens --gpu --mfu --price --batch --micro-batch --seq-len --checkpointing "
     "--optimizer --json --quiet",
     "inspect": "folder --tensor --plot --json --quiet",
-    "verify": "src dst --dtype --text --tokens --seed --revision --backend --save --certificate --json --quiet",
+    "verify": "src dst --dtype --text --tokens --longest --seed --revision --backend --save --certificate "
+    "--json --quiet",
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
     "--config --revision --workers --overwrite --json --quiet",
     "demo": "--out --ranks --steps --seed --quiet",

@@ -74,8 +74,10 @@ def test_pair_i_becomes_pair_m_i():
         {"rope_type": "linear", "factor": 4.0},
         {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
          "original_max_position_embeddings": 32},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {"rope_type": "dynamic", "factor": 4.0},
     ],
-    ids=["linear", "llama3"],
+    ids=["linear", "llama3", "yarn", "dynamic"],
 )  # fmt: skip
 def test_scaled_positions_whose_frequencies_stay(scaling):
     more = {"rope_parameters": {"rope_theta": 20000.0, **scaling}, "max_position_embeddings": 256}
@@ -98,7 +100,7 @@ def test_other_pairs_change_the_function():
     assert float((logits(model, ids) - logits(grown, ids)).abs().max()) > 1e-3
 
 
-SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
+SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 
 
 @pytest.mark.parametrize(
@@ -115,8 +117,8 @@ SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings"
         ),
         (
             config("llama", rope_parameters=SCALED), config("llama", head=16, rope_parameters=SCALED),
-            r"8 -> 16 coordinates\n.*\n  why: rope_type 'yarn' computes frequencies from the size of the rotary part\n"
-            r"  what to do: keep heads of 8 coordinates in the destination configuration and choose more of them, or",
+            r"compute different functions\n.*\n  why: the rotary part of a head: 8 -> 16 coordinates \(this "
+            r"changes inverse frequencies by 20 %\)\n",
         ),
     ],
     ids=["uneven", "partial", "yarn"],

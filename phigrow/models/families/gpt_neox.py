@@ -14,6 +14,7 @@ from phigrow.models.bounds import rotary_factor
 from phigrow.models.config import Config
 from phigrow.models.family import Family, Sizes
 from phigrow.models.forward import ACTIVATIONS, Ids, Values, Weights, attention, layer_norm, linear, rotate, split_heads
+from phigrow.models.rotary import Turn
 
 _TABLE = """
 gpt_neox.embed_in.weight                                          vocab -> hidden
@@ -57,20 +58,20 @@ def _config(sizes: Sizes) -> Config:
     }
 
 
-def _forward(config: Config, sizes: Sizes, weights: Weights, ids: Ids) -> Values:
+def _forward(config: Config, sizes: Sizes, turn: Turn, weights: Weights, ids: Ids, last: int) -> Values:
     act, eps, head = ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"], sizes["q"]
     x = weights["gpt_neox.embed_in.weight"][ids]
     for layer in range(sizes["layer"]):
         at = f"gpt_neox.layers.{layer}"
         normed = layer_norm(x, weights, f"{at}.input_layernorm", eps)
         fused = split_heads(linear(normed, weights, f"{at}.attention.query_key_value"), 3 * head)
-        q, k = (rotate(each, sizes["rotary"], config["rope_theta"]) for each in np.split(fused, 3, axis=-1)[:2])
+        q, k = (rotate(each, turn) for each in np.split(fused, 3, axis=-1)[:2])
         mixed = linear(attention(q, k, fused[..., 2 * head :]), weights, f"{at}.attention.dense")
         read = x if config["use_parallel_residual"] else x + mixed
         normed = layer_norm(read, weights, f"{at}.post_attention_layernorm", eps)
         wide = act(linear(normed, weights, f"{at}.mlp.dense_h_to_4h"))
         x = x + mixed + linear(wide, weights, f"{at}.mlp.dense_4h_to_h")
-    x = layer_norm(x, weights, "gpt_neox.final_layer_norm", eps)
+    x = layer_norm(x[:, -last:], weights, "gpt_neox.final_layer_norm", eps)
     return linear(x, weights, "gpt_neox.embed_in" if config["tie_word_embeddings"] else "embed_out")
 
 
@@ -85,9 +86,6 @@ FAMILY = Family(
     function_keys={
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "rope_type": "default",
-        "rope_settings": {},
         "use_parallel_residual": True,
         "attention_bias": True,
         "tie_word_embeddings": False,

@@ -11,6 +11,7 @@ from phigrow.models.axis_sizes import SizeRules, axis_sizes
 from phigrow.models.config import Config
 from phigrow.models.family import Family, Sizes
 from phigrow.models.forward import Ids, Values, Weights, gated_forward
+from phigrow.models.rotary import Turn
 
 _TABLE = """
 model.embed_tokens.weight                                  vocab -> hidden
@@ -62,8 +63,8 @@ def _config(sizes: Sizes) -> Config:
     }
 
 
-def _forward(config: Config, sizes: Sizes, weights: Weights, ids: Ids) -> Values:
-    return gated_forward(config, sizes["q"], weights, ids)
+def _forward(config: Config, sizes: Sizes, turn: Turn, weights: Weights, ids: Ids, last: int) -> Values:
+    return gated_forward(config, sizes["q"], turn, weights, ids, last)
 
 
 FAMILY = Family(
@@ -76,9 +77,6 @@ FAMILY = Family(
     function_keys={
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "rope_type": "default",
-        "rope_settings": {},
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,

@@ -10,6 +10,7 @@ from phigrow.models.bounds import rotary_factor
 from phigrow.models.config import Config
 from phigrow.models.family import Family, Sizes
 from phigrow.models.forward import ACTIVATIONS, Ids, Values, Weights, attention, layer_norm, linear, rotate, split_heads
+from phigrow.models.rotary import Turn
 
 _TABLE = """
 model.embed_tokens.weight                            vocab -> hidden
@@ -55,7 +56,7 @@ def _config(sizes: Sizes) -> Config:
     }
 
 
-def _forward(config: Config, sizes: Sizes, weights: Weights, ids: Ids) -> Values:
+def _forward(config: Config, sizes: Sizes, turn: Turn, weights: Weights, ids: Ids, last: int) -> Values:
     act, eps = ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"]
     x = weights["model.embed_tokens.weight"][ids]
     for layer in range(sizes["layer"]):
@@ -65,10 +66,10 @@ def _forward(config: Config, sizes: Sizes, weights: Weights, ids: Ids) -> Values
         if config["qk_layernorm"]:
             q = layer_norm(q, weights, f"{at}.self_attn.q_layernorm", eps)
             k = layer_norm(k, weights, f"{at}.self_attn.k_layernorm", eps)
-        q, k = (rotate(each, sizes["rotary"], config["rope_theta"]) for each in (q, k))
+        q, k = (rotate(each, turn) for each in (q, k))
         mixed = linear(attention(q, k, v), weights, f"{at}.self_attn.dense")
         x = x + mixed + linear(act(linear(normed, weights, f"{at}.mlp.fc1")), weights, f"{at}.mlp.fc2")
-    x = layer_norm(x, weights, "model.final_layernorm", eps)
+    x = layer_norm(x[:, -last:], weights, "model.final_layernorm", eps)
     if config["tie_word_embeddings"]:
         return linear(x, weights, "model.embed_tokens") + weights["lm_head.bias"]
     return linear(x, weights, "lm_head")
@@ -84,9 +85,6 @@ FAMILY = Family(
     function_keys={
         "hidden_act": "gelu_new",
         "layer_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "rope_type": "default",
-        "rope_settings": {},
         "qk_layernorm": False,
         "tie_word_embeddings": False,
     },
