@@ -143,23 +143,33 @@ def compare(
     phigrow compare tiny --dry-run
     """
     from phigrow.study import jobs_of, load_study, run_study
+    from phigrow.study.inputs import check_inputs, results_of
     from phigrow.study.runner import check_text_of, chosen, wanted
     from phigrow.study.table import listing
 
     loaded = load_study(study, out=out, workers=workers, ranks=ranks)
     if dry_run:
-        jobs = chosen(loaded, jobs_of(loaded), only or (), seeds or ())
+        everything = jobs_of(loaded)
+        jobs = chosen(loaded, everything, only or (), seeds or ())
         for line in listing(loaded, jobs):
             typer.echo(line)
         _name_missing_text(partial(check_text_of, loaded, wanted(jobs)))
+        check_inputs(loaded.out, results_of(loaded, everything), say)
         return
     outcome = run_study(loaded, only=only or (), seeds=seeds or (), say=say)
-    typer.echo(f"report: {outcome.report / 'report.html'}" if outcome.report else outcome.why_no_report)
+    if outcome.report:
+        typer.echo(f"report: {outcome.report / 'report.html'}")
+    else:
+        typer.echo(outcome.why_no_report, err=not outcome.waits)
     for name, error in outcome.failed.items():
         typer.echo(f"failed: {name}: {error}", err=True)
     if outcome.blocked:
         typer.echo(f"not run, because they need a failed run: {', '.join(outcome.blocked)}", err=True)
-    if outcome.failed:
+    if outcome.report and outcome.stale:
+        typer.echo(f"in the report, of arms with a failed run: {', '.join(outcome.stale)}", err=True)
+    if outcome.old_report:
+        typer.echo(f"{outcome.old_report} is the report of an earlier command", err=True)
+    if not outcome.succeeded:
         raise typer.Exit(1)
 
 
@@ -189,14 +199,16 @@ def grow_train(
     phigrow grow-train tiny --dry-run
     """
     from phigrow.study import load_stages, run_stages
+    from phigrow.study.inputs import check_inputs
     from phigrow.study.reading import check_text
-    from phigrow.study.staged import described
+    from phigrow.study.staged import described, staged_results
 
     loaded = load_stages(stages, out=out, ranks=ranks)
     if dry_run:
         for stage in (*loaded.stages, *([loaded.scratch] if loaded.scratch else [])):
             typer.echo(described(loaded, stage))
         _name_missing_text(partial(check_text, loaded.data, loaded.data_folder))
+        check_inputs(loaded.out, staged_results(loaded), say)
         return
     typer.echo(f"wrote {run_stages(loaded, say=say)}")
 

@@ -126,7 +126,7 @@ def run(
         raise error
     if outcome.report is None:
         raise GrowthError(outcome.why_no_report, where=str(study.out), fix="run the same command again: it resumes")
-    _certify(study, say)
+    certify(study, say)
     ends = [job.folder for job in jobs_of(study) if job.kind == "end"]
     Console().print(terminal(compare(load_runs(ends), study.baseline)))
     minutes = (time.perf_counter() - started) / 60
@@ -140,8 +140,9 @@ def _size(config: dict[str, Any]) -> str:
     return f"{count_cost(config).parameters / 1e6:.1f}M-parameter ({layers} layers x {hidden})"
 
 
-def _certify(study: Study, say: Callable[[str], None]) -> None:
+def certify(study: Study, say: Callable[[str], None]) -> None:
     """Verify each start against its source, once, and print the differences."""
+    from phigrow.checkpoints.fingerprint import checkpoint_fingerprint
     from phigrow.expansion.verify import verify
 
     path = study.out / "certificates.json"
@@ -154,8 +155,9 @@ def _certify(study: Study, say: Callable[[str], None]) -> None:
             continue
         key = f"{job.name}-{job.key}"
         certificate = certificates.get(key)
-        if certificate is None:
-            certificate = certificates[key] = verify(source, job.folder).to_json()
+        contents = [checkpoint_fingerprint(folder) for folder in (source, job.folder)]
+        if certificate is None or certificate.get("contents") != contents:
+            certificate = certificates[key] = verify(source, job.folder).to_json() | {"contents": contents}
         say(
             f"  {job.name}: largest difference of logits {certificate['max_abs_dlogit']:.2g}, "
             f"loss {certificate['source_loss']:.3f} -> {certificate['destination_loss']:.3f}"

@@ -15,6 +15,10 @@ from phigrow.study.settings import Study
 from phigrow.study.table import millions
 
 
+class NoBaselineYetError(GrowthError):
+    """No run of the baseline has ended, so there is nothing to compare yet."""
+
+
 def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> Path:
     """Compare the decayed ends that are done, write the report, and print its findings.
 
@@ -22,7 +26,8 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
         The folder of the report.
 
     Raises:
-        GrowthError: the baseline has no end yet, or the runs cannot be compared.
+        NoBaselineYetError: the baseline has no end yet.
+        GrowthError: the runs cannot be compared, or the report cannot be written.
     """
     from phigrow.measure import report
     from phigrow.measure.wording import finding_lines
@@ -37,7 +42,7 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
     seeds = {job.seed for job in ends if job.arm is not None and job.arm.name == study.baseline}
     folders = [job.folder for job in ends if job.seed in seeds]
     if not folders:
-        raise GrowthError(
+        raise NoBaselineYetError(
             f"there is no report yet, because no run of the baseline {study.baseline} has ended",
             where=str(study.out),
             fix=f"run the study, or only its baseline with --only {study.baseline}",

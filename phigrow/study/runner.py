@@ -17,12 +17,13 @@ from phigrow.files.output import make_folder, writing
 from phigrow.records.readers.phigrow import last_record
 from phigrow.study import progress
 from phigrow.study.automatic import study_choices, with_choices
+from phigrow.study.inputs import Ledger, check_inputs, result_of, results_of
 from phigrow.study.job import Job
 from phigrow.study.jobs import StudyJobs
 from phigrow.study.launch import GROUP, Ranks, still_running
 from phigrow.study.learning import learned_maps
 from phigrow.study.reading import check_text
-from phigrow.study.results import write_results
+from phigrow.study.results import NoBaselineYetError, write_results
 from phigrow.study.settings import Study
 from phigrow.study.table import Display
 from phigrow.training.automatic import Choices
@@ -40,14 +41,25 @@ class Outcome:
     Attributes:
         failed: failed jobs with their errors.
         blocked: jobs that needed a failed job.
+        stale: finished ends of arms with a failed job. The report still has them.
         report: folder of the report; None if there is none.
         why_no_report: the error instead of the report.
+        old_report: folder of a report that an earlier command wrote, where this one wrote none.
+        waits: the report waits only for a run of the baseline, which no one asked for.
     """
 
     failed: dict[str, GrowthError] = field(default_factory=dict)
     blocked: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     report: Path | None = None
     why_no_report: str = ""
+    old_report: Path | None = None
+    waits: bool = False
+
+    @property
+    def succeeded(self) -> bool:
+        """True if all requested jobs are done, and the report was written or waits for jobs that were not requested."""
+        return not self.failed and not self.blocked and (self.report is not None or self.waits)
 
 
 def run_study(
@@ -69,24 +81,37 @@ def run_study(
         say: receives messages that are not part of the live table, line by line.
 
     Raises:
-        GrowthError: an arm or a seed is unknown, the text does not exist, or another command runs this study.
+        GrowthError: an arm or a seed is unknown, the text does not exist, another command runs this study, or an input
+            was replaced since results were made of it.
     """
     work = _Work(study, only, seeds)
     check_text_of(study, wanted(work.jobs))
     with alone(study.out):
         outcome = Outcome()
+        ledger = check_inputs(study.out, results_of(study, work.everything), say)
+        ledger.write()
         trains = any(job.trains for job in wanted(work.jobs))
         choices = study_choices(study, work.everything, say) if trains else {}
         with (
             Display(study, work.everything, work.jobs, say) as display,
-            Crew(study, work.jobs, display.tell, choices) as crew,
+            Crew(study, work.jobs, display.tell, choices, ledger) as crew,
         ):
             _run_all(work, crew, display, outcome)
+        outcome.stale = stale_ends(work.everything, {*outcome.failed, *outcome.blocked})
         try:
             outcome.report = write_results(study, work.everything, say)
         except GrowthError as error:
-            outcome.why_no_report = str(error)
+            outcome.why_no_report, outcome.waits = str(error), isinstance(error, NoBaselineYetError)
+            former = study.out / "report"
+            outcome.old_report = former if (former / "report.html").is_file() else None
     return outcome
+
+
+def stale_ends(jobs: list[Job], missing: set[str]) -> list[str]:
+    """Return the finished ends of arms that have a job which failed or could not begin."""
+    arms = {job.arm.label for job in jobs if job.arm is not None and job.name in missing}
+    ends = [job for job in jobs if job.kind == "end" and job.arm is not None and job.arm.label in arms]
+    return [job.name for job in ends if progress.done(job) is not None]
 
 
 class _Work:
@@ -161,9 +186,15 @@ class Crew:
     """Workers: one place for each run that is trained side by side, and one thread for other jobs; a context."""
 
     def __init__(
-        self, study: Study, jobs: list[Job], say: Callable[[str], None], choices: Choices | None = None
+        self,
+        study: Study,
+        jobs: list[Job],
+        say: Callable[[str], None],
+        choices: Choices | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.study, self.jobs, self.choices = study, jobs, choices or {}
+        self.ledger = ledger or Ledger(study.out)
         chosen = study.layout()
         # All places start at the same time, so only the first prints a message.
         self.places = [
@@ -190,6 +221,11 @@ class Crew:
 
     def begin(self, job: Job) -> None:
         """Begin a job; `ended` reports its errors."""
+        try:
+            self.ledger.begin(result_of(self.study, job))
+        except GrowthError as error:
+            self._refused.append((job, error))
+            return
         if not job.trains:
             self._made = job, self._thread.submit(_make, self.study, self.jobs, job)
             return

@@ -10,6 +10,7 @@ from phigrow.errors import GrowthError
 from phigrow.records.concatenation import write_concatenated
 from phigrow.records.readers.phigrow import last_record
 from phigrow.study.automatic import device, engine_settings, kept_choices, threads_of_a_run, with_choices
+from phigrow.study.inputs import Input, Ledger, Result, check_inputs, inputs_of_data, inputs_of_run
 from phigrow.study.launch import Ranks, default_ranks
 from phigrow.study.reading import check_text
 from phigrow.study.runner import alone, wait_for_former
@@ -42,9 +43,12 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
     """
     check_text(staged.data, staged.data_folder)
     with alone(staged.out):
+        ledger = check_inputs(staged.out, staged_results(staged), say)
+        ledger.write()
         if isinstance(staged.data, dict) and not staged.data_folder.is_dir():
             from phigrow.corpus import prepare
 
+            ledger.begin(_data(staged))
             say(f"data: packed blocks in {staged.data_folder}")
             prepare(**staged.data | {"out": staged.data_folder, "progress": False})
         ranks_wanted = staged.ranks or default_ranks(staged.batch)
@@ -53,7 +57,8 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
             for stage in staged.stages:
                 say(described(staged, stage))
                 if not stage.done:
-                    _grow(staged, stage, say)
+                    _grow(staged, stage, say, ledger)
+                    ledger.begin(_run(staged, stage))
                     try:
                         _train(ranks, stage, choices, say)
                     finally:
@@ -62,10 +67,41 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
             if staged.scratch is not None:
                 say(described(staged, staged.scratch))
                 if not staged.scratch.done:
+                    ledger.begin(_run(staged, staged.scratch))
                     _train(ranks, staged.scratch, choices, say)
     if staged.scratch is not None:
         _report(staged, staged.scratch, say)
     return staged.stages[-1].folder / "export"
+
+
+def staged_results(staged: Staged) -> list[Result]:
+    """Return all results of a recipe with their inputs."""
+    results = [_data(staged)]
+    for stage in staged.stages:
+        results += [*_grown(staged, stage), _run(staged, stage)]
+    return results + ([_run(staged, staged.scratch)] if staged.scratch else [])
+
+
+def _data(staged: Staged) -> Result:
+    return Result("data", staged.data_folder, inputs_of_data(staged.data))
+
+
+def _grown(staged: Staged, stage: Stage) -> list[Result]:
+    """Return the grown weights and the grown state with which a stage begins."""
+    if stage.growing is None:
+        return []
+    source = {"source": Input("checkpoint", str(staged.stages[stage.number - 2].folder / "export"))}
+    name = _title(stage)
+    return [Result(f"start of {name}", stage.start, source), Result(f"state of {name}", stage.state, source)]
+
+
+def _run(staged: Staged, stage: Stage) -> Result:
+    inputs = inputs_of_run(stage.keys) | inputs_of_data(staged.data)
+    return Result(_title(stage), stage.folder, inputs, trains=True)
+
+
+def _title(stage: Stage) -> str:
+    return f"stage {stage.number}" if stage.number else "scratch"
 
 
 def described(staged: Staged, stage: Stage) -> str:
@@ -79,13 +115,15 @@ def described(staged: Staged, stage: Stage) -> str:
     return f"{name}: {size}{how}, {cost}{stage.flops:.2e} FLOPs{' (done before)' if stage.done else ''}"
 
 
-def _grow(staged: Staged, stage: Stage, say: Callable[[str], None]) -> None:
+def _grow(staged: Staged, stage: Stage, say: Callable[[str], None], ledger: Ledger) -> None:
     if stage.growing is None:
         return
     from phigrow.expansion.expand import OutputSpec, expand_checkpoint
     from phigrow.expansion.grow_optimizer import grow_optimizer
 
     former = staged.stages[stage.number - 2].folder
+    for result in _grown(staged, stage):
+        ledger.begin(result)
     if not stage.start.is_dir():
         output = OutputSpec(stage.start, dtype="float32")
         expand_checkpoint(former / "export", stage.config, stage.growing.spec, output)
