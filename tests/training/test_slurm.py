@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 SCRIPT = ROOT / "phigrow" / "recipes" / "slurm" / "pretrain.sbatch"
 SRUN = """#!/bin/bash
 # Two tasks, signals passed on; the largest code, as srun's.
-shift  # --kill-on-bad-exit=1
+echo "$1 $2" >> "$CALLS.srun"
+shift 2  # --kill-on-bad-exit=1 --cpus-per-task=8
 pids=()
 trap 'kill -TERM "${pids[@]}"' TERM
 for task in 0 1; do
@@ -41,7 +42,14 @@ def cluster(tmp_path) -> dict[str, str]:
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    job = {"JOB_ID": str(os.getpid()), "JOB_NODELIST": "node1", "NTASKS": "2", "NNODES": "1", "SUBMIT_DIR": str(ROOT)}
+    job = {
+        "CPUS_PER_TASK": "8",
+        "JOB_ID": str(os.getpid()),
+        "JOB_NODELIST": "node1",
+        "NTASKS": "2",
+        "NNODES": "1",
+        "SUBMIT_DIR": str(ROOT),
+    }
     path = f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {f"SLURM_{key}": value for key, value in job.items()} | {"PATH": path, "CALLS": str(tmp_path / "calls")}
 
@@ -58,6 +66,7 @@ def test_the_script_stops_before_the_time_limit_is_queued_again_and_finishes(clu
     assert "as asked; the same command resumes" in output
     assert last_step(out) < STEPS
     assert calls.read_text().split() == ["scontrol", "requeue", cluster["SLURM_JOB_ID"]]
+    assert set(Path(f"{calls}.srun").read_text().splitlines()) == {"--kill-on-bad-exit=1 --cpus-per-task=8"}
     code, output = finish(start(command, **cluster, SLURM_RESTART_COUNT="1"))
     assert code == 0, output[-4000:]
     assert len(calls.read_text().splitlines()) == 1  # finished: not queued again
