@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE
+from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained
@@ -77,7 +78,7 @@ def locate_tokenizer(name: str) -> Path:
 
 
 def source_config(name: str | Path, revision: str | None = None) -> Config:
-    """Return the configuration of a source without its weights.
+    """Return the configuration of a source, without its weights where they are on the hub.
 
     Args:
         name: a folder, a file, a shipped or aliased name, or a hub id.
@@ -86,7 +87,10 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
     Raises:
         GrowthError: nothing has that name, or the hub cannot be reached.
     """
-    if user_path(name).exists():
+    path = user_path(name)
+    if path.is_dir():
+        return stored_model_config(path)
+    if path.exists():
         return load_config(name)
     if revision is None and (shipped := _SHIPPED.get(str(name)) or shipped_name(name)):
         return load_config(shipped)

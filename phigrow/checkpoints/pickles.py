@@ -40,15 +40,22 @@ class PickledWeights(UserWarning):
     """Weights were read from a pickle."""
 
 
-def open_checkpoint(folder: Path) -> CheckpointReader:
+def open_checkpoint(folder: Path, optional: tuple[str, ...] = ()) -> CheckpointReader:
     """Open a checkpoint folder: its safetensors where it has any, else its pickled weights, with a warning.
+
+    Tensors have the names and values of the files; `phigrow.checkpoints.stored_model.open_model` reads them as a model.
 
     Raises:
         GrowthError: the folder has neither, or its files cannot be trusted.
     """
-    has_safetensors = any((folder / name).exists() for name in (INDEX, SINGLE))
     has_pickles = any((folder / name).exists() for name in (PICKLE_INDEX, PICKLE))
-    return PickleReader(folder) if has_pickles and not has_safetensors else CheckpointReader(folder)
+    reader = PickleReader if has_pickles and not has_safetensors(folder) else CheckpointReader
+    return reader(folder, optional)
+
+
+def has_safetensors(folder: Path) -> bool:
+    """Return True if a folder has weights that transformers would take before pickled ones."""
+    return any((folder / name).exists() for name in (INDEX, SINGLE))
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,9 @@ class PickledTensor(StoredTensor):
     def bits(self, start: int, stop: int) -> Bits:
         return bits_of(self.value[start:stop])
 
+    def _read(self, start: int, stop: int) -> Bits:
+        return bits_of(self.value.reshape(-1)[start:stop])
+
 
 class PickleReader(CheckpointReader):
     """The tensors of a folder with ``pytorch_model.bin``, whole or in shards with an index; as `CheckpointReader`.
@@ -69,9 +79,9 @@ class PickleReader(CheckpointReader):
             fit the files.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, optional: tuple[str, ...] = ()) -> None:
         self.folder = folder
-        self.tensors = {}
+        self.tensors, self.places = {}, {}
         self._descriptors = []
         index = contained(folder, PICKLE_INDEX)
         weight_map = read_weight_map(index, ".bin") if index.is_file() else None
@@ -79,16 +89,19 @@ class PickleReader(CheckpointReader):
         self.files = [contained(folder, name) for name in names]
         for path in self.files:
             for name, value in _load(path).items():
-                if name in self.tensors:
+                if name in self.places:
                     raise GrowthError(
                         "two files hold the same tensor",
                         where=f"{name} in {path}",
-                        why=f"{self.tensors[name].path.name} holds it too",
+                        why=f"{self.places[name]} holds it too",
                         fix=_SAFER,
                     )
-                self.tensors[name] = _pickled(name, value, path)
+                tensor = _pickled(name, value, path, optional)
+                self.places[name] = path.name
+                if tensor is not None:
+                    self.tensors[name] = tensor
         if weight_map is not None:
-            check_index(index, weight_map, {name: tensor.path.name for name, tensor in self.tensors.items()})
+            check_index(index, weight_map, self.places)
         if not self.tensors:
             raise GrowthError("the checkpoint has no tensors", where=str(folder), fix=_SAFER)
         warnings.warn(
@@ -135,7 +148,8 @@ def _first_lines(text: str) -> str:
     return text.split("\n\n")[0].split("(1)")[0].split("Re-running")[0].strip()[:500]
 
 
-def _pickled(name: Any, value: Any, path: Path) -> PickledTensor:
+def _pickled(name: Any, value: Any, path: Path, optional: tuple[str, ...]) -> PickledTensor | None:
+    """Return a tensor of a pickle, after checking it; None if it is optional and has a dtype without reader."""
     import torch
 
     where = f"{name} in {path}"
@@ -148,6 +162,8 @@ def _pickled(name: Any, value: Any, path: Path) -> PickledTensor:
         )
     value = value.detach()
     dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in DTYPES.values() and name.endswith(optional):
+        return None
     if dtype not in DTYPES.values() or value.is_quantized:
         raise GrowthError(
             f"the weights have dtype {dtype}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,18 +95,22 @@ class CheckpointReader:
 
     Args:
         folder: the checkpoint.
+        optional: ends of the names of tensors that are left out if their dtype cannot be read, such as masks of BOOL.
 
     Attributes:
         tensors: name -> stored tensor.
+        places: name -> name of its file, of every tensor, also of those that were left out.
         files: the safetensors files, in order.
 
     Raises:
         GrowthError: there are no safetensors, a header is damaged or false, or the index does not fit the files.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, optional: tuple[str, ...] = ()) -> None:
         self.folder = folder
+        self._optional = optional
         self.tensors: dict[str, StoredTensor] = {}
+        self.places: dict[str, str] = {}
         self._descriptors: list[int] = []
         index, single = contained(folder, INDEX), contained(folder, SINGLE)
         weight_map = read_weight_map(index, ".safetensors") if index.is_file() else None
@@ -122,7 +127,7 @@ class CheckpointReader:
             for path in self.files:
                 self._open(path)
             if weight_map is not None:
-                check_index(index, weight_map, {name: tensor.path.name for name, tensor in self.tensors.items()})
+                check_index(index, weight_map, self.places)
             if not self.tensors:
                 raise GrowthError("the checkpoint has no tensors", where=str(folder), fix=FETCH)
         except OSError as error:
@@ -145,7 +150,7 @@ class CheckpointReader:
     @property
     def dtype_name(self) -> str:
         """dtype of the tensor with the most values, which stands for the checkpoint's."""
-        return max(self.tensors.values(), key=lambda tensor: math.prod(tensor.shape)).dtype_name
+        return dtype_of_most(self.tensors.values())
 
     def close(self) -> None:
         for descriptor in self._descriptors:
@@ -180,15 +185,22 @@ class CheckpointReader:
         size = os.fstat(descriptor).st_size - data_start
         spans = []
         for name, entry in header.items():
-            tensor = _stored(name, entry, path, descriptor, data_start, size)
-            if name in self.tensors:
-                other = self.tensors[name].path.name
+            tensor = _stored(name, entry, path, descriptor, data_start, size, optional=name.endswith(self._optional))
+            if name in self.places:
+                other = self.places[name]
                 raise GrowthError(
                     "two files hold the same tensor", where=f"{name} in {path}", why=f"{other} holds it too", fix=FETCH
                 )
-            self.tensors[name] = tensor
+            self.places[name] = path.name
+            if tensor is not None:
+                self.tensors[name] = tensor
             spans.append((*entry["data_offsets"], name))
         _check_cover(sorted(spans), size, path)
+
+
+def dtype_of_most(tensors: Iterable[StoredTensor]) -> str:
+    """Return the dtype of the tensor with the most values."""
+    return max(tensors, key=lambda tensor: math.prod(tensor.shape)).dtype_name
 
 
 def _check_cover(spans: list[tuple[int, int, str]], size: int, path: Path) -> None:
@@ -278,7 +290,10 @@ def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
     return 8 + length, header
 
 
-def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int, size: int) -> StoredTensor:
+def _stored(
+    name: str, entry: Any, path: Path, descriptor: int, data_start: int, size: int, *, optional: bool
+) -> StoredTensor | None:
+    """Return a tensor of a header, after checking its entry; None if it is optional and has a dtype without reader."""
     where = f"{name} in {path}"
     try:
         dtype, shape = str(entry["dtype"]), entry["shape"]
@@ -286,7 +301,7 @@ def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int,
     except (KeyError, TypeError, ValueError) as error:
         why = f"its entry is wrong: {error!r}"
         raise GrowthError("the safetensors header cannot be read", where=where, why=why, fix=FETCH) from error
-    if dtype not in DTYPES:
+    if dtype not in DTYPES and not optional:
         raise GrowthError(
             f"the weights have dtype {dtype}",
             where=where,
@@ -296,11 +311,15 @@ def _stored(name: str, entry: Any, path: Path, descriptor: int, data_start: int,
     sound = isinstance(shape, list) and len(shape) <= MOST_AXES
     # A bool is an int in Python, and a size of 4300 digits is one in JSON.
     sound = sound and all(type(n) is int and 0 <= n < MOST_SIZE for n in (*shape, begin, end))
-    if not sound or end > size or end - begin != math.prod(shape) * ITEM_BYTES[DTYPES[dtype]]:
+    if sound and dtype in DTYPES:
+        sound = end - begin == math.prod(shape) * ITEM_BYTES[DTYPES[dtype]]
+    if not sound or not begin <= end <= size:
         raise GrowthError(
             "the safetensors header gives a tensor a wrong shape or position",
             where=where,
             why=f"it has shape {shape} of {dtype} at bytes {begin}..{end}, and the file has {size} bytes of values",
             fix=FETCH,
         )
+    if dtype not in DTYPES:
+        return None
     return StoredTensor(name, path, descriptor, data_start + begin, tuple(shape), DTYPES[dtype])

@@ -149,14 +149,25 @@ def _convert_zero(source: Path, folder: Path) -> None:
 
 
 def _forget_aliases(source: Path, folder: Path) -> None:
-    """Delete the second copy of a tied parameter, under its other name, which DeepSpeed makes of ZeRO 1 and 2."""
+    """Delete the second copy of a tied parameter, under its other name, which DeepSpeed makes of ZeRO 1 and 2.
+
+    Raises:
+        GrowthError: two names stand for one parameter, and have masters of different values.
+    """
     import torch
 
     content = torch.load(_model_states(source), map_location="cpu", weights_only=True, mmap=True)
-    aliases = set(content.get("shared_params") or ())
-    for path in (folder / "zero").iterdir():
-        if path.name in aliases:
-            shutil.rmtree(path)
+    there = set(parameters(folder))
+    for alias, name in dict(content.get("shared_params") or ()).items():
+        if alias not in there or name not in there:
+            continue
+        if not torch.equal(*(stored(folder, each, "fp32").flatten() for each in (alias, name))):
+            raise GrowthError(
+                "the checkpoint ties two parameters that have different values",
+                where=f"{alias} and {name}, {source}",
+                fix="give another checkpoint of the run",
+            )
+        shutil.rmtree(folder / "zero" / alias)
 
 
 def _convert_plain(source: Path, folder: Path, states: Iterable[str]) -> None:

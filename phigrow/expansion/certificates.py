@@ -16,14 +16,20 @@ from phigrow.errors import GrowthError
 from phigrow.expansion.verify import Certificate
 from phigrow.files.atomic import atomic_json
 from phigrow.files.untrusted import read_json_strict
+from phigrow.models.config import load_config
+from phigrow.models.families import family_of
 
 FORMAT = 1
 BLOCK_BYTES = 1 << 22
 
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
-    """Return name -> sha256 of dtype, shape and values of every tensor of a checkpoint, for any number of shards."""
-    with open_checkpoint(folder) as reader, ThreadPoolExecutor(os.cpu_count()) as pool:
+    """Return name -> sha256 of dtype, shape and values of every tensor of a checkpoint, for any number of shards.
+
+    Names and tensors are those of the files. Masks of BOOL, which no model learns, are left out.
+    """
+    optional = family_of(load_config(folder), str(folder)).ignored_tensors
+    with open_checkpoint(folder, optional) as reader, ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(reader.tensors, pool.map(_hash, reader.tensors.values()), strict=True))
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.companions import generation_config, model_settings, stored_config, write_companions
 from phigrow.checkpoints.hub import display_name, locate
-from phigrow.checkpoints.pickles import open_checkpoint
 from phigrow.checkpoints.provenance import PROVENANCE_FILE
-from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES, CheckpointReader
+from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES
+from phigrow.checkpoints.stored_model import StoredModel, as_stored
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.errors import GrowthError
 from phigrow.expansion.provenance import command_line, growth_card, installed_version, provenance, sha256_of
@@ -28,8 +28,10 @@ from phigrow.growth.matrices import FILE, read_maps
 from phigrow.growth.plan import Plan
 from phigrow.growth.planner import make_plan
 from phigrow.models.config import Config
+from phigrow.models.families import family_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -123,8 +125,8 @@ def expand_checkpoint(
     if out.exists() and not output.overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
     check_replaceable(out, [PROVENANCE_FILE], "a grown checkpoint")
-    with open_checkpoint(folder) as reader:
-        check_source(plan, reader)
+    with StoredModel(folder) as reader:
+        plan = plan_of_weights(plan, reader, dst_config, growth)
         dtype = resolve_dtype(output.dtype, reader)
         identity = {
             "phigrow": installed_version("phigrow"),
@@ -171,7 +173,7 @@ def expand_checkpoint(
 
 
 def _write_weights(
-    plan: Plan, reader: CheckpointReader, partial: StagedFolder, dtype: str, shard_bytes: int, output: OutputSpec
+    plan: Plan, reader: StoredModel, partial: StagedFolder, dtype: str, shard_bytes: int, output: OutputSpec
 ) -> dict[str, Any]:
     """Write every tensor, and hash the source's files meanwhile: file name -> sha256."""
     _check_space(plan, dtype, partial)
@@ -205,21 +207,16 @@ def expand_model(
         The new model, in evaluation mode, with the source's attention implementation.
 
     Raises:
-        GrowthError: a growth that a plan refuses, or a model whose tensors do not fit its configuration.
+        GrowthError: a growth that a plan refuses; a model whose tensors do not fit its configuration, are quantised or
+            have no values (the meta device).
     """
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = model.config.to_dict()
+    config, state = _live_state(model)
     plan = make_plan(config, dst_config, GrowthSpec.of(method, **growth))
-    live = model.state_dict()
-    stored_names = {model: stored for stored, model in plan.table.live_names.items() if model in live}
-    state = {stored_names.get(name, name): tensor.detach().cpu() for name, tensor in live.items()}
-    tied = plan.table.tied_tensors(config)
-    plan.table.check_tensors(
-        config, {name: tuple(t.shape) for name, t in state.items() if name not in tied}, where="the live model"
-    )
+    plan.table.check_tensors(config, {name: tuple(t.shape) for name, t in state.items()}, where=_LIVE)
     torch_dtype = getattr(torch, check_dtype(dtype)) if dtype else model.dtype
     sources = {name: InMemory(tensor) for name, tensor in state.items()}
     grown = {recipe.name: lift(recipe, sources, torch_dtype) for recipe in plan.recipes()}
@@ -229,12 +226,50 @@ def expand_model(
         new: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             new_config, dtype=torch_dtype, attn_implementation=model.config._attn_implementation
         )
-    model_names = {stored: model for model, stored in stored_names.items()}
-    grown = {model_names.get(name, name): tensor for name, tensor in grown.items()}
-    new.load_state_dict(grown, strict=not tied, assign=True)
+    names = set(new.state_dict())
+    grown = {plan.table.name_among(name, names): tensor for name, tensor in grown.items()}
+    if plan.table.ties(plan.dst_config):
+        head, embedding = (plan.table.name_among(str(n), names) for n in (plan.table.head_matrix, plan.table.embedding))
+        grown[head] = grown[embedding]
+    new.load_state_dict(grown, strict=True, assign=True)
     new.tie_weights()
     new.train(mode=False)
     return new
+
+
+_LIVE = "the live model"
+
+
+def _live_state(model: PreTrainedModel) -> tuple[Config, dict[str, torch.Tensor]]:
+    """Return the configuration and the tensors of a live model, the latter on the CPU and by the table's names.
+
+    Raises:
+        GrowthError: tensors without values, or that are no floating point numbers.
+    """
+    import torch
+
+    config, live = model.config.to_dict(), model.state_dict()
+    family = family_of(config, _LIVE)
+    for name, tensor in live.items():
+        if name.endswith(family.ignored_tensors):
+            continue
+        if tensor.device.type == "meta":
+            raise GrowthError(
+                "the live model has no values, because it is on the meta device",
+                where=f"{name} of {_LIVE}",
+                why="init_empty_weights or device_map='auto' leaves weights there",
+                fix="load the model onto a device, or give its folder to phigrow.expand, which reads tensor by tensor",
+            )
+        if str(tensor.dtype).removeprefix("torch.") not in DTYPES.values():
+            raise GrowthError(
+                f"the live model has a tensor of {str(tensor.dtype).removeprefix('torch.')}",
+                where=f"{name} of {_LIVE}",
+                why=f"phigrow grows {', '.join(DTYPES.values())}",
+                fix="load the model without quantisation",
+            )
+    state = {name: tensor.detach() for name, tensor in live.items()}
+    config, state = as_stored(family, config, state, torch.equal, _LIVE)
+    return config, {name: tensor.cpu() for name, tensor in state.items()}
 
 
 def preview(
@@ -251,8 +286,8 @@ def preview(
         GrowthError: `expand` would refuse, for the same reason.
     """
     plan = make_plan(src, dst_config, growth, revision=revision)
-    with open_checkpoint(locate(src, revision)) as reader:
-        check_source(plan, reader)
+    with StoredModel(locate(src, revision)) as reader:
+        plan = plan_of_weights(plan, reader, dst_config, growth)
         dtype = resolve_dtype(dtype, reader)
     return plan, output_bytes(plan, dtype), dtype
 
@@ -303,7 +338,7 @@ def check_dtype(dtype: str) -> str:
     return dtype
 
 
-def resolve_dtype(dtype: str | None, reader: CheckpointReader) -> str:
+def resolve_dtype(dtype: str | None, reader: StoredModel) -> str:
     """Return the output dtype: the given one, or that of the source."""
     return check_dtype(dtype) if dtype is not None else reader.dtype_name
 
@@ -326,15 +361,28 @@ def output_bytes(plan: Plan, dtype: str) -> int:
     return sum(math.prod(recipe.shape) for recipe in plan.recipes()) * ITEM_BYTES[dtype]
 
 
-def check_source(plan: Plan, reader: CheckpointReader) -> None:
+def plan_of_weights(plan: Plan, model: StoredModel, dst_config: str | Path | Config, growth: GrowthSpec) -> Plan:
+    """Return the plan of a source's weights, after checking their names and shapes.
+
+    A source on the hub is planned by its configuration, before its weights are there. If their head turns out not to be
+    tied, the growth is planned again.
+
+    Raises:
+        GrowthError: as `check_source`, or as `make_plan`.
+    """
+    if plan.table.ties(plan.src_config) != plan.table.ties(model.config):
+        plan = make_plan(model.config, dst_config, growth)
+    check_source(plan, model)
+    return plan
+
+
+def check_source(plan: Plan, reader: StoredModel) -> None:
     """Check the source's tensors against the family table.
 
     Raises:
         GrowthError: tensors are missing, unexpected, or of another shape than the configuration demands.
     """
-    tied = plan.table.tied_tensors(plan.src_config)
-    shapes = {name: shape for name, shape in reader.shapes.items() if name not in tied}
-    plan.table.check_tensors(plan.src_config, shapes, where=str(reader.folder))
+    reader.check(plan.src_config)
 
 
 def _keep_maps(plan: Plan, folder: Path) -> dict[str, Any] | None:

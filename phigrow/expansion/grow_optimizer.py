@@ -24,8 +24,8 @@ from phigrow.checkpoints import universal
 from phigrow.checkpoints.bits import is_finite, tensor_of
 from phigrow.checkpoints.integrity import MARKER, damage, digest, read_marker, write_marker
 from phigrow.checkpoints.provenance import Provenance
-from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.checkpoints.run_checkpoints import RUN_FILE, UNIVERSAL, marked_checkpoints
+from phigrow.checkpoints.stored_model import StoredModel
 from phigrow.errors import GrowthError
 from phigrow.expansion.progress_bar import progress_bar
 from phigrow.expansion.provenance import installed_version
@@ -107,7 +107,7 @@ def grow_optimizer(
         try:
             _check_space(plan, source, unfinished.path, work)
             folder = _as_universal(source, work, progress)
-            with CheckpointReader(grown) as weights:
+            with StoredModel(grown) as weights:
                 files = _Writer(plan, folder, weights, unfinished, state).write(progress)
             content = _content(source, folder, plan, state)
             content["seconds"] = round(time.perf_counter() - began, 3)
@@ -184,9 +184,7 @@ def _check_space(plan: Plan, source: SourceCheckpoint, place: Path, work: Path) 
 class _Writer:
     """Writes the state of every tensor, leaving out the files that an earlier run of the same growth wrote."""
 
-    def __init__(
-        self, plan: Plan, folder: Path, weights: CheckpointReader, unfinished: StagedFolder, state: str
-    ) -> None:
+    def __init__(self, plan: Plan, folder: Path, weights: StoredModel, unfinished: StagedFolder, state: str) -> None:
         self.plan, self.folder, self.weights, self.unfinished, self.state = plan, folder, weights, unfinished, state
         self.live = _live_names(plan, folder)
         self.shapes = plan.table.state_shapes(plan.src_config)
@@ -273,20 +271,15 @@ class _Writer:
 
 
 def _live_names(plan: Plan, folder: Path) -> dict[str, str]:
-    """Return stored name -> name in the folder, for tensors where the two differ.
+    """Return stored name -> name in the folder.
 
     Raises:
         GrowthError: the folder has the state of another model.
     """
     there = universal.parameters(folder)
-    live = {stored_name: model_name for stored_name, model_name in plan.table.live_names.items() if model_name in there}
-    stored_names = {model_name: stored_name for stored_name, model_name in live.items()}
     expected, shapes = plan.table.state_shapes(plan.src_config), {}
     for model_name in there:
-        name, shape = (
-            stored_names.get(model_name, model_name),
-            tuple(universal.stored(folder, model_name, "fp32").shape),
-        )
+        name, shape = plan.table.stored_name(model_name), tuple(universal.stored(folder, model_name, "fp32").shape)
         flat = name in expected and math.prod(shape) == math.prod(expected[name])  # ZeRO 3 stores values flat
         shapes[name] = expected[name] if flat else shape
     try:
@@ -298,7 +291,7 @@ def _live_names(plan: Plan, folder: Path) -> dict[str, str]:
             why=f"{error.what}" + (f": {error.why}" if error.why else ""),
             fix="give the checkpoint whose weights were expanded",
         ) from error
-    return live
+    return {plan.table.stored_name(model_name): model_name for model_name in there}
 
 
 def adam_step(folder: Path) -> float:
@@ -306,7 +299,7 @@ def adam_step(folder: Path) -> float:
     return float(universal.read_state(folder)["adam_step"])
 
 
-def _check_weights(value: torch.Tensor, weights: CheckpointReader, recipe: TensorRecipe) -> None:
+def _check_weights(value: torch.Tensor, weights: StoredModel, recipe: TensorRecipe) -> None:
     """Compare lifted masters with the grown weights, which are a rounding of them.
 
     Raises:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from phigrow.checkpoints.bits import widen
-from phigrow.checkpoints.pickles import PickleReader, open_checkpoint
-from phigrow.checkpoints.reader import CheckpointReader
+from phigrow.checkpoints.stored_model import QUANTIZATION, StoredModel
 from phigrow.errors import GrowthError
-from phigrow.models.config import Config, is_number, load_config, normalised
+from phigrow.models.config import Config, is_number, normalised
 from phigrow.models.families import family_of
 from phigrow.models.forward import ACTIVATIONS, Ids, Values
 from phigrow.models.function import function_of
@@ -44,8 +43,8 @@ def choose_backend(backend: str, *folders: Path) -> str:
     if backend == "transformers":
         return backend
     for folder in folders:
-        with open_checkpoint(folder) as reader:
-            obstacle = _obstacle(reader, load_config(folder))
+        with StoredModel(folder) as reader:
+            obstacle = _obstacle(reader)
             large = sum(math.prod(shape) for shape in reader.shapes.values()) > LARGEST_IN_NUMPY
         if obstacle is not None and backend == "numpy":
             raise GrowthError(
@@ -59,13 +58,13 @@ def choose_backend(backend: str, *folders: Path) -> str:
     return "numpy"
 
 
-def _obstacle(reader: CheckpointReader, config: Config) -> str | None:
+def _obstacle(reader: StoredModel) -> str | None:
     """Return the reason for which a checkpoint needs transformers, or None."""
-    family = family_of(config, str(reader.folder))
+    family, config = reader.family, reader.config
     settings = _settings(config)
     if family.forward is None:
         return f"the family {family.name} has no forward pass in numpy"
-    if isinstance(reader, PickleReader):
+    if reader.pickled:
         return "its weights are pickled, and torch reads pickles"
     if settings["hidden_act"] not in ACTIVATIONS:
         return f"numpy has no activation {settings['hidden_act']!r}"
@@ -73,8 +72,6 @@ def _obstacle(reader: CheckpointReader, config: Config) -> str | None:
         return "the rotary part of its heads has an odd number of coordinates"
     if not all(is_number(settings[key]) for key in family.function_keys if key.endswith("_eps")):
         return "the epsilon of its normalisations is not a number"
-    if stored := family.tied_tensors(config) & set(reader.tensors):
-        return f"it stores {min(stored)}, which its configuration ties"
     return None
 
 
@@ -116,12 +113,9 @@ def run_probes(folder: Path, probes: Sequence[Probe], dtype: str, backend: str) 
     Raises:
         GrowthError: the checkpoint cannot be read, or its tensors are not those of its configuration.
     """
-    config = load_config(folder)
-    family = family_of(config, str(folder))
-    with open_checkpoint(folder) as reader:
-        tied = family.tied_tensors(config)
-        family.check_tensors(config, {k: v for k, v in reader.shapes.items() if k not in tied}, str(folder))
-        stored = reader.dtype_name
+    with StoredModel(folder) as reader:
+        reader.check()
+        family, config, stored = reader.family, reader.config, reader.dtype_name
         if backend == "numpy" and family.forward is not None:
             weights, settings, sizes = _Weights(reader, dtype), _settings(config), family.sizes_of(config)
             rotary = function_of(family, config).rotary
@@ -130,14 +124,14 @@ def run_probes(folder: Path, probes: Sequence[Probe], dtype: str, backend: str) 
                     family.forward(settings, sizes, rotary.at(ids.shape[1], np.float32), weights, ids, last)
                     for ids, last in probes
                 ], stored
-        pickled = isinstance(reader, PickleReader)
+        pickled = reader.pickled
     return _logits_of_transformers(folder, probes, dtype, pickled), stored
 
 
 class _Weights(Mapping[str, Values]):
     """The tensors of a checkpoint by name, each read when it is used."""
 
-    def __init__(self, reader: CheckpointReader, dtype: str) -> None:
+    def __init__(self, reader: StoredModel, dtype: str) -> None:
         self._tensors = reader.tensors
         self._compute: type[np.floating[Any]] = np.float64 if dtype == "float64" else np.float32
 
@@ -157,11 +151,15 @@ class _Weights(Mapping[str, Values]):
 
 def _logits_of_transformers(folder: Path, probes: Sequence[Probe], dtype: str, pickled: bool) -> list[Values]:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if hasattr(config, QUANTIZATION):
+        delattr(config, QUANTIZATION)  # the weights are stored as floating point numbers, as phigrow has checked
     with _no_loading_bar():
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=getattr(torch, dtype),
             attn_implementation="sdpa",
             local_files_only=True,

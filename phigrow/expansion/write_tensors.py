@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 from phigrow.checkpoints.bits import LARGEST, is_finite
-from phigrow.checkpoints.reader import CheckpointReader
+from phigrow.checkpoints.stored_model import StoredModel
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.errors import GrowthError
 from phigrow.expansion.progress_bar import progress_bar
@@ -29,7 +29,7 @@ From 2^18 to 2^22 all sizes were about as fast, smaller ones slower, larger ones
 
 def write_tensors(
     plan: Plan,
-    reader: CheckpointReader,
+    reader: StoredModel,
     writer: CheckpointWriter,
     partial: StagedFolder,
     dtype: str,
@@ -66,7 +66,7 @@ def write_tensors(
 
 def _write_all(
     plan: Plan,
-    reader: CheckpointReader,
+    reader: StoredModel,
     writer: CheckpointWriter,
     partial: StagedFolder,
     dtype: str,

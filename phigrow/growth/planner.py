@@ -143,11 +143,14 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
             why=f"every layer of {method.name} is a learned sum of source layers, and a new layer has none",
             fix="use --depth interpose, stack or identity, or --method wr",
         )
-    if task.src_config.get("tie_word_embeddings", False) != task.dst_config.get("tie_word_embeddings", False):
+    tied = [task.family.ties(config) for config in (task.src_config, task.dst_config)]
+    if tied[0] != tied[1]:
         raise GrowthError(
             "source and destination differ in tie_word_embeddings",
-            where="lm_head.weight",
-            fix="give the destination configuration the source's value",
+            where=task.family.head_matrix,
+            why=f"it is {str(tied[0]).lower()} in the source, where the stored head decides, and "
+            f"{str(tied[1]).lower()} in the destination",
+            fix=f"set tie_word_embeddings: {str(tied[0]).lower()} in the destination configuration",
         )
     changes = function_changes(task.family, task.src_config, task.dst_config)
     if method.always_exact and changes:

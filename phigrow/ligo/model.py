@@ -79,7 +79,7 @@ class GrownModel(nn.Module):
         # In a list, so that it is no submodule: its parameters have no values and must not be trained.
         self._skeleton = [_skeleton(plan, attention, dtype)]
         model_names = {name for name, _ in self.skeleton.named_parameters()}
-        self._live = {stored: name for stored, name in plan.table.live_names.items() if name in model_names}
+        self._live = {recipe.name: plan.table.name_among(recipe.name, model_names) for recipe in plan.recipes()}
 
     @property
     def skeleton(self) -> Any:
@@ -134,7 +134,7 @@ class GrownModel(nn.Module):
             for name, value in module.named_buffers(recurse=False):
                 if value.device != blocks.device:
                     setattr(module, name, value.to(blocks.device))
-        live = {self._live.get(name, name): value.to(self.dtype) for name, value in self.weights().items()}
+        live = {self._live[name]: value.to(self.dtype) for name, value in self.weights().items()}
         loss: Tensor = torch.func.functional_call(model, live, (blocks, by_row))
         return loss
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.hub import display_name, locate
-from phigrow.checkpoints.pickles import open_checkpoint
+from phigrow.checkpoints.stored_model import StoredModel
 from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
 from phigrow.expansion.expand import check_source
@@ -193,7 +193,7 @@ class _Run:
         self.blocks = blocks = load_data(config, out, world)
         check_data(plan, blocks, folder)
         run = resolve_run(config, world, out, blocks.seq_len, plan.dst_config)
-        with open_checkpoint(folder) as reader:
+        with StoredModel(folder) as reader:
             check_source(plan, reader)
             source = {name: tensor.rows(0, tensor.shape[0]).float() for name, tensor in reader.tensors.items()}
         self.model = GrownModel(

@@ -20,7 +20,7 @@ composite axis. A condition names a key of the configuration.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from phigrow.models.rotary import Turn
 
 Sizes = dict[str, int]
+TIE = "tie_word_embeddings"
+"""The configuration's key for a head that is the embedding."""
+ROTARY_TABLES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
+"""Ends of the names of tensors in old files, which models of today compute."""
+
 Axis = tuple[str, ...]
 
 _LINE = re.compile(r"^(?P<name>\S+)\s+(?P<axes>.+?)(?:\s+(?P<when>if|unless)\s+(?P<key>\w+))?$")
@@ -161,7 +166,8 @@ class Family:
             embedding and the keys that all families share are not among them, see `phigrow.models.function`.
         dropout_keys: configuration keys of dropout rates.
         has_layer_types: transformers gives every layer a kind (``layer_types``), whatever the configuration leaves out.
-        live_names: names in checkpoints -> in live models, where transformers renames on loading.
+        live_names: names in checkpoints -> in live models, where transformers renames on loading. Files may have
+            either; `stored_name` and `name_among` translate.
         ignored_tensors: ends of the names of tensors that some checkpoints hold and no model learns.
         former_model_types, former_tensors: ``model_type`` and ends of tensor names by which earlier uploads of the
             family are recognised. Only remote code could load them.
@@ -217,9 +223,35 @@ class Family:
         """The head has a bias, which alone can keep a new token out of the probabilities."""
         return any(p.kind == "bias" and p.written == (self.vocab,) for p in self.parameters)
 
-    def tied_tensors(self, config: Config) -> set[str]:
-        """Tensors that a model of this configuration shares with another; some writers store them all the same."""
-        return {p.name for p in self.parameters if p.key == "tie_word_embeddings" and not p.present(config)}
+    @cached_property
+    def embedding(self) -> str:
+        """The matrix that reads tokens."""
+        return next(p.name for p in self.parameters if p.kind == "matrix" and p.read == (self.vocab,))
+
+    @cached_property
+    def head_matrix(self) -> str | None:
+        """The matrix that writes tokens, and that a configuration can tie to the embedding; None if it cannot."""
+        return next((p.name for p in self.parameters if p.key == TIE and p.kind == "matrix"), None)
+
+    def ties(self, config: Config) -> bool:
+        """Return True if a configuration says that head and embedding are one matrix.
+
+        The stored matrices may say otherwise, see `phigrow.checkpoints.stored_model`.
+        """
+        return self.head_matrix is not None and config.get(TIE, self.function_keys.get(TIE)) is True
+
+    def stored_name(self, name: str) -> str:
+        """Return the name that a tensor has in this table, from its name in a file or in a live model."""
+        return self._stored_names.get(name, name)
+
+    def name_among(self, name: str, names: Container[str]) -> str:
+        """Return the spelling of a tensor's name that a collection has; the table's where it has none."""
+        stored = self.stored_name(name)
+        return next((n for n in (name, stored, self.live_names.get(stored, stored)) if n in names), stored)
+
+    @cached_property
+    def _stored_names(self) -> dict[str, str]:
+        return {live: stored for stored, live in self.live_names.items()}
 
     def first_use(self, axis: str) -> str:
         """The first parameter that has the axis, for error messages."""
@@ -255,7 +287,7 @@ class Family:
             GrowthError: tensors are missing, unexpected, or of another shape than the configuration demands.
         """
         expected = self.state_shapes(config)
-        shapes = {name: shape for name, shape in shapes.items() if not name.endswith(self.ignored_tensors or ("\0",))}
+        shapes = {name: shape for name, shape in shapes.items() if not name.endswith(self.ignored_tensors)}
         if former := [name for name in shapes if name.endswith(self.former_tensors or ("\0",))]:
             raise GrowthError(
                 f"the tensors have the names of the first {self.model_type} uploads: {_some(former)}",

@@ -10,7 +10,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
 from phigrow.files.shipped import find_shipped
-from phigrow.models.config import Config, load_config
+from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.study.reading import (
     GROWTH,
@@ -189,6 +189,7 @@ def _sources(given: dict[str, Any], batch_tokens: int, path: Path) -> tuple[Sour
 
 def _source(value: Any, name: str, batch_tokens: int, path: Path, earlier: list[Source]) -> Source:
     from phigrow.checkpoints.hub import locate
+    from phigrow.checkpoints.stored_model import stored_model_config
 
     where = f"source {name} in {path}" if name else f"source in {path}"
     if isinstance(value, str):
@@ -198,7 +199,7 @@ def _source(value: Any, name: str, batch_tokens: int, path: Path, earlier: list[
         only(given, ("path", "tokens", "flops", "seconds"), where)
         folder = locate(beside(str(given["path"]), path))
         cost = {key: number(value, key, path) for key, value in given.items() if key != "path"}
-        return Source(config=load_config(folder), path=folder, cost=cost, name=name)
+        return Source(config=stored_model_config(folder), path=folder, cost=cost, name=name)
     only(given, ("model", "steps", "seed", "seeds", "train", "grow"), where)
     for key in ("model", "steps"):
         if key not in given:

@@ -10,7 +10,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
 from phigrow.files.shipped import find_shipped
 from phigrow.growth.growth_spec import GrowthSpec
-from phigrow.models.config import Config, load_config
+from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.study.job_builder import hash_of, result_keys
 from phigrow.study.reading import (
@@ -227,8 +227,10 @@ class _Reader:
             growing, config, plan_hash = self._growing(part["grow"], before[-1].config, seed, where)
             identity += [plan_hash, growing.state]
         elif "init" in part:
+            from phigrow.checkpoints.stored_model import stored_model_config
+
             folder = beside(str(part["init"]), self.path)
-            config = load_config(folder)
+            config = stored_model_config(folder)
             train |= {"init": str(folder)}
             identity.append(str(folder.resolve()))
         else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
-from phigrow.checkpoints.reader import CheckpointReader
+from phigrow.checkpoints.stored_model import StoredModel
 from phigrow.errors import GrowthError
 from phigrow.models.families import all_families, family_of
 from phigrow.models.family import Family, Parameter, stacked_names
@@ -80,11 +80,10 @@ class Diagnostics:
     def _weights(self, engine: Any, family: Family) -> dict[str, float]:
         cosines: list[float] = []
         copied, fresh = 0.0, 0.0
-        stored_names = {model_name: stored for stored, model_name in family.live_names.items()}
         lines = {parameter.name: parameter for parameter in family.parameters}
-        with CheckpointReader(self.folder) as reader:
+        with StoredModel(self.folder) as reader:
             for model_name, parameter in engine.module.named_parameters():
-                name = stored_names.get(model_name, model_name)
+                name = family.stored_name(model_name)
                 line = lines.get(re.sub(r"\.\d+\.", ".{layer}.", name, count=1), lines.get(name))
                 sides = sides_of(line, self.axes) if line else ()
                 # A collective under ZeRO: every rank takes part, and rank 0 gets the value.

@@ -7,6 +7,7 @@ from typing import Any
 
 from phigrow.checkpoints import universal
 from phigrow.errors import GrowthError
+from phigrow.models.families import family_of
 from phigrow.training.optimizer_spec import OptimizerSpec
 
 
@@ -54,13 +55,14 @@ def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str,
             why="another optimizer wrote this state",
             fix="set optimizer to the one that wrote it",
         )
+    names = _names_in(folder, engine.module)
     zero.make_states(engine, optimizer.states_of)
     with zero.writing_states(engine.optimizer):
         masters = zero.plain_masters(engine.optimizer)
         momenta = zero.momentum_parts(engine)
         for name, parameter in engine.module.named_parameters():
             shape, kinds = zero.full_shape(parameter), ("fp32", *optimizer.states_of(vars(parameter)))
-            values = {key: universal.stored_in_shape(folder, name, key, shape) for key in kinds}
+            values = {key: universal.stored_in_shape(folder, names[name], key, shape) for key in kinds}
             for part, start in momenta.get(id(parameter), ()):
                 part.copy_(values["momentum_buffer"].flatten()[start : start + part.numel()])
             if id(parameter) in momenta:
@@ -71,6 +73,25 @@ def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str,
             _set_step(entry, state["adam_step"])
     zero.restore_loss_scale(engine.optimizer, state["loss_scaler"])
     return state
+
+
+def _names_in(folder: Path, model: Any) -> dict[str, str]:
+    """Return name of a parameter in the model -> in a universal folder.
+
+    Raises:
+        GrowthError: the folder has a parameter that the model does not have.
+    """
+    family = family_of(model.config.to_dict(), "the model")
+    there = set(universal.parameters(folder))
+    names = {name: family.name_among(name, there) for name, _ in model.named_parameters()}
+    if extra := sorted(there - set(names.values())):
+        raise GrowthError(
+            f"the optimizer state has a parameter that the model does not have: {extra[0]}",
+            where=str(folder),
+            why="it is the state of another model, such as one whose head is not tied to its embedding",
+            fix="give the state that belongs to the weights of init",
+        )
+    return names
 
 
 def _set_step(entry: dict[str, Any], step: float) -> None:

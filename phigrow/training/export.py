@@ -16,6 +16,7 @@ from phigrow.files.atomic import atomic_json
 from phigrow.files.output import check_replaceable
 from phigrow.files.staged_folder import staged_folder
 from phigrow.models.config import Config
+from phigrow.models.families import family_of
 from phigrow.training.model import DTYPES
 from phigrow.training.process import on_rank_zero
 from phigrow.training.zero import full_shape, full_value
@@ -56,8 +57,10 @@ def export_model(
 
     on_rank_zero(world, lambda: check_replaceable(folder, [TRAINING_FILE], "an export of a run"))
     model = engine.module
-    # The safetensors library, too, stores tensors sorted by name.
-    parameters = sorted(model.named_parameters(), key=lambda item: item[0])
+    family = family_of(model.config.to_dict(), "the model")
+    # By stored names, which every version of transformers reads, and sorted, as the safetensors library does.
+    named = {family.stored_name(name): parameter for name, parameter in model.named_parameters()}
+    parameters = sorted(named.items(), key=lambda item: item[0])
     stored_dtype = str(DTYPES[dtype]).removeprefix("torch.")
     with ExitStack() as stack:
         unfinished, writer = folder, None

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from phigrow.checkpoints.fingerprint import has_weights
+from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config, load_config, normalised
 from phigrow.models.families import family_of
@@ -48,7 +49,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
                 where=str(Path(config.init).absolute()),
                 fix="set init to a checkpoint folder, or to scratch",
             )
-        out = load_config(config.init)
+        out = stored_model_config(Path(config.init))
         if config.model is not None:
             _check_agreement(out, _named(config.model), config)
         if config.vocab_size not in (None, out["vocab_size"]):

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.fingerprint import has_weights
+from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
-from phigrow.models.config import Config, load_config
+from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig
 from phigrow.training.data import check_tokenizer
@@ -77,7 +78,7 @@ def teacher_of(config: RunConfig, model_dict: Config, blocks: DataSource) -> Tea
             where=f"teacher, {folder.absolute()}",
             fix="give the folder of a Hugging Face checkpoint",
         )
-    stored = load_config(folder)
+    stored = stored_model_config(folder)
     if stored.get("vocab_size") != model_dict["vocab_size"]:
         raise GrowthError(
             f"the teacher has a vocabulary of {stored.get('vocab_size')} tokens, but the model has one of "

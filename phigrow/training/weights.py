@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from phigrow.checkpoints.reader import CheckpointReader, StoredTensor
+from phigrow.checkpoints.reader import StoredTensor
+from phigrow.checkpoints.stored_model import StoredModel
 from phigrow.errors import GrowthError
 from phigrow.training.zero import fill_master, fill_parameter, full_shape, gathered, is_partitioned
 
@@ -81,15 +82,15 @@ def _scratch(model: nn.Module, seed: int, initializer_range: float) -> Iterator[
 
 
 def fill_from_checkpoint(model: nn.Module, folder: Path) -> None:
-    """Copy a folder's safetensors into a model, strictly: same names, same shapes.
+    """Copy a folder's weights into a model, strictly: every parameter, of the same shape.
 
     Under ZeRO-3 every rank reads its own part of every tensor, at its offset in the file, and nothing else: no rank
     holds more of the checkpoint than it trains, and nothing is sent between ranks.
 
     Raises:
-        GrowthError: no safetensors, a parameter that is missing, or one of another shape.
+        GrowthError: no weights, a parameter that is missing, or one of another shape.
     """
-    with CheckpointReader(folder) as reader, torch.no_grad():
+    with StoredModel(folder) as reader, torch.no_grad():
         for parameter, tensor in _matched(model, reader):
             fill_parameter(parameter, tensor)
 
@@ -104,7 +105,7 @@ def masters_from_checkpoint(engine: Any, folder: Path) -> None:
     Raises:
         GrowthError: as `fill_from_checkpoint`; or DeepSpeed keeps masters where phigrow does not know them.
     """
-    with CheckpointReader(folder) as reader:
+    with StoredModel(folder) as reader:
         fill_masters(engine.optimizer, _matched(engine.module, reader))
 
 
@@ -132,10 +133,10 @@ def fill_masters(optimizer: Any, tensors: Iterable[tuple[Any, StoredTensor | Scr
         fill_master(parameter, optimizer, tensor)
 
 
-def _matched(model: nn.Module, reader: CheckpointReader) -> Iterator[tuple[Any, StoredTensor]]:
+def _matched(model: nn.Module, reader: StoredModel) -> Iterator[tuple[Any, StoredTensor]]:
     """Yield every parameter with its stored tensor, after checking that their shapes are equal."""
     for name, parameter in model.named_parameters():
-        tensor = reader.tensors.get(name)
+        tensor = reader.tensors.get(reader.family.stored_name(name))
         if tensor is None:
             raise GrowthError(
                 "the checkpoint does not have a parameter of the model",

@@ -12,7 +12,7 @@ import numpy as np
 from phigrow.models.axis_sizes import SizeRules, axis_sizes
 from phigrow.models.bounds import rotary_factor
 from phigrow.models.config import Config
-from phigrow.models.family import Family, Sizes
+from phigrow.models.family import ROTARY_TABLES, Family, Sizes
 from phigrow.models.forward import ACTIVATIONS, Ids, Values, Weights, attention, layer_norm, linear, rotate, split_heads
 from phigrow.models.rotary import Turn
 
@@ -94,5 +94,5 @@ FAMILY = Family(
     dropout_keys=("hidden_dropout", "attention_dropout"),
     live_names={"embed_out.weight": "lm_head.weight"},
     # Pythia's checkpoints carry the causal mask and the rotary table; neither is learned.
-    ignored_tensors=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
+    ignored_tensors=(".attention.bias", ".attention.masked_bias", *ROTARY_TABLES),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from phigrow.models.axis_sizes import SizeRules, axis_sizes
 from phigrow.models.config import Config
-from phigrow.models.family import Family, Sizes
+from phigrow.models.family import ROTARY_TABLES, Family, Sizes
 from phigrow.models.forward import Ids, Values, Weights, gated_forward
 from phigrow.models.rotary import Turn
 
@@ -83,5 +83,5 @@ FAMILY = Family(
     },
     forward=_forward,
     dropout_keys=("attention_dropout",),
-    ignored_tensors=(".rotary_emb.inv_freq",),
+    ignored_tensors=ROTARY_TABLES,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from phigrow.models.axis_sizes import SizeRules, axis_sizes
 from phigrow.models.bounds import rotary_factor
 from phigrow.models.config import Config
-from phigrow.models.family import Family, Sizes
+from phigrow.models.family import ROTARY_TABLES, Family, Sizes
 from phigrow.models.forward import ACTIVATIONS, Ids, Values, Weights, attention, layer_norm, linear, rotate, split_heads
 from phigrow.models.rotary import Turn
 
@@ -91,7 +91,7 @@ FAMILY = Family(
     forward=_forward,
     dropout_keys=("resid_pdrop", "embd_pdrop", "attention_dropout"),
     # Checkpoints written before transformers 4.40 carry the rotary table; it is computed, not learned.
-    ignored_tensors=(".rotary_emb.inv_freq",),
+    ignored_tensors=ROTARY_TABLES,
     former_model_types=("phi-msft", "mixformer-sequential"),
     former_tensors=(".mixer.Wqkv.weight", ".wte.weight"),
     former_advice="use the repository's current revision (microsoft/phi-1, phi-1_5 and phi-2 hold PhiForCausalLM now: "
