@@ -16,9 +16,10 @@ from phigrow.checkpoints.fingerprint import CONFIG, STATE, checkpoint_fingerprin
 from phigrow.checkpoints.integrity import MARKER
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE, TrainingCost
 from phigrow.checkpoints.run_checkpoints import RUN_FILE
+from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
-from phigrow.files.atomic import atomic_write
+from phigrow.files.atomic import atomic_json, atomic_write
 from phigrow.files.fingerprint import MISSING, SHOWN
 from phigrow.files.output import writing
 from phigrow.files.untrusted import read_json_strict
@@ -168,6 +169,8 @@ def keep_inputs(config: RunConfig, out: Path) -> None:
             for file in files:
                 if (source / file).is_file():
                     atomic_write(target / file, (source / file).read_bytes())
+            if (target / CONFIG).is_file() and (stored := stored_model_config(source)) != load_config(source):
+                atomic_json(target / CONFIG, stored)  # without weights beside it, the file must say what they are
 
 
 def check_present(missing: dict[str, Path]) -> None:

@@ -19,6 +19,7 @@ from phigrow.checkpoints import universal
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.checkpoints.stored_model import StoredModel, UntiedHead, stored_model_config
 from phigrow.errors import GrowthError
+from phigrow.models.config import load_config
 from phigrow.models.families import all_families
 from phigrow.models.family import TIE
 
@@ -99,8 +100,9 @@ def test_a_head_of_its_own_does_not_grow_into_a_tied_one(differing, tmp_path):
         phigrow.expand_model(of_transformers(folder), dst)
 
 
-def test_training_and_teachers_take_the_stored_head(differing):
+def test_training_and_teachers_take_the_stored_head(differing, tmp_path):
     from phigrow.training import RunConfig
+    from phigrow.training.inputs import keep_inputs
     from phigrow.training.model import causal_lm_config, empty_model, model_config
     from phigrow.training.weights import fill_from_checkpoint
 
@@ -115,6 +117,11 @@ def test_training_and_teachers_take_the_stored_head(differing):
         fill_from_checkpoint(model, folder)
     ids = probe(src["vocab_size"])
     assert torch.equal(logits(model.eval(), ids), logits(of_transformers(folder), ids))
+    # A run that loses its start continues with the same model.
+    with pytest.warns(UntiedHead):
+        keep_inputs(run, tmp_path / "out")
+    assert load_config(tmp_path / "out" / "inputs" / "init")[TIE] is False
+    assert load_config(folder)[TIE] is True
 
 
 @pytest.mark.parametrize("name", FAMILIES)
