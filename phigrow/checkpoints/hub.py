@@ -7,6 +7,7 @@ from pathlib import Path
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE
 from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import recognise
 from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained
 from phigrow.models.config import Config, load_config, shipped_name
@@ -57,6 +58,7 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         for file in (*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES):
             contained(path, file)
         return path
+    _refuse_file(path)
     return _download(name, revision, [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *WEIGHT_FILES])
 
 
@@ -95,6 +97,15 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
     if revision is None and (shipped := _SHIPPED.get(str(name)) or shipped_name(name)):
         return load_config(shipped)
     return load_config(_download(name, revision, CONFIG_FILES))
+
+
+def _refuse_file(path: Path) -> None:
+    """Refuse a file where a folder is needed; it would be taken for the name of a repository."""
+    if not path.is_file():
+        return
+    if (foreign := recognise(path)) is not None:
+        raise foreign.error("a checkpoint is a folder, not a file", str(path))
+    raise GrowthError("a checkpoint is a folder, not a file", where=str(path), fix="give the folder of a checkpoint")
 
 
 def display_name(name: str | Path) -> str:

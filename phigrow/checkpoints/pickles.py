@@ -25,6 +25,7 @@ from phigrow.checkpoints.reader import (
     read_weight_map,
 )
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import pickled_elsewhere
 from phigrow.files.untrusted import contained
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _pickled(name: Any, value: Any, path: Path, optional: tuple[str, ...]) -> Pi
             "the pickled weights are not a state dict",
             where=where,
             why=f"{name!r} is a {type(value).__name__}",
-            fix=_SAFER,
+            fix=pickled_elsewhere(path).fix if isinstance(value, dict) else _SAFER,
         )
     value = value.detach()
     dtype = str(value.dtype).removeprefix("torch.")

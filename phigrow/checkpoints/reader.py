@@ -20,6 +20,7 @@ import numpy as np
 
 from phigrow.checkpoints.bits import STORED, Bits, as_bytes, tensor_of
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import recognise
 from phigrow.files.untrusted import MOST_JSON_BYTES, contained, parse_json_strict, read_json_strict
 
 if TYPE_CHECKING:
@@ -165,6 +166,8 @@ class CheckpointReader:
 
     def _open(self, path: Path) -> None:
         if not path.is_file():
+            if path.name == SINGLE and (foreign := recognise(self.folder)) is not None:
+                raise foreign.error(f"the file {SINGLE} is missing", str(self.folder))
             pickles = sorted(p.name for p in self.folder.glob("*.bin"))
             is_shard = path.name != SINGLE
             raise GrowthError(

@@ -31,6 +31,7 @@ from phigrow.expansion.progress_bar import progress_bar
 from phigrow.expansion.provenance import installed_version
 from phigrow.expansion.write_tensors import block_rows
 from phigrow.files.atomic import atomic_json
+from phigrow.files.foreign import recognise
 from phigrow.files.output import check_replaceable
 from phigrow.files.paths import user_path
 from phigrow.files.staged_folder import StagedFolder, remove
@@ -394,10 +395,11 @@ def _find_checkpoint(path: Path) -> SourceCheckpoint:
             raise _damaged(path, "; ".join(wrong[:3]))
         return SourceCheckpoint(path, marker)
     if not any(path.glob("*_optim_states.pt")):
+        foreign = recognise(path)
         raise GrowthError(
             "there is no checkpoint with an optimizer's state",
             where=str(path),
-            why=None if path.is_dir() else "there is no such folder",
+            why=f"it is {foreign.what}" if foreign else None if path.is_dir() else "there is no such folder",
             fix="give the folder of a run that saved one (save_every, or keep), or one that DeepSpeed wrote",
         )
     return SourceCheckpoint(path, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import recognise
 from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained, read_json_strict
 
@@ -37,19 +38,19 @@ def load_config(ref: str | Path | Config) -> Config:
     if path.is_dir():
         path = contained(path, "config.json")
     if path.is_file():
+        if path.suffix != ".json" and (foreign := recognise(path)) is not None:
+            raise foreign.error("the file is no configuration", str(ref))
         return read_json_strict(path, "the configuration")
     if not given.is_dir() and (name := shipped_name(ref)) is not None:
         with resources.as_file(resources.files("phigrow.models") / "configs" / name) as shipped:
             return read_json_strict(shipped, "the configuration")
     if given.is_dir():
-        export = given / "export"
+        if (foreign := recognise(given)) is not None:
+            raise foreign.error("the folder has no config.json", str(ref))
         raise GrowthError(
             "the folder has no config.json",
             where=str(ref),
-            why="it is the folder of a training run" if (export / "config.json").is_file() else None,
-            fix=f"give {export}"
-            if (export / "config.json").is_file()
-            else "give the folder of a checkpoint"
+            fix="give the folder of a checkpoint"
             + (f", or {name} for the configuration that phigrow ships" if (name := _shipped_file(ref)) else ""),
         )
     raise GrowthError(

@@ -26,6 +26,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import recognise_tensors
 from phigrow.models.config import Config
 
 if TYPE_CHECKING:
@@ -297,6 +298,8 @@ class Family:
             )
         missing = [name for name in expected if name not in shapes]
         extra = [name for name in shapes if name not in expected]
+        if (missing or extra) and (foreign := recognise_tensors(shapes, expected, where)) is not None:
+            raise foreign.error("the tensors of the checkpoint do not match its configuration", where)
         if missing or extra:
             details = [f"{len(m)} {word}: {_some(m)}" for m, word in ((missing, "missing"), (extra, "unexpected")) if m]
             raise GrowthError(

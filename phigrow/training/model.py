@@ -14,6 +14,7 @@ from torch import nn
 from phigrow.checkpoints.fingerprint import has_weights
 from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import recognise
 from phigrow.models.config import Config, load_config, normalised
 from phigrow.models.families import family_of
 from phigrow.training.activation import fuse_gelu
@@ -44,6 +45,9 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
     """
     if config.init != SCRATCH:
         if not Path(config.init).is_dir():
+            foreign = recognise(Path(config.init))
+            if foreign is not None:
+                raise foreign.error("there is no checkpoint to start from", str(Path(config.init).absolute()))
             raise GrowthError(
                 "there is no checkpoint to start from",
                 where=str(Path(config.init).absolute()),

@@ -19,6 +19,7 @@ from phigrow.checkpoints.fingerprint import has_weights
 from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import recognise
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.training.configuration import RunConfig
@@ -73,6 +74,8 @@ def teacher_of(config: RunConfig, model_dict: Config, blocks: DataSource) -> Tea
         return None
     folder = Path(config.teacher)
     if not folder.is_dir():
+        if (foreign := recognise(folder)) is not None:
+            raise foreign.error("there is no checkpoint to take as teacher", f"teacher, {folder.absolute()}")
         raise GrowthError(
             "there is no checkpoint to take as teacher",
             where=f"teacher, {folder.absolute()}",

@@ -138,6 +138,7 @@ def _matched(model: nn.Module, reader: StoredModel) -> Iterator[tuple[Any, Store
     for name, parameter in model.named_parameters():
         tensor = reader.tensors.get(reader.family.stored_name(name))
         if tensor is None:
+            reader.check()  # says more, where it knows the kind of the files
             raise GrowthError(
                 "the checkpoint does not have a parameter of the model",
                 where=f"{name} in {reader.folder}",
