@@ -107,12 +107,14 @@ def flash_attention_2(
     max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend by flash-attn 2, shapes as in `sdpa`; with ``cu_seq_lens_q`` inside the documents of one row."""
+    """Attend by flash-attn 2.4.1 or later, shapes as in `sdpa`; with ``cu_seq_lens_q`` inside documents of one row."""
     tokens_first = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+    options: dict[str, Any] = {"dropout_p": dropout, "softmax_scale": scaling, "causal": True}
+    options["deterministic"] = torch.are_deterministic_algorithms_enabled()  # of the backward pass
     if cu_seq_lens_q is None:
         from flash_attn import flash_attn_func
 
-        return flash_attn_func(*tokens_first, dropout_p=dropout, softmax_scale=scaling, causal=True), None
+        return flash_attn_func(*tokens_first, **options), None
     from flash_attn import flash_attn_varlen_func
 
     out = flash_attn_varlen_func(
@@ -121,9 +123,7 @@ def flash_attention_2(
         cu_seqlens_k=cu_seq_lens_q,
         max_seqlen_q=max_length_q,
         max_seqlen_k=max_length_q,
-        dropout_p=dropout,
-        softmax_scale=scaling,
-        causal=True,
+        **options,
     )
     return out[None], None
 

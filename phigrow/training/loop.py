@@ -29,7 +29,7 @@ from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
 from phigrow.training.per_value_lr import copied_values, has_per_value_lr, make_per_value_lr
 from phigrow.training.prefetch import repeated
-from phigrow.training.process import World, forget_stop, lost_rank_named, on_rank_zero, start
+from phigrow.training.process import World, deterministic_kernels, forget_stop, lost_rank_named, on_rank_zero, start
 from phigrow.training.resolved import ResolvedRun, resolve_run
 from phigrow.training.run_info import device_name, opening, run_record
 from phigrow.training.run_lock import run_lock
@@ -93,6 +93,7 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     on_rank_zero(world, lambda: branch(config, keys, out))
     with contextlib.ExitStack() as held:
         on_rank_zero(world, lambda: _hold(held, out))
+        held.enter_context(deterministic_kernels(config.deterministic))
         return _train_in(out, config, world, blocks, initial, source, keys, monitors, missing)
 
 

@@ -122,6 +122,29 @@ def start(threads: int | None = None) -> World:
     return World(rank, size, local_rank, local_size, torch.device(accelerator.current_device_name()))
 
 
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Let torch use only deterministic kernels in this context, if ``wanted``; others raise a RuntimeError.
+
+    flash-attn reads the same switch, see `phigrow.training.attention`.
+    """
+    if not wanted:
+        yield
+        return
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires a fixed workspace
+    fill = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), fill.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    fill.fill_uninitialized_memory = False  # it finds reads of empty tensors, and costs a write of each
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        fill.fill_uninitialized_memory = before[1]
+
+
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -275,6 +275,11 @@ class EngineSettings:
     activation_checkpointing: bool = key(
         False, "Recompute every layer in the backward pass. It takes less memory and about a third more time."
     )
+    deterministic: bool = key(
+        False,
+        "Use only kernels that give the same result in every run, so that on GPUs a resumed run repeats every bit, as"
+        " on CPUs. An operation without such a kernel ends the run.",
+    )
     attention: str = key(
         "auto",
         "Attention implementation. auto takes the faster of flash-attn 2 and PyTorch's on a GPU, else PyTorch's SDPA."

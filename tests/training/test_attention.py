@@ -23,7 +23,7 @@ from phigrow.training import RunConfig, attention_choice
 from phigrow.training.attention import FUNCTIONS, registered_name
 from phigrow.training.attention_choice import Shape, choose_attention, shape_of
 from phigrow.training.model import build_model
-from phigrow.training.process import World
+from phigrow.training.process import World, deterministic_kernels
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)
@@ -48,14 +48,22 @@ def by_lengths(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale
 
 
 @pytest.fixture
-def flash_attn(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A stand-in for the package flash-attn."""
-    module = types.ModuleType("flash_attn")
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in for the package flash-attn, with the value of ``deterministic`` of every call."""
+    module: Any = types.ModuleType("flash_attn")
+    module.deterministic = []
     module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
 
     def flash_attn_func(
-        q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: Any = None, causal: bool = False
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dropout_p: float = 0.0,
+        softmax_scale: Any = None,
+        causal: bool = False,
+        deterministic: bool = False,
     ) -> Tensor:
+        module.deterministic.append(deterministic)
         return tokens_first(q, k, v, softmax_scale, causal)
 
     def flash_attn_varlen_func(
@@ -69,7 +77,9 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         dropout_p: float = 0.0,
         softmax_scale: Any = None,
         causal: bool = False,
+        deterministic: bool = False,
     ) -> Tensor:
+        module.deterministic.append(deterministic)
         assert max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
         assert cu_seqlens_q.dtype == torch.int32
         return by_lengths(q, k, v, cu_seqlens_q, softmax_scale, causal)
@@ -209,3 +219,16 @@ def test_the_shape_is_read_from_the_configuration():
     model = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64, "attention_dropout": 0.1}
     assert shape_of(model, rows=3, tokens=16, within=True) == Shape(3, 8, 2, 16, 8, True, True)
     assert shape_of(model | {"head_dim": 32}, rows=3, tokens=16, within=False) == Shape(3, 8, 2, 16, 32, False, True)
+
+
+@pytest.mark.parametrize("documents", ["plain", "within"])
+def test_deterministic_kernels_are_asked_for_while_a_run_lasts(documents, flash_attn):
+    with deterministic_kernels(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        step("flash_attention_2", documents)
+    assert set(flash_attn.deterministic) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    flash_attn.deterministic.clear()
+    with deterministic_kernels(False):
+        step("flash_attention_2", documents)
+    assert set(flash_attn.deterministic) == {False}
