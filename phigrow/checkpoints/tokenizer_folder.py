@@ -100,7 +100,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
             f"{'is' if len(ordinary) == 1 else 'are'} not special",
             fix=_FIX,
         )
-    text = tokenizer.decode(ordinary[:: max(1, len(ordinary) // PIECES)])
+    text = str(tokenizer.decode(ordinary[:: max(1, len(ordinary) // PIECES)]))
     kept, total = surviving(tokenizer, [text])
     if 2 * kept < total:
         raise GrowthError(
@@ -138,7 +138,7 @@ def surviving(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple
             places = {place for first, last in spans for place in range(first, last)}
             survived = _characters("".join(text[place] for place in sorted(places)))
         else:
-            survived = _characters(tokenizer.decode(ids))
+            survived = _characters(str(tokenizer.decode(ids)))
         kept += (there & survived).total()
         total += there.total()
     return kept, total
@@ -148,7 +148,7 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the id that text without a token gets; None if there is none."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return tokenizer.unk_token_id
+        return None if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id)
     if type(backend.model).__name__ == "Unigram":  # which does not tell its unknown token in Python
         number: int | None = json.loads(backend.to_str())["model"].get("unk_id")
         return number
