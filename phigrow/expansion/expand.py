@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.companions import generation_config, model_settings, stored_config, write_companions
+from phigrow.checkpoints.fingerprint import checkpoint_fingerprint
 from phigrow.checkpoints.hub import display_name, locate
 from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES
@@ -134,6 +135,7 @@ def expand_checkpoint(
             "dtype": dtype,
             "shard_bytes": shard_bytes,
             "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in reader.files],
+            "content": checkpoint_fingerprint(folder),
         }
         with StagedFolder(out, identity) as partial:
             try:

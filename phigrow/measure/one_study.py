@@ -8,8 +8,12 @@ from pathlib import Path
 from phigrow.errors import GrowthError
 from phigrow.records.run import Run
 
-TEXTS = {"data_fingerprint": "text", "eval_fingerprint": "held-out text"}
-"""Keys of the run record that identify a text."""
+TEXTS = {
+    "data_fingerprint": "text",
+    "eval_fingerprint": "held-out text",
+    "content_fingerprint": "text, which was replaced or damaged,",
+}
+"""Keys of the run record that identify a text. Records of earlier releases have no content fingerprint."""
 
 MOST_FOLDERS = 6
 """Most folders of a study that a message names one by one."""

@@ -47,6 +47,7 @@ class RunRecord(TypedDict, total=False):
     expand_flops: float | None
     expand_seconds: float | None
     data_fingerprint: str
+    content_fingerprint: str
     eval_fingerprint: str
     eval_blocks: int
     world_size: int

@@ -10,6 +10,7 @@ from typing import Any
 
 from phigrow.corpus.blocks import DataSource
 from phigrow.corpus.feed import Feed
+from phigrow.corpus.fingerprint import data_fingerprint
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
 from phigrow.training.automatic import choice_lines
@@ -61,6 +62,7 @@ def run_record(
         ),
         **({"study": config.study} if config.study is not None else {}),
         **blocks.describe(),
+        **({"content_fingerprint": content} if (content := data_fingerprint(blocks)) else {}),
         "world_size": world.size,
         "device": device_name(world),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},

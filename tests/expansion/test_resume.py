@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import phi_config, phi_model
 
 import phigrow
@@ -148,6 +148,31 @@ def test_what_is_left_of_another_expansion_is_not_continued(workplace, monkeypat
             phigrow.expand("src", DST, "out", method="wr", seed=1)
     out = phigrow.expand("src", DST, "out", method="wr", seed=2, shard_size="60KB")
     assert content(out) == content(phigrow.expand("src", DST, "fresh", method="wr", seed=2, shard_size="60KB"))
+
+
+def test_a_source_that_was_replaced_is_not_mixed_into_what_is_left(workplace, monkeypatch):
+    import phigrow.checkpoints.writer
+
+    calls: list[int] = []
+    write = phigrow.checkpoints.writer.CheckpointWriter.write
+
+    def interrupted(self, name, row, values):
+        calls.append(row)
+        if len(calls) == 40:
+            raise KeyboardInterrupt
+        return write(self, name, row, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phigrow.checkpoints.writer.CheckpointWriter, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            phigrow.expand("src", DST, "out", method="wr")
+    (file,) = (workplace / "src").glob("*.safetensors")
+    stat, tensors = file.stat(), load_file(file)
+    save_file({name: -value for name, value in tensors.items()}, file, {"format": "pt"})
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    out = phigrow.expand("src", DST, "out", method="wr")
+    assert content(out) == content(phigrow.expand("src", DST, "fresh", method="wr"))
 
 
 def test_two_writers_of_one_output(workplace):

@@ -72,7 +72,7 @@ def test_a_baseline_of_two_sources_is_refused(two_sources):
         compare(load_runs(two_sources), "wr @ 2")
 
 
-@pytest.mark.parametrize("key", ["data_fingerprint", "eval_fingerprint"])
+@pytest.mark.parametrize("key", ["data_fingerprint", "eval_fingerprint", "content_fingerprint"])
 def test_two_studies_in_one_folder_are_sorted(write_run, key):
     write_run("scratch", LINE, COSTS, name="one/scratch", **{key: "a" * 64})
     first = write_run("wr", LINE, COSTS, name="one/wr", **{key: "a" * 64}).parent

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from scenarios import SETTINGS, TINY, FakeBlocks
 from tiny_models import phi_model
 
+from phigrow.corpus import train_tokenizer
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
 from phigrow.records.writer import RecordWriter
@@ -209,3 +210,49 @@ def test_the_kept_files_are_small(alone, tmp_path):
         path.relative_to(tmp_path / "run" / FOLDER).as_posix() for path in (tmp_path / "run" / FOLDER).rglob("*.*")
     )
     assert kept == ["init/config.json"]
+
+
+def test_a_branch_that_lost_its_records_takes_none_of_the_trunk_past_their_parting(alone, tmp_path, capsys):
+    wsd = {"schedule": "wsd", "warmup": 1, "save_every": 1, "eval_every": 1, "trunk": "t"}
+    run(tmp_path / "trunk", **wsd, decay=0, steps=6)
+    branch = {"decay": 3, "steps": 5, "branch_from": str(tmp_path / "trunk")}
+    run(tmp_path / "branch", **wsd, **branch)
+    whole, trunk = losses(tmp_path / "branch"), losses(tmp_path / "trunk")
+    held, other = losses(tmp_path / "branch", "eval"), losses(tmp_path / "trunk", "eval")
+    assert (whole[:3], held[:3]) == (trunk[:3], other[:3])
+    assert held[4] != other[4]  # the rate has begun to fall
+
+    shutil.rmtree(tmp_path / "branch" / "checkpoints" / "step-5")
+    (tmp_path / "branch" / "records.jsonl").unlink()
+    run(tmp_path / "branch", **wsd, **branch)
+    found = {record["step"]: record["loss"] for record in records(tmp_path / "branch", "step")}
+    assert found == {1: whole[0], 2: whole[1], 5: whole[4]}  # steps 3 and 4 are lost, and the trunk's are not theirs
+    assert losses(tmp_path / "branch", "eval") == [*held[:3], held[5]]
+    assert "the records of steps 3 to 4 are lost" in capsys.readouterr().err
+    assert [record["step"] for record in records(tmp_path / "branch", "resume")] == [4]
+
+
+def test_text_of_the_same_size_is_another_text(alone, tmp_path):
+    text = tmp_path / "books.txt"
+    text.write_text("of making many books there is no end " * 100)
+    train_tokenizer(["of making many books there is no end " * 9], 260).save_pretrained(tmp_path / "tokenizer")
+    stream = {"ref": str(text), "tokenizer": str(tmp_path / "tokenizer"), "heldout": 0, "shuffle": 4}
+    model = TINY | {"vocab_size": 512, "max_position_embeddings": 64}
+    more = {"stream": stream, "seq_len": 16, "model": model, "eval_every": 0, "batch": 2}
+
+    def read(out: str) -> Any:
+        config = RunConfig(
+            **SETTINGS | {"out": str(tmp_path / out), "zero": 1, "steps": 4, "save_every": 2, "keep": 0} | more
+        )
+        return train(config)
+
+    assert read("one").finished
+    (first,) = records(tmp_path / "one", "run")
+    text.write_text("of taking many looks there is no end " * 100)
+    cut(tmp_path / "one")
+    with pytest.raises(GrowthError, match=r"these keys differ: content of data \('\w{12}', now '\w{12}'\)"):
+        read("one")
+    assert read("two").finished
+    (second,) = records(tmp_path / "two", "run")
+    assert first["data_fingerprint"] == second["data_fingerprint"]
+    assert first["content_fingerprint"] != second["content_fingerprint"]
