@@ -173,12 +173,26 @@ def keep_inputs(config: RunConfig, out: Path) -> None:
                 atomic_json(target / CONFIG, stored)  # without weights beside it, the file must say what they are
 
 
-def check_present(missing: dict[str, Path]) -> None:
-    """Refuse a run that begins without its first weights or its optimizer state.
+def check_present(missing: dict[str, Path], config: RunConfig, step: int | None) -> None:
+    """Refuse a run without an input that it still needs.
+
+    Args:
+        missing: the second result of `with_kept_inputs`.
+        config: the settings.
+        step: step of the checkpoint from which the run continues; None for a run that begins.
 
     Raises:
-        GrowthError: one of them is missing.
+        GrowthError: a run begins without its first weights or its optimizer state, or has no teacher that still
+            teaches.
     """
+    if "teacher" in missing and (step or 0) < min(config.teacher_steps, config.steps):
+        raise GrowthError(
+            f"the teacher does not exist any more, and the run learns from it until step {config.teacher_steps}",
+            where=f"teacher, {missing['teacher'].absolute()}",
+            fix="put the folder back, or give its new place",
+        )
+    if step is not None:
+        return
     for name in ("init", "init_optimizer"):
         if name in missing:
             raise GrowthError(

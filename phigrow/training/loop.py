@@ -35,7 +35,7 @@ from phigrow.training.run_info import device_name, opening, run_record
 from phigrow.training.run_lock import run_lock
 from phigrow.training.schedule import rejoin
 from phigrow.training.settings import SCRATCH
-from phigrow.training.teacher import check_teacher, load_teacher, teacher_of
+from phigrow.training.teacher import load_teacher, teacher_of
 from phigrow.training.trainer import Trainer
 from phigrow.training.training_cost import InitSource, run_folder, source_of
 
@@ -114,9 +114,8 @@ def _train_in(
 ) -> Summary:
     """Start or resume a run in a folder that this launch holds."""
     checkpoint = checkpoints.resumable(out, keys, world, resume=config.resume == "auto")
-    if checkpoint is None:
-        check_present(missing)
-    elif missing and world.first:
+    check_present(missing, config, checkpoint.progress.step if checkpoint else None)
+    if missing and world.first:
         print(f"the run continues without {' and '.join(map(str, missing.values()))}", flush=True)
     on_rank_zero(world, lambda: keep_inputs(config, out))
     exported = None if config.export is None else out / config.export
@@ -184,8 +183,6 @@ def build_run(
         blocks.save_tokenizer()
         text = opening(run, source, model_dict, blocks, feed, initial, taught_by)
         print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
-    if checkpoint is not None and taught_by is not None and checkpoint.progress.step < taught_by.steps:
-        check_teacher(Path(str(config.teacher)), taught_by)
     model = build_model(
         config, model_dict, world, run.attention.name, run.engine, blocks.eos_token_id, resumes=checkpoint is not None
     )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.checkpoints.fingerprint import has_weights
 from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
@@ -105,20 +104,6 @@ def teacher_of(config: RunConfig, model_dict: Config, blocks: DataSource) -> Tea
         stored, name, min(config.teacher_steps, config.steps), config.teacher_weight,
         cost.forward_flops,
     )  # fmt: skip
-
-
-def check_teacher(folder: Path, info: TeacherInfo) -> None:
-    """Refuse a run that still learns from a teacher of which only the kept files exist.
-
-    Raises:
-        GrowthError: the folder has no weights.
-    """
-    if not has_weights(folder):
-        raise GrowthError(
-            f"the teacher has no weights any more, and the run learns from it until step {info.steps}",
-            where=f"teacher, {folder.absolute()}",
-            fix="put the folder back, or give its new place",
-        )
 
 
 class Teacher:

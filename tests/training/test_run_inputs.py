@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from scenarios import SETTINGS, TINY, FakeBlocks
 from tiny_models import phi_model
 
+import phigrow
 from phigrow.corpus import train_tokenizer
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
@@ -256,3 +257,65 @@ def test_text_of_the_same_size_is_another_text(alone, tmp_path):
     (second,) = records(tmp_path / "two", "run")
     assert first["data_fingerprint"] == second["data_fingerprint"]
     assert first["content_fingerprint"] != second["content_fingerprint"]
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_run_at_another_stage_needs_no_start_either(alone, tmp_path, zero):
+    given = {"model": None, "zero": zero, "init": str(start(tmp_path / "g1"))}
+    run(tmp_path / "run", **given)
+    whole = losses(tmp_path / "run")
+    shutil.rmtree(tmp_path / "g1")
+    cut(tmp_path / "run")
+    run(tmp_path / "run", **given)
+    assert losses(tmp_path / "run") == whole
+    cut(tmp_path / "run")
+    run(tmp_path / "run", **given | {"zero": 1, "universal": True})
+    assert losses(tmp_path / "run") == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_teacher_is_needed_as_long_as_it_teaches(alone, tmp_path):
+    start(tmp_path / "small")
+    given = {"teacher": str(tmp_path / "small"), "teacher_steps": 2, "export": "export"}
+    run(tmp_path / "run", **given)
+    whole, cost = losses(tmp_path / "run"), (tmp_path / "run" / "export" / "training.json").read_text()
+    shutil.copytree(tmp_path / "run", tmp_path / "early")
+    (tmp_path / "small").rename(tmp_path / "moved")
+    cut(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "export")
+    run(tmp_path / "run", **given)
+    assert losses(tmp_path / "run") == whole
+    again = json.loads((tmp_path / "run" / "export" / "training.json").read_text())
+    assert {**again, "seconds": 0} == {**json.loads(cost), "seconds": 0}
+    # Negative control: it still has to teach.
+    for step in (2, 4):
+        shutil.rmtree(tmp_path / "early" / "checkpoints" / f"step-{step}")
+    with pytest.raises(
+        GrowthError, match="the teacher does not exist any more, and the run learns from it until step 2"
+    ):
+        run(tmp_path / "early", **given)
+
+
+def test_a_run_continues_without_its_grown_optimizer(alone, tmp_path):
+    source = run(tmp_path / "source", export="export", export_dtype="fp32").export
+    wide = TINY | {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 96}
+    grown = phigrow.expand(source, wide, tmp_path / "grown", method="tile", dtype="float32")
+    state = phigrow.grow_optimizer(tmp_path / "source", grown, tmp_path / "state")
+    given = {"model": None, "init": str(grown), "init_optimizer": str(state)}
+    run(tmp_path / "run", **given)
+    whole = losses(tmp_path / "run")
+    for folder in (grown, state):
+        shutil.rmtree(folder)
+    cut(tmp_path / "run")
+    run(tmp_path / "run", **given)
+    assert losses(tmp_path / "run") == whole
+    # Grown again from the same checkpoint, both are the same content. From another, they are not.
+    phigrow.expand(source, wide, grown, method="tile", dtype="float32")
+    phigrow.grow_optimizer(tmp_path / "source", grown, state)
+    cut(tmp_path / "run")
+    run(tmp_path / "run", **given)
+    assert losses(tmp_path / "run") == whole
+    shutil.rmtree(state)
+    phigrow.grow_optimizer(tmp_path / "source", grown, state, state="copy")
+    cut(tmp_path / "run")
+    with pytest.raises(GrowthError, match=r"these keys differ: content of init_optimizer \('\w{12}', now '\w{12}'\)"):
+        run(tmp_path / "run", **given)
