@@ -30,7 +30,8 @@ from phigrow.models.families import family_of
 from phigrow.models.family import TIE, Family
 
 QUANTIZATION = "quantization_config"
-_BLOCK_VALUES = 1 << 20
+BLOCK_VALUES = 1 << 20
+"""Values that are compared at once."""
 
 Tensor = TypeVar("Tensor")
 
@@ -163,7 +164,7 @@ def equal(one: StoredTensor, other: StoredTensor) -> bool:
     if one.shape != other.shape:
         return False
     rows = one.shape[0] if one.shape else 0
-    step = max(1, _BLOCK_VALUES // max(1, int(np.prod(one.shape[1:], dtype=np.int64))))
+    step = max(1, BLOCK_VALUES // max(1, int(np.prod(one.shape[1:], dtype=np.int64))))
     for start in range(0, rows, step):
         a, b = (tensor.bits(start, min(start + step, rows)) for tensor in (one, other))
         if one.dtype_name == other.dtype_name:

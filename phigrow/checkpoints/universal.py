@@ -80,7 +80,7 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
                     _convert_zero(source, partial)
                 else:
                     cut_shards(source, partial, states)
-                    _forget_aliases(source, partial)
+                    forget_aliases(source, partial)
             else:
                 _convert_plain(source, partial, states)
             atomic_json(partial / STATE, {"states": dict(states)} | _state(source, partial))
@@ -145,10 +145,10 @@ def _convert_zero(source: Path, folder: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(options)
     (folder.parent / "latest_universal").unlink(missing_ok=True)  # it names the unfinished folder
-    _forget_aliases(source, folder)
+    forget_aliases(source, folder)
 
 
-def _forget_aliases(source: Path, folder: Path) -> None:
+def forget_aliases(source: Path, folder: Path) -> None:
     """Delete the second copy of a tied parameter, under its other name, which DeepSpeed makes of ZeRO 1 and 2.
 
     Raises:

@@ -30,6 +30,7 @@ from phigrow.growth.plan import Plan
 from phigrow.growth.planner import make_plan
 from phigrow.models.config import Config
 from phigrow.models.families import family_of
+from phigrow.models.transformers_errors import transformers_errors
 
 if TYPE_CHECKING:
     import torch
@@ -223,8 +224,11 @@ def expand_model(
     sources = {name: InMemory(tensor) for name, tensor in state.items()}
     grown = {recipe.name: lift(recipe, sources, torch_dtype) for recipe in plan.recipes()}
     stored = stored_config(plan.dst_config, plan.table.architecture, str(torch_dtype).removeprefix("torch."))
-    new_config = AutoConfig.for_model(**model_settings(stored))
-    with init_empty_weights(include_buffers=False):
+    with (
+        transformers_errors("build the model", "the destination configuration"),
+        init_empty_weights(include_buffers=False),
+    ):
+        new_config = AutoConfig.for_model(**model_settings(stored))
         new: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             new_config, dtype=torch_dtype, attn_implementation=model.config._attn_implementation
         )
@@ -250,6 +254,13 @@ def _live_state(model: PreTrainedModel) -> tuple[Config, dict[str, torch.Tensor]
     """
     import torch
 
+    if not hasattr(getattr(model, "config", None), "to_dict"):
+        raise GrowthError(
+            f"{_LIVE} has no configuration of transformers",
+            where=f"a {type(model).__name__}",
+            why="a wrapper hides it, or it is no model of transformers",
+            fix="give the model inside of the wrapper, such as model.module",
+        )
     config, live = model.config.to_dict(), model.state_dict()
     family = family_of(config, _LIVE)
     for name, tensor in live.items():

@@ -18,6 +18,7 @@ from phigrow.models.config import Config, is_number, normalised
 from phigrow.models.families import family_of
 from phigrow.models.forward import ACTIVATIONS, Ids, Values
 from phigrow.models.function import function_of
+from phigrow.models.transformers_errors import transformers_errors
 
 if TYPE_CHECKING:
     import torch
@@ -153,10 +154,11 @@ def _logits_of_transformers(folder: Path, probes: Sequence[Probe], dtype: str, p
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with transformers_errors("read the configuration", str(folder)):
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if hasattr(config, QUANTIZATION):
         delattr(config, QUANTIZATION)  # the weights are stored as floating point numbers, as phigrow has checked
-    with _no_loading_bar():
+    with transformers_errors("load the checkpoint", str(folder)), _no_loading_bar():
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,

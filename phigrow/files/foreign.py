@@ -163,8 +163,8 @@ def _deepspeed(path: Path, names: list[str]) -> Foreign | None:
     out = _converted(path)
     whole = folder / tag / "mp_rank_00_model_states.pt"
     if list((folder / tag).glob("*_optim_states.pt")):
-        script = "python -m deepspeed.utils.zero_to_fp32"
-        command = f"{script} {quote(str(folder))} {quote(out)} -t {quote(tag)} --safe_serialization"
+        # Not with --safe_serialization, which fails where the head is tied.
+        command = f"python -m deepspeed.utils.zero_to_fp32 {quote(str(folder))} {quote(out)} -t {quote(tag)}"
     else:
         command = (
             f'mkdir -p {quote(out)}; python -c "import torch; torch.save(torch.load('
@@ -356,8 +356,9 @@ def recognise_tensors(names: Collection[str], expected: Collection[str], where: 
         return Foreign(
             f"a model inside of a wrapper ({', '.join(labels)}), which adds {', '.join(f'{part}.' for part in parts)} "
             "to names",
-            "save the model inside of the wrapper, or rename its tensors: "
-            + _rename(Path(where), _pattern(parts), out),
+            "save the model inside of the wrapper, or rename its tensors: " + _rename(Path(where), _pattern(parts), out)
+            if Path(where).is_dir()
+            else "give the model inside of the wrapper (model.module, model._orig_mod, model.merge_and_unload())",
         )
     return _other_head(set(names), wanted, where, out)
 

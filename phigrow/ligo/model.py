@@ -21,6 +21,7 @@ from phigrow.growth.origins import Kind, anatomy
 from phigrow.growth.plan import Plan
 from phigrow.growth.recipe import Leg, TensorRecipe
 from phigrow.models.family import Axis
+from phigrow.models.transformers_errors import transformers_errors
 
 
 class GrownModel(nn.Module):
@@ -181,7 +182,7 @@ def _skeleton(plan: Plan, attention: str, dtype: torch.dtype) -> Any:
     from phigrow.training.loss import attach_loss
 
     settings = {key: value for key, value in model_settings(plan.dst_config).items() if key != "auto_map"}
-    with init_empty_weights(include_buffers=False):
+    with transformers_errors("build the model", "the destination"), init_empty_weights(include_buffers=False):
         make: Any = AutoModelForCausalLM.from_config
         model = make(AutoConfig.for_model(**settings), dtype=dtype, attn_implementation=attention)
     model.tie_weights()

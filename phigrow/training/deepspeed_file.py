@@ -46,6 +46,11 @@ UNSEEN = {
 }
 """Keys that would change the training without a trace in the records, and what they would do."""
 
+SECTIONS = frozenset(
+    {"zero_optimization", "bf16", "fp16", "data_types", "activation_checkpointing", "optimizer", "scheduler", "aio"}
+)
+"""Keys whose value is an object."""
+
 ALIASES = {"bfloat16": "bf16"}
 """Names that DeepSpeed reads as others."""
 
@@ -80,6 +85,12 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
                 where=str(path),
                 why="it would be ignored",
                 fix=f"did you mean {' or '.join(near)}?" if near else "remove it, or begin its name with an underscore",
+            )
+        if name in SECTIONS and not isinstance(value, dict):
+            raise GrowthError(
+                f"{key} in the DeepSpeed file is {value!r}, but must be an object",
+                where=str(path),
+                fix=f'write it as {{"{key}": {{...}}}}, or remove it',
             )
         content[name] = value
     return content

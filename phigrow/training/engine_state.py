@@ -55,7 +55,7 @@ def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str,
             why="another optimizer wrote this state",
             fix="set optimizer to the one that wrote it",
         )
-    names = _names_in(folder, engine.module)
+    names = names_in(folder, engine.module)
     zero.make_states(engine, optimizer.states_of)
     with zero.writing_states(engine.optimizer):
         masters = zero.plain_masters(engine.optimizer)
@@ -75,7 +75,7 @@ def load_state(engine: Any, folder: Path, optimizer: OptimizerSpec) -> dict[str,
     return state
 
 
-def _names_in(folder: Path, model: Any) -> dict[str, str]:
+def names_in(folder: Path, model: Any) -> dict[str, str]:
     """Return name of a parameter in the model -> in a universal folder.
 
     Raises:

@@ -17,6 +17,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.foreign import recognise
 from phigrow.models.config import Config, load_config, normalised
 from phigrow.models.families import family_of
+from phigrow.models.transformers_errors import transformers_errors
 from phigrow.training.activation import fuse_gelu
 from phigrow.training.attention import registered_name
 from phigrow.training.configuration import DEMO_MODEL, RunConfig
@@ -56,6 +57,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
         out = stored_model_config(Path(config.init))
         if config.model is not None:
             _check_agreement(out, _named(config.model), config)
+        _check_sizes(out, f"{config.init}/config.json", data_vocab)
         if config.vocab_size not in (None, out["vocab_size"]):
             raise GrowthError(
                 f"vocab_size is {config.vocab_size}, but the checkpoint has {out['vocab_size']}",
@@ -68,6 +70,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
             out["vocab_size"] = config.vocab_size
         elif (config.model or DEMO) == DEMO:
             out["vocab_size"] = data_vocab
+        _check_sizes(out, "model", data_vocab)
         if out.get("eos_token_id") is None:
             out["eos_token_id"] = eos_token_id
     if out["vocab_size"] < data_vocab:
@@ -83,6 +86,24 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
             fix="prepare the data with a smaller --seq-len",
         )
     return out
+
+
+def _check_sizes(model: Config, where: str, data_vocab: int) -> None:
+    """Check the sizes of a configuration before anything is read from it.
+
+    Raises:
+        GrowthError: there is no family of its model type, or a size is missing or wrong.
+    """
+    if model.get("vocab_size") is None and "model_type" in model:
+        raise GrowthError(
+            "the model's configuration has no vocab_size",
+            where=where,
+            fix=f"set vocab_size: {data_vocab} for the tokens of the data, or a larger one",
+        )
+    try:
+        family_of(model, where).sizes_of(model)
+    except GrowthError as error:
+        raise error if error.where == where else error.at(where) from None
 
 
 def _named(model: str | Config) -> Config:
@@ -159,7 +180,8 @@ def causal_lm_config(model_dict: Config) -> Any:
     kind = str(model_dict.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise GrowthError(f"transformers has no model type {kind!r}", where="model_type", fix=_KNOWN_TYPE)
-    hf_config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in model_dict.items() if k != "auto_map"})
+    with transformers_errors("read the configuration", "the model's configuration"):
+        hf_config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in model_dict.items() if k != "auto_map"})
     if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise GrowthError(f"transformers has no causal language model {kind!r}", where="model_type", fix=_KNOWN_TYPE)
     MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
@@ -178,7 +200,7 @@ def empty_model(hf_config: Any, config: RunConfig, attention: str) -> Any:
 
     name = registered_name(attention, within=config.documents == "within")
     make: Any = AutoModelForCausalLM.from_config  # it has no annotations
-    with _without_initialisation():
+    with transformers_errors("build the model", "the model's configuration"), _without_initialisation():
         return make(hf_config, attn_implementation=name, dtype=torch.float32)
 
 

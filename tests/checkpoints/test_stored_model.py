@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,36 @@ def test_training_and_teachers_take_the_stored_head(differing, tmp_path):
     assert load_config(folder)[TIE] is True
 
 
+def test_learning_a_growth_starts_from_the_stored_head(differing):
+    from phigrow.expansion.expand import check_source
+    from phigrow.ligo.model import GrownModel
+
+    name, folder, _, dst = differing
+    with pytest.warns(UntiedHead):
+        plan = phigrow.plan(folder, dst | {TIE: False}, "ligo", depth="stack")
+    with pytest.warns(UntiedHead):
+        model = StoredModel(folder)
+    with model:
+        check_source(plan, model)
+        source = {key: tensor.rows(0, tensor.shape[0]) for key, tensor in model.tensors.items()}
+    grown = GrownModel(plan, source, noise=0.0, seed=0, dtype=torch.float32, attention="sdpa").weights()
+    embedding, head = names(name)
+    kept = source[head].shape[1]
+    assert torch.equal(grown[embedding][:, :kept], source[embedding])
+    assert grown[head].shape == grown[embedding].shape
+    assert not torch.equal(grown[head], grown[embedding])
+
+
+def test_planning_from_stored_weights_needs_no_torch(tmp_path):
+    folder, _, dst, tensors = made(tmp_path / "src", "llama", tie_word_embeddings=True)
+    store(folder, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    (tmp_path / "dst.json").write_text(json.dumps(dst))
+    script = f"import sys, phigrow; print(phigrow.plan({str(folder)!r}, {str(tmp_path / 'dst.json')!r}).src_config"
+    script += "['tie_word_embeddings'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_second_copy_of_the_embedding_is_no_second_matrix(name, tmp_path):
     folder, _, dst, tensors = made(tmp_path / "src", name, tie_word_embeddings=True)
@@ -146,7 +178,7 @@ def test_a_second_copy_of_the_embedding_is_no_second_matrix(name, tmp_path):
 
 @pytest.mark.parametrize("where", ["first", "last"])
 def test_one_value_in_a_later_block_unties(tmp_path, where, monkeypatch):
-    monkeypatch.setattr("phigrow.checkpoints.stored_model._BLOCK_VALUES", 64)
+    monkeypatch.setattr("phigrow.checkpoints.stored_model.BLOCK_VALUES", 64)
     folder, _, _, tensors = made(tmp_path / "src", "llama", tie_word_embeddings=True)
     embedding, head = names("llama")
     other = tensors[embedding].clone()
@@ -184,31 +216,31 @@ def test_a_second_copy_in_an_optimizer_state_is_compared_before_it_is_deleted(tm
         (folder / "zero" / name).mkdir(parents=True)
         torch.save({"param": values}, folder / "zero" / name / "fp32.pt")
     shutil.copytree(folder, tmp_path / "other")
-    universal._forget_aliases(source, folder)
+    universal.forget_aliases(source, folder)
     assert universal.parameters(folder) == ["model.embed_tokens.weight"]
     torch.save({"param": value + 1}, tmp_path / "other" / "zero" / "lm_head.weight" / "fp32.pt")
     with pytest.raises(GrowthError, match="ties two parameters that have different values"):
-        universal._forget_aliases(source, tmp_path / "other")
+        universal.forget_aliases(source, tmp_path / "other")
     assert len(universal.parameters(tmp_path / "other")) == 2
 
 
 def test_state_of_an_untied_model_does_not_fill_a_tied_one(tmp_path):
-    from phigrow.training.engine_state import _names_in
+    from phigrow.training.engine_state import names_in
 
     _, _, _, tensors = made(tmp_path / "src", "gpt_neox", tie_word_embeddings=True)
     model = of_transformers(tmp_path / "src")
     for name in tensors:
         (tmp_path / "zero" / name).mkdir(parents=True)
         (tmp_path / "zero" / name / "fp32.pt").touch()
-    assert _names_in(tmp_path, model) == {name: name for name in tensors}
+    assert names_in(tmp_path, model) == {name: name for name in tensors}
     (tmp_path / "zero" / "embed_out.weight").mkdir()
     (tmp_path / "zero" / "embed_out.weight" / "fp32.pt").touch()
     with pytest.raises(GrowthError, match=r"a parameter that the model does not have: embed_out\.weight"):
-        _names_in(tmp_path, model)
+        names_in(tmp_path, model)
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     # An untied model reads the same folder: the state's name of the head is the table's.
-    assert _names_in(tmp_path, model)["lm_head.weight"] == "embed_out.weight"
+    assert names_in(tmp_path, model)["lm_head.weight"] == "embed_out.weight"
 
 
 def with_masks(name: str, tensors: dict[str, torch.Tensor], kind: torch.dtype) -> dict[str, torch.Tensor]:
@@ -295,6 +327,12 @@ def test_a_live_model_without_values_or_with_quantised_ones_is_refused_by_name(t
         empty = type(model)(model.config)
     with pytest.raises(GrowthError, match=r"no values, because it is on the meta device\n  where: model\.embed_tokens"):
         phigrow.expand_model(empty, dst)
+    wrapped = torch.nn.Sequential(model)
+    with pytest.raises(GrowthError, match=r"no configuration of transformers\n  where: a Sequential\n"):
+        phigrow.expand_model(wrapped, dst)
+    wrapped.config = model.config
+    with pytest.raises(GrowthError, match=r"inside of a wrapper .*adds 0\. to names\n.*give the model inside"):
+        phigrow.expand_model(wrapped, dst)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(GrowthError, match=r"has a tensor of int8\n  where: lm_head\.weight"):
         phigrow.expand_model(model, dst)

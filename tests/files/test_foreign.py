@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import random
 import re
-import runpy
-import shlex
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from printed_commands import run_command
 from safetensors.torch import load_file, save_file
 from tiny_models import model_of, random_pair
 
@@ -40,39 +37,6 @@ def touched(folder: Path, *names: str, **content: str) -> Path:
     for name, text in content.items():
         (folder / name.replace("__", ".")).write_text(text)
     return folder
-
-
-def run_command(text: str) -> None:
-    """Run the commands of an advice in this process: cd, mkdir, mv and python."""
-    start = re.search(r"(cd|mkdir|mv|python) ", text)
-    assert start, text
-    lexer = shlex.shlex(
-        text[start.start() :].split(", and copy")[0].split(', and give"')[0], posix=True, punctuation_chars=";&"
-    )
-    lexer.whitespace_split = True
-    words: list[str] = []
-    for word in [*lexer, ";"]:
-        if word not in (";", "&&"):
-            words.append(word)
-            continue
-        match words:
-            case ["cd", folder]:
-                os.chdir(folder)
-            case ["mkdir", "-p", folder]:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            case ["mv", old, new]:
-                Path(old).rename(new)
-            case ["python", "-c", code]:
-                exec(compile(code, "advice", "exec"), {})
-            case ["python", "-m", module, *arguments]:
-                former, sys.argv = sys.argv, [module, *arguments]
-                try:
-                    runpy.run_module(module, run_name="__main__")
-                finally:
-                    sys.argv = former
-            case _:
-                raise AssertionError(f"no command of this test: {words}")
-        words = []
 
 
 @pytest.fixture

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from launching import records
+from printed_commands import run_command
 from safetensors.torch import load_file
 from scenarios import SETTINGS, VOCAB, FakeBlocks
 
 import phigrow
+from phigrow.checkpoints.pickles import PickledWeights
+from phigrow.checkpoints.stored_model import StoredModel, equal
+from phigrow.errors import GrowthError
 from phigrow.models.families import all_families
 from phigrow.training import RunConfig, train
 
@@ -61,8 +67,26 @@ def test_a_family_goes_around_the_circle(alone, tmp_path, name, stage, tied):
     # Negative control: a step changes every matrix.
     moved = load_file(trained / "model.safetensors")
     assert not any(torch.equal(moved[key], expected[key]) for key in expected if expected[key].ndim == 2)
+    check_the_advice_about_deepspeed(tmp_path, name)
     # And the model grows once more.
     assert phigrow.expand(trained, large, tmp_path / "third").is_dir()
+
+
+def check_the_advice_about_deepspeed(folder: Path, name: str) -> None:
+    """The command that an error prints for DeepSpeed's checkpoint of a run gives the weights of the run's export."""
+    step = shutil.copytree(folder / "small" / "checkpoints" / "step-2", folder / "foreign" / "global_step2")
+    (step / "complete.json").unlink()
+    for given, out in ((step, "global_step2-hf"), (step.parent, "foreign-hf")):
+        with pytest.raises(GrowthError, match="it is a checkpoint of DeepSpeed") as refused, contextlib.chdir(folder):
+            phigrow.expand(given, "phi2.json")
+        with contextlib.chdir(folder), contextlib.redirect_stdout(None):
+            run_command(refused.value.fix)
+        shutil.copy(folder / "small" / "export" / "config.json", folder / out)
+        with pytest.warns(PickledWeights):
+            joined = StoredModel(folder / out)
+        with joined, StoredModel(folder / "small" / "export") as exported:
+            joined.check()
+            assert all(equal(tensor, exported.tensors[key]) for key, tensor in joined.tensors.items()), name
 
 
 @pytest.mark.parametrize("kind", ["stored names", "live names", "pickled"])
