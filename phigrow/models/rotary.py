@@ -104,15 +104,15 @@ class Rotary:
             length: tokens.
             dtype: of the arithmetic; transformers' is float32.
         """
-        get = self.settings.get
+        settings = self.settings
         if self.kind == "default":
             return Turn(1 / self._powers(self.theta, dtype), 1.0)
         if self.kind == "linear":
-            return Turn(1 / self._powers(self.theta, dtype) / dtype(get("factor")), 1.0)
+            return Turn(1 / self._powers(self.theta, dtype) / dtype(settings["factor"]), 1.0)
         if self.kind == "proportional":
             return self._proportional(dtype)
         if self.kind == "dynamic":
-            factor, longest = get("factor"), max(length, self.context)
+            factor, longest = settings["factor"], max(length, self.context)
             stretch = factor * longest / self.context - (factor - 1)
             return Turn(1 / self._powers(self.theta * stretch ** (self.size / (self.size - 2)), dtype), 1.0)
         if self.kind == "yarn":
@@ -126,6 +126,11 @@ class Rotary:
         """The context before scaling: by default ``max_position_embeddings``."""
         return self.settings.get(ORIGINAL, self.context)  # type: ignore[no-any-return]
 
+    def _ratio(self) -> float:
+        """The ``factor``, by default the context over the context before scaling."""
+        factor: float | None = self.settings.get("factor")
+        return self.context / self.original if factor is None else factor
+
     def last_lengths(self) -> tuple[int, ...]:
         """Return the lengths beyond which the frequencies change."""
         if self.kind == "dynamic":
@@ -133,8 +138,8 @@ class Rotary:
         return (math.floor(self.original),) if self.kind == "longrope" else ()
 
     def _powers(self, theta: float, dtype: Float, over: int | None = None) -> Frequencies:
-        exponents = np.arange(0, self.size, 2, dtype=dtype) / dtype(over or self.size)
-        return dtype(theta) ** exponents  # type: ignore[no-any-return]
+        coordinates: Frequencies = np.arange(0, self.size, 2, dtype=dtype)
+        return dtype(theta) ** (coordinates / dtype(over or self.size))
 
     def _proportional(self, dtype: Float) -> Turn:
         angles = int((1.0 if self.part is None else self.part) * self.head // 2)
@@ -143,15 +148,14 @@ class Rotary:
         return Turn(inverse / dtype(self.settings.get("factor", 1.0)), 1.0)
 
     def _yarn(self, dtype: Float) -> Turn:
-        get, original = self.settings.get, self.original
-        factor = self.context / original if get("factor") is None else get("factor")
+        settings, original, factor = self.settings, self.original, self._ratio()
 
         def magnitude(scale: float, slope: float = 1) -> float:
             return 1.0 if scale <= 1 else 0.1 * slope * math.log(scale) + 1.0
 
-        scaling = get("attention_factor")
-        if scaling is None and get("mscale") and get("mscale_all_dim"):
-            scaling = magnitude(factor, get("mscale")) / magnitude(factor, get("mscale_all_dim"))
+        scaling, slopes = settings.get("attention_factor"), (settings.get("mscale"), settings.get("mscale_all_dim"))
+        if scaling is None and all(slopes):
+            scaling = magnitude(factor, settings["mscale"]) / magnitude(factor, settings["mscale_all_dim"])
         elif scaling is None:
             scaling = magnitude(factor)
 
@@ -159,28 +163,28 @@ class Rotary:
             turns = math.log(original / (rotations * 2 * math.pi))
             return self.size * turns / (2 * math.log(self.theta))
 
-        low, high = coordinate(get("beta_fast") or 32), coordinate(get("beta_slow") or 1)
-        if get("truncate", True):
-            low, high = math.floor(low), math.ceil(high)
+        low, high = coordinate(settings.get("beta_fast") or 32), coordinate(settings.get("beta_slow") or 1)
+        if settings.get("truncate", True):
+            low, high = float(math.floor(low)), float(math.ceil(high))
         low, high = max(low, 0), min(high, self.size - 1)
         if low == high:
             high += 0.001  # as transformers
-        ramp = np.clip((np.arange(self.size // 2, dtype=dtype) - dtype(low)) / dtype(high - low), 0, 1)
+        pairs: Frequencies = np.arange(self.size // 2, dtype=dtype)
+        ramp = np.clip((pairs - dtype(low)) / dtype(high - low), 0, 1)
         powers, kept = self._powers(self.theta, dtype), 1 - ramp
         return Turn(1 / (dtype(factor) * powers) * (1 - kept) + 1 / powers * kept, float(scaling))
 
     def _longrope(self, length: int, dtype: Float) -> Turn:
-        get, original = self.settings.get, self.original
-        factor = self.context / original if get("factor") is None else get("factor")
-        scaling = get("attention_factor")
+        settings, original, factor = self.settings, self.original, self._ratio()
+        scaling = settings.get("attention_factor")
         if scaling is None:
             scaling = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-        stretch = np.array(get("long_factor" if length > original else "short_factor"), dtype=dtype)
+        stretch: Frequencies = np.array(settings["long_factor" if length > original else "short_factor"], dtype=dtype)
         return Turn(1 / (stretch * self._powers(self.theta, dtype)), float(scaling))
 
     def _llama3(self, dtype: Float) -> Turn:
-        get, original = self.settings.get, self.original
-        factor, slow, fast = get("factor"), get("low_freq_factor"), get("high_freq_factor")
+        original = self.original
+        factor, slow, fast = (self.settings[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
         inverse = 1 / self._powers(self.theta, dtype)
         wavelength = 2 * math.pi / inverse
         kept = np.clip((original / wavelength - slow) / (fast - slow), 0, 1)

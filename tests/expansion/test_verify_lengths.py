@@ -120,6 +120,14 @@ def test_a_certificate_says_what_was_run(save_model, tmp_path, capsys):
     assert "sequences" not in capsys.readouterr().out
 
 
+SCALINGS = {
+    "phi": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.3, "original_max_position_embeddings": 10},
+    "gpt_neox": DYNAMIC,
+    "llama": {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+    "qwen2": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]},
+}
+
+
 @pytest.mark.parametrize("name", all_families())
 def test_long_sequences_attend_block_by_block(name, save_model, monkeypatch):
     from phigrow.models import forward
@@ -127,6 +135,7 @@ def test_long_sequences_attend_block_by_block(name, save_model, monkeypatch):
     sizes = {"kv": 2, "group": 1, "q": 8, "rotary": 8, "mlp": 24, "layer": 2, "vocab": 31, "hidden": 16}
     ids = np.arange(90)[None] * 7 % 31
     flags = {"max_position_embeddings": 40, "bos_token_id": None, "eos_token_id": None}
+    flags["rope_parameters"] = dict(SCALINGS[name])
     folder = save_model(model_of({**all_families()[name].config_of(sizes), **flags}, torch.float32))
     probes = [Probe(ids, 90), Probe(ids, 7)]
     (whole, last), _ = run_probes(folder, probes, "float32", "numpy")

@@ -379,8 +379,13 @@ def test_activations_of_one_function_are_those_of_transformers():
 
 def test_null_and_a_missing_key_are_the_default():
     for name in ROTARY_CLASSES:
+        default = AutoConfig.for_model(name)
+        for key, value in all_families()[name].function_keys.items():
+            assert getattr(default, key) == value, (name, key)
         nulls = dict.fromkeys(("hidden_act", "rope_scaling", "rope_parameters", "sliding_window", "layer_types"))
         old, new = (function_of(all_families()[name], each) for each in (config(name), config(name, **nulls)))
         assert function_differences(old, new) == []
         without = {key: value for key, value in config(name).items() if key != "max_position_embeddings"}
-        assert function_of(all_families()[name], without).context == AutoConfig.for_model(name).max_position_embeddings
+        assert function_of(all_families()[name], without).context == default.max_position_embeddings
+        parts = ("partial_rotary_factor", "rotary_pct")
+        assert apart(name, {key: value for key, value in config(name).items() if key not in parts}, 12) < 3e-6
