@@ -7,6 +7,7 @@ a single token. So nothing else in phigrow calls ``AutoTokenizer``.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import unicodedata
 from collections import Counter
@@ -86,7 +87,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
 
     Raises:
         GrowthError: there are fewer than `FEWEST` tokens besides the special ones, the round trip loses more than half
-            of the text, or an id lies outside the vocabulary.
+            of the text, its tokens are single characters although the vocabulary has longer ones, or an id lies outside
+            the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -100,7 +102,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
             f"{'is' if len(ordinary) == 1 else 'are'} not special",
             fix=_FIX,
         )
-    text = str(tokenizer.decode(ordinary[:: max(1, len(ordinary) // PIECES)]))
+    sample = ordinary[:: max(1, len(ordinary) // PIECES)]
+    text = str(tokenizer.decode(sample))
     kept, total = surviving(tokenizer, [text])
     if 2 * kept < total:
         raise GrowthError(
@@ -111,11 +114,27 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
         )
     size = max(vocabulary.values()) + 1
     ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    long = sorted(number for token, number in vocabulary.items() if number not in special and _is_long(token))
+    long = long[:: max(1, len(long) // PIECES)]
+    again = tokenizer.encode(str(tokenizer.decode(long)), add_special_tokens=False, verbose=False)
+    if len(long) >= FEWEST and not any(map(_is_long, tokenizer.convert_ids_to_tokens(again))):
+        raise GrowthError(
+            "the tokenizer does not join characters to tokens",
+            where=where,
+            why=f"its vocabulary has tokens such as {tokenizer.convert_ids_to_tokens(long[0])!r}, but a text of such "
+            "tokens becomes single characters, so its merges are missing",
+            fix=_FIX,
+        )
     ids += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if outside := [number for number in ids if not 0 <= number < size]:
         raise GrowthError(
             f"the tokenizer gives the id {outside[0]}", where=where, why=f"its vocabulary has {size} tokens", fix=_FIX
         )
+
+
+def _is_long(token: str) -> bool:
+    """Return True for a token of several characters, which are not the code of a byte."""
+    return len(token) > 1 and not re.fullmatch(r"<0x[0-9A-F]{2}>", token)
 
 
 def surviving(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[int, int]:

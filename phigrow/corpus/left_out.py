@@ -26,6 +26,15 @@ WORDS = {
 """Reasons, in the order in which they are listed, with their name for one and for several."""
 
 
+def printable(name: str) -> str:
+    """Return the name of a file with escapes for control characters, and for bytes that are not UTF-8.
+
+    >>> printable("caf\\udce9.txt")
+    'caf\\\\udce9.txt'
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
+
+
 @dataclass
 class LeftOut:
     """Files and documents that are not packed: their number and first examples by reason.
@@ -49,12 +58,12 @@ class LeftOut:
         number = len(examples) if count is None else count
         if number:
             self.counts[reason] = self.counts.get(reason, 0) + number
-            self.examples[reason] = [*self.examples.get(reason, []), *examples][:EXAMPLES]
+            self.examples[reason] = [*self.examples.get(reason, []), *map(printable, examples)][:EXAMPLES]
 
     def add_marks(self, *examples: str, count: int | None = None) -> None:
         """Count documents whose byte-order mark was removed."""
         self.marked += len(examples) if count is None else count
-        self.marks = [*self.marks, *examples][:EXAMPLES]
+        self.marks = [*self.marks, *map(printable, examples)][:EXAMPLES]
 
     def update(self, other: LeftOut) -> None:
         """Add the counts and examples of another object."""

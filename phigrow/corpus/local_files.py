@@ -126,21 +126,27 @@ def _with_text(where: Path, entries: list[Path], left_out: LeftOut | None = None
     if left_out is not None:
         left_out.add(OTHER_KIND, *(str(file.relative_to(where)) for file in sorted(others)))
     if not files:
-        saved = any(file.suffix == ".arrow" for file in others)
         raise GrowthError(
             "there are no text files",
             where=str(where.absolute()),
-            why=f"all {len(entries)} entries have other endings",
-            fix="it was written by save_to_disk of datasets: load it there and write Parquet with to_parquet"
-            if saved
-            else KINDS,
+            why=f"all {len(entries)} entries have other endings"
+            if entries
+            else "there is nothing, or hidden files only",
+            fix=_advice(entries),
         )
     return files
 
 
+def _advice(entries: list[Path]) -> str:
+    if any(file.suffix == ".arrow" for file in entries):
+        return "if save_to_disk of datasets wrote the folder, load it with load_from_disk and write it with to_parquet"
+    return KINDS
+
+
 def _in_folder(folder: Path, split: str, config: str | None) -> LocalFiles:
     left_out = LeftOut()
-    files = _with_text(folder, list(_walk(folder, left_out)), left_out)
+    entries = list(_walk(folder, left_out))
+    files = _with_text(folder, entries, left_out)
     configs = _configs(folder)
     tables = any(not file.name.endswith(TEXT_SUFFIXES) for file in files if file.name not in METADATA)
     clone = tables or configs is not None or any((folder / name).is_file() for name in METADATA)
@@ -162,8 +168,8 @@ def _in_folder(folder: Path, split: str, config: str | None) -> LocalFiles:
             raise GrowthError(
                 "there is no text to train on",
                 where=str(folder.absolute()),
-                why=f"all files are about the data set: {left_out}",
-                fix=KINDS,
+                why=f"all files are about the data. {left_out}",
+                fix=_advice(entries),
             )
     if config is not None or configs:
         chosen = _chosen_config(folder, configs or {}, config)
@@ -286,9 +292,10 @@ def _data_files(config: dict[str, Any]) -> dict[str, list[str]]:
     patterns: dict[str, list[str]] = {}
     if isinstance(listed, dict):
         listed = [{"split": split, "path": path} for split, path in listed.items()]
-    for each in listed or []:
+    for each in listed if isinstance(listed, list) else []:
         split, path = (each.get("split", TRAIN), each.get("path")) if isinstance(each, dict) else (TRAIN, each)
-        patterns.setdefault(str(split), []).extend([path] if isinstance(path, str) else path or [])
+        paths = path if isinstance(path, list) else [path]
+        patterns.setdefault(str(split), []).extend(str(path) for path in paths if path)
     return patterns
 
 

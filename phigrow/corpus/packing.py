@@ -104,7 +104,8 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
         if len(index) == 1:
             raise GrowthError(
                 "the text is a single document",
-                why="held-out text consists of whole documents, so one document is not enough for both splits",
+                why="held-out text consists of whole documents, so one document is not enough for both splits. "
+                f"{left_out}".strip(),
                 fix="give at least two documents (files, rows, or parts between <|endoftext|>), or hold out 0",
             )
         is_heldout[position.argmin()] = True

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from phigrow.corpus.left_out import printable
 from phigrow.corpus.local_files import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from phigrow.errors import GrowthError
 
@@ -25,7 +26,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of a file that Git LFS has not downloaded."""
 
 REPAIR = "repair the file, or leave it out"
-NAME_COLUMN = "name the column with the text: --text-column, or text_column of a stream"
+NAME_COLUMN = "name the column with the text (--text-column, or text_column of a stream), or leave the file out"
 LARGEST_WHOLE = 1 << 30
 """Most bytes of a JSON file without one object in each line, which is parsed as a whole."""
 
@@ -79,7 +80,8 @@ def text_rows(files: Iterable[Path], sources: Iterable[str]) -> Iterator[Row]:
         if len(texts) > 1 and not (texts[-1] or "").strip():
             texts.pop()  # blank text after the last separator is no document
         for number, text in enumerate(texts):
-            yield {"text": text, "source": source, "title": file.name if len(texts) == 1 else f"{file.name}#{number}"}
+            title = file.name if len(texts) == 1 else f"{file.name}#{number}"
+            yield {"text": text, "source": printable(source), "title": printable(title)}
 
 
 def _with_newlines(text: str) -> str:
@@ -190,11 +192,12 @@ def _decoded(data: bytes, file: Path, line: int | None = None) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1 if line is None else line
-        _broken(file, f"line {number} is not UTF-8: {error.reason} ({data[error.start : error.end].hex(' ')})")
+        why = f"line {number} is not UTF-8: {error.reason} ({data[error.start : error.end].hex(' ')})"
+        _broken(file, why, f"convert it to UTF-8, as with `iconv -f ENCODING -t UTF-8`, {REPAIR}")
 
 
-def _broken(file: Path, why: str) -> NoReturn:
-    raise GrowthError("the json file cannot be read", where=str(file), why=why, fix=REPAIR)
+def _broken(file: Path, why: str, fix: str = REPAIR) -> NoReturn:
+    raise GrowthError("the json file cannot be read", where=str(file), why=why, fix=fix)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.corpus.embedded import embedded_documents
-from phigrow.corpus.left_out import NO_ROWS, LeftOut
+from phigrow.corpus.left_out import NO_ROWS, LeftOut, printable
 from phigrow.corpus.local_files import TRAIN, find_files
 from phigrow.corpus.rows import Row, kind_of, no_column, not_text, reading, table_rows, text_rows
 from phigrow.errors import GrowthError
@@ -128,9 +128,9 @@ def _from_files(
             arguments = {"file": file, "text_column": text_column, "stamps": _stamps([file])}
             part = _from_rows(_stamped_table, arguments, cache_dir)
             if len(part):
-                parts.append(_named(part, file.name))
+                parts.append(_named(part, printable(file.name)))
             else:
-                left_out.add(NO_ROWS, str(file.name))
+                left_out.add(NO_ROWS, file.name)
     if not parts:
         raise GrowthError(
             "the text holds no documents",

@@ -110,7 +110,7 @@ def test_missing_column_is_an_error_that_lists_those_there(tmp_path: Path) -> No
         load_documents(path, cache_dir=tmp_path / "cache")
     assert str(error.value) == (
         f"the data has no column 'text'\n  where: {path}\n  why: the columns are 'body', 'n'\n"
-        "  what to do: name the column with the text: --text-column, or text_column of a stream"
+        "  what to do: name the column with the text (--text-column, or text_column of a stream), or leave the file out"
     )
 
 

@@ -89,6 +89,20 @@ def test_a_tokenizer_that_loses_its_own_tokens_is_refused(tmp_path):
         load_tokenizer(tmp_path / "lost")
 
 
+def test_a_tokenizer_without_its_merges_is_refused(tmp_path):
+    trained = train_tokenizer(TEXTS, 400)
+    assert len(trained) > 300
+    for name, merges in (("whole", None), ("cut", "#version: 0.2\n")):
+        folder = folder_of(tmp_path / name, config=PHI)
+        trained.backend_tokenizer.model.save(str(folder))
+        if merges:
+            (folder / "merges.txt").write_text(merges)
+    assert len(load_tokenizer(tmp_path / "whole")) == len(trained)  # negative control
+    message = r"does not join characters to tokens\n  where: .*cut\n  why: its vocabulary has tokens such as '..+'"
+    with pytest.raises(GrowthError, match=message):
+        load_tokenizer(tmp_path / "cut")
+
+
 def test_text_that_becomes_unknown_or_nothing_is_refused(tmp_path, jsonl):
     words_of(tmp_path / "chess", ["</s>", "<unk>", *(f"{a}{n}" for a in "abcdefgh" for n in range(1, 9))])
     chess = load_tokenizer(tmp_path / "chess")

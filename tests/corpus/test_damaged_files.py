@@ -164,6 +164,15 @@ def test_sources_and_titles_are_kept_where_they_are_strings(tmp_path):
     assert row == {"text": "x", "source": "s", "title": ""}
 
 
+def test_names_that_are_not_utf8_are_escaped(tmp_path, read):
+    for name, content in (("caf\udce9.jsonl", '{"text": "one"}'), ("caf\udce9\x1b[1m.txt", "two")):
+        (tmp_path / name).write_text(content)
+        assert read(tmp_path / name) == [content.split('"')[-2] if "{" in content else content]
+    data = load_documents(tmp_path / "*.*", cache_dir=tmp_path / "cache")
+    assert data["source"][:] == [tmp_path.name, "caf\\udce9.jsonl"]
+    assert data["title"][:] == ["caf\\udce9\\x1b[1m.txt", ""]
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     for content in ("one", "two"):
         path = lines(tmp_path / "a.jsonl", {"text": content})

@@ -118,6 +118,10 @@ def test_the_card_names_files_of_configurations_and_splits(tmp_path):
         f"---\n{listed.replace('name: de', 'name: de' + chr(10) + '  default: true')}---\n"
     )
     assert names(clone)[0] == ["de/a.jsonl"]
+    for broken in ("7", "[]", "[3]", "{}"):  # no names of files: those of the splits decide
+        (clone / "README.md").write_text(f"---\nconfigs: [{{config_name: en, data_files: {broken}}}]\n---\n")
+        if broken != "[3]":
+            assert len(names(clone)[0]) == 4
     (clone / "README.md").write_text("# Books\nNo card of a data set.\n")
     assert len(names(clone)[0]) == 4  # negative control
     with pytest.raises(GrowthError, match="its card names no configurations"):
@@ -133,7 +137,7 @@ def test_links_and_folders_of_save_to_disk_are_named(tmp_path):
     with pytest.raises(GrowthError, match=r"a file is a broken link\n  where: .*c\.jsonl\n  why: it leads to .*gone"):
         names(tmp_path / "data")
     datasets.Dataset.from_dict({"text": ["one"]}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(GrowthError, match=r"about the data set|written by save_to_disk"):
+    with pytest.raises(GrowthError, match=r"all files are about the data\.(.*\n)*.*load_from_disk"):
         names(tmp_path / "saved")
 
 
