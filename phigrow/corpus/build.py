@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.tokenizer_folder import unknown_id
 from phigrow.corpus.blocks import BlockArray
+from phigrow.corpus.fingerprint import blocks_fingerprint
 from phigrow.corpus.left_out import DUPLICATE, EMPTY, UNDECODABLE, LeftOut
 from phigrow.corpus.metadata import FORMAT, METADATA_FILE, DataInfo, SplitInfo
 from phigrow.corpus.packing import (
@@ -232,6 +233,12 @@ def _describe(
         packing_efficiency=(seen - dropped) / seen,
         dropped_tokens=dropped,
         fingerprint=_fingerprint(root),
+        content_fingerprint=blocks_fingerprint(
+            BlockArray(root / "train"),
+            BlockArray(root / "heldout"),
+            seq_len,
+            (root / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"),
+        ),
         versions=_versions(),
         arguments=arguments,
     )

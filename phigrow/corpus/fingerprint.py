@@ -14,7 +14,7 @@ from phigrow.corpus.sources import EMBEDDED, local_files
 from phigrow.corpus.splits import Split
 from phigrow.corpus.streaming import StreamBlocks
 from phigrow.errors import GrowthError
-from phigrow.files.fingerprint import BLOCKS, MISSING, file_fingerprint, json_fingerprint, spans
+from phigrow.files.fingerprint import BLOCKS, MISSING, SHOWN, file_fingerprint, json_fingerprint, spans
 
 RUNS, RUN_BYTES = 256, 1 << 16
 """Number of runs of consecutive packed blocks that are read of each split, and the bytes of a run."""
@@ -38,12 +38,40 @@ def data_fingerprint(source: DataSource) -> str | None:
         return json_fingerprint(texts) if any(texts.values()) else None
     if not isinstance(source, Blocks) or not (source.folder / METADATA_FILE).is_file():
         return None
+    tokenizer = source.tokenizer_json()
+    return blocks_fingerprint(source.train, source.heldout, source.seq_len, tokenizer[0] if tokenizer else "")
+
+
+def blocks_fingerprint(train: Split, heldout: Split, seq_len: int, tokenizer: str) -> str:
+    """Return the fingerprint of packed blocks, as in `data_fingerprint`.
+
+    Args:
+        train, heldout: the splits.
+        seq_len: tokens that a block predicts.
+        tokenizer: the content of ``tokenizer.json``.
+    """
     digest = hashlib.sha256()
-    for split in (source.train, source.heldout):
-        _add_blocks(digest, split, source.seq_len + 1)
-    if (tokenizer := source.tokenizer_json()) is not None:
-        digest.update(tokenizer[0].encode())
+    for split in (train, heldout):
+        _add_blocks(digest, split, seq_len + 1)
+    digest.update(tokenizer.encode())
     return digest.hexdigest()
+
+
+def check_content(blocks: Blocks) -> None:
+    """Refuse packed blocks that have changed since they were packed; folders of earlier releases cannot be checked.
+
+    Raises:
+        GrowthError: their fingerprint differs from the one in ``data.json``.
+    """
+    packed = blocks.info.get("content_fingerprint")
+    if packed is None or (now := data_fingerprint(blocks)) in (None, packed):
+        return
+    raise GrowthError(
+        "the packed blocks have changed since they were packed",
+        where=str(blocks.folder),
+        why=f"the fingerprint of their content is {str(now)[:SHOWN]}, and {METADATA_FILE} has {str(packed)[:SHOWN]}",
+        fix="copy the folder again, or pack the text again with 'phigrow data --overwrite'",
+    )
 
 
 def _add_blocks(digest: hashlib._Hash, split: Split, width: int) -> None:

@@ -62,6 +62,7 @@ class DataInfo:
     packing_efficiency: float
     dropped_tokens: int
     fingerprint: str
+    content_fingerprint: str
     versions: dict[str, str]
     arguments: dict[str, Any]
 

@@ -45,6 +45,8 @@ def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
         opened = corpus.open_stream(corpus.stream_settings(config.stream), config.seq_len)
         return dataclasses.replace(opened, tokenizer_dir=out / "tokenizer")
     if isinstance(config.data, dict):
+        for folder in config.data:
+            _check(folder, world)
         return corpus.mix_folders(config.data)
     embedded = config.data is None or (config.data == EMBEDDED and not Path(EMBEDDED).is_dir())
     folder = out.parent / f"data-embedded-{config.seq_len}" if embedded else Path(str(config.data))
@@ -52,8 +54,17 @@ def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
         if world.first:
             print(f"preparing the embedded corpus in {folder}", flush=True)
         on_rank_zero(world, lambda: bool(corpus.prepare("embedded", folder, seq_len=config.seq_len, progress=False)))
+    _check(folder, world)
     blocks = corpus.load_blocks(folder)
     return blocks if config.mixture is None else corpus.mix_sources(blocks, config.mixture)
+
+
+def _check(folder: str | Path, world: World) -> None:
+    """Refuse packed blocks that have changed since they were packed. Rank 0 reads them."""
+    from phigrow.corpus.blocks import load_blocks
+    from phigrow.corpus.fingerprint import check_content
+
+    on_rank_zero(world, lambda: check_content(load_blocks(folder)))
 
 
 def restricted(config: RunConfig, blocks: DataSource) -> DataSource:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from safetensors.numpy import save_file
 from phigrow.checkpoints.fingerprint import checkpoint_fingerprint, state_fingerprint
 from phigrow.checkpoints.integrity import digests, write_marker
 from phigrow.corpus import load_blocks, mix_folders, open_stream, prepare, stream_settings
-from phigrow.corpus.fingerprint import data_fingerprint, text_fingerprint
+from phigrow.corpus.fingerprint import check_content, data_fingerprint, text_fingerprint
+from phigrow.errors import GrowthError
 from phigrow.files.fingerprint import BLOCK, BLOCKS, MISSING, file_fingerprint, spans
 
 
@@ -108,6 +110,13 @@ def test_packed_blocks_are_their_tokens(packed, tmp_path):
     damaged = load_blocks(copy)
     assert damaged.fingerprint == load_blocks(packed / "data").fingerprint  # what data.json says
     assert data_fingerprint(damaged) != first
+    with pytest.raises(
+        GrowthError, match=r"have changed since they were packed\n  where: .*copy\n  why: .*data.json has"
+    ):
+        check_content(damaged)
+    check_content(load_blocks(packed / "data"))
+    # Folders of earlier releases do not have the fingerprint.
+    check_content(replace(damaged, info={k: v for k, v in damaged.info.items() if k != "content_fingerprint"}))
     assert data_fingerprint(mix_folders({str(copy): 1.0})) == data_fingerprint(damaged)
 
 

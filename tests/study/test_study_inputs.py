@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_a_study_whose_inputs_were_replaced_is_refused_by_name(tmp_path):
     assert check(study) == []
     # No content is part of a hash, so finished results keep their folders.
     assert [(job.folder, job.key) for job in jobs_of(study_of(tmp_path))] == [(job.folder, job.key) for job in jobs]
+
+
+def test_the_tokenizer_of_a_study_is_an_input(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    file.write_text('{"model": 1}')
+    text = tmp_path / "text.txt"
+    study = study_of(tmp_path)
+    data = {"ref": str(text), "seq_len": 64, "tokenizer": str(tmp_path / "tokenizer")}
+    study = dataclasses.replace(study, data=data)
+    finish(study, "data")
+    assert check(study) == []
+    file.write_text('{"model": 2}')
+    with pytest.raises(GrowthError, match=r"replaced .*: tokenizer \(\w{12}, now \w{12}\)"):
+        check(study)
 
 
 def test_packed_blocks_and_first_weights_that_a_study_made_are_inputs_too(tmp_path):
