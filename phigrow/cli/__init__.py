@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import warnings
 from typing import Annotated
@@ -11,6 +11,7 @@ import typer
 
 from phigrow.cli import commands, terminal
 from phigrow.errors import GrowthError
+from phigrow.files.machine_errors import flush_stdout, machine_errors_explained
 
 app = typer.Typer(
     name="phigrow",
@@ -25,30 +26,35 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command. Bad input prints its message to stderr and exits with code 2."""
+    """Run the command. Bad input, and what the machine refuses, print one message to stderr and exit with code 2."""
     warnings.showwarning = _print_warning  # type: ignore[assignment]
+    code: str | int | None = 0
     try:
-        app(prog_name="phigrow")
+        with machine_errors_explained():
+            app(prog_name="phigrow")
+    except SystemExit as ended:
+        code = ended.code
     except GrowthError as error:
-        from rich.console import Console
-
-        from phigrow.cli.printing import escaped
-
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escaped(str(error))}")
-        sys.exit(2)
+        code = _fail(error)
     except KeyboardInterrupt:
         terminal.tell_interrupted()
-        sys.exit(terminal.INTERRUPTED)
+        code = terminal.INTERRUPTED
     finally:
-        _flush()
+        unwritten = flush_stdout()
+    if unwritten is not None and not code:
+        code = _fail(unwritten)
+    sys.exit(code)
 
 
-def _flush() -> None:
-    """Flush stdout. If its reader has gone (``phigrow plan ... | head``), drop the rest without a message."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _fail(error: GrowthError) -> int:
+    """Print an error, and return its exit code."""
+    from rich.console import Console
+
+    from phigrow.cli.printing import escaped
+
+    with contextlib.suppress(OSError):  # stderr may be full, too
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escaped(str(error))}")
+    return 2
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:

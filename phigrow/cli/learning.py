@@ -55,18 +55,20 @@ def learn_growth(
     """
     from phigrow.ligo.train import learn_growth as learn
     from phigrow.training.allocator import keep_freed_memory
-    from phigrow.training.entry import leave
-    from phigrow.training.process import own_rank
+    from phigrow.training.process import environment_kept, leave, own_rank
 
     keep_freed_memory()
-    try:
-        learned = learn(
-            src, dst_config, out, data=data, method=method, depth=growth.depth, rounding=growth.rounding, steps=steps,
-            batch=batch, micro_batch=micro_batch, lr=lr, noise=noise, seed=growth.seed, dtype=dtype, zero=zero,
-            seq_len=seq_len, threads=threads, revision=revision, overwrite=overwrite, **growth.options,
-        )  # fmt: skip
-    finally:
-        leave()
-    if own_rank() == 0:
+    given = {
+        "data": data, "method": method, "depth": growth.depth, "rounding": growth.rounding, "steps": steps,
+        "batch": batch, "micro_batch": micro_batch, "lr": lr, "noise": noise, "seed": growth.seed, "dtype": dtype,
+        "zero": zero, "seq_len": seq_len, "threads": threads, "revision": revision, "overwrite": overwrite,
+    }  # fmt: skip
+    rank = own_rank()
+    with environment_kept():
+        try:
+            learned = learn(src, dst_config, out, **given, **growth.options)
+        finally:
+            leave()
+    if rank == 0:
         typer.echo(f"wrote {out}: {learned.tokens:,} tokens, {learned.flops:.3g} FLOPs, {learned.seconds:.1f} s")
         say(f"apply it with: phigrow expand --src {src} --dst-config {dst_config} --method ligo --maps {out}")

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from phigrow.files.machine_errors import machine_errors_explained
 from phigrow.files.paths import user_path
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -68,8 +69,10 @@ def on_terminal(name: str, function: Callable[..., None]) -> Callable[..., None]
     @functools.wraps(function)
     def command(*args: Any, quiet: bool = False, **keywords: Any) -> None:
         begin(quiet)
+        resumes = "Then run the same command again: it continues where it stopped." if name in RESUMES else ""
         try:
-            function(*args, **{name: _at_home(value) for name, value in keywords.items()})
+            with machine_errors_explained(resumes):
+                function(*args, **{name: _at_home(value) for name, value in keywords.items()})
         except KeyboardInterrupt:
             tell_interrupted(name)
             raise typer.Exit(INTERRUPTED) from None

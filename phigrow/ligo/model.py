@@ -53,7 +53,7 @@ class GrownModel(nn.Module):
         super().__init__()
         assert plan.learned is not None, "a plan of a learned method"
         self.plan, self.learned, self.dtype = plan, plan.learned, dtype
-        random = torch.Generator().manual_seed(seed)
+        random = torch.Generator().manual_seed(seed % 2**64)
         wide = torch.float64 if next(iter(source.values())).dtype == torch.float64 else torch.float32
         self.width = nn.ParameterDict()
         for name, (dst, src) in self.learned.widths.items():

@@ -34,6 +34,25 @@ def micro_batch(config: RunConfig, world_size: int, seq_len: int) -> int:
     return micro
 
 
+def check_dtype(config: RunConfig) -> None:
+    """Refuse a data type that this accelerator cannot train in.
+
+    Raises:
+        GrowthError: fp16 on a CPU, or bf16 on an old GPU.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    supported = {"fp16": accelerator.is_fp16_supported(), "bf16": accelerator.is_bf16_supported()}
+    if not supported.get(config.dtype, True):
+        others = [name for name, works in supported.items() if works]
+        raise GrowthError(
+            f"dtype {config.dtype} does not work on this device ({accelerator.device_name()})",
+            where="dtype",
+            fix=f"set dtype: {' or '.join([*others, 'fp32'])}, or dtype: auto",
+        )
+
+
 def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration: its JSON file, with the settings of the run in it.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Sequence
 
 from phigrow.errors import GrowthError
+from phigrow.files.machine_errors import flush_stdout, machine_error, with_advice
 from phigrow.training.allocator import keep_freed_memory
+from phigrow.training.configuration import RunConfig
 from phigrow.training.options import parse, usage
-from phigrow.training.process import own_rank
+from phigrow.training.process import environment_kept, leave, own_rank
 
 DEMO_WORDS = """\
 Without arguments this is a demonstration. It trains a Phi of a few million parameters from scratch for some minutes, on
@@ -27,14 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the script's name; None takes them from the command line.
 
     Returns:
-        0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains on stderr. A rank that loses
-        another rank prints a message and exits with code 1.
+        0 when the run ended or stopped as asked. 2 for bad input and for what the machine refuses, such as a full disk;
+        stderr then has the error. A rank that loses another rank prints a message and exits with code 1.
     """
     keep_freed_memory()
-    try:
-        return run(list(sys.argv[1:] if argv is None else argv))[0]
-    finally:
-        leave()
+    with environment_kept():
+        try:
+            code, _ = run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            leave()
+    if (error := flush_stdout()) is not None and code == 0:
+        code = refuse(error)
+    return code
 
 
 def run(words: list[str]) -> tuple[int, bool]:
@@ -43,16 +50,13 @@ def run(words: list[str]) -> tuple[int, bool]:
     Returns:
         The exit code of `main`, and True if the run reached its end.
     """
+    config: RunConfig | None = None
     try:
         first = own_rank() == 0
-    except GrowthError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2, False
-    try:
         config = parse(words)
         if config is None:
             if first:
-                print(usage())
+                print(usage(), flush=True)
             return 0, True
         if first and not [word for word in words if not word.startswith("--local")]:
             print(DEMO_WORDS, flush=True)
@@ -60,23 +64,51 @@ def run(words: list[str]) -> tuple[int, bool]:
 
         return 0, train(config).finished
     except GrowthError as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(3)  # the launcher kills every rank when one fails; rank 0 prints its message before
-        return 2, False
-    except RuntimeError as error:
+        return refuse(error), False
+    except Exception as error:
         from phigrow.training.process import LostRank
 
-        if not isinstance(error, LostRank):
+        if isinstance(error, LostRank):
+            print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank, because rank 0 may be the lost one
+            sys.stdout.flush()
+            os._exit(1)  # leaving the process group would wait for the lost rank
+        if (described := machine_error(error)) is None:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank, because rank 0 may be the lost one
-        sys.stdout.flush()
-        os._exit(1)  # leaving the process group would wait for the lost rank
+        code = refuse(with_advice(described, _how_to_continue(config)))
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            flush_stdout()
+            os._exit(code)  # the other ranks may still wait in a collective
+        return code, False
 
 
-def leave() -> None:
-    """Leave the process group, without PyTorch's warning about a group that is still open."""
-    dist = sys.modules.get("torch.distributed")
-    if dist is not None and os.environ.get("WORLD_SIZE") and dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+WAIT_SECONDS = 3.0
+"""Seconds that other ranks wait before they print an error. A launcher ends them before, when rank 0 has ended."""
+
+
+def refuse(error: GrowthError) -> int:
+    """Print an error on stderr, once for all ranks, and return the exit code.
+
+    Every rank meets most errors, so only rank 0 prints at once. A rank that still runs some seconds later prints, too:
+    rank 0 may have met no error, or there is no rank 0.
+    """
+    try:
+        rank = own_rank()
+    except GrowthError:  # this is the error
+        rank = 0
+    if rank:
+        time.sleep(WAIT_SECONDS)
+    flush_stdout()
+    with contextlib.suppress(OSError):
+        print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _how_to_continue(config: RunConfig | None) -> str:
+    """Return a sentence on how to continue a run; empty if the run has not made its folder yet."""
+    with contextlib.suppress(Exception):  # a full disk may refuse this, too
+        from phigrow.training.checkpoints import how_to_continue
+        from phigrow.training.training_cost import run_folder
+
+        if config is not None and (out := run_folder(config)).is_dir():
+            return how_to_continue(out)
+    return ""

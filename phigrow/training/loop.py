@@ -29,7 +29,15 @@ from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
 from phigrow.training.per_value_lr import copied_values, has_per_value_lr, make_per_value_lr
 from phigrow.training.prefetch import repeated
-from phigrow.training.process import World, deterministic_kernels, forget_stop, lost_rank_named, on_rank_zero, start
+from phigrow.training.process import (
+    World,
+    deterministic_kernels,
+    environment_kept,
+    forget_stop,
+    lost_rank_named,
+    on_rank_zero,
+    start,
+)
 from phigrow.training.resolved import ResolvedRun, resolve_run
 from phigrow.training.run_info import device_name, opening, run_record
 from phigrow.training.run_lock import run_lock
@@ -54,6 +62,7 @@ class Summary:
     export: Path | None = None
 
 
+@environment_kept()
 def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     """Train one model; call it on every rank (a single process is one rank).
 

@@ -44,8 +44,16 @@ class World:
 
 
 def own_rank() -> int:
-    """Return the rank that the launcher gave this process; 0 without a launcher."""
-    return int(os.environ["RANK"]) if _launched() else 0
+    """Return the rank of this process, from its launcher or its process group; 0 without either."""
+    if _launched():
+        return int(os.environ["RANK"])
+    return group.get_rank() if (group := _process_group()) is not None else 0
+
+
+def _process_group() -> Any:
+    """Return `torch.distributed` if this process is in a process group, else None. It does not import torch."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
 
 
 def _launched() -> bool:
@@ -70,14 +78,63 @@ def _launched() -> bool:
     return True
 
 
+def _check_launch() -> None:
+    """Refuse a launch of several ranks whose variables are incomplete or contradict each other.
+
+    Raises:
+        GrowthError: a variable is missing, or the rank is not below the number of ranks.
+    """
+    fix = "start the run with deepspeed or torchrun, or unset RANK and WORLD_SIZE to train on one rank"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank >= size:
+        raise GrowthError(f"RANK is {rank}, but WORLD_SIZE is {size}", where="RANK, WORLD_SIZE", fix=fix)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK") if not os.environ.get(name, "").strip()]
+    if missing and size > 1 and _process_group() is None:
+        raise GrowthError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
+            where=", ".join(missing),
+            why="a rank finds the others by these environment variables",
+            fix=fix,
+        )
+    for name in ("MASTER_PORT", "LOCAL_RANK"):
+        if (value := os.environ.get(name, "").strip()) and not value.isdecimal():
+            raise GrowthError(f"the environment variable {name} is {value!r}", where=name, fix=fix)
+
+
+@contextlib.contextmanager
+def environment_kept() -> Iterator[None]:
+    """Restore the environment variables of this process at the end of the block; a context.
+
+    A run sets those of a launcher and of libraries. A later run in the same process, and programs that it starts, would
+    take them for their own.
+    """
+    former = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - former.keys():
+            del os.environ[name]
+        os.environ.update(former)
+
+
 def prepare_environment() -> None:
-    """Set the environment variables that a launcher sets, for one process, and those of DeepSpeed's builds."""
-    if not _launched():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
-        os.environ.update(one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    """Set the environment variables that a launcher sets, for one process, and those of DeepSpeed's builds.
+
+    Raises:
+        GrowthError: the variables of a launcher are incomplete.
+    """
+    if _launched():
+        _check_launch()
+    elif (group := _process_group()) is not None:  # another program has made it
+        rank = group.get_rank()
+        os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(group.get_world_size())})
+        os.environ.setdefault("LOCAL_RANK", str(rank))
+    else:
+        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "", ""
+    if int(os.environ["WORLD_SIZE"]) == 1:
+        alone = {"LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        os.environ.update({name: value for name, value in alone.items() if not os.environ.get(name, "").strip()})
     if "OMP_WAIT_POLICY" not in os.environ:
         # Idle threads of GNU OpenMP spin for milliseconds, and on a busy core they keep the thread from running for
         # which they wait. A short spin was as fast on idle cores, and 1.7 times as fast with one core in use.
@@ -89,8 +146,25 @@ def prepare_environment() -> None:
         os.environ["PATH"] = f"{ninja.parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+_joined = False
+"""True while this process is in a process group that `start` has made."""
+
+
 def start(threads: int | None = None) -> World:
-    """Join the process group and choose the device; on CPU share the cores among the ranks of this machine."""
+    """Join the process group and choose the device; on CPU share the cores among the ranks of this machine.
+
+    A process group that another program has made is used as it is.
+
+    Raises:
+        GrowthError: the variables of a launcher are incomplete, or this host has fewer devices than ranks.
+    """
+    global _joined
     prepare_environment()
     # DeepSpeed calls collectives that torch 2.13 has renamed, and torch warns at every call on every rank.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -102,7 +176,7 @@ def start(threads: int | None = None) -> World:
     from deepspeed.accelerator import get_accelerator
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
     local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
@@ -111,12 +185,20 @@ def start(threads: int | None = None) -> World:
         elif "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, cores() // local_size))
     else:
+        if local_rank >= accelerator.device_count():
+            raise GrowthError(
+                f"LOCAL_RANK is {local_rank}, but this host has {accelerator.device_count()} devices",
+                where="LOCAL_RANK",
+                fix="start one rank for each device",
+            )
         accelerator.set_device(local_rank)
     if not deepspeed.comm.is_initialized():
+        made_elsewhere = torch.distributed.is_initialized()
         if accelerator.device_name() == "cpu":
             free_compile_lock("deepspeed_shm_comm")
         with quiet():
             deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name())
+        _joined = not made_elsewhere
     if accelerator.device_name() == "cpu":
         unlink_shared_buffers(rank, size, int(os.environ.get("LOCAL_SIZE") or 0))
     return World(rank, size, local_rank, local_size, torch.device(accelerator.current_device_name()))
@@ -143,6 +225,18 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         fill.fill_uninitialized_memory = before[1]
+
+
+def leave() -> None:
+    """Leave a process group that `start` has made, so that PyTorch does not warn and a later run can make another."""
+    global _joined
+    if _joined and (dist := _process_group()) is not None:
+        import deepspeed.comm.comm as comm
+        from deepspeed.utils import groups
+
+        dist.destroy_process_group()
+        comm.cdb = groups._WORLD_GROUP = None  # DeepSpeed would take the group that is gone for the next one
+    _joined = False
 
 
 def cores() -> int:
@@ -184,7 +278,7 @@ def on_rank_zero(world: World, work: Callable[[], T], *, patient: bool = False) 
         else:
             run()
     while patient and world.size > 1:
-        busy = [thread is not None and not _joined(thread)]
+        busy = [thread is not None and not _has_ended(thread)]
         dist.broadcast_object_list(busy, src=0)
         if not busy[0]:
             break
@@ -198,7 +292,7 @@ def on_rank_zero(world: World, work: Callable[[], T], *, patient: bool = False) 
     return result
 
 
-def _joined(thread: threading.Thread) -> bool:
+def _has_ended(thread: threading.Thread) -> bool:
     thread.join(1.0)
     return not thread.is_alive()
 

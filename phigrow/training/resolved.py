@@ -67,12 +67,13 @@ def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int, model:
 
     Raises:
         GrowthError: ranks and micro-batch do not divide the batch, the DeepSpeed file contradicts the settings, or the
-            attention that the run asks for does not work here.
+            data type or the attention that the run asks for does not work here.
     """
     from phigrow.training.attention_choice import choose_attention, shape_of
-    from phigrow.training.engine import engine_config, micro_batch
+    from phigrow.training.engine import check_dtype, engine_config, micro_batch
     from phigrow.training.process import on_rank_zero
 
+    check_dtype(config)
     assert AUTO not in (config.dtype, config.compile), "`automatic.choose` comes first"
     micro = micro_batch(config, world.size, seq_len)
     engine = engine_config(config, world.size, micro)

@@ -16,9 +16,10 @@ import time
 from functools import partial
 from pathlib import Path
 
+from phigrow.files.machine_errors import machine_error
 from phigrow.training.allocator import keep_freed_memory
-from phigrow.training.entry import leave, run
-from phigrow.training.process import World, on_rank_zero, start
+from phigrow.training.entry import refuse, run
+from phigrow.training.process import World, leave, on_rank_zero, start
 
 LEAVE = "leave"
 
@@ -40,7 +41,12 @@ def main(folder: Path) -> int:
         0, or the exit code of a failed run. After a failure these processes train no further run.
     """
     keep_freed_memory()
-    world = start()
+    try:
+        world = start()
+    except Exception as error:
+        if (described := machine_error(error)) is None:
+            raise
+        return refuse(described)
     number = 0
     try:
         while (wanted := on_rank_zero(world, partial(_next, folder, number), patient=True)) is not None:

@@ -33,6 +33,15 @@ LARGEST_WINDOW = 1000
 _LOSS, _STOP, _SECONDS, _WAITED, _DISTILLATION, _BROKEN = range(6)
 
 
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of the dropout of a step on a rank. It is below 2^64, because torch takes no larger one.
+
+    >>> dropout_seed(0, 1, 2), dropout_seed(10**30, 0, 0) < 2**64
+    (4098, True)
+    """
+    return ((seed * 1_000_003 + step) * 4096 + rank) % 2**64
+
+
 @dataclass(frozen=True)
 class Reading:
     """Measurements of one step.
@@ -97,7 +106,7 @@ class Stepper:
         began = time.perf_counter()
         engine, world = self.engine, self.world
         if self.dropout:  # the seed depends on the step, so that a resumed run draws the same numbers
-            torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + world.rank)
+            torch.manual_seed(dropout_seed(self.config.seed, step, world.rank))
         if self.per_value_lr:
             self.per_value_lr.step = step
         if step >= self.config.teacher_steps:

@@ -8,8 +8,10 @@ import signal
 import pytest
 
 from phigrow.errors import GrowthError
-from phigrow.training import entry
-from phigrow.training.process import StopRequest, own_rank, prepare_environment
+from phigrow.training import RunConfig, entry
+from phigrow.training.engine import check_dtype
+from phigrow.training.process import StopRequest, environment_kept, own_rank, prepare_environment
+from phigrow.training.step import dropout_seed
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -38,7 +40,7 @@ def test_a_rank_without_companions_is_no_launch(environment, stray):
 
 
 def test_a_launch_is_left_as_it_is(environment):
-    environment(RANK="1", WORLD_SIZE="2", MASTER_PORT="5")
+    environment(RANK="1", WORLD_SIZE="2", MASTER_PORT="5", MASTER_ADDR="here", LOCAL_RANK="1")
     assert own_rank() == 1
     prepare_environment()
     assert (os.environ["RANK"], os.environ["MASTER_PORT"]) == ("1", "5")
@@ -51,6 +53,117 @@ def test_a_variable_that_is_no_number_is_one_error(environment, variables, capsy
         own_rank()
     assert entry.run(["--steps", "x"]) == (2, False)
     assert capsys.readouterr().err.startswith("error: the environment variable ")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but MASTER_ADDR, MASTER_PORT, LOCAL_RANK are not set"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "5", "LOCAL_RANK": ""},
+            "WORLD_SIZE is 2, but LOCAL_RANK is not set",
+        ),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "http"}, "the environment variable MASTER_PORT is 'http'"),
+    ],
+)
+def test_a_launch_with_incomplete_variables_is_one_error(environment, variables, message):
+    environment(**variables)
+    with pytest.raises(GrowthError) as error:
+        prepare_environment()
+    assert error.value.what == message
+    assert "start the run with deepspeed or torchrun" in str(error.value.fix)
+
+
+def test_one_rank_needs_no_companions(environment):
+    environment(RANK="0", WORLD_SIZE="1")
+    prepare_environment()
+    assert (os.environ["LOCAL_RANK"], os.environ["MASTER_ADDR"]) == ("0", "127.0.0.1")
+    assert int(os.environ["MASTER_PORT"]) > 0
+
+
+def test_the_only_process_of_a_launch_prints_its_error(environment, monkeypatch, capsys):
+    environment(RANK="1", WORLD_SIZE="2")
+    waited: list[float] = []
+    monkeypatch.setattr(entry.time, "sleep", waited.append)
+    assert entry.run(["--stepz", "3"]) == (2, False)
+    assert waited == [entry.WAIT_SECONDS]  # a launcher has ended this rank by then, if there is a rank 0
+    assert capsys.readouterr().err.startswith("error on rank 1: there is no key 'stepz'")
+
+
+def test_variables_of_a_run_do_not_outlive_it(environment, monkeypatch):
+    environment(MASTER_PORT="7")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")
+    before = dict(os.environ)
+
+    @environment_kept()
+    def fail() -> None:
+        prepare_environment()
+        assert os.environ["RANK"] == "0"
+        assert os.environ["MASTER_PORT"] != "7"  # another program's
+        os.environ["WANDB_NAME"] = "first"
+        del os.environ["GOMP_SPINCOUNT"]
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (OSError(28, "No space left on device", "runs/records.jsonl"), "the disk is full\n  where: runs/records.jsonl"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8 vs 4"), "PyTorch could not write"),
+        (ImportError("/x/op.so: failed to map segment from shared object"), "a compiled extension cannot be loaded"),
+    ],
+)
+def test_what_the_machine_refuses_during_a_run_says_how_to_continue(
+    environment, monkeypatch, tmp_path, capsys, raised, message
+):
+    environment()
+
+    def failing(config: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("phigrow.training.loop.train", failing)
+    out = tmp_path / "run"
+    assert entry.run(["demo", "--out", str(out)]) == (2, False)
+    before = capsys.readouterr().err
+    assert before.startswith(f"error: {message}")
+    assert "checkpoint" not in before
+    out.mkdir()
+    assert entry.run(["demo", "--out", str(out)]) == (2, False)
+    assert f"There is no complete checkpoint in {out}: the same command starts at step 0." in capsys.readouterr().err
+    monkeypatch.setattr("phigrow.training.loop.train", lambda config: {}["a bug"])
+    with pytest.raises(KeyError, match="a bug"):  # negative control: a bug keeps its traceback
+        entry.run(["demo", "--out", str(out)])
+
+
+def test_a_start_refuses_data_types_that_the_device_does_not_have(monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    message = r"dtype fp16 does not work on this device[\s\S]*set dtype: bf16 or fp32"
+    with pytest.raises(GrowthError, match=message):
+        check_dtype(RunConfig(dtype="fp16"))
+    check_dtype(RunConfig(dtype="bf16"))
+    monkeypatch.setattr(get_accelerator(), "is_bf16_supported", lambda: False)
+    with pytest.raises(GrowthError, match=r"dtype bf16 does not work[\s\S]*set dtype: fp32"):
+        check_dtype(RunConfig(dtype="bf16"))
+    check_dtype(RunConfig(dtype="fp32"))
+
+
+def test_seeds_of_dropout_are_those_of_the_first_release_and_never_too_large():
+    import torch
+
+    assert dropout_seed(3, 17, 2) == (3 * 1_000_003 + 17) * 4096 + 2
+    large = [dropout_seed(10**18 + seed, step, 0) for seed in range(3) for step in range(3)]
+    assert len(set(large)) == 9
+    for seed in (*large, dropout_seed(10**30, 10**6, 4095)):
+        torch.Generator().manual_seed(seed)
+    with pytest.raises((ValueError, RuntimeError)):  # negative control: the value before it is reduced
+        torch.Generator().manual_seed((10**18 * 1_000_003) * 4096)
 
 
 def test_a_stray_rank_does_not_silence_a_bad_option(environment, capsys):

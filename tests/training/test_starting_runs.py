@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launching import records
 from scenarios import SEQ_LEN, SETTINGS, TINY, FakeBlocks
 
@@ -14,7 +16,7 @@ from phigrow.errors import GrowthError
 from phigrow.training import RunConfig, initial_state, train
 from phigrow.training.data import check_tokenizer
 from phigrow.training.initial_state import InitialState
-from phigrow.training.process import StopRequest, forget_stop
+from phigrow.training.process import StopRequest, forget_stop, leave
 from phigrow.training.run_info import goes_on
 
 # What torch's own modules say when DeepSpeed imports them in this process.
@@ -37,6 +39,22 @@ def test_a_start_that_failed_does_not_block_the_corrected_command(alone, tmp_pat
     # Negative control: where something was trained another configuration is refused.
     with pytest.raises(GrowthError, match=r"with other settings[\s\S]*vocab_size \(None, now 97\)"):
         run(tmp_path, vocab_size=97)
+
+
+def test_a_run_leaves_nothing_in_the_environment_and_another_follows_it(alone, tmp_path):
+    before = dict(os.environ)
+    assert run(tmp_path / "first", steps=1, warmup=0).finished
+    assert dict(os.environ) == before
+    leave()  # as the command does at its end
+    assert not torch.distributed.is_initialized()
+    # A process group of another program: a notebook that has used torch.distributed.
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    assert run(tmp_path / "second", steps=1, warmup=0).finished
+    assert dict(os.environ) == before
+    leave()
+    assert torch.distributed.is_initialized()  # it is not phigrow's to end
+    first, second = (records(tmp_path / name, "step") for name in ("first", "second"))
+    assert first[0]["loss"] == second[0]["loss"]
 
 
 @pytest.mark.parametrize("when", ["before", "while it starts"])

@@ -1,0 +1,220 @@
+"""Turn what the machine refuses (disk, memory, ports, compilers) into errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from phigrow.errors import GrowthError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+ERRNO = re.compile(r"\b(?:os error|errno:?) (\d+)", re.IGNORECASE)
+"""Number of an operating system's error, as libraries in Rust and C++ write it into their message."""
+
+
+def machine_error(error: BaseException) -> GrowthError | None:
+    """Describe an exception that comes from the machine and not from phigrow.
+
+    Args:
+        error: an exception. Those that it was raised from are read too, and a full disk before it.
+
+    Returns:
+        The error for the user; None if the exception is of no such kind. A reader of stdout that has gone
+        (`BrokenPipeError`) is none.
+
+    >>> print(machine_error(OSError(28, "No space left on device", "runs/a/records.jsonl")).what)
+    the disk is full
+    >>> machine_error(KeyError("x")) is None
+    True
+    """
+    for each in _chain(error):
+        if isinstance(each, BrokenPipeError):
+            return None
+        if isinstance(each, GrowthError):
+            return each
+        for describe in (_extension, _network, _memory, _file):
+            if (described := describe(each)) is not None:
+                return described
+    return None
+
+
+@contextlib.contextmanager
+def machine_errors_explained(advice: str = "") -> Iterator[None]:
+    """Raise a `GrowthError` where the machine refuses something; a context.
+
+    Args:
+        advice: a sentence about how to go on, which is added to the fix.
+    """
+    try:
+        yield
+    except GrowthError:
+        raise
+    except Exception as error:
+        if (described := machine_error(error)) is None:
+            raise
+        raise with_advice(described, advice) from error
+
+
+def with_advice(error: GrowthError, advice: str) -> GrowthError:
+    """Return an error with a sentence at the end of its fix."""
+    fix = f"{error.fix}. {advice}" if error.fix and advice else error.fix or advice
+    return GrowthError(error.what, where=error.where, why=error.why, fix=fix)
+
+
+def flush_stdout() -> GrowthError | None:
+    """Flush stdout, and drop the rest of it if that fails, because Python would fail again when it ends.
+
+    Returns:
+        The error if the output cannot be written; None if it was, or if its reader has gone.
+    """
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return machine_error(error)
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, those that it was raised from, and a full disk before it.
+
+    An exception may come up while a missing file is handled as it should be, so other contexts explain nothing.
+    """
+    each: BaseException | None = error
+    seen: set[int] = set()
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        context = each.__context__
+        is_full = isinstance(context, OSError) and context.errno in FULL
+        each = each.__cause__ or (context if is_full else None)
+
+
+def _extension(error: BaseException) -> GrowthError | None:
+    """Describe an extension of DeepSpeed or PyTorch that cannot be compiled or loaded."""
+    text = str(error)
+    if isinstance(error, ImportError) and "failed to map segment" in text:
+        return GrowthError(
+            "a compiled extension cannot be loaded",
+            where=text.partition(":")[0],
+            why="programs may not run from this disk: it is mounted with noexec",
+            fix="set TORCH_EXTENSIONS_DIR to a folder on another disk",
+        )
+    if text.startswith(("Error building extension", "Ninja is required")) or "No working C++ compiler" in text:
+        lines = [line.strip() for line in text.splitlines()]
+        reasons = [line for line in lines if "not found" in line or "error:" in line or "rror 1" in line]
+        name = text.split("'")[1] if text.startswith("Error building") and "'" in text else "of PyTorch"
+        return GrowthError(
+            f"the extension {name} cannot be compiled",
+            why=reasons[0] if reasons else lines[0],
+            fix="install a C++ compiler and ninja (apt install g++, pip install ninja); compile: false needs neither "
+            "for the model, but DeepSpeed needs both on CPUs",
+        )
+    return None
+
+
+def _network(error: BaseException) -> GrowthError | None:
+    """Describe a port in use, or a first rank that does not answer."""
+    text = str(error)
+    if getattr(error, "errno", None) == errno.EADDRINUSE or "EADDRINUSE" in text:
+        port = (re.findall(r"port:? (\d+)", text) or [os.environ.get("MASTER_PORT", "")])[0]
+        return GrowthError(
+            f"the port {port} is in use".replace("  ", " "),
+            where="MASTER_PORT",
+            why="another program listens on it",
+            fix="set MASTER_PORT, or --master_port of the launcher, to a free port, or end the other program",
+        )
+    if type(error).__name__ in ("DistNetworkError", "DistStoreError"):
+        place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        return GrowthError(
+            f"rank 0 cannot be reached at {place}",
+            where="MASTER_ADDR, MASTER_PORT",
+            why=text.partition("\n")[0],
+            fix="check that all ranks were started, that both variables are the same on every host, and the firewall",
+        )
+    return None
+
+
+def _memory(error: BaseException) -> GrowthError | None:
+    """Describe memory that the host or the accelerator does not have."""
+    text = str(error)
+    device = type(error).__name__ == "OutOfMemoryError"
+    if device or isinstance(error, MemoryError) or "not enough memory" in text or "can't allocate memory" in text:
+        return GrowthError(
+            f"the memory of {'the accelerator' if device else 'this machine'} is not enough",
+            why=(text.partition("\n")[0] or "out of memory")[:300],
+            fix="in training, lower micro_batch, set activation_checkpointing: true or zero: 3, or use more ranks; "
+            "elsewhere, end other programs or use a larger machine",
+        )
+    return None
+
+
+def _file(error: BaseException) -> GrowthError | None:
+    """Describe a file or folder that the operating system refuses."""
+    text = str(error).partition("\n")[0]
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if number is None and (match := ERRNO.search(text)):
+        number = int(match[1])
+    saving = "inline_container" in str(error) or "PytorchStreamWriter" in str(error) or "iostream error" in text
+    if number is None and not saving and not isinstance(error, OSError):
+        return None
+    place = getattr(error, "filename", None)
+    where = os.fsdecode(place) if isinstance(place, str | bytes | os.PathLike) else None
+    where = where or ("the standard output" if _stdout_is_broken() else None)
+    why = f"{text} ({_raised_in(error)})"
+    if number in FULL:
+        what = "the disk is full" if number != errno.EFBIG else "a file would be larger than allowed (ulimit -f)"
+        where = where or "a file that was being written, or the standard output"
+        return GrowthError(what, where=where, why=why, fix="free space, or write to another disk")
+    if saving:
+        return GrowthError(
+            "PyTorch could not write a file", where=where, why=f"{why}: the disk may be full",
+            fix="free space, or write to another disk",
+        )  # fmt: skip
+    if number == errno.EMFILE:
+        return GrowthError("too many files are open", where=where, why=why, fix="raise the limit with ulimit -n 65536")
+    if where is not None and _is_below_home(where):
+        return GrowthError(
+            "the home folder cannot be written" if number in DENIED else "the home folder cannot be used",
+            where=where,
+            why=why,
+            fix="set HOME to a folder where you may write, or TORCH_EXTENSIONS_DIR, TRITON_CACHE_DIR, HF_HOME and "
+            "MPLCONFIGDIR to such folders",
+        )
+    what = "this place may not be read or written" if number in DENIED else "the operating system refuses a file"
+    return GrowthError(what, where=where, why=why, fix="check the path, its owner, its permissions and its disk")
+
+
+def _stdout_is_broken() -> bool:
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def _is_below_home(where: str) -> bool:
+    home = os.path.abspath(Path.home()) if os.environ.get("HOME") else None
+    place = os.path.abspath(where)
+    folders = [home, os.environ.get("TORCH_EXTENSIONS_DIR"), os.environ.get("HF_HOME")]
+    if any(folder and place.startswith(os.path.abspath(folder)) for folder in folders[1:]):
+        return True
+    hidden = home is not None and place.startswith(os.path.join(home, "."))
+    return home is not None and (hidden or (not os.path.isdir(home) and (place + os.sep).startswith(home + os.sep)))
+
+
+def _raised_in(error: BaseException) -> str:
+    """Name the last line of phigrow on the way to an exception, for reports of bugs."""
+    root = str(Path(__file__).parents[1])
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(root)]
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__} in phigrow/{os.path.relpath(lines[-1].filename, root)}, line {lines[-1].lineno}"

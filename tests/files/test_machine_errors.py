@@ -1,0 +1,134 @@
+"""What the machine refuses becomes one error with what to do; bugs keep their traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phigrow.errors import GrowthError
+from phigrow.files.machine_errors import machine_error, machine_errors_explained, with_advice
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full: Linux only")
+
+
+def raised_by(action) -> BaseException:
+    with pytest.raises(Exception) as error:  # noqa: PT011 - the kind differs from case to case
+        action()
+    return error.value
+
+
+def full() -> None:
+    with open("/dev/full", "w") as file:
+        file.write("x")
+
+
+def bound_twice() -> None:
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        second.bind(first.getsockname())
+
+
+def saved_by_torch() -> None:
+    import torch
+
+    with open("/dev/full", "wb") as file:
+        torch.save(torch.zeros(1000), file)
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("action", "what"),
+    [
+        (full, "the disk is full"),
+        (saved_by_torch, "the disk is full"),
+        (bound_twice, "the port"),
+        (lambda: Path("/proc/here").mkdir(), "the operating system refuses a file"),
+        (lambda: bytearray(1 << 60), "the memory of this machine is not enough"),
+    ],
+)
+def test_real_refusals_are_described(action, what):
+    described = machine_error(raised_by(action))
+    assert described is not None
+    assert described.what.startswith(what)
+    assert described.fix
+
+
+COMPILER = """Error building extension 'deepspeed_shm_comm': [1/3] c++ -MMD -MF shm.o.d
+FAILED: [code=127] shm.o
+/bin/sh: 1: c++: not found
+ninja: build stopped: subcommand failed."""
+PORT = """The server socket has failed to listen on any local network address. port: 29777, useIpv6: false, code: -98,
+name: EADDRINUSE, message: address already in use"""
+DistNetworkError = type("DistNetworkError", (RuntimeError,), {})
+OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError(COMPILER), ["the extension deepspeed_shm_comm cannot be compiled", "c++: not found", "g++"]),
+        (RuntimeError("Ninja is required to load C++ extensions"), ["cannot be compiled", "ninja"]),
+        (
+            RuntimeError("InvalidCxxCompiler: No working C++ compiler found in x"),
+            ["of PyTorch cannot", "compile: false"],
+        ),
+        (ImportError("/a/op.so: failed to map segment from shared object"), ["/a/op.so", "noexec", "TORCH_EXTENSIONS"]),
+        (DistNetworkError(PORT), ["the port 29777 is in use", "MASTER_PORT"]),
+        (DistNetworkError("timed out after 600000ms"), ["rank 0 cannot be reached", "timed out", "firewall"]),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), ["memory of the accelerator", "micro_batch"]),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ["memory of this machine"]),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), ["the disk is full"]),
+        (OSError(27, "File too large", "runs/a"), ["ulimit -f", "runs/a"]),
+        (OSError(24, "Too many open files"), ["too many files are open", "ulimit -n"]),
+        (PermissionError(13, "Permission denied", "/srv/x"), ["may not be read or written", "/srv/x"]),
+        (OSError(30, "Read-only file system", "HOME/.cache/torch"), ["home folder cannot be written", "HF_HOME"]),
+    ],
+)
+def test_errors_of_libraries_are_described(error, words, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/user")
+    if str(getattr(error, "filename", "")).startswith("HOME"):
+        error.filename = error.filename.replace("HOME", "/home/user")
+    text = str(machine_error(error))
+    assert [word for word in words if word not in text] == []
+
+
+def test_an_error_behind_another_is_described_and_bugs_are_not():
+    def behind(first: BaseException, *, explicit: bool) -> BaseException:
+        later = ValueError("words of a library")
+        later.__context__ = first
+        later.__cause__ = first if explicit else None
+        return later
+
+    missing, disk = FileNotFoundError(2, "No such file", "a.json"), OSError(28, "No space left on device", "a.pt")
+    for explicit in (True, False):
+        assert str(machine_error(behind(disk, explicit=explicit))).startswith("the disk is full\n  where: a.pt")
+    assert "a.json" in str(machine_error(behind(missing, explicit=True)))
+    assert machine_error(behind(missing, explicit=False)) is None  # a bug while a missing file was handled
+    for bug in (KeyError("x"), ValueError("shapes"), RuntimeError("mat1 and mat2"), BrokenPipeError(32, "gone")):
+        assert machine_error(bug) is None
+    with pytest.raises(KeyError), machine_errors_explained("advice"):
+        raise KeyError("x")
+    with pytest.raises(GrowthError, match=r"the disk is full[\s\S]*another disk\. Run it again\."):  # noqa: SIM117
+        with machine_errors_explained("Run it again."):
+            raise OSError(28, "No space left on device")
+    assert with_advice(GrowthError("a", fix="b"), "").fix == "b"
+
+
+@LINUX
+@pytest.mark.parametrize("words", [["plan", "--src", "phi-1_5", "--dst-config", "phi2.json", "--json"], ["recipes"]])
+def test_output_to_a_full_device_is_one_error(words):
+    with open("/dev/full", "w") as device:
+        done = subprocess.run(
+            [sys.executable, "-m", "phigrow", *words], stdout=device, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the disk is full\n")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
