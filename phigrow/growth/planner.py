@@ -157,7 +157,7 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
         raise GrowthError(
             f"{growth.method} cannot grow between configurations that compute different functions",
             where="the destination configuration",
-            why="; ".join(changes),
+            why="; ".join((*changes, *_unread_keys(task))),
             fix="give the destination the source's values, or use --method tile or wr",
         )
 
@@ -261,12 +261,16 @@ def _leg_approximations(task: GrowthTask, axes: dict[str, AxisMap], known: list[
     return [f"R E is not I on {', '.join(wrong)}"] if wrong else []
 
 
+def _unread_keys(task: GrowthTask) -> list[str]:
+    sides = (("source", task.src_config), ("destination", task.dst_config))
+    return [f"in the {side} configuration, {remark}" for side, config in sides for remark in unread_rotary_keys(config)]
+
+
 def _notes(task: GrowthTask) -> list[str]:
-    notes = []
+    notes = _unread_keys(task)
     for side, config in (("source", task.src_config), ("destination", task.dst_config)):
         if "auto_map" in config:
             notes.append(f"the {side} configuration asks for remote code (auto_map): none was run, none is passed on")
-        notes += [f"in the {side} configuration, {remark}" for remark in unread_rotary_keys(config)]
     for key in task.family.dropout_keys:
         if task.dst_config.get(key):
             notes.append(f"{key} {task.dst_config[key]} acts in training mode: equality holds in evaluation mode")

@@ -173,8 +173,9 @@ def pairs() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
         yarn, dynamic, longrope, llama3 = (scaled(name, kind) for kind in ("yarn", "dynamic", "longrope", "llama3"))
         before = {"original_max_position_embeddings": 20}
         theta = "rotary_emb_base" if name == "gpt_neox" else "rope_theta"
+        linear = scaled(name, "linear")
         both = {
-            "rope_scaling": scaled(name, "linear"),
+            "rope_scaling": linear,
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
         }
         out += [
@@ -212,6 +213,10 @@ def pairs() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
             (name, "the base in three spellings", {theta: 500}, {"rope_parameters": {"rope_theta": 5e2}}),
             (name, "the old keys of a GPT-NeoX", {}, {"rotary_emb_base": 500.0}),
             (name, "the new keys", {}, {"rope_theta": 500.0}),
+            (name, "a new key beside an old one", {"rotary_emb_base": 10000.0, "rope_theta": 500.0},
+             {"rotary_emb_base": 500.0, "rope_theta": 500.0}),
+            (name, "rope_scaling hides a base", {"rope_scaling": linear, "rope_parameters": {"rope_theta": 500.0}},
+             {"rope_scaling": linear, theta: 500.0}),
             (name, "an attention factor", {"rope_scaling": yarn}, {"rope_scaling": {**yarn, "attention_factor": 1.5}}),
             (name, "an attention factor spelled out", {"rope_scaling": yarn},
              {"rope_scaling": {**yarn, "attention_factor": 0.1 * np.log(4.0) + 1}}),
@@ -225,6 +230,7 @@ def pairs() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
             (name, "keys that no family reads", {}, {"final_logit_softcapping": 1.0, "logit_scale": 0.1}),
             (name, "the default window of layers", {}, {"layer_types": ["full_attention"] * 2}),
         ]  # fmt: skip
+    out.append(("gpt_neox", "the part of the others", {"rotary_pct": 0.5}, {"partial_rotary_factor": 0.25}))
     return out
 
 
@@ -234,11 +240,12 @@ SAME = {
     "rope_scaling hides rope_parameters", "linear of factor 1", "yarn of factor 1", "longer context", "null settings",
     "the base in three spellings", "an attention factor spelled out", "tanh under another name", "swish",
     "an activation that numpy lacks", "the same epsilon", "keys that no family reads", "the default window of layers",
+    "the part of the others",
 }  # fmt: skip
 
 
 def same(name: str, case: str) -> bool:
-    if case in ("the old keys of a GPT-NeoX", "the new keys"):
+    if case in ("the old keys of a GPT-NeoX", "the new keys", "a new key beside an old one"):
         return (name == "gpt_neox") == (case == "the new keys")
     return case in SAME
 
@@ -349,6 +356,11 @@ def test_a_plan_names_keys_that_transformers_does_not_read():
     stray = config("gpt_neox", rope_theta=500.0)
     notes = phigrow.plan(config("gpt_neox"), stray, "tile").notes
     assert notes == ("in the destination configuration, rope_theta 500.0 is not read: the rotary base is 10000.0",)
+    other = config("gpt_neox", rope_theta=500.0, rotary_emb_base=300.0)
+    with pytest.raises(
+        GrowthError, match=r"rope_theta: 300.0 -> 10000.0; in the source configuration, rope_theta 500.0 is"
+    ):
+        phigrow.plan(other, config("gpt_neox"), "lossless")
     hidden = config("llama", rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters={"rope_theta": 500.0})
     notes = phigrow.plan(hidden, hidden, "tile").notes
     assert notes[0] == "in the source configuration, rope_parameters is not read: rope_scaling replaces all of it"
