@@ -15,7 +15,7 @@ from scenarios import SETTINGS, TINY, FakeBlocks
 from tiny_models import phi_model
 
 import phigrow
-from phigrow.corpus import train_tokenizer
+from phigrow.corpus import prepare, train_tokenizer
 from phigrow.errors import GrowthError
 from phigrow.measure import load_run
 from phigrow.records.writer import RecordWriter
@@ -319,3 +319,32 @@ def test_a_run_continues_without_its_grown_optimizer(alone, tmp_path):
     cut(tmp_path / "run")
     with pytest.raises(GrowthError, match=r"these keys differ: content of init_optimizer \('\w{12}', now '\w{12}'\)"):
         run(tmp_path / "run", **given)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_packed_blocks_that_were_damaged_are_not_trained_on(alone, tmp_path, mixed):
+    (tmp_path / "books.txt").write_text("of making many books there is no end " * 300)
+    prepare(tmp_path / "books.txt", tmp_path / "data", seq_len=16, vocab_size=270, heldout=0, progress=False)
+    data = {str(tmp_path / "data"): 1.0} if mixed else str(tmp_path / "data")
+    more = {"data": data, "model": TINY | {"vocab_size": 512}, "steps": 4, "batch": 2, "eval_every": 0, "save_every": 2}
+
+    def read(out: str) -> Any:
+        return train(RunConfig(**SETTINGS | {"out": str(tmp_path / out), "zero": 1, "keep": 0} | more))
+
+    assert read("run").finished
+    cut(tmp_path / "run")
+    (file,) = (tmp_path / "data" / "train").glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    file.write_bytes(content)
+    for out in ("run", "new"):
+        with pytest.raises(GrowthError, match="the packed blocks have changed since they were packed"):
+            read(out)
+    # Packed by an earlier release, it is the run that knows.
+    path = tmp_path / "data" / "data.json"
+    former = json.loads(path.read_text())
+    del former["content_fingerprint"]
+    path.write_text(json.dumps(former))
+    with pytest.raises(GrowthError, match=r"these keys differ: content of data \('\w{12}', now '\w{12}'\)"):
+        read("run")
+    assert read("new").finished
