@@ -1,0 +1,507 @@
+"""Everything of phigrow that only a GPU can show, in one command: about ten minutes on one GPU of 80 GiB.
+
+    python benchmarks/gpu_check.py --out benchmarks/results/DATE-gpu-check-DEVICE.jsonl
+    python benchmarks/gpu_check.py --size toy --together        # the same steps on any machine, tiny
+
+Each step runs in a process of its own and prints one line of JSON as it ends: its name, ``ok``, seconds, and what it
+measured. A step that fails or takes too long does not stop the rest. The last line is the summary. The exit code is 1
+if any step is not ok.
+
+The sizes of ``toy`` test the script itself, and say nothing about a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+STEP_SECONDS = 240
+"""Most seconds of one step."""
+
+Result = dict[str, Any]
+
+
+@dataclass
+class Place:
+    """Where the steps run.
+
+    Attributes:
+        folder: for data and runs.
+        toy: tiny sizes.
+    """
+
+    folder: Path
+    toy: bool
+
+    @cached_property
+    def device(self) -> Any:
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> Any:
+        """bf16, or fp16 on a GPU without it."""
+        import torch
+
+        old = self.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.float16 if old else torch.bfloat16
+
+    @property
+    def dtype_name(self) -> str:
+        import torch
+
+        return "fp16" if self.dtype is torch.float16 else "bf16"
+
+    def model(self, **changes: Any) -> dict[str, Any]:
+        """Phi, small enough to train in seconds."""
+        from phigrow.models.config import load_config
+
+        hidden, layers = (64, 2) if self.toy else (1024, 8)
+        sizes = {
+            "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers,
+            "num_attention_heads": hidden // 32 if self.toy else hidden // 64, "vocab_size": 512,
+            "num_key_value_heads": None, "max_position_embeddings": self.seq_len,
+            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0,
+        }  # fmt: skip
+        return load_config("phi-1_5") | sizes | changes
+
+    @property
+    def seq_len(self) -> int:
+        return 64 if self.toy else 2048
+
+    def data(self) -> Path:
+        """Packed blocks of random words."""
+        from phigrow import corpus
+
+        out = self.folder / "data"
+        if not out.is_dir():
+            draw = random.Random(0)
+            words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(400)]
+            count, length = (60, 120) if self.toy else (600, 3000)
+            texts = [" ".join(draw.choices(words, k=draw.randint(length // 2, length))) for _ in range(count)]
+            file = self.folder / "text.jsonl"
+            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+            corpus.prepare(file, out, seq_len=self.seq_len, vocab_size=512, progress=False)
+        return out
+
+    def settings(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Settings of a short run in its own folder."""
+        run = {
+            "model": self.model(), "data": str(self.data()), "out": str(self.folder / name), "steps": 6, "batch": 4,
+            "lr": 1e-3, "warmup": 0, "schedule": "constant", "eval_every": 0, "save_every": 0, "log_every": 1,
+            "export": None, "dtype": self.dtype_name, "zero": 1, "compile": False,
+        }  # fmt: skip
+        return run | changes
+
+    def train(self, name: str, **changes: Any) -> list[dict[str, Any]]:
+        """Train here, and return the records of the steps."""
+        from phigrow.training import RunConfig, train
+
+        settings = self.settings(name, **changes)
+        train(RunConfig(**settings))
+        return records(Path(settings["out"]))
+
+
+def records(out: Path, kind: str = "step") -> list[dict[str, Any]]:
+    lines = (out / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["type"] == kind]
+
+
+def losses(steps: Sequence[dict[str, Any]]) -> list[float]:
+    return [record["loss"] for record in steps]
+
+
+def largest(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the largest difference of two equally long lists."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def relative(found: Any, expected: Any) -> float:
+    """Return the largest difference of two tensors, over the largest expected value."""
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def nominal_peak(name: str) -> float | None:
+    """Return the dense bf16 FLOP/s of a GPU from its data sheet, if phigrow knows it."""
+    from phigrow.models.capacity import PEAK_FLOPS
+
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name.lower()), None)
+
+
+def ceilings(place: Place) -> Result:
+    """Versions of what is installed, and the fastest copy and matrix product."""
+    import torch
+    from mfu import installed, matrix_peak, seconds
+
+    device = place.device
+    packages = ("phigrow", "torch", "transformers", "deepspeed", "flash_attn", "triton")
+    out: Result = {"versions": {name: installed(name) for name in packages}, "device": device.type}
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        out |= {"device": facts.name, "memory_gib": facts.total_memory / 2**30, "cuda": torch.version.cuda}
+        out["capability"] = list(torch.cuda.get_device_capability(device))
+        out["nominal_tflops"] = (nominal_peak(facts.name) or 0) / 1e12 or None
+    size = 2**20 if place.toy else 2**30
+    values = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(values)
+    out["copy_gb_s"] = 2 * size / seconds(lambda: target.copy_(values), device, 5) / 1e9
+    out["matrix_tflops"], out["matrix_shape"] = matrix_peak(place.model(), 128 if place.toy else 16384, device)
+    return out | {"ok": True}
+
+
+def attention(place: Place) -> Result:
+    """Every attention forward and backward at head sizes 64 and 80 against fp64, its kernel and its time."""
+    import torch
+
+    from phigrow.training import attention_choice as choice
+
+    tokens = 64 if place.toy else 2048
+    rows, ok = [], True
+    for head_dim in (64, 80):
+        for within in (False, True):
+            shape = choice.Shape(2, 4 if place.toy else 32, 4 if place.toy else 32, tokens, head_dim, within)
+            wide = [x.requires_grad_() for x in choice._inputs(shape, torch.float64, place.device)]
+            expected = choice._attend("sdpa", *wide, shape)
+            expected_gradients = torch.autograd.grad(expected.square().sum(), wide)
+            for name in ("sdpa", "flash_attention_2", *(["varlen"] if within else [])):
+                row: Result = {"attention": name, "head_dim": head_dim, "within": within}
+                if (problem := choice.problem_of(name, place.dtype, place.device, shape)) is not None:
+                    rows.append(row | {"problem": problem})
+                    continue
+                narrow = [x.detach().to(place.dtype).requires_grad_() for x in wide]
+                found = choice._attend(name, *narrow, shape)
+                gradients = torch.autograd.grad(found.float().square().sum(), narrow)
+                row["forward"] = relative(found, expected)
+                row["backward"] = max(relative(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
+                row["seconds"] = choice.timed(name, place.dtype, place.device, shape)
+                row["kernel"] = choice.kernel(name, place.dtype, place.device, shape)
+                rows.append(row)
+                ok &= row["forward"] < 0.02 and row["backward"] < 0.05
+    chosen = choice.choose_attention("auto", place.dtype_name, place.device, choice.Shape(4, 32, 32, tokens, 64))
+    return {"ok": ok, "rows": rows, "auto": chosen.record()}
+
+
+def numbers(place: Place) -> Result:
+    """The loss and all gradients of a model in fp32 on this device against the CPU in fp64."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    found = _pass(place, place.device, torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = before
+    expected = _pass(place, torch.device("cpu"), torch.float64)
+    loss = abs(found[0] - expected[0])
+    worst = max((relative(a, expected[1][name]), name) for name, a in found[1].items())
+    return {"ok": loss < 1e-4 and worst[0] < 1e-3, "loss": loss, "gradient": worst[0], "of": worst[1]}
+
+
+def _pass(place: Place, device: Any, dtype: Any) -> tuple[float, dict[str, Any]]:
+    import torch
+
+    from phigrow.training import RunConfig
+    from phigrow.training.model import build_model
+    from phigrow.training.process import World
+
+    config = RunConfig(model=place.model(), zero=0, dtype="fp32")
+    model = build_model(config, place.model(), World(0, 1, 0, 1, torch.device("cpu")), "sdpa", {})
+    model = model.to(device, dtype)
+    rows = torch.randint(512, (2, 33 if place.toy else 257), generator=torch.Generator().manual_seed(0))
+    loss = model(rows.to(device))
+    loss.backward()
+    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters()}
+
+
+def documents(place: Place) -> Result:
+    """Attention inside documents by a mask, by lengths and alone; no gradient may cross a border."""
+    import torch
+
+    from phigrow.training import RunConfig, attention_choice
+    from phigrow.training.loss import hidden_states
+    from phigrow.training.model import build_model
+    from phigrow.training.process import World
+
+    length = place.seq_len // 2
+    draw = torch.Generator().manual_seed(0)
+    first = torch.randint(1, 200, (1, length - 1), generator=draw)
+    second = torch.randint(200, 512, (1, length), generator=draw)
+    ids = torch.cat([first, torch.zeros(1, 1, dtype=torch.int64), second], dim=1).to(place.device)  # 0 ends a text
+    config = RunConfig(model=place.model(), zero=0, dtype=place.dtype_name, documents="within")
+    alone = World(0, 1, 0, 1, place.device)
+    shape = attention_choice.shape_of(place.model(), rows=1, tokens=place.seq_len, within=True)
+    out: Result = {"ok": True}
+    reference: Any = None
+    for name in ("sdpa", "flash_attention_2", "varlen"):
+        if (problem := attention_choice.problem_of(name, place.dtype, place.device, shape)) is not None:
+            out[name] = {"problem": problem}
+            continue
+        model = build_model(config, place.model(), alone, name, {}, 0).to(place.device, place.dtype)
+        hidden = hidden_states(model, ids, 0)
+        alone_hidden = hidden_states(model, ids[:, length - 1 :], 0)
+        reference = hidden if reference is None else reference
+        hidden[:, length:].float().sum().backward()
+        embedding = model.get_input_embeddings().weight.grad
+        crossing = float(embedding[1:200].abs().max())
+        row = {
+            "against_mask": relative(hidden, reference),
+            "against_alone": relative(hidden[:, length - 1 :], alone_hidden),
+            "crossing_gradient": crossing,
+            "own_gradient": float(embedding[200:].abs().max()),
+        }
+        out[name] = row
+        out["ok"] &= crossing == 0 < row["own_gradient"] and row["against_alone"] < 0.05 > row["against_mask"]
+    return out
+
+
+def loss(place: Place) -> Result:
+    """The chunked loss against the one with all logits: value, gradient, time and memory."""
+    import torch
+    from mfu import seconds
+
+    from phigrow.training.loss import token_loss
+
+    tokens, hidden, vocab = (256, 64, 512) if place.toy else (8192, 2048, 51200)
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(tokens, hidden, generator=draw).to(place.device, place.dtype)
+    weight = (torch.randn(vocab, hidden, generator=draw) / hidden**0.5).to(place.device, place.dtype).requires_grad_()
+    targets = torch.randint(vocab, (tokens,), generator=draw).to(place.device)
+    out: Result = {}
+    kept: dict[str, tuple[float, Any]] = {}
+    for mode in ("full", "chunked"):
+
+        def work(mode: str = mode) -> Any:
+            value = token_loss(states, weight, None, targets, mode)
+            return value, torch.autograd.grad(value, weight)[0]
+
+        if place.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        value, gradient = work()
+        kept[mode] = (float(value), gradient)
+        out[mode] = {"seconds": seconds(work, place.device, 3)}
+        if place.device.type == "cuda":
+            out[mode]["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    out["loss"] = abs(kept["full"][0] - kept["chunked"][0])
+    out["gradient"] = relative(kept["chunked"][1], kept["full"][1])
+    return out | {"ok": out["loss"] < 1e-2 and out["gradient"] < 0.05}
+
+
+def stages(place: Place) -> Result:
+    """ZeRO 0 to 3, with and without overlapping communication and recomputation: losses, speed and memory."""
+    import torch
+
+    rows: list[Result] = []
+    choices = [(False, False), (True, True)] if place.toy else list(itertools.product((False, True), repeat=2))
+    for stage, (overlap, recompute) in itertools.product(range(4), choices):
+        if stage == 0 and (overlap or place.dtype_name == "fp16"):
+            continue
+        file = place.folder / f"overlap-{stage}-{overlap}.json"
+        file.write_text(json.dumps({"zero_optimization": {"stage": stage, "overlap_comm": overlap}}))
+        row: Result = {"stage": stage, "overlap": overlap, "recompute": recompute}
+        if place.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        name = f"zero-{stage}-{overlap}-{recompute}"
+        steps = place.train(name, activation_checkpointing=recompute, steps=4, zero=None, deepspeed=str(file))
+        row |= {"losses": losses(steps), "tokens_per_second": steps[-1]["tokens_per_second"]}
+        if place.device.type == "cuda":
+            row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        rows.append(row)
+    worst = max(largest(row["losses"], rows[0]["losses"]) for row in rows)
+    return {"ok": worst < 0.05, "largest_difference": worst, "rows": rows}
+
+
+def resume(place: Place) -> Result:
+    """A run that stops and resumes against one that does not, with default and with deterministic kernels."""
+    out: Result = {}
+    for deterministic in (False, True):
+        more = {"deterministic": deterministic, "save_every": 3, "keep": 0}
+        whole = place.train(f"whole-{deterministic}", **more)
+        cut_before_its_end(place.folder / f"whole-{deterministic}", place.folder / f"cut-{deterministic}", 6)
+        cut = place.train(f"cut-{deterministic}", **more)
+        name = "deterministic" if deterministic else "default"
+        out[name] = {"difference": largest(losses(whole), losses(cut)), "seconds": whole[-1]["seconds"]}
+    return out | {"ok": out["deterministic"]["difference"] == 0 and out["default"]["difference"] < 0.05}
+
+
+def cut_before_its_end(whole: Path, cut: Path, steps: int) -> None:
+    """Copy a finished run without its last checkpoint: it resumes from the one before."""
+    shutil.copytree(whole, cut, ignore=shutil.ignore_patterns(f"step-{steps}"))
+
+
+def universal(place: Place) -> Result:
+    """A checkpoint of two CPU ranks, converted and continued on one rank of this device."""
+    more = {"dtype": "fp32", "save_every": 2, "keep": 0, "steps": 4}
+    settings = place.settings("two-ranks", **more)
+    words = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", _word(value))]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(HERE.parent)}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        env.pop(name, None)
+    runner = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(20000 + os.getpid() % 20000)]
+    done = subprocess.run(
+        [sys.executable, "-m", *runner, "-m", "phigrow.training", *words],
+        env=env, capture_output=True, text=True, timeout=STEP_SECONDS,
+    )  # fmt: skip
+    if done.returncode:
+        return {"ok": False, "error": (done.stdout + done.stderr)[-2000:]}
+    whole = losses(records(place.folder / "two-ranks"))
+    cut_before_its_end(place.folder / "two-ranks", place.folder / "one-rank", 4)
+    continued = losses(place.train("one-rank", **more, universal=True))
+    return {"ok": largest(continued, whole) < 1e-3, "difference": largest(continued, whole), "steps": len(continued)}
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def memory(place: Place) -> Result:
+    """Three runs in one process: what the first leaves allocated must not grow."""
+    import gc
+
+    import torch
+
+    held = []
+    for number in range(3):
+        place.train(f"memory-{number}", steps=3)
+        gc.collect()
+        if place.device.type == "cuda":
+            torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_allocated() / 2**20 if place.device.type == "cuda" else 0.0)
+    return {"ok": held[-1] <= held[0] + 1, "held_mib": held, "measured": place.device.type == "cuda"}
+
+
+def speed(place: Place, name: str) -> Result:
+    """Model FLOP/s of a model in a plain loop and under DeepSpeed, and memory beside the planner's."""
+    import torch
+    from mfu import measure, shape
+
+    from phigrow.models.capacity import capacity
+    from phigrow.models.cost import count_cost
+
+    micro, batch = (2, 4) if place.toy else ((8, 16) if name == "phi-1_5" else (2, 8))
+    config = shape("tiny" if place.toy else name)
+    config |= {"max_position_embeddings": place.seq_len}
+    plain = measure(config, _mfu_words(place, batch // micro), micro, place.device)
+    plain.pop("kernels", None)
+    if place.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    steps = place.train(
+        f"speed-{name}", model=config, steps=6 if place.toy else 12, batch=batch, micro_batch=micro, zero=1, lr=1e-4
+    )
+    rates = sorted(record["tokens_per_second"] for record in steps[2:])
+    tflops = count_cost(config, place.seq_len).training_flops * rates[len(rates) // 2] / 1e12
+    out: Result = {"model": name, "plain": plain, "deepspeed_tflops": tflops, "ok": "model_tflops" in plain}
+    if "model_tflops" in plain:
+        out["deepspeed_over_plain"] = tflops / plain["model_tflops"]
+        out["share_of_measured_peak"] = tflops / plain["peak_tflops"]
+    if place.device.type == "cuda":
+        device = torch.cuda.get_device_name()
+        if (peak := nominal_peak(device)) is not None:
+            out["mfu"] = tflops * 1e12 / peak
+        planned = capacity(config, "1x1000", batch=batch, micro_batch=micro, seq_len=place.seq_len)
+        fit = next(fit for fit in planned.fits if fit.layout.stage == 1)
+        out["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        out["planned_gib"] = fit.total / 2**30
+        out["ok"] &= abs(out["memory_gib"] / out["planned_gib"] - 1) < 0.15
+    return out
+
+
+def _mfu_words(place: Place, accumulation: int) -> argparse.Namespace:
+    return argparse.Namespace(
+        seq_len=place.seq_len, accumulation=accumulation, steps=2 if place.toy else 6, checkpointing=False,
+        compile="none", attention="sdpa", loss="auto",
+    )  # fmt: skip
+
+
+STEPS: dict[str, Callable[[Place], Result]] = {
+    "ceilings": ceilings,
+    "attention": attention,
+    "numbers": numbers,
+    "documents": documents,
+    "loss": loss,
+    "stages": stages,
+    "resume": resume,
+    "universal": universal,
+    "memory": memory,
+    "speed-phi-1_5": lambda place: speed(place, "phi-1_5"),
+    "speed-phi2": lambda place: speed(place, "phi2"),
+}
+
+
+def one(name: str, place: Place) -> Result:
+    """Run a step, and return its line."""
+    began = time.perf_counter()
+    try:
+        result = STEPS[name](place)
+    except Exception as error:  # the other steps go on
+        text = traceback.format_exc().strip().splitlines()
+        result = {"ok": False, "error": f"{type(error).__name__}: {error}", "traceback": text[-12:]}
+    return {"step": name, "ok": bool(result.pop("ok")), "took": round(time.perf_counter() - began, 2)} | result
+
+
+def apart(name: str, words: argparse.Namespace, folder: Path) -> Result:
+    """Run a step in a process of its own."""
+    command = [sys.executable, __file__, "--step", name, "--size", words.size, "--folder", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"step": name, "ok": False, "error": f"it took more than {STEP_SECONDS} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"step"')]
+    if not lines:
+        return {"step": name, "ok": False, "error": (done.stdout + done.stderr)[-2000:]}
+    return dict(json.loads(lines[-1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="full", choices=("full", "toy"))
+    parser.add_argument("--together", action="store_true", help="run all steps in this process")
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS), help="some steps only")
+    parser.add_argument("--out", type=Path, help="also append the lines to this file")
+    parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    folder = words.folder or Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    place = Place(folder, words.size == "toy")
+    if words.step:
+        print(json.dumps(one(words.step, place)), flush=True)
+        return 0
+    began, lines = time.perf_counter(), []
+    try:
+        for name in words.steps:
+            lines.append(one(name, place) if words.together else apart(name, words, folder))
+            _say(lines[-1], words.out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    failed = [line["step"] for line in lines if not line["ok"]]
+    took = round(time.perf_counter() - began, 1)
+    _say({"step": "summary", "ok": not failed, "took": took, "size": words.size, "failed": failed}, words.out)
+    return 1 if failed else 0
+
+
+def _say(line: Result, out: Path | None) -> None:
+    print(json.dumps(line), flush=True)
+    if out is not None:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
