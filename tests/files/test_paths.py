@@ -124,10 +124,13 @@ ALLOWED = {
     "checkpoints/hub.py": ["snapshot_download(repository, revision=revision, allow_patterns=patterns)"],
     "cli/commands.py": ["__file__"],
     "corpus/embedded.py": ["folder or sysconfig.get_path('stdlib')", "parent, file"],
-    "corpus/sources.py": ["name"],  # results of glob
+    "corpus/local_files.py": ["name", "found", "root, name", "f'{split}.jsonl'"],  # results of glob and walk
     "corpus/tokenizer.py": ["tokenizer.name_or_path"],
     "expansion/expand.py": ["f'{name}-to-{target}-{method}'"],
+    "files/folder_copy.py": ["root", "root, name"],  # results of walk
+    "files/output.py": ["tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent)"],
     "files/shipped.py": ["__file__"],
+    "files/staged_folder.py": ["root, name"],
     "study/launch.py": ["keys['out']", "tempfile.mkdtemp(prefix='phigrow-ranks-')", "sys.executable"],
     "study/runner.py": ["keys['branch_from']"],
     "training/callbacks.py": ["tokenizer"],
