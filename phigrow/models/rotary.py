@@ -187,8 +187,12 @@ class Rotary:
         factor, slow, fast = (self.settings[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
         inverse = 1 / self._powers(self.theta, dtype)
         wavelength = 2 * math.pi / inverse
-        kept = np.clip((original / wavelength - slow) / (fast - slow), 0, 1)
-        return Turn(((1 - kept) * inverse / factor + kept * inverse).astype(dtype), 1.0)
+        outer = np.where(wavelength > original / slow, inverse / factor, inverse)
+        with np.errstate(divide="ignore", invalid="ignore"):  # equal factors leave nothing between them
+            kept = np.divide(original / wavelength - slow, fast - slow)
+            mixed = (1 - kept) * inverse / factor + kept * inverse
+        between = (wavelength >= original / fast) & (wavelength <= original / slow)
+        return Turn(np.where(between, mixed, outer).astype(dtype), 1.0)
 
     def check(self, where: str) -> None:
         """Check that transformers can compute the embedding.

@@ -104,6 +104,8 @@ def embeddings(name: str) -> dict[str, dict[str, Any]]:
         "llama3": {"rope_parameters": scaled(name, "llama3")},
         "llama3 with the context before": {"rope_parameters": scaled(name, "llama3", **original)},
         "llama3 with the context before on top": {"rope_parameters": scaled(name, "llama3"), **original},
+        "llama3 with equal factors": {"rope_parameters": scaled(name, "llama3", high_freq_factor=1.0)},
+        "llama3 with reversed factors": {"rope_parameters": scaled(name, "llama3", low_freq_factor=9.0)},
         "keys that nobody reads": {"rope_parameters": scaled(name, "linear", beta_fast=9, mrope_section=[1, 2])},
     }
     if name in ("phi", "gpt_neox"):
