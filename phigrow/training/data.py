@@ -45,8 +45,8 @@ def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
         opened = corpus.open_stream(corpus.stream_settings(config.stream), config.seq_len)
         return dataclasses.replace(opened, tokenizer_dir=out / "tokenizer")
     if isinstance(config.data, dict):
-        for folder in config.data:
-            _check(folder, world)
+        for mixed in config.data:
+            _check(mixed, world)
         return corpus.mix_folders(config.data)
     embedded = config.data is None or (config.data == EMBEDDED and not Path(EMBEDDED).is_dir())
     folder = out.parent / f"data-embedded-{config.seq_len}" if embedded else Path(str(config.data))

@@ -8,6 +8,8 @@ from phigrow.checkpoints.provenance import TRAINING_FILE
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
 from phigrow.files.output import check_replaceable, check_writable
+from phigrow.records.readers.phigrow import last_record
+from phigrow.training.configuration import RunConfig
 
 
 def check_export(out: Path, export: str | None) -> None:
@@ -49,3 +51,20 @@ def is_exported(folder: Path | None, dtype: str) -> bool:
             return weights.dtype_name == STORED[dtype]
     except GrowthError:  # a file is missing or damaged
         return False
+
+
+def check_other_export(out: Path, export: Path, config: RunConfig) -> None:
+    """Refuse to train a finished run again because it is asked for another export and has no checkpoint any more.
+
+    Raises:
+        GrowthError: the records reach the last step, and the export has another data type.
+    """
+    last = last_record(out, "step")
+    if last is None or last["step"] < config.steps or not export.is_dir() or is_exported(export, config.stored_dtype):
+        return
+    raise GrowthError(
+        f"the run is complete and has no checkpoint, so it cannot be exported in {config.stored_dtype}",
+        where=str(out),
+        why=f"{export} has another data type, and the weights of higher precision are in a checkpoint only",
+        fix="convert the export with transformers, or train again with another --out",
+    )

@@ -22,7 +22,7 @@ from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
 from phigrow.training.data import check_data, check_tokenizer, data_keys, load_data, make_feed, restricted
-from phigrow.training.export_place import check_export, is_exported
+from phigrow.training.export_place import check_export, check_other_export, is_exported
 from phigrow.training.initial_state import InitialState
 from phigrow.training.inputs import CONTENTS, check_present, contents_of, keep_inputs, recorded_source, with_kept_inputs
 from phigrow.training.monitors import Monitors, monitor_sections
@@ -134,6 +134,8 @@ def _train_in(
         if world.first:
             print(f"{out} is complete, {config.steps} steps. To run it again, choose another --out.", flush=True)
         return Summary(out, config.steps, True, export=exported)
+    if checkpoint is None and exported is not None:
+        on_rank_zero(world, lambda: check_other_export(out, exported, config))
     run = resolve_run(config, world, out, blocks.seq_len, _model_of(config, blocks))
     if checkpoint is not None:
         checkpoints.check_fits(checkpoint, world, run.stage, convert=config.universal, device=run.optimizer_device)

@@ -105,6 +105,13 @@ def test_lost_records_and_exports_of_another_type_are_made_again(alone, tmp_path
     assert [record["step"] for record in records(tmp_path, "resume")] == [2]
     assert "the records of steps 1 to 2 are lost" in capsys.readouterr().err
 
+    # Without a checkpoint it would have to train again, over its own records.
+    shutil.rmtree(tmp_path / "checkpoints")
+    content = (tmp_path / "records.jsonl").read_text()
+    with pytest.raises(GrowthError, match="complete and has no checkpoint, so it cannot be exported in fp32"):
+        run(tmp_path, export="export")
+    assert (tmp_path / "records.jsonl").read_text() == content
+
 
 def settings(tmp_path: Path, **more: Any) -> dict[str, Any]:
     """What a run is claimed by, as JSON data."""
