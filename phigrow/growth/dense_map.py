@@ -47,8 +47,11 @@ class DenseMap(Protocol):
         """max |R E - I|; ``gains`` [dst] are those of both legs, multiplied."""
         ...
 
-    def dual(self, power: int) -> DenseMap | None:
-        """The map of gradients, which writes with R^T and reads with E^T, every entry to a power; None if unknown."""
+    def dual(self, power: int, *, with_bias: bool = False) -> DenseMap | None:
+        """The map of gradients, which writes with R^T and reads with E^T, every entry to a power; None if unknown.
+
+        With ``with_bias``, the source has one more coordinate, the last, which lies along the bias direction.
+        """
         ...
 
     def to_json(self) -> dict[str, Any]: ...
@@ -63,7 +66,8 @@ class Isometry:
     it, in about 3 dst src^2 operations. It is held once for each dtype in use, with 8 or 4 bytes a value: 42 MB from
     2048 to 2560 in float64. LAPACK's rounding differs between machines in the last bits of float64.
 
-    With ``power`` 2 the legs are the squares of Q's entries, for second moments of a sum of independent terms.
+    With ``power`` 2 the legs are the squares of Q's entries, for second moments of a sum of independent terms. With
+    ``with_bias`` they have one more source coordinate, which lies along the bias direction.
     """
 
     src_size: int
@@ -71,9 +75,10 @@ class Isometry:
     seed: int
     fuses_norms: bool = True
     power: int = 1
+    with_bias: bool = False
 
     def write(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
-        return _entries(self.src_size, self.dst_size, self.seed, np.dtype(compute).name, self.power)
+        return _entries(self.src_size, self.dst_size, self.seed, np.dtype(compute).name, self.power, self.with_bias)
 
     def read(self, compute: npt.DTypeLike) -> npt.NDArray[Any]:
         return self.write(compute).T
@@ -85,9 +90,9 @@ class Isometry:
     def left_inverse_error(self, gains: Floats) -> float:
         return max(_error(self.src_size, self.dst_size, self.seed), float(np.abs(gains - 1).max()))
 
-    def dual(self, power: int) -> Isometry:
+    def dual(self, power: int, *, with_bias: bool = False) -> Isometry:
         """Return the map of gradients, which Q rotates like activations: R^T = Q."""
-        return replace(self, power=power)
+        return replace(self, power=power, with_bias=with_bias)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "isometry", "seed": self.seed}
@@ -105,9 +110,10 @@ def dense_map_from_json(data: dict[str, Any], src_size: int, dst_size: int) -> D
 
 
 @lru_cache(maxsize=2)
-def _entries(src: int, dst: int, seed: int, dtype: str, power: int) -> npt.NDArray[Any]:
-    """[dst, src]"""
-    turned = _basis(src, dst, seed, dtype)[:, :-1]
+def _entries(src: int, dst: int, seed: int, dtype: str, power: int, with_bias: bool) -> npt.NDArray[Any]:
+    """[dst, src], or [dst, src + 1] with the bias direction."""
+    basis = _basis(src, dst, seed, dtype)
+    turned = basis if with_bias else basis[:, :-1]
     return turned if power == 1 else turned**power
 
 

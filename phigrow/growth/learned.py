@@ -78,7 +78,7 @@ class LearnedMap:
         product = (self._matrix.T * gains) @ self._matrix
         return float(np.abs(product - np.eye(len(product))).max())
 
-    def dual(self, power: int) -> None:
+    def dual(self, power: int, *, with_bias: bool = False) -> None:
         """Return None: learned legs have no inverse, so there is no rule for gradients."""
 
     def to_json(self) -> dict[str, Any]:
