@@ -2,76 +2,69 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from phigrow.checkpoints.configuration import ResolvedConfig
+from phigrow.checkpoints.model_card import CARD_FILE
+from phigrow.checkpoints.token_ids import KEYS, TokenIds
 from phigrow.checkpoints.tokenizer_folder import copy_tokenizer
 from phigrow.files.atomic import atomic_json, atomic_write
+from phigrow.files.untrusted import contained
 from phigrow.models.config import Config, load_config
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-CARD_FILE = "README.md"
-
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def write_companions(
-    folder: Path, config: Config, generation: Config, *, tokenizer: Path | None = None, card: str | None = None
-) -> None:
-    """Write everything that a Hugging Face folder has beside its weights.
+@dataclass(frozen=True)
+class Companions:
+    """Everything that a Hugging Face folder has beside its weights.
+
+    Attributes:
+        config: content of ``config.json``.
+        generation: content of ``generation_config.json``.
+        card: content of ``README.md``, see `phigrow.checkpoints.model_card.model_card`.
+        tokenizer: a folder whose tokenizer files are copied, or None.
+    """
+
+    config: Config
+    generation: Config
+    card: str
+    tokenizer: Path | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write the files into an existing folder."""
+        atomic_json(folder / CONFIG_FILE, self.config, indent=2)
+        atomic_json(folder / GENERATION_FILE, self.generation, indent=2)
+        atomic_write(folder / CARD_FILE, self.card)
+        if self.tokenizer is not None:
+            copy_tokenizer(self.tokenizer, folder)
+
+
+def make_companions(
+    resolved: ResolvedConfig, dtype: str, ids: TokenIds, generation: Config, *, card: str, tokenizer: Path | None
+) -> Companions:
+    """Return the files beside weights.
 
     Args:
-        folder: an existing folder.
-        config: content of ``config.json``, see `stored_config`.
-        generation: content of ``generation_config.json``, see `generation_config`.
-        tokenizer: a folder whose tokenizer files are copied.
-        card: content of ``README.md``, see `model_card`.
+        resolved: the model's configuration.
+        dtype: of the weights.
+        ids: of the special tokens.
+        generation: the source's generation settings, which stay as they are but for the ids.
+        card: the model card.
+        tokenizer: a folder whose tokenizer files are copied, or None.
     """
-    atomic_json(folder / CONFIG_FILE, config, indent=2)
-    atomic_json(folder / GENERATION_FILE, generation, indent=2)
-    if tokenizer is not None:
-        copy_tokenizer(tokenizer, folder)
-    if card is not None:
-        atomic_write(folder / CARD_FILE, card)
+    settings = {key: value for key, value in generation.items() if key not in (*KEYS, "_from_model_config")}
+    generated = dict(sorted((settings | ids.generation).items()))
+    return Companions(resolved.stored(dtype, ids.model), generated, card, tokenizer)
 
 
-def stored_config(config: Config, architecture: str, dtype: str) -> Config:
-    """Return the configuration of weights that are stored in a dtype.
+def generation_settings(folder: Path) -> Config:
+    """Return the content of a folder's ``generation_config.json``; empty if there is none.
 
-    A reference to code of the source's repository (``auto_map``) is left out, because that code is not copied.
-
-    Args:
-        config: of the model.
-        architecture: the transformers class that loads it, if the configuration names none.
-        dtype: of the weights. It keeps the spelling that is there (``dtype`` or ``torch_dtype``), of which both
-            versions of transformers read the older one.
+    Raises:
+        GrowthError: it is no JSON object, or a link that leads out of the folder.
     """
-    stored = {key: value for key, value in config.items() if key != "auto_map"}
-    stored["architectures"] = stored.get("architectures") or [architecture]
-    stored["dtype" if "dtype" in stored and "torch_dtype" not in stored else "torch_dtype"] = dtype
-    return stored
-
-
-def generation_config(config: Config, source: Path) -> Config:
-    """Return the source's generation settings, with the token ids of a configuration."""
-    file = source / GENERATION_FILE
-    settings = load_config(file) if file.is_file() else {}
-    return {**settings, **{key: config[key] for key in _TOKEN_IDS if config.get(key) is not None}}
-
-
-def model_card(text: str, *, base_model: str, tags: Sequence[str]) -> str:
-    """Return a Hugging Face model card: its metadata, then a text in Markdown."""
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(
-        base_model=base_model, library_name="transformers", pipeline_tag="text-generation", tags=list(tags)
-    )
-    return f"---\n{data.to_yaml()}\n---\n\n{text}"
-
-
-def model_settings(config: Config) -> Config:
-    """Return a stored configuration without its dtype, for a live model that is given one itself."""
-    # A deep copy, because transformers writes into the rotary settings that it is given.
-    return copy.deepcopy({key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")})
+    file = contained(folder, GENERATION_FILE)
+    return load_config(file) if file.is_file() else {}

@@ -33,6 +33,7 @@ TOKENIZER_FILES = [
     "chat_template.jinja",
 ]
 PROVENANCE_FILES = [PROVENANCE_FILE, TRAINING_FILE]
+CARD_FILES = ["README.md"]
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -59,7 +60,7 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
             contained(path, file)
         return path
     _refuse_file(path)
-    return _download(name, revision, [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *WEIGHT_FILES])
+    return _download(name, revision, [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *CARD_FILES, *WEIGHT_FILES])
 
 
 def locate_tokenizer(name: str) -> Path:

@@ -50,7 +50,7 @@ class Provenance:
     Attributes:
         plan: the resolved plan as JSON data, with its ``hash``.
         method_summary: the growth in a few words, for reports.
-        source_name, source_revision: the source as the user named it.
+        source_name, source_revision: the source: its hub id, or its folder's name, and its commit where it is known.
         source_files: name -> ``bytes`` and ``sha256`` of the source's files of weights.
         source_training: the source's ``training.json``.
         copied: the grown values that are copies of a source's: ``spans``, ``fresh`` and ``blocks``, see

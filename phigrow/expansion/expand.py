@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import time
@@ -9,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phigrow.checkpoints.companions import generation_config, model_settings, stored_config, write_companions
+from phigrow.checkpoints.companions import Companions, generation_settings, make_companions
+from phigrow.checkpoints.configuration import ResolvedConfig, resolve_config
 from phigrow.checkpoints.fingerprint import checkpoint_fingerprint
 from phigrow.checkpoints.hub import display_name, locate
+from phigrow.checkpoints.origin import Origin, origin_of
 from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES
 from phigrow.checkpoints.stored_model import StoredModel, as_stored
+from phigrow.checkpoints.token_ids import choose_token_ids, tokenizer_ids
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.errors import GrowthError
 from phigrow.expansion.provenance import command_line, growth_card, installed_version, provenance, sha256_of
@@ -30,7 +34,6 @@ from phigrow.growth.plan import Plan
 from phigrow.growth.planner import make_plan
 from phigrow.models.config import Config
 from phigrow.models.families import family_of
-from phigrow.models.transformers_errors import transformers_errors
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +79,9 @@ def expand(
         The new folder: weights, config, generation config, the source's tokenizer, a model card and ``phigrow.json``.
 
     Raises:
-        GrowthError: a growth that a plan refuses; a source that does not fit its configuration; an ``out`` that exists;
-            values that are not finite.
+        GrowthError: a growth that a plan refuses; a source that does not fit its configuration; a destination that
+            transformers would not load as phigrow reads it, or with a special token outside the vocabulary; an ``out``
+            that exists; values that are not finite.
     """
     output = OutputSpec(out, dtype, shard_size, overwrite, allow_nonfinite, sync, progress)
     return expand_checkpoint(src, dst_config, GrowthSpec.of(method, **growth), output, revision=revision)
@@ -130,6 +134,8 @@ def expand_checkpoint(
     with StoredModel(folder) as reader:
         plan = plan_of_weights(plan, reader, dst_config, growth)
         dtype = resolve_dtype(output.dtype, reader)
+        origin = origin_of(src, folder)
+        companions = _companions(plan, folder, origin, dtype)
         identity = {
             "phigrow": installed_version("phigrow"),
             "plan": plan.hash,
@@ -141,15 +147,11 @@ def expand_checkpoint(
         with StagedFolder(out, identity) as partial:
             try:
                 hashes = _write_weights(plan, reader, partial, dtype, shard_bytes, output)
-                config = stored_config(plan.dst_config, plan.table.architecture, dtype)
-                write_companions(
-                    partial.path, config, generation_config(config, folder), tokenizer=folder,
-                    card=growth_card(plan, display_name(src), dtype),
-                )  # fmt: skip
+                companions.write(partial.path)
                 record = provenance(
                     plan,
-                    source_name=display_name(src),
-                    revision=revision,
+                    source_name=origin.name,
+                    revision=origin.commit or revision,
                     source=folder,
                     hashes=hashes,
                     dtype=dtype,
@@ -173,6 +175,31 @@ def expand_checkpoint(
                 partial.discard()
                 raise
     return out
+
+
+def _companions(plan: Plan, source: Path, origin: Origin, dtype: str) -> Companions:
+    """Return the files beside the grown weights, after transformers has accepted the configuration.
+
+    Raises:
+        GrowthError: transformers would not load the grown model, or a special token is outside the vocabulary.
+    """
+    generation = generation_settings(source)
+    ids = choose_token_ids(
+        plan.dst_config, vocab=plan.dst_sizes["vocab"], where=_DESTINATION, source=plan.src_config,
+        generation=generation, tokenizer=tokenizer_ids(source),
+    )  # fmt: skip
+    card = growth_card(plan, source, origin, dtype)
+    return make_companions(_resolved(plan), dtype, ids, generation, card=card, tokenizer=source)
+
+
+_DESTINATION = "the destination configuration"
+
+
+def _resolved(plan: Plan) -> ResolvedConfig:
+    """Let transformers build the destination's configuration and its empty model, and compare them with the plan."""
+    resolved = resolve_config(plan.dst_config, _DESTINATION)
+    resolved.check_tensors({recipe.name: recipe.shape for recipe in plan.recipes()})
+    return resolved
 
 
 def _write_weights(
@@ -207,7 +234,7 @@ def expand_model(
         dtype: of the new model; by default the source's.
 
     Returns:
-        The new model, in evaluation mode, with the source's attention implementation.
+        The new model, in evaluation mode, with the source's attention implementation and generation settings.
 
     Raises:
         GrowthError: a growth that a plan refuses; a model whose tensors do not fit its configuration, are quantised or
@@ -215,20 +242,25 @@ def expand_model(
     """
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     config, state = _live_state(model)
     plan = make_plan(config, dst_config, GrowthSpec.of(method, **growth))
     plan.table.check_tensors(config, {name: tuple(t.shape) for name, t in state.items()}, where=_LIVE)
     torch_dtype = getattr(torch, check_dtype(dtype)) if dtype else model.dtype
+    resolved = _resolved(plan)
+    generation = copy.deepcopy(model.generation_config)
+    ids = choose_token_ids(
+        plan.dst_config, vocab=plan.dst_sizes["vocab"], where=_DESTINATION, source=config,
+        generation=generation.to_dict() if generation is not None else None,
+    )  # fmt: skip
     sources = {name: InMemory(tensor) for name, tensor in state.items()}
     grown = {recipe.name: lift(recipe, sources, torch_dtype) for recipe in plan.recipes()}
-    stored = stored_config(plan.dst_config, plan.table.architecture, str(torch_dtype).removeprefix("torch."))
-    with (
-        transformers_errors("build the model", "the destination configuration"),
-        init_empty_weights(include_buffers=False),
-    ):
-        new_config = AutoConfig.for_model(**model_settings(stored))
+    new_config = copy.deepcopy(resolved.hf_config)
+    new_config.architectures = [plan.table.architecture]
+    for key, value in ids.model.items():
+        setattr(new_config, key, value)
+    with init_empty_weights(include_buffers=False):
         new: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             new_config, dtype=torch_dtype, attn_implementation=model.config._attn_implementation
         )
@@ -239,6 +271,10 @@ def expand_model(
         grown[head] = grown[embedding]
     new.load_state_dict(grown, strict=True, assign=True)
     new.tie_weights()
+    if generation is not None:
+        for key in ids.model:
+            setattr(generation, key, ids.generation.get(key))
+        new.generation_config = generation
     new.train(mode=False)
     return new
 
@@ -299,9 +335,11 @@ def preview(
         GrowthError: `expand` would refuse, for the same reason.
     """
     plan = make_plan(src, dst_config, growth, revision=revision)
-    with StoredModel(locate(src, revision)) as reader:
+    folder = locate(src, revision)
+    with StoredModel(folder) as reader:
         plan = plan_of_weights(plan, reader, dst_config, growth)
         dtype = resolve_dtype(dtype, reader)
+    _companions(plan, folder, origin_of(src, folder), dtype)
     return plan, output_bytes(plan, dtype), dtype
 
 

@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from phigrow.checkpoints.companions import model_card
+from phigrow.checkpoints.model_card import model_card
+from phigrow.checkpoints.origin import Origin
 from phigrow.checkpoints.provenance import Provenance, read_provenance, read_training
 from phigrow.growth.method_spec import resolve_method
 from phigrow.growth.origins import Part, anatomy
@@ -49,7 +50,8 @@ def provenance(
 
     Args:
         plan: the resolved plan.
-        source_name, revision: the source as the user named it.
+        source_name: the hub id of the source, or the name of its folder.
+        revision: its commit where it is known, else as the user named it.
         source: its folder. The cost of its training is copied from its ``training.json``, if there is one, so that runs
             which start from the grown weights can be charged for it.
         hashes: file name -> sha256 of the source's weights.
@@ -144,15 +146,22 @@ def command_line(
     return shlex.join([*words, "--dtype", dtype, "--out", str(out)])
 
 
-def growth_card(plan: Plan, base_model: str, dtype: str) -> str:
-    """Return the model card of a grown checkpoint."""
+def growth_card(plan: Plan, source: Path, origin: Origin, dtype: str) -> str:
+    """Return the model card of a grown checkpoint, with the licence of its source.
+
+    Args:
+        plan: the resolved plan.
+        source: the source's folder.
+        origin: of the source.
+        dtype: of the grown weights.
+    """
     src, dst = plan.cost()
     claim = (
         "It computes the same function as its source (in evaluation mode, to rounding of the stored dtype)."
         if plan.exact
         else "It does not compute the same function as its source: " + "; ".join(plan.approximations) + "."
     )
-    text = f"""# {base_model.split("/")[-1]} grown by {plan.method}
+    text = f"""# {origin.name.split("/")[-1]} grown by {plan.method}
 
 {src.parameters / 1e6:,.1f}M parameters grown to {dst.parameters / 1e6:,.1f}M by phigrow: width method
 `{plan.method}`, depth method `{plan.depth}`, seed {plan.seed}, stored as {dtype}. {claim}
@@ -160,4 +169,4 @@ def growth_card(plan: Plan, base_model: str, dtype: str) -> str:
 It is an initialisation, to be trained further. `phigrow.json` holds the resolved plan (hash `{plan.hash[:16]}`), the
 hashes of the source and the command that repeats the expansion; `phigrow verify` measures the claim.
 """
-    return model_card(text, base_model=base_model, tags=["model-growth", "phigrow"])
+    return model_card(text, source=source, repository=origin.repository, tags=["model-growth", "phigrow"])

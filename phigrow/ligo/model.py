@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phigrow.checkpoints.companions import model_settings
+from phigrow.checkpoints.configuration import resolve_config
 from phigrow.growth.learned import Learned
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.origins import Kind, anatomy
 from phigrow.growth.plan import Plan
 from phigrow.growth.recipe import Leg, TensorRecipe
 from phigrow.models.family import Axis
-from phigrow.models.transformers_errors import transformers_errors
 
 
 class GrownModel(nn.Module):
@@ -177,14 +176,14 @@ def _grown(value: Tensor, dim: int, leg: Leg, matrix: Tensor | None, fill: float
 def _skeleton(plan: Plan, attention: str, dtype: torch.dtype) -> Any:
     """The large model without values; its forward is the loss of blocks."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from phigrow.training.loss import attach_loss
 
-    settings = {key: value for key, value in model_settings(plan.dst_config).items() if key != "auto_map"}
-    with transformers_errors("build the model", "the destination"), init_empty_weights(include_buffers=False):
+    config = resolve_config(plan.dst_config, "the destination configuration").hf_config
+    with init_empty_weights(include_buffers=False):
         make: Any = AutoModelForCausalLM.from_config
-        model = make(AutoConfig.for_model(**settings), dtype=dtype, attn_implementation=attention)
+        model = make(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()
     attach_loss(model)
     return model.eval()  # without dropout, because only the first weights are learned

@@ -29,6 +29,7 @@ class SizeRules:
         flags: keys that are true or false.
         mlp_matrices: matrices of one MLP: 2, or 3 for a gated MLP.
         grouped: query heads may share key/value heads (``num_key_value_heads``).
+        kv_heads: transformers' default of ``num_key_value_heads``, where that is not ``num_attention_heads``.
         own_head_dim: ``head_dim`` may differ from hidden_size / num_attention_heads.
         rotary: default of ``partial_rotary_factor``; None if the rotary embedding always covers whole heads.
     """
@@ -38,6 +39,7 @@ class SizeRules:
     flags: tuple[str, ...]
     mlp_matrices: int
     grouped: bool = True
+    kv_heads: int | None = None
     own_head_dim: bool = False
     rotary: float | None = None
 
@@ -53,6 +55,8 @@ def axis_sizes(config: Config, rules: SizeRules) -> Sizes:
     check_values(config, rules.where, sizes=keys, flags=rules.flags)
     if not rules.grouped:
         config = {**config, "num_key_value_heads": None}
+    elif "num_key_value_heads" not in config:
+        config = {**config, "num_key_value_heads": _default_kv_heads(config["num_attention_heads"], rules)}
     heads, kv = check_division(config, rules.where, rules.architecture)
     hidden = config["hidden_size"]
     head = (config.get("head_dim") if rules.own_head_dim else None) or hidden // heads
@@ -92,6 +96,18 @@ def _check_layer_types(config: Config, where: str) -> None:
             why="layers of other kinds than full_attention see fewer positions, and growth moves layers",
             fix="leave layer_types out, if every layer of the model attends to all positions",
         )
+
+
+def _default_kv_heads(heads: int, rules: SizeRules) -> int | None:
+    """Return transformers' default of ``num_key_value_heads``; a null, unlike a missing key, stands for all heads."""
+    if rules.kv_heads is not None and heads % rules.kv_heads:
+        raise GrowthError(
+            "num_key_value_heads is missing",
+            where=rules.where,
+            why=f"transformers then takes {rules.kv_heads}, which does not divide num_attention_heads {heads}",
+            fix=f"set num_key_value_heads, such as {heads} if query heads share none",
+        )
+    return rules.kv_heads
 
 
 def _check_head_dim(config: Config, head: int, where: str) -> None:

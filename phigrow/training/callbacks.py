@@ -132,9 +132,10 @@ def export(trainer: Trainer, source: InitSource, blocks: DataSource) -> Path | N
     """Write the trained model as a Hugging Face folder, and return the folder; None if ``export`` is none."""
     from phigrow.training.export import export_model
 
-    run, config, progress = trainer.run, trainer.run.config, trainer.progress
+    run, config, progress, companions = trainer.run, trainer.run.config, trainer.progress, trainer.export_files
     if run.export is None:
         return None
+    assert companions is not None, "the files beside the weights are decided where the run is built"
     own = TrainingCost(progress.tokens, trainer.spent()["flops"], round(progress.seconds, 3))
     tokens, flops, seconds = own.plus(source.before).values()
     training = {
@@ -149,14 +150,6 @@ def export(trainer: Trainer, source: InitSource, blocks: DataSource) -> Path | N
         "data_fingerprint": blocks.fingerprint,
     }
     dtype = config.stored_dtype
-    tokenizer = blocks.tokenizer_dir
-    export_model(
-        trainer.engine,
-        run.export,
-        dtype,
-        run.world,
-        tokenizer_dir=Path(tokenizer) if tokenizer else None,
-        training=training,
-    )
+    export_model(trainer.engine, run.export, dtype, run.world, companions=companions, training=training)
     trainer.reporter.say(f"exported to {run.export} ({dtype})")
     return run.export

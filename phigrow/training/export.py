@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.bits import bits_of
-from phigrow.checkpoints.companions import stored_config, write_companions
+from phigrow.checkpoints.companions import Companions
 from phigrow.checkpoints.provenance import TRAINING_FILE
 from phigrow.checkpoints.writer import CheckpointWriter
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import check_replaceable
 from phigrow.files.staged_folder import staged_folder
-from phigrow.models.config import Config
 from phigrow.models.families import family_of
 from phigrow.training.model import DTYPES
 from phigrow.training.process import on_rank_zero
@@ -34,11 +31,11 @@ def export_model(
     dtype: str,
     world: World,
     *,
-    tokenizer_dir: Path | None,
+    companions: Companions,
     training: dict[str, Any],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Gather the weights parameter by parameter and write config, safetensors, tokenizer and ``training.json``.
+    """Gather the weights parameter by parameter and write safetensors, their companions and ``training.json``.
 
     Every parameter is written before the next one is gathered, so rank 0 holds one parameter and never the model. The
     folder is written under another name and renamed at the end, so the export is complete or absent. An older export is
@@ -49,7 +46,7 @@ def export_model(
         folder: folder of the export.
         dtype: ``bf16``, ``fp16`` or ``fp32``; fp32 writes the masters.
         world: the ranks.
-        tokenizer_dir: a folder whose tokenizer files are copied.
+        companions: the files beside the weights, see `phigrow.training.export_files.export_files`.
         training: the content of ``training.json``, with the whole cost of the model.
         shard_bytes: most bytes of values in one safetensors file, unless one tensor alone has more.
     """
@@ -74,19 +71,6 @@ def export_model(
                 writer.write(name, 0, bits_of(value.to(DTYPES[dtype])))
         if writer is not None:
             writer.close(sync=True)
-            config, generation = _configurations(model, dtype)
-            config = stored_config(config, type(model).__name__, stored_dtype)
-            write_companions(unfinished, config, generation, tokenizer=tokenizer_dir)
+            companions.write(unfinished)
             atomic_json(unfinished / TRAINING_FILE, training)
     dist.barrier()
-
-
-def _configurations(model: Any, dtype: str) -> tuple[Config, Config]:
-    """Return the model's configuration and generation settings, as transformers writes them."""
-    from transformers import GenerationConfig
-
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.dtype = DTYPES[dtype]
-    generation = GenerationConfig.from_model_config(config)
-    return json.loads(config.to_json_string()), json.loads(generation.to_json_string())

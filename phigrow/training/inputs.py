@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from phigrow.checkpoints.companions import GENERATION_FILE
 from phigrow.checkpoints.fingerprint import CONFIG, STATE, checkpoint_fingerprint, config_content, state_fingerprint
 from phigrow.checkpoints.integrity import MARKER
+from phigrow.checkpoints.model_card import CARD_FILE
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE, TrainingCost
 from phigrow.checkpoints.run_checkpoints import RUN_FILE
 from phigrow.checkpoints.stored_model import stored_model_config
@@ -37,7 +39,7 @@ FOLDER = "inputs"
 CONTENTS = "contents"
 """Key of ``run.json`` with the fingerprints. Run folders of earlier releases do not have it."""
 
-_CHECKPOINT = (CONFIG, PROVENANCE_FILE, TRAINING_FILE)
+_CHECKPOINT = (CONFIG, GENERATION_FILE, CARD_FILE, PROVENANCE_FILE, TRAINING_FILE)
 _FOLDERS: dict[str, tuple[Callable[[Path], str], tuple[str, ...]]] = {
     "init": (checkpoint_fingerprint, _CHECKPOINT),
     "init_optimizer": (state_fingerprint, (MARKER, STATE)),

@@ -22,6 +22,7 @@ from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
 from phigrow.training.data import check_data, check_tokenizer, data_keys, load_data, make_feed, restricted
+from phigrow.training.export_files import export_files
 from phigrow.training.export_place import check_export, check_other_export, is_exported
 from phigrow.training.initial_state import InitialState
 from phigrow.training.inputs import CONTENTS, check_present, contents_of, keep_inputs, recorded_source, with_kept_inputs
@@ -194,6 +195,8 @@ def build_run(
         blocks.save_tokenizer()
         text = opening(run, source, model_dict, blocks, feed, initial, taught_by)
         print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
+    exporting = run.export is not None
+    beside = on_rank_zero(world, lambda: export_files(config, model_dict, blocks) if exporting else None)
     model = build_model(
         config, model_dict, world, run.attention.name, run.engine, blocks.eos_token_id, resumes=checkpoint is not None
     )
@@ -250,6 +253,7 @@ def build_run(
         records=records,
         monitors=Monitors(monitors if world.first else {}, out, tokens=progress.tokens),
         losses=losses,
+        export_files=beside,
     )
 
 

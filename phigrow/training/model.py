@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from phigrow.checkpoints.configuration import resolve_config
 from phigrow.checkpoints.fingerprint import has_weights
 from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.errors import GrowthError
@@ -33,8 +34,6 @@ _SIZES = (
     "partial_rotary_factor", "rope_theta",
 )  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-_KNOWN_TYPE = "give the model type of a causal language model in transformers, such as phi"
 
 
 def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_id: int | None = None) -> Config:
@@ -172,18 +171,11 @@ def causal_lm_config(model_dict: Config) -> Any:
     The import must come before zero.Init, which replaces torch.tensor: inside it, torch's own modules fail to import.
 
     Raises:
-        GrowthError: transformers has no such causal language model.
+        GrowthError: phigrow or transformers has no such model, or they read its configuration in different ways.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind = str(model_dict.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise GrowthError(f"transformers has no model type {kind!r}", where="model_type", fix=_KNOWN_TYPE)
-    with transformers_errors("read the configuration", "the model's configuration"):
-        hf_config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in model_dict.items() if k != "auto_map"})
-    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise GrowthError(f"transformers has no causal language model {kind!r}", where="model_type", fix=_KNOWN_TYPE)
+    hf_config = resolve_config(model_dict, "the model's configuration").hf_config
     MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
     return hf_config
 

@@ -18,6 +18,7 @@ from phigrow.training.progress import Reporter
 from phigrow.training.resolved import ResolvedRun
 
 if TYPE_CHECKING:
+    from phigrow.checkpoints.companions import Companions
     from phigrow.training.per_value_lr import PerValueLR
     from phigrow.training.step import Reading, Stepper
     from phigrow.training.teacher import Teacher, TeacherInfo
@@ -53,6 +54,7 @@ class Trainer:
         reading: measurements of the last step that was read from the device.
         heldout_loss: of the last evaluation.
         records, monitors: where values go; on rank 0 only.
+        export_files: the files beside the weights of the export; None without an export.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class Trainer:
         records: RecordWriter | None = None,
         monitors: Monitors | None = None,
         losses: Sequence[float] = (),
+        export_files: Companions | None = None,
     ) -> None:
         config = run.config
         self.run, self.engine, self.feed = run, engine, feed
         self.progress = progress = progress or Progress()
         self.flops_per_token, self.teacher_info = flops_per_token, teacher_info
+        self.export_files = export_files
         self.reading: Reading | None = None
         self.heldout_loss: float | None = None
         self.records, self.monitors = records, monitors or Monitors({}, run.out, tokens=0)

@@ -22,6 +22,14 @@ from phigrow.expansion.expand import default_out, parse_size
 SRC, DST = phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 3, 4, resid_pdrop=0.1, bos_token_id=1, eos_token_id=2)
 
 
+SPELLED = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 4 / 12},
+    "rope_scaling": None,
+    "pad_token_id": None,
+}
+"""Keys that DST leaves out and that an output has."""
+
+
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
 
@@ -86,13 +94,14 @@ def test_the_result_is_an_ordinary_folder_without_phigrow(save_model, tmp_path):
     (folder / "evil.py").write_text("raise SystemExit")
     out = phigrow.expand(folder, DST, tmp_path / "grown", method="tile", seed=7, dtype="bfloat16")
     config = json.loads((out / "config.json").read_text())
-    assert config == DST | {"torch_dtype": "bfloat16"}
+    assert config == DST | SPELLED | {"torch_dtype": "bfloat16", "dtype": "bfloat16"}
     generation = json.loads((out / "generation_config.json").read_text())
     assert (generation["bos_token_id"], generation["eos_token_id"]) == (1, 2)
     assert (out / "tokenizer.json").read_text() == '{"a": 1}'
     assert not (out / "evil.py").exists()
     card = (out / "README.md").read_text()
-    assert card.startswith("---\nbase_model: src\nlibrary_name: transformers\n")
+    assert card.startswith("---\nlibrary_name: transformers\n")  # the name of a local folder is no base model
+    assert "\n# src grown by tile\n" in card
     script = f"""
 import sys
 sys.modules["phigrow"] = None  # importing it would fail
@@ -118,7 +127,8 @@ def test_a_destination_in_the_spelling_of_transformers_5_is_kept_and_loads(save_
     folder = save_model(model)
     outs = [phigrow.expand(folder, c, tmp_path / n, method="lossless") for n, c in (("old", DST), ("new", new))]
     assert same(*map(stored, outs))
-    assert json.loads((outs[1] / "config.json").read_text()) == new
+    both = DST | SPELLED | {"dtype": "float32"}
+    assert [json.loads((out / "config.json").read_text()) for out in outs] == [both, both]
     ids = probe(61)
     for out in outs:
         grown = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()

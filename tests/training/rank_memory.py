@@ -54,9 +54,12 @@ def export_whole(engine: Any, folder: Path) -> None:
 
 
 def main() -> int:
+    from scenarios import FakeBlocks
+
     from phigrow.training import RunConfig
     from phigrow.training.engine import engine_config
     from phigrow.training.export import export_model
+    from phigrow.training.export_files import export_files
     from phigrow.training.model import build_model, model_config
     from phigrow.training.process import start
 
@@ -72,11 +75,12 @@ def main() -> int:
         model = build_model(config, model_dict, world, "sdpa", engine_dict)
     engine = type("Engine", (), {"module": model, "optimizer": None})()
     folder = Path(out) / f"export-{how}"
+    beside = export_files(config, model_dict, FakeBlocks())
     with Peak() as exporting:
         if how == "whole":
             export_whole(engine, folder)
         else:
-            export_model(engine, folder, "fp32", world, tokenizer_dir=None, training={}, shard_bytes=5 * 10**7)
+            export_model(engine, folder, "fp32", world, companions=beside, training={}, shard_bytes=5 * 10**7)
     found = {"built": building.rise, "exported": exporting.rise}
     (Path(out) / f"rank-{world.rank}.json").write_text(json.dumps(found))
     return 0

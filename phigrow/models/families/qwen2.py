@@ -34,6 +34,7 @@ _RULES = SizeRules(
     flags=("tie_word_embeddings", "use_sliding_window"),
     mlp_matrices=3,
     own_head_dim=True,
+    kv_heads=32,
 )
 
 
