@@ -38,11 +38,11 @@ def export_files(config: RunConfig, model_dict: Config, blocks: DataSource) -> C
         GrowthError: transformers would not load the export, or a special token is outside the vocabulary.
     """
     scratch, start = config.init == SCRATCH, Path(config.init)
-    resolved = resolve_config(model_dict, _MODEL)
-    resolved.check_tensors(resolved.family.state_shapes(model_dict))
     generation = {} if scratch else generation_settings(start)
     tokenizer = Path(blocks.tokenizer_dir) if blocks.tokenizer_dir else None
     ids = _token_ids(model_dict, generation, tokenizer, blocks.eos_token_id, scratch=scratch)
+    resolved = resolve_config(model_dict, _MODEL)
+    resolved.check_tensors(resolved.family.state_shapes(model_dict))
     dtype = STORED[config.stored_dtype]
     origin = None if scratch else origin_of(start, start)
     card = model_card(

@@ -177,7 +177,7 @@ def test_a_source_that_was_replaced_is_not_mixed_into_what_is_left(workplace, mo
 
 def test_two_writers_of_one_output(workplace):
     with start("wr") as child:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120  # the child imports transformers first, which checks the configuration
         while not (workplace / ".out.partial" / JOURNAL).exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         with pytest.raises(GrowthError, match=r"another process is writing this output\n  where: .*out"):
