@@ -122,8 +122,7 @@ def resolve_config(config: Config, where: str) -> ResolvedConfig:
     asked = {key: value for key, value in config.items() if key not in LEFT_OUT}
     if asked.get("head_dim", 0) is None:
         del asked["head_dim"]  # several models of transformers compute with the null
-    if set(asked.get("layer_types") or ()) <= {"full_attention"}:
-        asked.pop("layer_types", None)  # derived from the number of layers, and stale where that was changed
+    asked.pop("layer_types", None)  # derived from the number of layers, and stale where that was changed
     hf_config = _built(asked, family, where)
     resolved = hf_config.to_dict()
     if differences := _differences(family, config, sizes, resolved):

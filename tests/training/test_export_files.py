@@ -74,7 +74,7 @@ def test_an_export_keeps_what_its_start_says(save_model, tokenizer, tmp_path):
     )
     # The same from a growth of this start, which has both spellings itself.
     grown = phigrow.expand(start, {**START, "eos_token_id": 3, "num_hidden_layers": 3}, tmp_path / "grown")
-    again = files_of(RunConfig(init=str(grown), dtype="bf16"), FakeBlocks(tokenizer_dir=tokenizer))
+    again = files_of(RunConfig(init=str(grown), export_dtype="bf16"), FakeBlocks(tokenizer_dir=tokenizer))
     assert again.generation == files.generation
     assert again.config == {key: files.config[key] for key in again.config} | {"num_hidden_layers": 3}
 
@@ -89,7 +89,7 @@ def test_a_start_with_an_id_outside_its_vocabulary_is_refused(save_model):
 
 
 def test_a_start_that_transformers_reads_in_another_way_is_refused_or_made_whole(save_model):
-    with pytest.raises(GrowthError, match="transformers refuses the configuration") as caught:
+    with pytest.raises(GrowthError, match="transformers cannot read the configuration") as caught:
         causal_lm_config(TINY | {"rms_norm_eps": 1e-5, "use_cache": "always"})
     assert "use_cache" in str(caught.value)
     # A null head and stale kinds of layers crash transformers; a run from such a start trains the model that is meant.
