@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE
@@ -117,10 +119,9 @@ def display_name(name: str | Path) -> str:
 
 def _download(name: str | Path, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     repository = ALIASES.get(str(name), str(name))
-    local = "download the repository on another machine and give its folder"
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
@@ -130,14 +131,105 @@ def _download(name: str | Path, revision: str | None, patterns: list[str]) -> Pa
             why="no folder has this path, and it is not a valid hub id",
             fix="give a folder with config.json and safetensors files, phi-1, phi-1_5, phi-2, or a hub id",
         ) from error
-    except LocalEntryNotFoundError as error:
-        raise GrowthError(
-            f"the hub cannot be reached for {repository!r}",
-            where=str(name),
-            why="it is neither a folder nor in the local cache, and there is no network (or HF_HUB_OFFLINE is set)",
-            fix=local,
-        ) from error
-    except HfHubHTTPError as error:
-        raise GrowthError(
-            f"the hub refuses {repository!r}", where=str(name), why=str(error).splitlines()[0], fix=local
-        ) from error
+    except Exception as error:
+        local = "download the repository on another machine and give its folder"
+        if (described := hub_error(error, repository, "model", local, revision=revision)) is None:
+            raise
+        raise described from error
+
+
+def hub_error(
+    error: BaseException, repository: str, kind: str, instead: str, *, revision: str | None = None
+) -> GrowthError | None:
+    """Describe why the hub did not give a repository, from the HTTP status and the causes of an exception.
+
+    Args:
+        error: an exception of `huggingface_hub`, `datasets` or the HTTP library.
+        repository: its id.
+        kind: ``model`` or ``dataset``.
+        instead: what the user can do without the hub.
+        revision: the branch, tag or commit that was asked for.
+
+    Returns:
+        The error for the user; None if the exception has nothing to do with the hub.
+    """
+    # A file that a repository does not have is no error of the library, which then looks for another one.
+    chain = [each for each in _causes(error) if type(each).__name__ != "RemoteEntryNotFoundError"]
+    names = {parent.__name__ for each in chain for parent in type(each).__mro__}
+    reply = next((each for each in chain if getattr(each, "response", None) is not None), None)
+    status = getattr(getattr(reply, "response", None), "status_code", None)
+    gated = "GatedRepoError" in names or "gated dataset" in str(error)
+    why = (str(reply or error).strip() or type(error).__name__).splitlines()[0]
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    login = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+
+    def described(what: str, fix: str, why: str = why) -> GrowthError:
+        return GrowthError(what, where=repository, why=why, fix=fix)
+
+    if "RevisionNotFoundError" in names:
+        return described(f"the {kind} {repository!r} has no revision {revision!r}", f"choose one of those on {page}")
+    if "DisabledRepoError" in names:
+        return described(f"the hub has disabled the {kind} {repository!r}", instead)
+    if gated or status == 403:
+        return described(
+            f"the hub denies access to the {kind} {repository!r}",
+            f"accept its terms on {page} with your account, then {login}",
+        )
+    if status == 401 or status == 404 or names & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
+        return described(
+            f"the hub has no {kind} {repository!r} for your account",
+            f"check the spelling; if it is private or gated, accept its terms on {page}, and {login}",
+            why=f"no file or folder has this path either ({why})",
+        )
+    if status == 429:
+        return described(
+            "the hub answers that there were too many requests (429)",
+            f"wait some minutes and run the same command again; accounts have a higher limit: {login}",
+        )
+    if isinstance(status, int) and status >= 500:
+        return described(
+            f"the hub has an error of its own ({status})",
+            f"run the same command again in some minutes (https://status.huggingface.co), or {instead}",
+        )
+    if isinstance(status, int):
+        return described(f"the hub refuses the {kind} {repository!r} ({status})", instead)
+    if "OfflineModeIsEnabled" in names or (is_offline() and names & {"LocalEntryNotFoundError", "ConnectionError"}):
+        return described(
+            f"the {kind} {repository!r} is not in the local cache",
+            f"unset HF_HUB_OFFLINE to download it, or {instead}",
+            why="HF_HUB_OFFLINE is set, so nothing is downloaded",
+        )
+    if any("CERTIFICATE" in str(each).upper() for each in chain):
+        return described(
+            f"the hub cannot be reached for the {kind} {repository!r}",
+            f"set SSL_CERT_FILE to the certificates of your network's proxy, or {instead}",
+            why=next(str(each) for each in chain if "CERTIFICATE" in str(each).upper()),
+        )
+    if names & NO_NETWORK:
+        return described(
+            f"the hub cannot be reached for the {kind} {repository!r}",
+            f"check the network and the proxy, or {instead}",
+            why=f"it is neither on this machine nor in the local cache, and there is no connection ({why})",
+        )
+    return None
+
+
+NO_NETWORK = frozenset({"LocalEntryNotFoundError", "ConnectionError", "ConnectError", "TimeoutException", "Timeout"})
+"""Names of exceptions of the hub's and of HTTP libraries without an answer from the hub."""
+
+
+def is_offline() -> bool:
+    """Return True if the environment forbids downloads."""
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE)
+
+
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    each: BaseException | None = error
+    seen: set[int] = set()
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phigrow.checkpoints.hub import hub_error
 from phigrow.corpus.embedded import embedded_documents
 from phigrow.corpus.left_out import NO_ROWS, LeftOut, printable
 from phigrow.corpus.local_files import TRAIN, find_files
 from phigrow.corpus.rows import Row, kind_of, no_column, not_text, reading, table_rows, text_rows
 from phigrow.errors import GrowthError
+from phigrow.files.machine_errors import machine_error
 from phigrow.files.paths import user_path
 
 if TYPE_CHECKING:
@@ -251,32 +253,25 @@ def _from_hub(name: str, text_column: str, split: str, config: str | None, revis
 
 def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, streaming: bool) -> Any:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError
 
     try:
         return load_dataset(name, name=config, split=split, revision=revision, streaming=streaming)
-    except ConnectionError as error:
-        raise GrowthError(
-            f"the dataset {name!r} cannot be downloaded",
-            where=str(user_path(name).absolute()),
-            why=f"no file or folder has this path, and the hub cannot be reached ({error})",
-            fix="give local text: a file, folder or glob of .txt, .jsonl or .parquet, or the word embedded",
-        ) from error
-    except DatasetNotFoundError as error:
-        raise GrowthError(
-            f"there is no dataset {name!r}",
-            where=str(user_path(name).absolute()),
-            why=f"no file or folder has this path, and the hub has no such dataset for your account ({error})",
-            fix="check the spelling; for a gated dataset log in with `hf auth login`",
-        ) from error
-    except DatasetGenerationError as error:  # a damaged file
-        raise GrowthError(
-            f"the dataset {name!r} cannot be read",
-            where=name,
-            why=str(error.__cause__ or error),
-            fix="report it to the authors of the dataset, or download it and leave the damaged file out",
-        ) from error
-    except (ValueError, RuntimeError, OSError) as error:  # an unknown configuration or split; a loading script
+    except Exception as error:
+        local = "give local text: a file, folder or glob of .txt, .jsonl or .parquet, or the word embedded"
+        described = hub_error(error, name, "dataset", local, revision=revision) or machine_error(error)
+        if described is not None:
+            raise described from error
+        if isinstance(error, DatasetGenerationError):  # a damaged file
+            raise GrowthError(
+                f"the dataset {name!r} cannot be read",
+                where=name,
+                why=str(error.__cause__ or error),
+                fix="report it to the authors of the dataset, or download it and leave the damaged file out",
+            ) from error
+        if not isinstance(error, ValueError | RuntimeError):
+            raise
+        # An unknown configuration or split, or a loading script.
         raise GrowthError(
             f"the dataset {name!r} cannot be loaded",
             where=name,

@@ -160,6 +160,8 @@ def _memory(error: BaseException) -> GrowthError | None:
 def _file(error: BaseException) -> GrowthError | None:
     """Describe a file or folder that the operating system refuses."""
     text = str(error).partition("\n")[0]
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):
+        return GrowthError("links lead in a circle", why=text, fix="replace the link with the file or folder itself")
     number = getattr(error, "errno", None) if isinstance(error, OSError) else None
     if number is None and (match := ERRNO.search(text)):
         number = int(match[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -37,6 +38,8 @@ def contained(folder: Path, name: str) -> Path:
     try:
         if not path.is_symlink():
             return path
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            path.stat()  # fails for links in a circle, which `resolve` accepts since Python 3.13
         home, target = folder.resolve(), path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, no valid Unicode
         raise GrowthError(

@@ -1,6 +1,7 @@
 """Hostile and broken checkpoints: each one clear error, exit code 2, and nothing written or run."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_models import phi_config, phi_model
 import phigrow
 import phigrow.cli
 from phigrow.errors import MOST_CHARACTERS, GrowthError
+from phigrow.files.untrusted import contained
 
 DST = phi_config(48, 6, 60, 3, 4)
 
@@ -149,3 +151,19 @@ def test_messages_are_bounded_and_have_no_control_characters():
     assert "\\ud800 two\nlines" in str(error)
     assert len(str(error)) < MOST_CHARACTERS + 200
     str(error).encode()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "generation_config.json"])
+def test_links_in_a_circle_are_refused_by_every_python(tmp_path, monkeypatch, name):
+    (tmp_path / name).symlink_to("other")
+    (tmp_path / "other").symlink_to(name)
+    # Since Python 3.13 `resolve` does not raise for a circle.
+    monkeypatch.setattr(Path, "resolve", lambda path, strict=False: Path(os.path.abspath(path)))
+    with pytest.raises(GrowthError, match=r"the path cannot be resolved[\s\S]*replace the link with the file itself"):
+        contained(tmp_path, name)
+    (tmp_path / "self").symlink_to("self")
+    with pytest.raises(GrowthError, match="the path cannot be resolved"):
+        contained(tmp_path, "self")
+    # A link to a file that is missing leads nowhere, and is no circle.
+    (tmp_path / "dangling").symlink_to("missing")
+    assert contained(tmp_path, "dangling") == tmp_path / "dangling"

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -40,19 +42,83 @@ def test_names_and_revisions_reach_the_hub_and_only_safe_files_are_asked_for(tmp
     assert hub.ALIASES == {"phi-1": "microsoft/phi-1", "phi-1_5": "microsoft/phi-1_5", "phi-2": "microsoft/phi-2"}
 
 
-def test_a_repository_that_is_refused_is_said_so(monkeypatch):
-    from types import SimpleNamespace
+HUB = """
+import http.server, os, re, sys, threading
+CODES = {"gated": "GatedRepo", "unknown": "RepoNotFound", "revision": "RevisionNotFound"}
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        status, kind = re.search(r"/s([0-9]+)-([a-z]+)", self.path).groups()
+        self.send_response(int(status))
+        if kind in CODES:
+            self.send_header("X-Error-Code", CODES[kind])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_HEAD = do_GET
+    def log_message(self, *words):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_HOME": sys.argv[1]}
+from phigrow.checkpoints.hub import locate
+from phigrow.corpus import load_documents
+from phigrow.errors import GrowthError
+for kind, repository in (word.split("=") for word in sys.argv[2:]):
+    try:
+        (locate if kind == "model" else load_documents)(repository)
+    except GrowthError as error:
+        print(str(error).replace(chr(10), " "))
+"""
+"""Asks a hub of its own, which answers each repository s<status>-<kind> with this status."""
 
-    from huggingface_hub.errors import RepositoryNotFoundError
+ANSWERS = {
+    "model=a/s401-plain": ["no model 'a/s401-plain' for your account", "hf auth login", "HF_TOKEN"],
+    "model=a/s401-unknown": ["no model 'a/s401-unknown' for your account", "check the spelling", "hf auth login"],
+    "model=a/s403-gated": ["denies access to the model", "accept its terms on https://huggingface.co/a/s403-gated"],
+    "model=a/s403-plain": ["denies access to the model", "hf auth login"],
+    "model=a/s404-revision": ["the model 'a/s404-revision' has no revision"],
+    "model=a/s429-plain": ["too many requests (429)", "wait some minutes"],
+    "model=a/s503-plain": ["the hub has an error of its own (503)", "in some minutes"],
+    "model=a/s418-plain": ["the hub refuses the model 'a/s418-plain' (418)", "on another machine"],
+    "dataset=a/s401-unknown": ["no dataset 'a/s401-unknown' for your account", "hf auth login"],
+    "dataset=a/s403-gated": ["denies access to the dataset", "on https://huggingface.co/datasets/a/s403-gated"],
+    "dataset=a/s403-plain": ["denies access to the dataset", "HF_TOKEN"],
+}
 
-    def refuse(*_, **__):
-        raise RepositoryNotFoundError(
-            "401 Client Error: nothing there", response=SimpleNamespace(headers={}, request=None)
-        )
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(GrowthError, match=r"the hub refuses 'some/model'\n.*\n  why: 401 Client Error"):
-        hub.locate("some/model")
+def test_each_answer_of_the_hub_has_its_advice_for_models_and_datasets(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, str(tmp_path), *ANSWERS], capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(ANSWERS), done.stdout + done.stderr
+    for line, (asked, words) in zip(lines, ANSWERS.items(), strict=True):
+        assert [word for word in words if word not in line] == [], (asked, line)
+        assert "no connection" not in line
+
+
+class ConnectError(Exception):
+    pass
+
+
+class LocalEntryNotFoundError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("cause", "offline", "words"),
+    [
+        (ConnectError("[Errno 111] Connection refused"), "0", ["there is no connection", "check the network"]),
+        (ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]"), "0", ["CERTIFICATE_VERIFY_FAILED", "SSL_CERT_FILE"]),
+        (ConnectError("offline"), "1", ["is not in the local cache", "unset HF_HUB_OFFLINE"]),
+    ],
+)
+def test_a_hub_without_an_answer_is_told_from_one_that_refuses(monkeypatch, cause, offline, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    error = LocalEntryNotFoundError("cannot find the snapshot")
+    error.__cause__ = cause
+    described = str(hub.hub_error(error, "a/b", "model", "give a folder"))
+    assert [word for word in [*words, "give a folder"] if word not in described] == []
+    assert hub.hub_error(ValueError("Unknown split"), "a/b", "dataset", "") is None  # negative control
 
 
 def test_no_network_says_what_to_do(monkeypatch):
@@ -62,6 +128,7 @@ def test_no_network_says_what_to_do(monkeypatch):
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(GrowthError, match="the hub cannot be reached for 'microsoft/phi-2'") as caught:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with pytest.raises(GrowthError, match="the hub cannot be reached for the model 'microsoft/phi-2'") as caught:
         hub.locate("phi-2")
     assert "download the repository on another machine and give its folder" in str(caught.value)
