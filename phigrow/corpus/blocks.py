@@ -15,6 +15,7 @@ from phigrow.checkpoints.tokenizer_folder import FEWEST
 from phigrow.corpus.feed import BlockFeed, Feed
 from phigrow.corpus.metadata import read_metadata
 from phigrow.corpus.order import WHOLE, Part
+from phigrow.corpus.rows import reading
 from phigrow.corpus.splits import MixedSource, Split, relative_weights
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
@@ -31,16 +32,17 @@ class BlockArray:
         from datasets import ClassLabel, load_from_disk
 
         self.folder, self.vocab_size = user_path(folder), vocab_size
-        data = load_from_disk(str(self.folder), keep_in_memory=False)
-        table = data.data.table
-        self.parts = [
-            # Sliced arrays share one buffer: flatten, unlike values, honours the slice.
-            chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1)
-            for chunk in table.column("input_ids").chunks
-            if len(chunk)
-        ]
-        self._starts = np.cumsum([0, *map(len, self.parts)])
-        self._source = table.column("source")
+        with reading(self.folder, "the packed blocks", "copy the folder again, or make it again with `phigrow data`"):
+            data = load_from_disk(str(self.folder), keep_in_memory=False)
+            table = data.data.table
+            self.parts = [
+                # Sliced arrays share one buffer: flatten, unlike values, honours the slice.
+                chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1)
+                for chunk in table.column("input_ids").chunks
+                if len(chunk)
+            ]
+            self._starts = np.cumsum([0, *map(len, self.parts)])
+            self._source = table.column("source")
         label = data.features["source"]
         self.sources: list[str] = list(label.names) if isinstance(label, ClassLabel) else []
 

@@ -33,6 +33,7 @@ from phigrow.corpus.sources import EMBEDDED, load_documents
 from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
+from phigrow.files.output import writing
 from phigrow.files.paths import user_path
 from phigrow.files.staged_folder import staged_folder
 
@@ -106,7 +107,7 @@ def prepare(
         "revision": revision,
     }
     given = None if tokenizer is None else load_tokenizer(tokenizer)  # before minutes of reading
-    with staged_folder(folder) as root, _library_state(progress, num_proc):
+    with writing(folder), staged_folder(folder) as root, _library_state(progress, num_proc):
         scratch = root.parent / "scratch"
         scratch.mkdir()
         left_out = LeftOut()

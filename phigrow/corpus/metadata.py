@@ -114,4 +114,12 @@ def read_metadata(root: Path) -> dict[str, Any]:
             why=f"this phigrow reads version {FORMAT}",
             fix=f"make them again with `phigrow data --out {root} --overwrite`",
         )
+    lacking = [key for key in ("seq_len", "vocab_size", "eos_token_id") if type(info.get(key)) is not int]
+    if lacking or not isinstance(info.get("fingerprint"), str):
+        raise GrowthError(
+            "the description of packed blocks is damaged",
+            where=str(root / METADATA_FILE),
+            why=f"{', '.join(lacking) or 'fingerprint'} is missing, or of another kind",
+            fix=f"copy the folder again, or make it again with `phigrow data --out {root} --overwrite`",
+        )
     return info

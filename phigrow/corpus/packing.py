@@ -115,9 +115,10 @@ def select(documents: Dataset, heldout: float, seed: int) -> Selection:
 
 def _names(documents: Dataset, rows: list[int], *, quote: bool = False) -> list[str]:
     """Return the names of the first rows for messages: title or source, and the beginning of the text if asked."""
+    columns = [*(["text"] if quote else []), *({"title", "source"} & set(documents.column_names))]
     names = []
     for row in rows[:EXAMPLES]:
-        document = documents[row]
+        document = documents.select_columns(columns)[row] if columns else {}
         name = document.get("title") or document.get("source") or f"row {row + 1}"
         start = " ".join(document["text"][:200].split())[:30] if quote else ""
         names.append(f"{name}: {start!r}" if quote else name)
@@ -301,7 +302,18 @@ def _cut(batch: dict[str, Any], path: Path, dtype: str, seq_len: int, features: 
 
 def _texts(documents: Dataset) -> Iterator[list[str | None]]:
     for batch in documents.select_columns(["text"]).with_format("arrow").iter(1000):
-        yield batch["text"].to_pylist()
+        try:
+            yield batch["text"].to_pylist()
+        except UnicodeDecodeError:  # in a file of the hub; local files are checked as they are read
+            yield [_text(value) for value in batch["text"]]
+
+
+def _text(value: Any) -> str | None:
+    try:
+        text: str | None = value.as_py()
+    except UnicodeDecodeError:
+        return None
+    return text
 
 
 def _workers(num_proc: int, rows: int) -> int | None:

@@ -35,12 +35,13 @@ COLUMNS_SHOWN = 1000
 
 
 @contextmanager
-def reading(where: str | Path, kind: str) -> Iterator[None]:
+def reading(where: str | Path, kind: str, fix: str = REPAIR) -> Iterator[None]:
     """Convert errors of reading a file in the block to a GrowthError that names it; a context.
 
     Args:
         where: the file, or the name of a data set.
         kind: the noun for messages, such as ``the Parquet file``.
+        fix: what to do.
 
     Raises:
         GrowthError: the block raises any other error of an operating system, a format or a library that reads it.
@@ -56,7 +57,7 @@ def reading(where: str | Path, kind: str) -> Iterator[None]:
         if isinstance(cause, GrowthError):
             raise cause from error
         raise GrowthError(
-            f"{kind} cannot be read", where=str(where), why=str(cause) or type(cause).__name__, fix=REPAIR
+            f"{kind} cannot be read", where=str(where), why=str(cause) or type(cause).__name__, fix=fix
         ) from error
 
 

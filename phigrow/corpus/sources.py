@@ -97,7 +97,12 @@ def _from_rows(rows: Callable[..., Iterator[Row]], arguments: dict[str, Any], ca
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, GrowthError):
             raise error.__cause__ from None
-        raise
+        raise GrowthError(
+            "the text cannot be written to the cache of datasets",
+            where=cache or "HF_HOME",
+            why=str(error.__cause__ or error),
+            fix="choose a place where you may write and that has enough space",
+        ) from error
 
 
 @contextmanager

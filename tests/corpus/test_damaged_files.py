@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phigrow.corpus import load_documents, open_stream, prepare, stream_settings, train_tokenizer
+from phigrow.corpus import load_blocks, load_documents, open_stream, prepare, stream_settings, train_tokenizer
 from phigrow.corpus.sources import stream_documents
 from phigrow.errors import GrowthError
 
@@ -240,3 +240,47 @@ def test_errors_of_a_stream_from_the_hub_name_the_data_set(tmp_path, monkeypatch
     message = r"the stream cannot be read\n  where: someone/books\n  why: RuntimeError: Server disconnected"
     with pytest.raises(GrowthError, match=message):
         stream.take(9)
+
+
+def test_damaged_blocks_are_named(tmp_path):
+    train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
+    path = lines(tmp_path / "a.jsonl", *({"text": f"text number {number}"} for number in range(60)))
+    prepare(path, tmp_path / "out", seq_len=8, tokenizer=tmp_path / "bytes", progress=False)
+    assert len(load_blocks(tmp_path / "out").train)  # negative control
+    (arrow,) = (tmp_path / "out" / "train").glob("*.arrow")
+    content = arrow.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", LFS.encode()):
+        arrow.write_bytes(damaged)
+        with pytest.raises(GrowthError, match=r"the packed blocks cannot be read\n  where: .*out/train\n  why: .+"):
+            load_blocks(tmp_path / "out")
+    arrow.unlink()
+    with pytest.raises(GrowthError, match=r"the packed blocks cannot be read\n  where: .*out/train\n  why: .*arrow"):
+        load_blocks(tmp_path / "out")
+    arrow.write_bytes(content)
+    info = json.loads((tmp_path / "out" / "data.json").read_text())
+    (tmp_path / "out" / "data.json").write_text(json.dumps(info | {"seq_len": "8"}))
+    with pytest.raises(GrowthError, match=r"damaged\n  where: .*data\.json\n  why: seq_len is missing, or of another"):
+        load_blocks(tmp_path / "out")
+
+
+def test_bad_bytes_in_a_table_of_the_hub_are_left_out(tmp_path, monkeypatch):
+    train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
+    texts = [*(f"text number {number}".encode() for number in range(40)), b"K\xe4se"]
+    table = pq.read_table(parquet(tmp_path / "a.parquet", texts))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset(table))
+    info = prepare("someone/books", tmp_path / "out", seq_len=8, tokenizer=tmp_path / "bytes", progress=False)
+    assert info.left_out == {"undecodable": {"count": 1, "examples": ["someone/books"]}}
+    assert info.train.documents + info.heldout.documents == 40
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    from datasets.arrow_writer import ArrowWriter
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ArrowWriter, "write", full)
+    path = lines(tmp_path / "a.jsonl", {"text": "one"}, {"text": "two"})
+    with pytest.raises(GrowthError, match=r"cannot be written to the cache(.*\n)*  why: .*No space left on device"):
+        prepare(path, tmp_path / "out", progress=False)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl"]
