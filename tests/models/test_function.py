@@ -403,3 +403,16 @@ def test_null_and_a_missing_key_are_the_default():
         assert function_of(all_families()[name], without).context == default.max_position_embeddings
         parts = ("partial_rotary_factor", "rotary_pct")
         assert apart(name, {key: value for key, value in config(name).items() if key not in parts}, 12) < 3e-6
+
+
+def test_growing_leaves_the_callers_settings_alone():
+    def settings() -> dict[str, Any]:
+        return config("llama", rope_parameters=scaled("llama", "yarn"))
+
+    destination = settings()
+    grown = phigrow.expand_model(model_of(settings(), torch.float32), destination, method="lossless")
+    assert grown.config.rope_parameters["original_max_position_embeddings"] == CONTEXT
+    assert destination == settings()
+    # Negative control: transformers writes into what it is given.
+    AutoConfig.for_model(**{key: value for key, value in destination.items() if key != "architectures"})
+    assert destination != settings()
