@@ -10,6 +10,7 @@
 | timing | a budget is given and layers grow | 2405.15319: how long to train the source |
 | method | tile without noise | our study (docs/findings.md): wr learned faster at both sizes |
 | rate | there are values that are no copies | our study: a rate of their own helped most |
+| llama.cpp | a Phi whose mlp, rotary base or key/value heads are not those of phi-2 | the code of its converter |
 | continued | under half a token a parameter, growth up to 3.6x | our study: training the source on cost fewer FLOPs |
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.plan import Plan
+from phigrow.models.config import normalised
 
 MOST_GROWTH = 2.0
 MOST_TOKENS = 20.0
@@ -33,6 +35,9 @@ NO_GAIN = "No Train No Gain, 2307.06440"
 COPIES = "Net2Net, 1511.05641; HyperCloning, 2409.12903"
 G_STACK = "G_stack, 2405.15319"
 FLOAT16 = "IEEE 754, binary16"
+CONVERTER = "llama.cpp, convert_hf_to_gguf.py: PhiForCausalLM"
+CONVERTER_THETA = 10000.0
+"""Rotary base of a Phi in llama.cpp: its converter writes none, and this is the default."""
 STUDY = "our study, docs/findings.md: Phis of 3M parameters, 3 seeds"
 FEW_TOKENS = 0.5
 """Tokens a destination parameter, about where the study's runs end (0.36 and 0.39)."""
@@ -68,7 +73,7 @@ def advice(plan: Plan, *, tokens: float | None = None, dtype: str | None = None)
     """
     dtype = dtype or plan.dst_config.get("dtype") or plan.dst_config.get("torch_dtype")
     return [*_growth(plan), *_tokens(plan, tokens), *_dropout(plan), *_copies(plan), *_dtype(plan, dtype),
-            *_timing(plan, tokens), *_study(plan, tokens)]  # fmt: skip
+            *_timing(plan, tokens), *_llama_cpp(plan), *_study(plan, tokens)]  # fmt: skip
 
 
 def growth_timing(parameters: float, tokens: float) -> float:
@@ -163,6 +168,23 @@ def _timing(plan: Plan, tokens: float | None) -> Iterator[Advice]:
     timing = growth_timing(plan.cost()[1].parameters, tokens)
     text = f"for {tokens:.3g} tokens, stacking to 4x the layers did best with a source trained on {timing:.3g} tokens"
     yield Advice("timing", f"{text}; here layers grow {dst / src:.3g}x", G_STACK)
+
+
+def _llama_cpp(plan: Plan) -> Iterator[Advice]:
+    """Name the sizes that llama.cpp's converter does not read from the configuration of a Phi."""
+    if plan.table.model_type != "phi":
+        return
+    family, sizes = plan.table, plan.dst_sizes
+    mlp, theta = 4 * sizes[family.residual], float(normalised(plan.dst_config)["rope_theta"])
+    heads = math.prod(sizes[axis] for axis in family.heads)
+    assumed = [
+        *([f"intermediate_size {mlp} (here {sizes[family.mlp]})"] if sizes[family.mlp] != mlp else []),
+        *([f"rope_theta {CONVERTER_THETA:g} (here {theta:g})"] if theta != CONVERTER_THETA else []),
+        *([f"num_key_value_heads {heads} (here {sizes[family.heads[0]]})"] if sizes[family.heads[0]] != heads else []),
+    ]
+    if assumed:
+        text = f"if the model is to run in llama.cpp, choose other values: its converter assumes {', '.join(assumed)}"
+        yield Advice("llama.cpp", text, CONVERTER)
 
 
 def _study(plan: Plan, tokens: float | None) -> Iterator[Advice]:

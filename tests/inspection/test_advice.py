@@ -12,6 +12,8 @@ from phigrow.inspection.advice import advice, growth_timing
 
 SRC = phi_config(32, 4, 48, 2, 4)
 WIDER = phi_config(40, 5, 60, 2, 4)
+CONVERTED = phi_config(32, 4, 128, 2, 4), phi_config(40, 5, 160, 2, 4)
+"""Phis whose mlp is four times hidden, as llama.cpp's converter assumes."""
 
 
 def said(plan, **known):
@@ -27,10 +29,45 @@ def test_the_timing_of_stacking_is_the_published_table(parameters, tokens, timin
 
 
 def test_what_needs_no_advice_gets_none():
-    plan = phigrow.plan(SRC, WIDER, "lossless")
+    src, wider = CONVERTED
+    plan = phigrow.plan(src, wider, "lossless")
     assert set(said(plan, tokens=20 * plan.cost()[1].parameters)) == {"rate"}  # which is no warning
-    assert advice(phigrow.plan(SRC, SRC, "wr")) == []
-    assert advice(phigrow.plan(SRC, SRC, "tile"), tokens=1e5) == []
+    assert advice(phigrow.plan(src, src, "wr")) == []
+    assert advice(phigrow.plan(src, src, "tile"), tokens=1e5) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "assumed"),
+    [
+        ({"intermediate_size": 170}, "intermediate_size 160 (here 170)"),
+        ({"rope_theta": 20000.0}, "rope_theta 10000 (here 20000)"),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+         "rope_theta 10000 (here 500000)"),
+        ({"num_key_value_heads": 1, "intermediate_size": 200, "rope_theta": 9999.0},
+         "intermediate_size 160 (here 200), rope_theta 10000 (here 9999), num_key_value_heads 5 (here 1)"),
+    ],
+    ids=["mlp", "theta", "rope_parameters", "all"],
+)  # fmt: skip
+def test_sizes_that_the_converter_of_llama_cpp_does_not_read(changes, assumed):
+    src, wider = ({**each, **changes} for each in CONVERTED)
+    src, wider = ({key: value for key, value in each.items() if value is not None} for each in (src, wider))
+    src["intermediate_size"] = 128
+    src["num_key_value_heads"] = min(src["num_key_value_heads"], 4)
+    found = said(phigrow.plan(src, wider, "wr"))["llama.cpp"]
+    assert found == (
+        f"if the model is to run in llama.cpp, choose other values: its converter assumes {assumed} "
+        "(llama.cpp, convert_hf_to_gguf.py: PhiForCausalLM)"
+    )
+
+
+def test_the_converter_of_llama_cpp_reads_the_sizes_of_other_families():
+    assert "llama.cpp" not in said(phigrow.plan(*CONVERTED, "wr"))
+    assert "llama.cpp" not in said(phigrow.plan("phi-1_5.json", "phi2.json", "wr"))
+    llama = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "hidden_size": 32,
+        "intermediate_size": 50, "num_hidden_layers": 1, "num_attention_heads": 4, "rope_theta": 5e5,
+    }  # fmt: skip
+    assert "llama.cpp" not in said(phigrow.plan(llama, llama, "wr"))
 
 
 def test_growth_beyond_twice():
