@@ -16,5 +16,5 @@ for line in findings(comparison):
 for name in ("curves.pdf", "curves.svg"):
     save(curves(comparison), name)
 save(budget_figure(comparison), "budgets.pdf")
-Path("speedup.tex").write_text(latex(comparison), encoding="utf-8")
+save(latex(comparison), "speedup.tex")
 print("wrote curves.pdf, curves.svg, budgets.pdf, speedup.tex")

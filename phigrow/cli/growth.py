@@ -316,6 +316,10 @@ def verify(
         problems = check_certificate(certificate, src, dst, revision)
         print_check(problems, as_json)
         raise typer.Exit(1 if problems else 0)
+    if save is not None:
+        from phigrow.expansion.certificates import check_place
+
+        check_place(save)
     probe = _text_of(text) if text else None
     measured = phigrow.verify(
         src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision, backend=backend,

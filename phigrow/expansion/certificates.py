@@ -15,11 +15,13 @@ from phigrow.checkpoints.reader import ITEM_BYTES, StoredTensor
 from phigrow.errors import GrowthError
 from phigrow.expansion.verify import Certificate
 from phigrow.files.atomic import atomic_json
+from phigrow.files.output import check_file, json_keys
 from phigrow.files.untrusted import read_json_strict
 from phigrow.models.config import load_config
 from phigrow.models.families import family_of
 
 FORMAT = 1
+KEYS = {"format", "certificate", "source", "destination"}
 BLOCK_BYTES = 1 << 22
 
 
@@ -48,8 +50,9 @@ def save_certificate(
     """Write a certificate and the hashes of all tensors of both sides, as JSON, whole or not at all.
 
     Raises:
-        GrowthError: either side cannot be read, or the file cannot be written.
+        GrowthError: either side cannot be read, the file cannot be written, or it exists and is no certificate.
     """
+    check_place(path)
     content = {
         "format": FORMAT,
         "certificate": certificate.to_json(),
@@ -62,6 +65,15 @@ def save_certificate(
         raise GrowthError(
             "the certificate cannot be written", where=str(path), why=str(error), fix="choose another place with --save"
         ) from error
+
+
+def check_place(path: Path) -> None:
+    """Check that a certificate may be written to ``path``.
+
+    Raises:
+        GrowthError: the file exists, and it is no certificate.
+    """
+    check_file(path, lambda file: json_keys(file) >= KEYS, "a certificate", "--save")
 
 
 def check_certificate(path: Path, src: str | Path, dst: str | Path, revision: str | None = None) -> list[str]:

@@ -34,7 +34,7 @@ from phigrow.files.atomic import atomic_json
 from phigrow.files.foreign import recognise
 from phigrow.files.output import check_replaceable
 from phigrow.files.paths import user_path
-from phigrow.files.staged_folder import StagedFolder, remove
+from phigrow.files.staged_folder import StagedFolder
 from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.lift import InMemory, Lift, SourceTensor
 from phigrow.growth.moments import STATES, moment_recipe, moment_source
@@ -101,10 +101,8 @@ def grow_optimizer(
         "checkpoint": str(source.folder.resolve()),
         "files": source.marker["files"] if source.marker else source.sizes(),
     }
-    work = out.parent / f".{out.name}.source"
     with StagedFolder(out, identity) as unfinished:
-        if not unfinished.resumed:
-            remove(work)  # a conversion that another run left, of another checkpoint
+        work = unfinished.hidden / "source"
         try:
             _check_space(plan, source, unfinished.path, work)
             folder = _as_universal(source, work, progress)
@@ -120,7 +118,6 @@ def grow_optimizer(
             raise  # finished files stay for the next run, as after a kill
         except OSError as error:
             unfinished.discard()
-            remove(work)
             raise GrowthError(
                 "a file cannot be read or written",
                 where=str(out),
@@ -129,9 +126,7 @@ def grow_optimizer(
             ) from error
         except BaseException:
             unfinished.discard()
-            remove(work)
             raise
-        remove(work)
     return out
 
 

@@ -1,12 +1,14 @@
 """Write a file whole or not at all.
 
 Everything goes into a hidden file beside the final one first, is forced onto the disk, and is then renamed. A reader
-sees the old file or the new one, and a power failure leaves one of the two.
+sees the old file or the new one, and a power failure leaves one of the two. The hidden name is one that no file has: a
+file of a user, or one that a killed process left, is never touched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     For writers that open files themselves, such as safetensors and matplotlib. The path has the suffix of ``path``,
     because some of them take the format from it.
     """
-    unfinished = path.with_name(f".{path.name}.partial{path.suffix}")
+    unfinished = _new_file(path)
     try:
         yield unfinished
         _sync_file(unfinished)
@@ -51,6 +53,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _new_file(path: Path) -> Path:
+    """Create an empty hidden file beside ``path`` under a name that is free."""
+    for number in itertools.count(1):
+        unfinished = path.with_name(f".{path.name}.partial{'' if number == 1 else f'-{number}'}{path.suffix}")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return unfinished
+    raise AssertionError("count never ends")
 
 
 def _sync_file(path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def check_writable(out: Path) -> None:
         for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-    for each in (out, out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")):
+    for each in (out, out.with_name(f".{out.name}.partial")):
         for root, _, _ in os.walk(each):
             if (
                 not os.access(root, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
@@ -77,6 +78,40 @@ def check_writable(out: Path) -> None:
                     why=f"the folder {root} would have to be removed, and it belongs to another user",
                     fix="choose another place, or remove this folder",
                 )
+
+
+def check_file(path: Path, is_own: Callable[[Path], bool], content: str, option: str = "name") -> None:
+    """Refuse to replace a file that phigrow did not write. A missing or empty file is no obstacle.
+
+    Args:
+        path: the output.
+        is_own: recognises a file of this kind by its content.
+        content: the kind, for the message, such as ``a certificate``.
+        option: that names the file, for the message.
+
+    Raises:
+        GrowthError: ``path`` is a folder, or a file that is not phigrow's.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return
+    with writing(path):
+        if path.is_file() and (path.stat().st_size == 0 or is_own(path)):
+            return
+    raise GrowthError(
+        f"the output exists, and it is not {content} that phigrow wrote",
+        where=str(path),
+        why="phigrow replaces only what it wrote",
+        fix=f"choose another {option}, or move it away",
+    )
+
+
+def json_keys(path: Path) -> frozenset[str]:
+    """Return the keys of the JSON object in a file; empty if it holds anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    return frozenset(content) if isinstance(content, dict) else frozenset()
 
 
 def check_replaceable(out: Path, markers: Collection[str], content: str) -> None:

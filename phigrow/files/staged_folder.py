@@ -1,9 +1,13 @@
 """Make a folder completely or not at all.
 
-A folder OUT is made under the hidden name ``.OUT.partial`` and renamed at the end, so that no reader meets half of it.
-One process at a time owns the hidden folder. `staged_folder` starts afresh every time. `StagedFolder` can be resumed:
-the first line of ``journal.jsonl`` identifies the work, and each further line names a block that is in place, with its
-checksum. The next run of the same work checks these blocks and writes only the others, so its bytes are the same.
+A folder OUT is made as ``.OUT.partial/content`` and renamed at the end, so that no reader meets half of it. One process
+at a time owns the hidden folder ``.OUT.partial``, and everything temporary is inside it. A user's folder of that name,
+which has no journal of phigrow, is refused.
+
+`staged_folder` starts afresh every time. `StagedFolder` can be resumed: the first line of ``journal.jsonl`` identifies
+the work, and each further line names a block that is in place, with its checksum. The next run of the same work checks
+these blocks and writes only the others, so its bytes are the same. The journal stays until the folder has its final
+name, so a kill at any moment loses no block.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from phigrow.files.output import writing
 
 JOURNAL = "journal.jsonl"
 CONTENT = "content"
+FORMER = "former"
+"""Name in the hidden folder of an older ``out``, from the moment of its replacement on."""
 
 Block = tuple[str, int]
 """A tensor and the first row of a block of it."""
@@ -39,19 +45,16 @@ def staged_folder(out: Path) -> Iterator[Path]:
     end of the block.
 
     Raises:
-        GrowthError: another process makes the same folder, or the hidden folder cannot be made.
+        GrowthError: another process makes the same folder, or the hidden folder is not phigrow's or cannot be made.
         OSError: the folder cannot be renamed.
     """
     with StagedFolder(out, None) as staged:
         try:
-            content = staged.path / CONTENT
-            content.mkdir()
-            yield content
-            move_folder(content, out)
+            yield staged.path
+            staged.finish(overwrite=True)
         except BaseException:
             staged.discard()
             raise
-        _discard(staged.path)
 
 
 class StagedFolder:
@@ -63,34 +66,69 @@ class StagedFolder:
             with None every one is.
 
     Attributes:
-        path: the hidden folder.
+        path: the folder to be filled.
+        hidden: the folder that holds it. Callers may put other temporary files into it.
         resumed: an unfinished folder of the same identity was there.
         done: checksum of every block that the journal names.
 
     Raises:
-        GrowthError: another process owns the folder, or it cannot be made.
+        GrowthError: another process owns the folder, phigrow did not make it, or it cannot be made.
     """
 
     def __init__(self, out: Path, identity: dict[str, Any] | None) -> None:
         self.out = out
-        self.path = out.parent / f".{out.name}.partial"
+        self.hidden = out.parent / f".{out.name}.partial"
+        self.path = self.hidden / CONTENT
         self.done: dict[Block, str] = {}
         self._writing = Lock()
         self._owned = ExitStack()
-        self._made = [folder for folder in self.path.parents if not folder.exists()]
+        self._made = [folder for folder in self.hidden.parents if not folder.exists()]
         with writing(out):
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not _may_be_own(self.hidden):
+                raise _foreign(self.hidden)
+            self.hidden.mkdir(parents=True, exist_ok=True)
             self._journal = self._owned.enter_context(
                 locked(
-                    self.path / JOURNAL,
+                    self.hidden / JOURNAL,
                     "another process is writing this output",
                     where=out,
                     fix="wait for it, or choose another --out",
                 )
             )
-        self.resumed = identity is not None and self._read(identity)
+            try:
+                self._take_over(identity)
+            except BaseException:
+                self._owned.close()
+                raise
+
+    def _take_over(self, identity: dict[str, Any] | None) -> None:
+        """Continue the work in the hidden folder if it has this identity. Otherwise empty the folder.
+
+        Raises:
+            GrowthError: the journal is not phigrow's.
+        """
+        if not self._has_own_journal():
+            raise _foreign(self.hidden)
+        former = self.hidden / FORMER
+        if former.exists() and not (self.out.exists() or self.out.is_symlink()):
+            former.rename(self.out)  # a kill came between the two renames of a replacement
+        self.resumed = identity is not None and self.path.is_dir() and self._read(identity)
         if not self.resumed:
             self._start_afresh(identity)
+            self.path.mkdir()
+        for left in self.path.glob(".*.partial*"):
+            remove(left)  # a file that a killed process did not finish
+
+    def _has_own_journal(self) -> bool:
+        self._journal.seek(0)
+        first = self._journal.readline()
+        if first.endswith(b"\n"):
+            try:
+                return isinstance(json.loads(first), dict | None)
+            except ValueError:
+                return False
+        # Nothing else is in the folder when the first line is written. Former releases could leave the content alone.
+        return {each.name for each in self.hidden.iterdir()} <= {JOURNAL, CONTENT}
 
     def _read(self, identity: dict[str, Any]) -> bool:
         self._journal.seek(0)
@@ -109,7 +147,7 @@ class StagedFolder:
         return True
 
     def _start_afresh(self, identity: dict[str, Any] | None) -> None:
-        for each in self.path.iterdir():
+        for each in self.hidden.iterdir():
             if each.name != JOURNAL:
                 remove(each)
         self._journal.truncate(0)
@@ -130,14 +168,25 @@ class StagedFolder:
         Raises:
             GrowthError: ``out`` exists and ``overwrite`` is off.
         """
-        if self.out.exists() and not overwrite:
+        exists = self.out.exists() or self.out.is_symlink()
+        if exists and not overwrite:
             raise GrowthError("the output folder exists", where=str(self.out), fix="choose another --out")
-        (self.path / JOURNAL).unlink()
-        move_folder(self.path, self.out)
+        former = self.hidden / FORMER
+        remove(former)
+        if exists:
+            _rename(self.out, former)
+        try:
+            self.path.rename(self.out)
+        except BaseException:
+            if exists and not self.out.exists():
+                former.rename(self.out)
+            raise
+        sync_folder(self.out.parent)
+        _discard(self.hidden)
 
     def discard(self) -> None:
         """Remove the hidden folder, and the folders above it that were made for it."""
-        _discard(self.path)
+        _discard(self.hidden)
         for folder in self._made:
             with contextlib.suppress(OSError):  # another file was put into it meanwhile
                 folder.rmdir()
@@ -153,15 +202,29 @@ class StagedFolder:
         self.close()
 
 
-def move_folder(folder: Path, out: Path) -> None:
-    """Rename a finished folder to ``out``. A former ``out`` is renamed to ``.OUT.replaced`` first, then removed."""
-    former = out.parent / f".{out.name}.replaced"
-    if out.exists() or out.is_symlink():
-        remove(former)
-        out.rename(former)
-    folder.rename(out)
-    sync_folder(out.parent)
-    remove(former)
+def _rename(path: Path, new: Path) -> None:
+    """Rename a folder into another one, even if its owner may not write into it."""
+    try:
+        path.rename(new)
+    except PermissionError:
+        path.chmod(path.stat().st_mode | 0o700)
+        path.rename(new)
+
+
+def _may_be_own(hidden: Path) -> bool:
+    """True if a hidden folder has a journal, or nothing but a folder of content that former releases could leave."""
+    if hidden.is_symlink() or not hidden.exists():
+        return not hidden.is_symlink()
+    return hidden.is_dir() and ((hidden / JOURNAL).is_file() or {each.name for each in hidden.iterdir()} <= {CONTENT})
+
+
+def _foreign(hidden: Path) -> GrowthError:
+    return GrowthError(
+        f"{hidden.name} exists, and phigrow did not make it",
+        where=str(hidden),
+        why="phigrow makes an output under this name first, and removes only what it wrote",
+        fix="move it away, or choose another --out",
+    )
 
 
 def remove(path: Path) -> None:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from phigrow.errors import GrowthError
-from phigrow.files.atomic import atomic_path
-from phigrow.files.output import writing
 from phigrow.files.paths import user_path
+from phigrow.files.picture import write_picture
 from phigrow.growth.origins import SIDES, Anatomy, Kind, Part, anatomy, combine
 from phigrow.growth.plan import Plan
 
@@ -180,24 +179,10 @@ def save(figure: Figure, path: str | Path) -> Path:
     The file is written whole or not at all.
 
     Raises:
-        GrowthError: another ending, a folder that is not there, or a file that cannot be written.
+        GrowthError: as `write_picture`: another ending, a folder that is not there, a file that cannot be written, or
+            one that phigrow did not write.
     """
-    import matplotlib
-
-    path = user_path(path)
-    ending = path.suffix.lower()
-    if ending not in (".png", ".svg", ".pdf"):
-        raise GrowthError(
-            f"{ending!r} is not a known picture format", where=str(path), fix="end the name in .png, .svg or .pdf"
-        )
-    if not path.parent.is_dir():
-        raise GrowthError(
-            "the folder for the picture does not exist", where=str(path.parent), fix="make the folder first"
-        )
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
-    with matplotlib.rc_context(STYLE), writing(path), atomic_path(path) as unfinished:
-        figure.savefig(unfinished, dpi=200, facecolor="white", metadata=metadata)
-    return path
+    return write_picture(figure, user_path(path), STYLE)
 
 
 def heading(plan: Plan) -> str:

@@ -44,9 +44,11 @@ from phigrow.measure.pairing import (
     settings_that_differ,
 )
 from phigrow.measure.refined import refined_notes
+from phigrow.measure.run_notes import no_ends, swept
 from phigrow.measure.sizes import check_sizes, without_sources
+from phigrow.measure.spacing import between_evaluations, coarse, widened
 from phigrow.measure.surroundings import other_machine, surroundings_that_differ
-from phigrow.measure.wording import amount, speedup_text, times
+from phigrow.measure.wording import amount, speedup_text
 from phigrow.records.run import Budgets, Key, Run, Seeds
 from phigrow.records.schema import UNITS, Unit
 
@@ -55,9 +57,6 @@ MID_SCHEDULE_POINTS = 12
 
 EARLIEST = 0.05
 """The smallest of them, as a share of the baseline's budget. Before it, a schedule is still warming up."""
-
-COARSE = 0.05
-"""Share of a speedup that evaluations may leave open before a note says so."""
 
 Pair = tuple[CostToTarget, CostToTarget, float]
 """Costs of an arm's run, those of the baseline's run of the same seed, and the target."""
@@ -120,7 +119,7 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
         for name, found in flat_arms.items()
     }
     flat_notes = [
-        *(note for found in flat_arms.values() for note in _no_ends(found.values())),
+        *(note for found in flat_arms.values() for note in no_ends(found.values())),
         *(note for name, found in flat_arms.items() for note in flat_differences(name, found, seeds)),
     ]
     bases = _Bases(seeds, at)
@@ -129,8 +128,8 @@ def compare(runs: Iterable[Run], baseline: str = "scratch", budget: int | None =
     described = _described([own.run for own in base.values()])
     notes = (
         *described.notes,
-        *_swept(described.runs),
-        *_no_ends(seeds.values(), at),
+        *swept(described.runs),
+        *no_ends(seeds.values(), at),
         *(
             f"{baseline}, seed {seed}: left out with all runs of this seed, because it has not ended"
             for seed in sorted(waiting)
@@ -246,28 +245,6 @@ def _diverged(run: Run) -> GrowthError:
     )
 
 
-def _swept(runs: Sequence[Run]) -> list[str]:
-    """Note that learning rates were chosen by a sweep, and that no cost includes it."""
-    sweep = (runs[0].meta.get("config") or {}).get("lr_chosen_by")
-    if not isinstance(sweep, dict) or not {"steps", "lr", "seeds"} <= sweep.keys():
-        return []
-    steps = sweep["steps"]
-    if isinstance(steps, list):
-        how = (
-            f"halved after {', '.join(map(str, steps[:-1]))} of {steps[-1]} steps"
-            if len(steps) > 1
-            else f"{steps[0]} steps each"
-        )
-        return [
-            f"every arm's learning rate was chosen by its own sweep: {len(sweep['lr'])} rates, {how}, with seeds "
-            f"{', '.join(map(str, sweep['seeds']))}, which are not reported; no arm's cost includes its sweep"
-        ]
-    return [
-        f"every arm's learning rate was chosen by its own sweep: {len(sweep['lr'])} rates, {steps} steps "
-        f"each, with {len(sweep['seeds'])} of the seeds; no arm's cost includes its sweep"
-    ]
-
-
 def _pooled_end(own: CostToTarget, target: float) -> list[str]:
     found = own.cost("tokens", target)
     if found.cost is None or found.cost >= found.end_cost * (1 - 1e-9):
@@ -275,16 +252,6 @@ def _pooled_end(own: CostToTarget, target: float) -> list[str]:
     return [
         f"{own.run.name}: its last evaluations do not improve, so its fit reaches the target "
         f"after {found.cost:.4g} of {found.end_cost:.4g} tokens"
-    ]
-
-
-def _no_ends(runs: Iterable[Budgets], at: int | None = None) -> list[str]:
-    """Note the runs that are left out because they are unfinished, but not those at the budget ``at``."""
-    others = [run for by_budget in runs for budget, run in by_budget.items() if budget != at]
-    return [
-        f"{run.name}: the run of {run.budget} steps is left out: its last evaluation is at step {run.evals['step'][-1]}"
-        for run in others
-        if not run.finished
     ]
 
 
@@ -312,7 +279,7 @@ def _compared(
     notes = [
         *arm.notes,
         *pairing_notes,
-        *(note for key in runs for note in _no_ends([found[key]], runs[key].budget)),
+        *(note for key in runs for note in no_ends([found[key]], runs[key].budget)),
         *(f"{run.name}: unfinished, last evaluated at step {int(run.evals['step'][-1])} of {run.budget}"
           for run in runs.values() if not run.finished),
     ]  # fmt: skip
@@ -396,7 +363,7 @@ def _read_from_curves(arm: Arm, runs: dict[Key, Run], bases: _Bases, targets: di
         for (own, _, target), each in zip(pairs, reached, strict=True)
         if each.censored
     ]
-    notes += [*_at_start(arm.name, pairs, reached), *_coarse(arm.name, estimates[0])]
+    notes += [*_at_start(arm.name, pairs, reached), *coarse(arm.name, estimates[0])]
     points = _at_budgets(pairs, bases) if bases.several else _mid_schedule(pairs, estimates)
     return replace(
         arm,
@@ -422,19 +389,6 @@ def _at_start(name: str, pairs: Sequence[Pair], reached: Sequence[Crossing]) -> 
         f"{name}: at its first evaluation, seed{'s' if len(seeds) > 1 else ''} {listed([str(s) for s in seeds])} had "
         f"reached the target, so the mean counts {amount(first, 'tokens')} tokens there; the speedup in tokens over "
         f"the other {len(rest)} of {len(pairs)} runs is {speedup_text(others)}"
-    ]
-
-
-def _coarse(name: str, estimate: Estimate) -> list[str]:
-    """Note that the evaluations leave a wide range of speedups open."""
-    if estimate.between_evaluations is None or not math.isfinite(estimate.speedup):
-        return []
-    low, high = estimate.between_evaluations
-    if max(estimate.speedup / low, high / estimate.speedup) <= 1 + COARSE:
-        return []
-    return [
-        f"{name}: its evaluations are far apart, so its speedup in {estimate.unit} may lie anywhere from {times(low)} "
-        f"to {times(high)}; for a closer figure, set a smaller eval_every"
     ]
 
 
@@ -464,7 +418,7 @@ def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossi
         ):
             costs.append(mine + sources[0])
             against.append(theirs + sources[1])
-            ranges.append(_between_evaluations(spans[0] + sources[0][:, None], spans[1] + sources[1][:, None]))
+            ranges.append(between_evaluations(spans[0] + sources[0][:, None], spans[1] + sources[1][:, None]))
     intervals: list[Interval | None] = [None] * len(costs)
     covered = None
     keys = [own.run.key for own, _, _ in pairs]
@@ -482,7 +436,7 @@ def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossi
             float(mine.mean()),
             float(theirs.mean()),
             censored,
-            None if shared and unit == "seconds" else _widened(interval, between),
+            None if shared and unit == "seconds" else widened(interval, between),
             shared_machine=shared and unit == "seconds" and not two_machines,
             between_evaluations=None if censored or not np.isfinite(mine.mean()) else between,
             unknown=two_machines if unit == "seconds" else "",
@@ -497,26 +451,6 @@ def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossi
         )
     ]
     return tuple(estimates), reached["tokens"], covered
-
-
-def _between_evaluations(costs: NDArray[np.float64], against: NDArray[np.float64]) -> Interval | None:
-    """Return the range of the speedup if each cost may lie anywhere in its span; None if a span is unknown.
-
-    Args:
-        costs, against: smallest and largest cost of every seed, shape (seeds, 2), of the arm and of the baseline.
-    """
-    (least, most), (least_against, most_against) = costs.mean(axis=0), against.mean(axis=0)
-    if not np.isfinite([least, most, least_against, most_against]).all():
-        return None
-    low = math.inf if most == 0 else least_against / most
-    return float(low), float(math.inf if least <= 0 else most_against / least)
-
-
-def _widened(interval: Interval | None, between: Interval | None) -> Interval | None:
-    """Return an interval that holds the range which the spacing of evaluations leaves open."""
-    if interval is None or between is None:
-        return interval
-    return min(interval[0], between[0]), max(interval[1], between[1])
 
 
 def _over_sources(

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phigrow.files.atomic import atomic_write
+from phigrow.files.output import writing
 from phigrow.files.paths import user_path
+from phigrow.files.picture import check_picture, write_picture
 from phigrow.measure.cost_curves import cost_curve
 from phigrow.measure.estimates import Accounting, Arm, Comparison
 from phigrow.measure.wording import SCALES, times
@@ -96,14 +99,20 @@ def curves(comparison: Comparison, unit: Unit = "tokens") -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as SVG, PDF or PNG (200 dots an inch), by the ending of ``path``; the same bytes every time."""
-    import matplotlib
+def save(drawn: Figure | str, path: str | Path) -> Path:
+    """Write a figure as SVG, PDF or PNG (200 dots an inch), by the ending of ``path``; the same bytes every time.
 
+    A text is written as it is, such as the tables of `latex`. The file is written whole or not at all.
+
+    Raises:
+        GrowthError: as `write_picture`. A file that phigrow did not write is not replaced.
+    """
     path = user_path(path)
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=200, facecolor="white", metadata=metadata)
+    if not isinstance(drawn, str):
+        return write_picture(drawn, path, STYLE)
+    check_picture(path)
+    with writing(path):
+        atomic_write(path, drawn)
     return path
 
 

@@ -7,15 +7,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from phigrow.files.atomic import atomic_path, atomic_write
-from phigrow.files.output import writing
+from phigrow.errors import GrowthError
+from phigrow.files.atomic import atomic_write
+from phigrow.files.output import json_keys, writing
 from phigrow.files.paths import user_path
+from phigrow.files.picture import write_picture
 from phigrow.measure.comparison import compare
 from phigrow.measure.data import as_json
 from phigrow.measure.estimates import Comparison
-from phigrow.measure.figures import curves, save
+from phigrow.measure.figures import STYLE, curves
 from phigrow.measure.latex_tables import latex
 from phigrow.measure.page import page
 from phigrow.measure.provenance import difference_rows, run_rows, version_lines
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
+TEXTS = ("report.json", "report.md", "report.tex", "report.html")
+ALWAYS = (*TEXTS, *(f"curves.{ending}" for ending in FORMATS))
+"""Files of every report. Other figures depend on the runs."""
 
 TARGET_OF_CURVES = (
     "The **target** is the final held-out loss of {baseline}. The **cost** C of an arm is its spending until a "
@@ -66,7 +72,7 @@ def report(
 
     Args:
         folders: run folders or parents of them, as for ``load_runs``. Folders without records become notes.
-        out: a folder, made if it is missing. Files of an earlier report are replaced.
+        out: a folder, made if it is missing. Files of an earlier report are replaced, and no others.
         baseline: the arm that sets the target.
         budget: in steps, where the baseline was trained to several; by default the largest.
 
@@ -74,13 +80,14 @@ def report(
         The comparison that was written.
 
     Raises:
-        GrowthError: ``out`` cannot be written, which is checked first; as ``load_runs`` and ``compare``. Nothing is
-            written then.
+        GrowthError: ``out`` cannot be written, or has a file of the same name that is not of an earlier report, which
+            is checked first; as ``load_runs`` and ``compare``. Nothing is written then.
 
     >>> report("runs", "report").arms[0].name  # doctest: +SKIP
     'wr'
     """
     with _made(user_path(out)) as folder:
+        check_out(folder)
         notes: list[str] = []
         comparison = compare(load_runs(folders, notes=notes), baseline, budget)
         comparison = replace(comparison, notes=(*notes, *comparison.notes))
@@ -97,19 +104,63 @@ def _write(comparison: Comparison, folder: Path) -> None:
         "diagnostics": diagnostics_figure(comparison),
     }
     figures: dict[str, Figure] = {name: figure for name, figure in drawn.items() if figure is not None}
+    pictures = {f"{name}.{ending}": figure for name, figure in figures.items() for ending in FORMATS}
+    files = sorted({*_own_files(folder, (*TEXTS, *pictures)), *TEXTS, *pictures})
     texts = {
+        # First, because it names the files that a later report may replace.
+        "report.json": json.dumps({**as_json(comparison), "files": files}, indent=1, allow_nan=False) + "\n",
         "report.md": markdown_report(comparison, figures),
         "report.tex": latex(comparison),
-        "report.json": json.dumps(as_json(comparison), indent=1, allow_nan=False) + "\n",
         "report.html": page(comparison, definitions(comparison)),
     }
-    with writing(folder):
-        for name, figure in figures.items():
-            for ending in FORMATS:
-                with atomic_path(folder / f"{name}.{ending}") as path:
-                    save(figure, path)
-        for name, text in texts.items():
-            atomic_write(folder / name, text)
+    new = [folder / name for name in (*texts, *pictures) if not (folder / name).exists()]
+    try:
+        with writing(folder):
+            for name, text in texts.items():
+                atomic_write(folder / name, text)
+            for name, figure in pictures.items():
+                write_picture(figure, folder / name, STYLE, replace=True)
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+
+
+def check_out(folder: Path) -> None:
+    """Check that a report may be written into a folder.
+
+    Raises:
+        GrowthError: the folder has a file of the same name that is not of an earlier report.
+    """
+    _own_files(folder, ALWAYS)
+
+
+def _own_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return the files of an earlier report in a folder.
+
+    Raises:
+        GrowthError: one of the names is a file or folder that is not of an earlier report.
+    """
+    known = json_keys(folder / "report.json")
+    own: list[str] = []
+    if known >= {"format", "baseline", "targets"}:
+        listed_files = json.loads((folder / "report.json").read_bytes()).get("files")
+        # Reports of format 2 list no files, and have no others than these.
+        own = (
+            listed_files
+            if isinstance(listed_files, list)
+            else [*TEXTS, *(f"{p}.{e}" for p in PICTURES for e in FORMATS)]
+        )
+    for name in names:
+        if name not in own and (folder / name).exists():
+            raise GrowthError(
+                f"{name} exists, and it is not a file of an earlier report",
+                where=str(folder / name),
+                why="phigrow replaces only what it wrote",
+                fix="choose another --out, or move the file away",
+            )
+    return [name for name in own if (folder / name).is_file()]
 
 
 @contextmanager
@@ -120,9 +171,8 @@ def _made(folder: Path) -> Iterator[Path]:
         with writing(folder):
             made = [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".report.partial"  # a folder can exist and refuse files
-            probe.touch()
-            probe.unlink()
+            with TemporaryFile(dir=folder):  # a folder can exist and refuse files
+                pass
         yield folder
     except BaseException:
         for each in made:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phigrow.records.readers.phigrow import written_so_far
+from phigrow.records.readers.phigrow import first_record, written_so_far
 from phigrow.records.schema import UNITS, Record
 from phigrow.records.writer import write_records
 
@@ -60,6 +60,12 @@ def concatenate_stages(runs: Sequence[Sequence[Record]], arm: str, steps: int) -
                 last_eval = shifted
             out.append(shifted)
     return out
+
+
+def is_concatenated(path: Path) -> bool:
+    """Return True if a file has the records of stages, and not those of one run."""
+    run = first_record(path.parent) or {}
+    return "stage_settings" in run or "stages" in (run.get("growth") or {})
 
 
 def write_concatenated(folders: Sequence[Path], out: Path, arm: str, steps: int) -> None:

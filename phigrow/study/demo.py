@@ -15,6 +15,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
+from phigrow.files.output import check_file, json_keys
 from phigrow.files.paths import user_path
 from phigrow.study import Arm, Source, Study, jobs_of, run_study
 
@@ -22,6 +23,8 @@ METHODS = ("wr", "tile", "lossless")
 SEQ_LEN = 128
 BATCH = 32
 VOCAB = 1024
+
+CERTIFICATES = "certificates.json"
 
 STEPS = 140
 """Default steps of the source and of every arm, of `BATCH` x `SEQ_LEN` tokens."""
@@ -121,6 +124,7 @@ def run(
         f"phigrow demo in {study.out}: a {_size(SOURCE)} Phi, grown to {_size(DESTINATION)} by {', '.join(METHODS)}, "
         "against training from scratch"
     )
+    check_file(study.out / CERTIFICATES, _is_certificates, "certificates of a demo", "--out")
     outcome = run_study(study, say=say)
     for error in outcome.failed.values():
         raise error
@@ -140,12 +144,17 @@ def _size(config: dict[str, Any]) -> str:
     return f"{count_cost(config).parameters / 1e6:.1f}M-parameter ({layers} layers x {hidden})"
 
 
+def _is_certificates(path: Path) -> bool:
+    certificates = json.loads(path.read_text(encoding="utf-8")) if json_keys(path) else {}
+    return all(isinstance(each, dict) and "max_abs_dlogit" in each for each in certificates.values())
+
+
 def certify(study: Study, say: Callable[[str], None]) -> None:
     """Verify each start against its source, once, and print the differences."""
     from phigrow.checkpoints.fingerprint import checkpoint_fingerprint
     from phigrow.expansion.verify import verify
 
-    path = study.out / "certificates.json"
+    path = study.out / CERTIFICATES
     certificates = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     jobs = jobs_of(study)
     source = next(job.folder for job in jobs if job.kind == "source") / "export"

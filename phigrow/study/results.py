@@ -8,7 +8,10 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
+from phigrow.files.output import check_file, json_keys
 from phigrow.study import progress
+from phigrow.study.automatic import FILE as CHOICES
+from phigrow.study.automatic import NAMES
 from phigrow.study.job import Job
 from phigrow.study.jobs import StudyJobs
 from phigrow.study.settings import Study
@@ -51,6 +54,24 @@ def write_results(study: Study, jobs: list[Job], say: Callable[[str], None]) -> 
     for line in finding_lines(comparison):
         say(line)
     return study.out / "report"
+
+
+def check_result_files(out: Path, *, sweeps: bool = True) -> None:
+    """Check, before anything is trained, that the results may be written into the folder of a study or of stages.
+
+    Args:
+        out: the folder.
+        sweeps: the results of sweeps are among them.
+
+    Raises:
+        GrowthError: a file of the same name is there, and phigrow did not write it.
+    """
+    from phigrow.measure.report_files import check_out
+
+    if sweeps:
+        check_file(out / "sweep.json", lambda file: "arms" in json_keys(file), "the results of a sweep", "--out")
+    check_file(out / CHOICES, lambda file: bool(json_keys(file) & set(NAMES)), "the choices of a study", "--out")
+    check_out(out / "report")
 
 
 def sweep_results(study: Study, jobs: list[Job]) -> dict[str, Any] | None:

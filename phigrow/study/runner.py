@@ -23,7 +23,7 @@ from phigrow.study.jobs import StudyJobs
 from phigrow.study.launch import GROUP, Ranks, still_running
 from phigrow.study.learning import learned_maps
 from phigrow.study.reading import check_text
-from phigrow.study.results import NoBaselineYetError, write_results
+from phigrow.study.results import NoBaselineYetError, check_result_files, write_results
 from phigrow.study.settings import Study
 from phigrow.study.table import Display
 from phigrow.training.automatic import Choices
@@ -87,6 +87,7 @@ def run_study(
     work = _Work(study, only, seeds)
     check_text_of(study, wanted(work.jobs))
     with alone(study.out):
+        check_result_files(study.out)
         outcome = Outcome()
         ledger = check_inputs(study.out, results_of(study, work.everything), say)
         ledger.write()

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from phigrow.errors import GrowthError
-from phigrow.records.concatenation import write_concatenated
+from phigrow.files.output import check_file
+from phigrow.records.concatenation import is_concatenated, write_concatenated
 from phigrow.records.readers.phigrow import last_record
+from phigrow.records.schema import FILE
 from phigrow.study.automatic import device, engine_settings, kept_choices, threads_of_a_run, with_choices
 from phigrow.study.inputs import Input, Ledger, Result, check_inputs, inputs_of_data, inputs_of_run
 from phigrow.study.launch import Ranks, default_ranks
 from phigrow.study.reading import check_text
+from phigrow.study.results import check_result_files
 from phigrow.study.runner import alone, wait_for_former
 from phigrow.study.stages import Stage, Staged
 from phigrow.study.table import clock, millions
@@ -43,6 +46,8 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
     """
     check_text(staged.data, staged.data_folder)
     with alone(staged.out):
+        check_result_files(staged.out, sweeps=False)
+        check_file(staged.out / FILE, is_concatenated, "the records of stages", "--out")
         ledger = check_inputs(staged.out, staged_results(staged), say)
         ledger.write()
         if isinstance(staged.data, dict) and not staged.data_folder.is_dir():

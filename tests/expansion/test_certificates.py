@@ -81,7 +81,12 @@ def test_a_certificate_that_cannot_be_read(sides):
         path.write_text(text)
         with pytest.raises(GrowthError, match="the certificate cannot be read"):
             check_certificate(path, src, dst)
-    save_certificate(path, phigrow.verify(src, dst), src, dst)
-    assert json.loads(path.read_text())["certificate"]["passed"] is True
+    with pytest.raises(GrowthError, match="the output exists, and it is not a certificate that phigrow wrote"):
+        save_certificate(path, phigrow.verify(src, dst), src, dst)
+    assert path.read_text() == text
+    path.unlink()
+    for _ in range(2):  # the second time, its own kind is replaced
+        save_certificate(path, phigrow.verify(src, dst), src, dst)
+        assert json.loads(path.read_text())["certificate"]["passed"] is True
     with pytest.raises(GrowthError, match="the certificate cannot be written"):
         save_certificate(path / "below", phigrow.verify(src, dst), src, dst)

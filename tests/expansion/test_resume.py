@@ -127,7 +127,7 @@ def test_damage_to_what_was_finished_is_noticed_and_mended(workplace, monkeypatc
     monkeypatch.setattr(phigrow.checkpoints.writer.CheckpointWriter, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         phigrow.expand("src", DST, "out", method="tile")
-    shard = workplace / ".out.partial" / "model.safetensors"
+    shard = workplace / ".out.partial" / "content" / "model.safetensors"
     data = bytearray(shard.read_bytes())
     length = int.from_bytes(data[:8], "little")
     data[8 + length + 100] ^= 1  # one bit of the embedding, which is written first
@@ -192,7 +192,7 @@ def test_an_interrupted_replacement_keeps_one_of_the_two(workplace, monkeypatch)
     rename = Path.rename
 
     def broken(self, target):
-        if self.name == ".out.partial":
+        if self.name == "content":
             os.kill(os.getpid(), 0)
             raise KeyboardInterrupt
         return rename(self, target)
@@ -202,7 +202,7 @@ def test_an_interrupted_replacement_keeps_one_of_the_two(workplace, monkeypatch)
         phigrow.expand("src", DST, "out", method="wr", seed=2, overwrite=True)
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
-    assert content(workplace / ".out.replaced") == old
+    assert content(workplace / "out") == old
     again = phigrow.expand("src", DST, "out", method="wr", seed=2, overwrite=True)
     assert content(again) != old
     assert sorted(p.name for p in workplace.iterdir() if p.name.startswith(".")) == []
@@ -264,14 +264,17 @@ def test_weights_that_are_not_finite_are_refused_unless_allowed(workplace, save_
     assert not bool(torch.isfinite(load_file(out / "model.safetensors")["model.layers.2.mlp.fc2.weight"]).all())
 
 
-def test_a_journal_that_is_no_journal_is_started_afresh(tmp_path):
+def test_the_journal_decides_whether_a_hidden_folder_is_continued(tmp_path):
     folder = tmp_path / ".out.partial"
     folder.mkdir()
     (folder / JOURNAL).write_bytes(b"\x00\xff nothing\n")
-    (folder / "stale").write_text("x")
+    (folder / "kept").write_text("x")
+    with pytest.raises(GrowthError, match=r".out.partial exists, and phigrow did not make it"):
+        StagedFolder(tmp_path / "out", {"a": 1})
+    (folder / JOURNAL).write_bytes(b'{"a": 0}\n')
     with StagedFolder(tmp_path / "out", {"a": 1}) as partial:
         assert not partial.resumed
-        assert [p.name for p in folder.iterdir()] == [JOURNAL]
+        assert sorted(p.name for p in folder.iterdir()) == ["content", JOURNAL]
         partial.record("t", 0, "abc")
     (folder / JOURNAL).write_bytes((folder / JOURNAL).read_bytes() + b'["t", 5, "cut of')
     with StagedFolder(tmp_path / "out", {"a": 1}) as partial:

@@ -89,6 +89,7 @@ def test_what_a_killed_process_left_is_not_taken_over(tmp_path):
     left = tmp_path / ".out.partial" / "content"
     left.mkdir(parents=True)
     (left / "stale").touch()
+    (left.parent / "journal.jsonl").write_text("null\n")
     with staged_folder(tmp_path / "out") as folder:
         (folder / "new").touch()
     assert names(tmp_path / "out") == ["new"]

@@ -102,7 +102,7 @@ def test_places_are_tried_before_they_are_needed(closed, unprivileged):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of another user")
-@pytest.mark.parametrize("name", ["export", ".export.partial", ".export.replaced"])
+@pytest.mark.parametrize("name", ["export", ".export.partial"])
 def test_folders_of_another_user_are_named(unprivileged, name):
     os.seteuid(0)
     (unprivileged / name / "inner").mkdir(parents=True)

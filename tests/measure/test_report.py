@@ -363,7 +363,9 @@ def test_an_output_that_cannot_be_written_is_found_out_first(small, tmp_path, mo
 
 def test_a_disk_that_fills_while_writing(small, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        sys.modules["phigrow.measure.report_files"], "save", lambda *_: (_ for _ in ()).throw(OSError(28, "no space"))
+        sys.modules["phigrow.measure.report_files"],
+        "write_picture",
+        lambda *_, **__: (_ for _ in ()).throw(OSError(28, "no space")),
     )
     with pytest.raises(
         GrowthError, match=r"the output cannot be written\n  where: .*out\n  why: \[Errno 28\] no space"

@@ -302,10 +302,10 @@ def test_what_an_interrupted_growth_converted_is_not_taken_for_another_checkpoin
         patch.setattr(growing, "CheckpointReader", interrupted)
         with pytest.raises(KeyboardInterrupt):
             phigrow.grow_optimizer(folders[3], silent, tmp_path / "out")
-    assert (tmp_path / ".out.source").is_dir()
+    assert (tmp_path / ".out.partial" / "source").is_dir()
     out = phigrow.grow_optimizer(folders[6], silent, tmp_path / "out")
     assert same(held(out), expected(source / UNIVERSAL / "step-6", grown, "scale"))
-    assert not (tmp_path / ".out.source").exists()
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_a_grown_folder_may_be_the_current_one(source, grown, tmp_path, monkeypatch):
@@ -328,7 +328,7 @@ def test_a_killed_growth_goes_on_and_ends_in_the_same_files(source, grown, tmp_p
     monkeypatch.setattr(growing, "save_value", interrupted)
     with pytest.raises(KeyboardInterrupt):
         phigrow.grow_optimizer(source, grown, tmp_path / "cut")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".cut.partial", ".cut.source", "moved", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".cut.partial", "moved", "whole"]
     made[0].write_bytes(b"damaged since")
     again: list[str] = []
     monkeypatch.setattr(growing, "save_value", lambda value, path: (again.append(path.name), real(value, path)))
