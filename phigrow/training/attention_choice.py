@@ -125,6 +125,19 @@ def choose_attention(asked: str, dtype: str, device: torch.device, shape: Shape)
     return AttentionChoice(best, f"{kernel(best, kind, device, shape)} ({'; '.join(failed)})", seconds)
 
 
+def check_flash_attention(dtype: str, device: torch.device) -> None:
+    """Refuse flash-attn 2 where it does not work, at any shape.
+
+    Args:
+        dtype: the setting ``dtype``; ``auto`` is tried in bf16.
+        device: the device of this rank.
+
+    Raises:
+        GrowthError: it is not installed, is broken, or does not run here.
+    """
+    choose_attention("flash_attention_2", "bf16" if dtype == AUTO else dtype, device, Shape(1, 1, 1, 32, 64))
+
+
 def problem_of(name: str, dtype: torch.dtype, device: torch.device, shape: Shape) -> str | None:
     """Return the reason for which an implementation cannot serve a run, or None if it can.
 
@@ -143,11 +156,11 @@ def problem_of(name: str, dtype: torch.dtype, device: torch.device, shape: Shape
 def _trial(name: str, dtype: torch.dtype, device: torch.device, group: int, head_dim: int, within: bool) -> str | None:
     shape = Shape(2, 2 * group, 2, 32, head_dim, within)
     try:
-        query, key, value = (x.requires_grad_() for x in _inputs(shape, dtype, device))
-        found = _attend(name, query, key, value, shape)
+        query, key, value = (x.requires_grad_() for x in random_inputs(shape, dtype, device))
+        found = attend(name, query, key, value, shape)
         (found.float() ** 2).sum().backward()
         wide = [x.detach().float().requires_grad_() for x in (query, key, value)]
-        expected = _attend("sdpa", *wide, shape)
+        expected = attend("sdpa", *wide, shape)
         (expected**2).sum().backward()
         gradients = [(x.grad, other.grad) for x, other in zip((query, key, value), wide, strict=True)]
         pairs: list[tuple[Any, Any]] = [(found.detach(), expected.detach()), *gradients]
@@ -158,6 +171,12 @@ def _trial(name: str, dtype: torch.dtype, device: torch.device, group: int, head
     return None if off < TOLERANCE else f"its values are off by {off:.2g} in a trial"
 
 
+def forget_trials() -> None:
+    """Try and time every implementation anew; results are otherwise kept for the life of the process."""
+    _trial.cache_clear()
+    _timed.cache_clear()
+
+
 def timed(name: str, dtype: torch.dtype, device: torch.device, shape: Shape) -> float:
     """Return the median seconds of a forward and backward pass of one layer, after passes that do not count."""
     rows = min(shape.rows, max(1, TIMED_TOKENS // shape.tokens))
@@ -166,18 +185,18 @@ def timed(name: str, dtype: torch.dtype, device: torch.device, shape: Shape) -> 
 
 @functools.cache
 def _timed(name: str, dtype: torch.dtype, device: torch.device, shape: Shape) -> float:
-    inputs = [x.requires_grad_() for x in _inputs(shape, dtype, device)]
+    inputs = [x.requires_grad_() for x in random_inputs(shape, dtype, device)]
     seconds = []
     for _ in range(3 + ROUNDS):
         _wait(device)
         began = time.perf_counter()
-        torch.autograd.grad(_attend(name, *inputs, shape).float().sum(), inputs)
+        torch.autograd.grad(attend(name, *inputs, shape).float().sum(), inputs)
         _wait(device)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[3:])
 
 
-def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def random_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Return random queries, keys and values, heads first."""
     random = torch.Generator().manual_seed(0)
     heads = (shape.heads, shape.kv_heads, shape.kv_heads)
@@ -187,7 +206,7 @@ def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> list[Tens
     ]
 
 
-def _attend(name: str, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
+def attend(name: str, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
     """Attend as in a run, ``[rows, tokens, heads, head_dim]``; with ``within`` each row is two documents."""
     scale = shape.head_dim**-0.5
     if not shape.within:
@@ -220,7 +239,7 @@ def kernel(name: str, dtype: torch.dtype, device: torch.device, shape: Shape) ->
         return "PyTorch SDPA with a mask" if shape.within else "PyTorch SDPA"
     from torch.nn.attention import SDPBackend
 
-    query, key, value = _inputs(Shape(**{**vars(shape), "rows": 1}), dtype, device)
+    query, key, value = random_inputs(Shape(**{**vars(shape), "rows": 1}), dtype, device)
     found: Any = SDPBackend
     chosen = found(choice(query, key, value, is_causal=True, enable_gqa=shape.heads != shape.kv_heads)).name
     return f"PyTorch SDPA, {chosen.lower().replace('_', ' ').removesuffix(' attention')} kernel"

@@ -22,6 +22,7 @@ from phigrow.training.branches import branch, starts_branch
 from phigrow.training.callbacks import Diagnose, Evaluate, Save, export
 from phigrow.training.configuration import RunConfig
 from phigrow.training.data import check_data, check_tokenizer, data_keys, load_data, make_feed, restricted
+from phigrow.training.device_check import check_device
 from phigrow.training.export_files import export_files
 from phigrow.training.export_place import check_export, check_other_export, is_exported
 from phigrow.training.initial_state import InitialState
@@ -89,6 +90,7 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
         copied_values(config)
     optimizer_device(config)
     world = start(config.threads)
+    on_rank_zero(world, lambda: check_device(config, world))
     on_rank_zero(world, lambda: check_export(out, config.export))
     if blocks is None:
         blocks = load_data(config, out, world)

@@ -109,8 +109,7 @@ def varlen_attn(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_memory():
     """Forget the trials and timings of other tests."""
     yield
-    attention_choice._trial.cache_clear()
-    attention_choice._timed.cache_clear()
+    attention_choice.forget_trials()
 
 
 def step(attention: str, documents: str) -> tuple[float, list[Tensor]]:
@@ -155,7 +154,7 @@ def test_what_is_asked_for_must_work(flash_attn, monkeypatch):
     assert (chosen.name, chosen.reason) == ("flash_attention_2", "flash-attn 2, as asked")
     assert choose_attention("eager", "fp32", CPU, PLAIN).name == "eager"
     assert choose_attention("sdpa", "fp32", CPU, PLAIN).name == "sdpa"
-    attention_choice._trial.cache_clear()
+    attention_choice.forget_trials()
     monkeypatch.delattr(flash_attn, "flash_attn_func")  # FlashAttention 4 alone: the package without this function
     with pytest.raises(GrowthError, match=r"attention flash_attention_2 does not work here[\s\S]*ImportError"):
         choose_attention("flash_attention_2", "bf16", CPU, PLAIN)

@@ -20,6 +20,7 @@ from phigrow.training.model import model_config
 RECIPES = Path(__file__).parents[2] / "phigrow" / "recipes"
 MILLIONS = {
     "demo": (6, 8),
+    "notebook": (300, 400),
     "phi-1-small": (300, 400),
     "phi-1": (1300, 1500),
     "phi-1_5": (1300, 1500),
@@ -38,7 +39,7 @@ def test_a_recipe_parses_and_matches_its_model(name):
     model = model_config(config, data_vocab=4096, seq_len=config.seq_len)
     low, high = MILLIONS[name]
     assert low < count_cost(model).parameters / 1e6 < high
-    ranks = 8 if name != "demo" else 1
+    ranks = 8 if name not in ("demo", "notebook") else 1
     out = engine_config(config, ranks, micro_batch(config, ranks, 2048))
     assert out["zero_optimization"]["stage"] == config.stage
     # 'auto' would reach DeepSpeed as it is.
@@ -46,7 +47,7 @@ def test_a_recipe_parses_and_matches_its_model(name):
 
 
 @pytest.mark.parametrize("ranks", [1, 8, 96])
-@pytest.mark.parametrize("name", [name for name in MILLIONS if name != "demo"])
+@pytest.mark.parametrize("name", [name for name in MILLIONS if name not in ("demo", "notebook")])
 def test_a_published_recipe_runs_on_1_8_and_96_gpus_as_its_comment_says(name, ranks):
     text = (RECIPES / f"{name}.yaml").read_text()
     (batch,) = re.findall(r"# sequences; 96 GPUs cannot share them: --batch (\d+) there", text)
@@ -78,6 +79,16 @@ def test_a_recipe_is_what_the_planner_chooses(name, gpus):
     fit = next(fit for fit in planned.fits if fit.layout == planned.chosen)
     assert (config.stage, config.activation_checkpointing) == (fit.layout.stage, False)
     assert micro_batch(config, ranks, 2048) <= fit.largest
+
+
+def test_the_recipe_for_notebooks_fits_into_16_gib():
+    config = load_run_config(RECIPES / "notebook.yaml")
+    planned = capacity("phi-1-small.json", "1x16", batch=config.batch, micro_batch=config.micro_batch)
+    assert next(fit for fit in planned.fits if fit.layout.stage == config.stage).fits
+    assert (config.dtype, config.attention) == ("auto", "auto")
+    assert config.steps * config.batch * 2048 == pytest.approx(131e6, rel=0.01)
+    whole = capacity("phi-1-small.json", "1x16", batch=config.batch, micro_batch=8)
+    assert not next(fit for fit in whole.fits if fit.layout.stage == config.stage).fits  # negative control
 
 
 def test_phi_2_does_not_fit_into_40_gib_without_the_words_of_its_comment():
