@@ -56,6 +56,8 @@ def open_tokenizer(folder: Path, name: str | None = None) -> PreTrainedTokenizer
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the Rust parser raises plain Exception, transformers a dozen kinds
+        if not any((folder / file).is_file() for file in VOCABULARY_FILES):
+            raise _no_vocabulary(folder) from error
         raise GrowthError(
             f"the tokenizer {name or str(folder)!r} cannot be loaded",
             where=str(folder.absolute()),
@@ -63,14 +65,18 @@ def open_tokenizer(folder: Path, name: str | None = None) -> PreTrainedTokenizer
             fix=_FIX,
         ) from error
     if not any((folder / file).is_file() for file in vocabulary_files(tokenizer)):
-        raise GrowthError(
-            "the folder has no vocabulary of a tokenizer",
-            where=str(folder.absolute()),
-            why=f"there is none of {', '.join(VOCABULARY_FILES)}; from the rest transformers builds an empty tokenizer",
-            fix=_FIX,
-        )
+        raise _no_vocabulary(folder)
     check_tokenizer(tokenizer, str(folder))
     return tokenizer
+
+
+def _no_vocabulary(folder: Path) -> GrowthError:
+    return GrowthError(
+        "the folder has no vocabulary of a tokenizer",
+        where=str(folder.absolute()),
+        why=f"there is none of {', '.join(VOCABULARY_FILES)}; from the rest transformers may build an empty tokenizer",
+        fix=_FIX,
+    )
 
 
 def vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -115,7 +115,8 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         try:
             tokenizer = open_tokenizer(path if path.is_dir() else locate_tokenizer(str(ref)), str(ref))
         except GrowthError as error:
-            raise GrowthError(error.what, where=error.where, why=error.why, fix=_FIX) from error
+            fix = _FIX if path.is_dir() else f"{error.fix}; or {_FIX}"
+            raise GrowthError(error.what, where=error.where, why=error.why, fix=fix) from error
     if tokenizer.eos_token_id is None:
         raise GrowthError(
             "the tokenizer has no end-of-text token",
