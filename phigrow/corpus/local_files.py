@@ -129,12 +129,16 @@ def _with_text(where: Path, entries: list[Path], left_out: LeftOut | None = None
         raise GrowthError(
             "there are no text files",
             where=str(where.absolute()),
-            why=f"all {len(entries)} entries have other endings"
-            if entries
-            else "there is nothing, or hidden files only",
+            why=_nothing(where, entries),
             fix=_advice(entries),
         )
     return files
+
+
+def _nothing(where: Path, entries: list[Path]) -> str:
+    if entries:
+        return f"all {len(entries)} entries have other endings"
+    return "nothing matches the pattern" if glob.has_magic(str(where)) else "there is nothing, or hidden files only"
 
 
 def _advice(entries: list[Path]) -> str:

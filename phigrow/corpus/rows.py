@@ -204,7 +204,7 @@ def _broken(file: Path, why: str, fix: str = REPAIR) -> NoReturn:
 @contextmanager
 def _opened(file: Path) -> Iterator[IO[bytes]]:
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-        _refuse_pointer(file, stream.peek(len(POINTER)))  # type: ignore[union-attr]
+        _refuse_pointer(file, stream.peek(len(POINTER)))
         yield stream  # type: ignore[misc]
 
 

@@ -100,7 +100,11 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     '<|endoftext|>'
     """
     path = user_path(ref)
-    if not path.exists() and (str(ref).endswith(".json") or not HUB_NAME.fullmatch(str(ref))):
+    try:
+        exists = path.exists()
+    except OSError as error:  # too long a name, or a folder above it that may not be entered
+        raise GrowthError("the tokenizer cannot be read", where=str(path), why=str(error), fix=_FIX) from error
+    if not exists and (str(ref).endswith(".json") or not HUB_NAME.fullmatch(str(ref))):
         raise GrowthError("the tokenizer does not exist", where=str(path.absolute()), fix=_FIX)
     if path.is_file():
         try:

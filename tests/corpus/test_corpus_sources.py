@@ -136,6 +136,10 @@ def test_unknown_kinds_and_missing_paths_are_errors(tmp_path: Path) -> None:
         load_documents(tmp_path / "book.pdf")
     with pytest.raises(GrowthError, match=rf"no text files\n(.*\n)*.*{kinds}"):
         load_documents(tmp_path / "empty")
+    with pytest.raises(GrowthError, match=r"no text files\n.*\n  why: there is nothing, or hidden files only"):
+        load_documents(tmp_path / "empty")
+    with pytest.raises(GrowthError, match=r"no text files\n.*\n  why: nothing matches the pattern"):
+        load_documents(tmp_path / "*.txt")
     for missing in ("missing.txt", "./missing", "a/b/c", "missing.jsonl"):
         with pytest.raises(
             GrowthError, match=rf"the file or folder does not exist\n(.*\n)*.*check the path, and {kinds}"

@@ -95,6 +95,8 @@ def test_missing_tokenizers_are_errors(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "missing")
     with pytest.raises(GrowthError, match="the tokenizer does not exist"):
         load_tokenizer("missing.json")
+    with pytest.raises(GrowthError, match=r"the tokenizer cannot be read\n  where: x+\n  why: .*File name too long"):
+        load_tokenizer("x" * 300)
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         GrowthError, match=r"no vocabulary of a tokenizer\n  where: .*empty\n(.*\n)*  what to do: give a folder"
