@@ -9,7 +9,7 @@ from pathlib import Path
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE
 from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.errors import GrowthError
-from phigrow.files.foreign import recognise
+from phigrow.files.foreign import recognise, recognise_names
 from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained
 from phigrow.models.config import Config, load_config, shipped_name
@@ -62,7 +62,8 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
             contained(path, file)
         return path
     _refuse_file(path)
-    return _download(name, revision, [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *CARD_FILES, *WEIGHT_FILES])
+    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *CARD_FILES, *WEIGHT_FILES]
+    return _checkpoint(_download(name, revision, patterns), name, revision, "*.safetensors")
 
 
 def locate_tokenizer(name: str) -> Path:
@@ -99,7 +100,35 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
         return load_config(name)
     if revision is None and (shipped := _SHIPPED.get(str(name)) or shipped_name(name)):
         return load_config(shipped)
-    return load_config(_download(name, revision, CONFIG_FILES))
+    return load_config(_checkpoint(_download(name, revision, CONFIG_FILES), name, revision, CONFIG_FILES[0]))
+
+
+def _checkpoint(folder: Path, name: str | Path, revision: str | None, needed: str) -> Path:
+    """Return a downloaded folder, unless it lacks a file that a checkpoint needs and its repository shows why.
+
+    Raises:
+        GrowthError: the repository holds files of another kind, or only pickled weights.
+    """
+    if next(folder.glob(needed), None) is not None:
+        return folder
+    from huggingface_hub import list_repo_files
+
+    repository = ALIASES.get(str(name), str(name))
+    try:
+        names = list_repo_files(repository, revision=revision)
+    except Exception:  # a second request may fail in many ways; reading the folder says what is missing
+        return folder
+    if any(each.startswith("pytorch_model") and each.endswith(".bin") for each in names):
+        at = f" --revision {revision}" if revision else ""
+        raise GrowthError(
+            "the repository has only pickled weights",
+            where=repository,
+            why="phigrow downloads safetensors only",
+            fix=f"download it, and give the folder: hf download {repository}{at} --local-dir {Path(repository).name}",
+        )
+    if (foreign := recognise_names(Path(repository), names)) is not None:
+        raise foreign.error(f"the repository has no {needed}", repository)
+    return folder
 
 
 def _refuse_file(path: Path) -> None:

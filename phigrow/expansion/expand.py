@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from phigrow.checkpoints.companions import Companions, generation_settings, make_companions
 from phigrow.checkpoints.configuration import ResolvedConfig, resolve_config
 from phigrow.checkpoints.fingerprint import checkpoint_fingerprint
-from phigrow.checkpoints.hub import display_name, locate
+from phigrow.checkpoints.hub import display_name, locate, source_config
 from phigrow.checkpoints.origin import Origin, origin_of
 from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.checkpoints.reader import DTYPES, ITEM_BYTES
@@ -32,7 +32,7 @@ from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.matrices import FILE, read_maps
 from phigrow.growth.plan import Plan
 from phigrow.growth.planner import make_plan
-from phigrow.models.config import Config
+from phigrow.models.config import Config, load_config
 from phigrow.models.families import family_of
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def expand_checkpoint(
         GrowthError: as `expand`.
     """
     started = time.perf_counter()
-    plan = make_plan(src, dst_config, growth, revision=revision)
+    plan = make_plan(config_of_source(src, dst_config, revision), dst_config, growth)
     folder = locate(src, revision)
     out = user_path(output.out) if output.out is not None else default_out(src, dst_config, growth.method)
     shard_bytes = parse_size(output.shard_size)
@@ -334,7 +334,7 @@ def preview(
     Raises:
         GrowthError: `expand` would refuse, for the same reason.
     """
-    plan = make_plan(src, dst_config, growth, revision=revision)
+    plan = make_plan(config_of_source(src, dst_config, revision), dst_config, growth)
     folder = locate(src, revision)
     with StoredModel(folder) as reader:
         plan = plan_of_weights(plan, reader, dst_config, growth)
@@ -410,6 +410,23 @@ def _check_space(plan: Plan, dtype: str, partial: StagedFolder) -> None:
 def output_bytes(plan: Plan, dtype: str) -> int:
     """Return the bytes of all values of the destination."""
     return sum(math.prod(recipe.shape) for recipe in plan.recipes()) * ITEM_BYTES[dtype]
+
+
+def config_of_source(src: str | Path, dst_config: str | Path | Config, revision: str | None) -> Config:
+    """Return the configuration by which a source is planned.
+
+    It comes without weights where the source is on the hub. If it ties the head and the destination does not, the
+    weights decide, so they are downloaded.
+
+    Raises:
+        GrowthError: nothing has that name, or the hub cannot be reached.
+    """
+    config = source_config(src, revision)
+    family = family_of(config, "the source configuration")
+    if family.ties(config) and not family.ties(load_config(dst_config)):
+        with StoredModel(locate(src, revision), config) as model:
+            return model.config
+    return config
 
 
 def plan_of_weights(plan: Plan, model: StoredModel, dst_config: str | Path | Config, growth: GrowthSpec) -> Plan:

@@ -43,10 +43,15 @@ def recognise(path: Path) -> Foreign | None:
             return _file(path)
         if not path.is_dir():
             return None
-        names = sorted(entry.name for entry in path.iterdir())
+        return recognise_names(path, [entry.name for entry in path.iterdir()])
     except OSError:
         return None
-    return next((found for each in _FOLDERS if (found := each(path, names)) is not None), None)
+
+
+def recognise_names(path: Path, names: Collection[str]) -> Foreign | None:
+    """Return the kind of a folder, or of a repository on the hub, by the names of its files."""
+    ordered = sorted(names)
+    return next((found for each in _FOLDERS if (found := each(path, ordered)) is not None), None)
 
 
 def _matching(names: Collection[str], pattern: str) -> list[str]:
@@ -193,6 +198,8 @@ def _distributed(path: Path, names: list[str]) -> Foreign | None:
 
 def _placeholders(path: Path, names: list[str]) -> Foreign | None:
     for name in _matching(names, r".*\.(safetensors|bin|gguf)"):
+        if not (path / name).is_file():
+            continue
         with (path / name).open("rb") as file:
             if file.read(len(_LFS)) == _LFS:
                 return _placeholder(path / name)
@@ -416,6 +423,11 @@ def _prefixes(names: set[str], wanted: set[str]) -> Iterator[str]:
 
 def _other_head(names: set[str], wanted: set[str], where: str, out: str) -> Foreign | None:
     missing, extra = wanted - names, names - wanted
+    if not extra and missing in ({"lm_head.weight"}, {"embed_out.weight"}):
+        return Foreign(
+            "a model whose head was not saved, as writers do where the head is the embedding",
+            "set tie_word_embeddings: true in config.json if it is; give another checkpoint if it is not",
+        )
     roots = {name.split(".")[0] for name in wanted}
     without_root = {name.partition(".")[2] for name in wanted if name.partition(".")[0] in roots}
     if missing and len(names & without_root) == len(names) > len(wanted) // 2:

@@ -8,6 +8,7 @@ from typing import Any
 
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, Provenance
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import recognise
 from phigrow.files.paths import user_path
 from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.origins import named
@@ -45,10 +46,15 @@ def read_plan_file(path: str | Path) -> PlanFile:
     path = user_path(path)
     file = path / PROVENANCE_FILE if path.is_dir() else path
     if not file.is_file():
+        foreign = recognise(path)
         raise GrowthError(
             f"there is no plan in {str(path)!r}",
             where=str(file.absolute()),
-            why=f"the folder has no {PROVENANCE_FILE}" if path.is_dir() else "there is no such file or folder",
+            why=f"it is {foreign.what}"
+            if foreign
+            else f"the folder has no {PROVENANCE_FILE}"
+            if path.is_dir()
+            else "there is no such file or folder",
             fix="give a folder that phigrow expand wrote, its phigrow.json, or a file of phigrow plan --json",
         )
     data = read_json_strict(file, "the plan", nan=True)

@@ -15,6 +15,7 @@ from phigrow.checkpoints.integrity import damage, read_marker
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
 from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
+from phigrow.files.foreign import recognise
 from phigrow.files.untrusted import read_json_strict
 from phigrow.training import engine_state
 from phigrow.training.configuration import RunConfig
@@ -121,10 +122,11 @@ def _checked(config: RunConfig, folder: Path) -> dict[str, Any]:
     try:
         read_marker(folder)
     except ValueError as error:
+        foreign = recognise(folder)
         raise GrowthError(
             "the folder holds no optimizer state",
             where=str(folder.absolute()),
-            why=str(error),
+            why=f"it is {foreign.what}" if foreign else str(error),
             fix="give a folder that 'phigrow grow-optimizer' wrote",
         ) from error
     content = _content(folder)

@@ -13,7 +13,7 @@ from torch import nn
 
 from phigrow.checkpoints.configuration import resolve_config
 from phigrow.checkpoints.fingerprint import has_weights
-from phigrow.checkpoints.stored_model import stored_model_config
+from phigrow.checkpoints.stored_model import QUANTIZATION, stored_model_config
 from phigrow.errors import GrowthError
 from phigrow.files.foreign import recognise
 from phigrow.models.config import Config, load_config, normalised
@@ -70,6 +70,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
         elif (config.model or DEMO) == DEMO:
             out["vocab_size"] = data_vocab
         _check_sizes(out, "model", data_vocab)
+        out.pop(QUANTIZATION, None)  # the run trains floating point weights, and exports these
         if out.get("eos_token_id") is None:
             out["eos_token_id"] = eos_token_id
     if out["vocab_size"] < data_vocab:

@@ -132,3 +132,39 @@ def test_no_network_says_what_to_do(monkeypatch):
     with pytest.raises(GrowthError, match="the hub cannot be reached for the model 'microsoft/phi-2'") as caught:
         hub.locate("phi-2")
     assert "download the repository on another machine and give its folder" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["phi.Q4_K_M.gguf", "README.md"], r"no config.json\n  where: some/model\n  why: it is a GGUF file"),
+        (["adapter_config.json", "adapter_model.safetensors"], r"no config.json\n.*\n  why: it is an adapter"),
+        (["config.json", "phi.gguf"], r"no \*\.safetensors\n.*\n  why: it is a GGUF file"),
+        (
+            ["config.json", "pytorch_model.bin"],
+            r"only pickled weights\n[\s\S]*hf download some/model --local-dir model$",
+        ),
+        (["config.json", "flax_model.msgpack"], r"no \*\.safetensors\n.*\n  why: it is a checkpoint of Flax"),
+        (["notes.txt"], "the folder has no config.json"),
+        (None, "the folder has no config.json"),
+    ],
+)
+def test_a_repository_of_another_kind_is_named(tmp_path, monkeypatch, names, message):
+    import json
+
+    def list_repo_files(repository, *, revision):
+        assert (repository, revision) == ("some/model", None)
+        if names is None:
+            raise ConnectionError("no network any more")
+        return names
+
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    if names and "config.json" in names:
+        (snapshot / "config.json").write_text(json.dumps(phi_config()))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_repo_files)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GrowthError, match=message):
+        phigrow.expand("some/model", phi_config(48, 6))
+    assert not (tmp_path / "model-to-grown-wr").exists()

@@ -102,6 +102,29 @@ def test_a_head_of_its_own_does_not_grow_into_a_tied_one(differing, tmp_path):
         phigrow.expand_model(of_transformers(folder), dst)
 
 
+def test_a_source_on_the_hub_is_planned_by_its_weights(differing, tmp_path, monkeypatch):
+    """Its configuration is there before its weights; the hub library itself is stood in for."""
+    import huggingface_hub
+
+    _, folder, _, dst = differing
+    config = tmp_path / "config only"
+    config.mkdir()
+    shutil.copy(folder / "config.json", config)
+
+    def snapshot_download(*_: Any, allow_patterns: list[str], **__: Any) -> str:
+        return str(folder if "*.safetensors" in allow_patterns else config)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    untied = dst | {TIE: False}
+    with pytest.warns(UntiedHead):
+        out = phigrow.expand("some/model", untied, tmp_path / "out", method="lossless")
+    with pytest.warns(UntiedHead):
+        local = phigrow.expand(folder, untied, tmp_path / "local", method="lossless")
+    assert (out / OWN).read_bytes() == (local / OWN).read_bytes()
+    with pytest.warns(UntiedHead), pytest.raises(GrowthError, match="differ in tie_word_embeddings"):
+        phigrow.expand("some/model", dst, tmp_path / "tied")
+
+
 def test_training_and_teachers_take_the_stored_head(differing, tmp_path):
     from phigrow.training import RunConfig
     from phigrow.training.inputs import keep_inputs
