@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test launch slow long lint site
+.PHONY: demo test launch slow long older lint site
 
 demo: $(VENV)/installed
 	$(BIN)/phigrow demo
@@ -19,6 +19,9 @@ slow: $(VENV)/installed
 
 long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long
+
+older: $(VENV)/installed
+	$(BIN)/python .ci/old_transformers.py check
 
 site: $(VENV)/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
