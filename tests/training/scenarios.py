@@ -346,9 +346,8 @@ def main() -> int:
             (out / f"error-{own_rank()}.txt").write_text(str(error))
         if counts and own_rank() == 0:
             (out / "reads.json").write_text(json.dumps(found))
-    (Path(listed).parent / f"buffers-{os.environ['WORLD_SIZE']}-{own_rank()}.json").write_text(
-        json.dumps(shared_buffers())
-    )
+    ranks = os.environ.get("WORLD_SIZE", "1")  # training gives back the environment of a process without a launcher
+    (Path(listed).parent / f"buffers-{ranks}-{own_rank()}.json").write_text(json.dumps(shared_buffers()))
     return 0
 
 
