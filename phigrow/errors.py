@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -15,7 +16,8 @@ class GrowthError(ValueError):
         fix: an action for the user.
 
     The command line prints the message and exits with code 2. Parts of a message may come from a hostile file, so
-    control characters are escaped and every part is cut after `MOST_CHARACTERS`.
+    control characters are escaped, further lines begin with a bar, and every part is cut after
+    `MOST_CHARACTERS`.
 
     >>> print(GrowthError("hidden shrinks from 8 to 4", where="model.embed_tokens.weight", fix="choose hidden >= 8"))
     hidden shrinks from 8 to 4
@@ -56,6 +58,8 @@ MOST_CHARACTERS = 2000
 def _shown(text: str) -> str:
     if len(text) > MOST_CHARACTERS:
         text = f"{text[:MOST_CHARACTERS]} ... ({len(text)} characters)"
+    # A line of a part never looks like a part of its own, such as "  what to do: ...".
+    text = re.sub(r"\n(?!    \| )", "\n    | ", text)
     if text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

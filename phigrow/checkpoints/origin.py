@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phigrow.checkpoints.hub import ALIASES, display_name
+from phigrow.files.paths import user_path
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -40,7 +41,7 @@ def origin_of(name: str | Path, folder: Path) -> Origin:
     if path.parent.name == "snapshots" and cache.startswith("models--") and _COMMIT.fullmatch(path.name):
         repository = cache.removeprefix("models--").replace("--", "/", 1)
         return Origin(repository, repository, path.name)
-    if Path(name).exists():
+    if user_path(name).exists():
         return Origin(display_name(name))
     repository = ALIASES.get(str(name), str(name))
     return Origin(repository, repository)

@@ -18,6 +18,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.fingerprint import MISSING, SHOWN
 from phigrow.files.output import writing
+from phigrow.files.paths import user_path
 from phigrow.files.untrusted import read_json_strict
 from phigrow.records.schema import FILE as RECORDS
 from phigrow.study.job import Job
@@ -45,9 +46,9 @@ class Input:
         from phigrow.checkpoints.fingerprint import checkpoint_fingerprint, state_fingerprint
 
         if self.kind == "checkpoint":
-            return checkpoint_fingerprint(Path(self.place))
+            return checkpoint_fingerprint(user_path(self.place))
         if self.kind == "state":
-            return state_fingerprint(Path(self.place))
+            return state_fingerprint(user_path(self.place))
         from phigrow.corpus.fingerprint import data_fingerprint, text_fingerprint
 
         if self.kind == "text":
@@ -203,7 +204,8 @@ def inputs_of_data(data: Path | dict[str, Any]) -> dict[str, Input]:
     inputs = {"text": Input("text", str(data.get("ref", "embedded")))}
     tokenizer = data.get("tokenizer")
     if isinstance(tokenizer, str):
-        file = Path(tokenizer) / "tokenizer.json" if Path(tokenizer).is_dir() else Path(tokenizer)
+        given = user_path(tokenizer)
+        file = given / "tokenizer.json" if given.is_dir() else given
         if file.is_file():
             inputs["tokenizer"] = Input("text", str(file))
     return inputs

@@ -63,8 +63,12 @@ def free_compile_lock(extension: str, stale: float = STALE) -> None:
         return
     folder = Path(_get_build_directory(extension, False))
     lock, told, leads = folder / "lock", False, os.environ.get("LOCAL_RANK", "0") == "0"
+    newest, seen_at = 0.0, time.monotonic()
     while (lock_state := _made(lock)) and not _held(lock):
-        quiet = time.time() - max(map(_written, folder.iterdir()), default=0.0)
+        if (written := max(map(_written, folder.iterdir()), default=0.0)) != newest:
+            newest, seen_at = written, time.monotonic()
+        # A clock that was set back, or another host's, may have written times of tomorrow.
+        quiet = max(time.time() - newest, time.monotonic() - seen_at)
         if leads and quiet > stale and _made(lock) == lock_state:
             try:
                 lock.unlink(missing_ok=True)

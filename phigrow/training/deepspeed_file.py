@@ -47,9 +47,18 @@ UNSEEN = {
 """Keys that would change the training without a trace in the records, and what they would do."""
 
 SECTIONS = frozenset(
-    {"zero_optimization", "bf16", "fp16", "data_types", "activation_checkpointing", "optimizer", "scheduler", "aio"}
-)
+    {
+        "zero_optimization", "bf16", "fp16", "data_types", "activation_checkpointing", "optimizer", "scheduler", "aio",
+        "flops_profiler", "comms_logger", "csv_monitor", "tensorboard", "wandb", "comet", "checkpoint", "compile",
+        "timers", "nebula",
+    }
+)  # fmt: skip
 """Keys whose value is an object."""
+
+INNER_SECTIONS = ("offload_optimizer", "offload_param")
+"""Keys of ``zero_optimization`` whose value is an object or null."""
+
+STAGES = (0, 1, 2, 3, "auto", None)
 
 ALIASES = {"bfloat16": "bf16"}
 """Names that DeepSpeed reads as others."""
@@ -86,14 +95,28 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
                 why="it would be ignored",
                 fix=f"did you mean {' or '.join(near)}?" if near else "remove it, or begin its name with an underscore",
             )
-        if name in SECTIONS and not isinstance(value, dict):
-            raise GrowthError(
-                f"{key} in the DeepSpeed file is {value!r}, but must be an object",
-                where=str(path),
-                fix=f'write it as {{"{key}": {{...}}}}, or remove it',
-            )
+        if name in SECTIONS:
+            _check_object(key, value, path)
         content[name] = value
+    zero = content.get("zero_optimization", {})
+    for key in INNER_SECTIONS:
+        if zero.get(key) is not None:
+            _check_object(key, zero[key], path)
+    stage = zero.get("stage")
+    if isinstance(stage, bool) or stage not in STAGES:
+        raise GrowthError(
+            f"stage in the DeepSpeed file is {stage!r}", where=f"zero_optimization in {path}", fix="give 0, 1, 2 or 3"
+        )
     return content
+
+
+def _check_object(key: str, value: Any, path: Path) -> None:
+    if not isinstance(value, dict):
+        raise GrowthError(
+            f"{key} in the DeepSpeed file is {value!r}, but must be an object",
+            where=str(path),
+            fix=f'write it as {{"{key}": {{...}}}}, or remove it',
+        )
 
 
 def _is_on(key: str, value: Any) -> bool:

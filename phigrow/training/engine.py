@@ -142,9 +142,11 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
     """Make DeepSpeed's engine from a model, with the optimizer and the schedule of the run.
 
     Raises:
-        GrowthError: the optimizer or the parameters are offloaded to a disk, which DeepSpeed cannot use on this host.
+        GrowthError: the optimizer or the parameters are offloaded to a disk, which DeepSpeed cannot use on this host;
+            or DeepSpeed refuses a value of its configuration.
     """
     import deepspeed
+    from pydantic import ValidationError
 
     from phigrow.training import zero
     from phigrow.training.process import quiet
@@ -155,13 +157,22 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
     # decay the weights. The schedule is made afterwards and sets the real lr.
     spec = find_optimizer(config.optimizer)
     optimizer = spec.build(spec.groups(model, config), config, offloads_optimizer(engine_dict))
-    with quiet():
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=engine_dict,
-            lr_scheduler=lambda base: learning_rate_schedule(base, config),
-        )
+    try:
+        with quiet():
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=engine_dict,
+                lr_scheduler=lambda base: learning_rate_schedule(base, config),
+            )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise GrowthError(
+            f"DeepSpeed refuses {'.'.join(map(str, first['loc']))} = {first.get('input')!r}",
+            where=str(config.deepspeed),
+            why=first["msg"],
+            fix="correct this value in the DeepSpeed file",
+        ) from error
     forget_empty_step(engine)
     if config.optimizer == "muon":
         zero.check_muon(engine)

@@ -24,6 +24,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json, atomic_write
 from phigrow.files.fingerprint import MISSING, SHOWN
 from phigrow.files.output import writing
+from phigrow.files.paths import user_path
 from phigrow.files.untrusted import read_json_strict
 from phigrow.models.config import load_config, shipped_name
 from phigrow.records.former_names import with_current_names
@@ -119,7 +120,7 @@ def same_place(one: Any, other: Any) -> bool:
     (True, False, True)
     """
     if isinstance(one, str) and isinstance(other, str):
-        return one == other or Path(one).resolve() == Path(other).resolve()
+        return one == other or user_path(one).resolve() == user_path(other).resolve()
     return bool(one == other)
 
 
@@ -217,7 +218,7 @@ def recorded_source(out: Path) -> InitSource | None:
 def _folder(config: RunConfig, name: str) -> Path | None:
     """Return the folder that a setting names; None if it names none."""
     value = getattr(config, name)
-    return None if value is None or (name == "init" and value == SCRATCH) else Path(value)
+    return None if value is None or (name == "init" and value == SCRATCH) else user_path(value)
 
 
 def _model(config: RunConfig) -> Any:
@@ -227,7 +228,7 @@ def _model(config: RunConfig) -> Any:
     model = config.model or DEMO
     if model == DEMO:
         return config_content(DEMO_MODEL)
-    if _is_file_name(model) and not Path(str(model)).exists():
+    if _is_file_name(model) and not user_path(str(model)).exists():
         return MISSING
     return config_content(load_config(model))
 

@@ -365,11 +365,12 @@ def test_bad_input_is_one_clear_error_and_exit_code_2(words, messages, tmp_path)
         (
             ("expand", "--src", "nobody/nothing", "--dst-config", "phi2.json"),
             (
-                "the hub cannot be reached for 'nobody/nothing'",
+                "the model 'nobody/nothing' is not in the local cache",
+                "HF_HUB_OFFLINE is set",
                 "download the repository on another machine and give its folder",
             ),
         ),
-        (("verify", "nowhere", "nothing"), ("the hub cannot be reached for 'nowhere'",)),
+        (("verify", "nowhere", "nothing"), ("the model 'nowhere' is not in the local cache",)),
     ],
 )
 def test_a_hub_that_cannot_be_reached_is_one_clear_error(words, messages, tmp_path):

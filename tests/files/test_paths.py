@@ -122,23 +122,22 @@ def test_studies_and_stages_take_home_in_every_path(home):
 
 ALLOWED = {
     "checkpoints/hub.py": ["snapshot_download(repository, revision=revision, allow_patterns=patterns)"],
-    "cli/commands.py": ["__file__"],
     "corpus/embedded.py": ["folder or sysconfig.get_path('stdlib')", "parent, file"],
     "corpus/local_files.py": ["name", "found", "root, name", "f'{split}.jsonl'"],  # results of glob and walk
     "corpus/tokenizer.py": ["tokenizer.name_or_path"],
     "expansion/expand.py": ["f'{name}-to-{target}-{method}'"],
     "files/folder_copy.py": ["root", "root, name"],  # results of walk
     "files/output.py": ["tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent)"],
-    "files/shipped.py": ["__file__"],
+    "files/foreign.py": ["name", "where"],  # names and places of files that were found
     "files/staged_folder.py": ["root, name"],
     "study/launch.py": ["keys['out']", "tempfile.mkdtemp(prefix='phigrow-ranks-')", "sys.executable"],
     "study/runner.py": ["keys['branch_from']"],
     "training/callbacks.py": ["tokenizer"],
     "training/data.py": ["EMBEDDED"],
     "training/deepspeed_cleanup.py": ["_get_build_directory(extension, False)"],
+    "training/export_files.py": ["blocks.tokenizer_dir"],
     "training/monitors.py": ["files.log_dir"],
     "training/process.py": ["sys.executable"],
-    "training/run_info.py": ["__file__"],
     "training/service.py": ["wanted['log']", "sys.argv[-1]"],
     "training/training_cost.py": ["f'runs/{config.model_name}-{source.arm}-seed{config.seed}'"],
     "expansion/grow_optimizer.py": ["latest.read_text(encoding='utf-8').strip()"],
@@ -162,7 +161,7 @@ def unread_paths(source: str, allowed: Collection[str] = ()) -> list[str]:
             continue
         words = ", ".join(map(ast.unparse, node.args))
         owner, _, key = words.removeprefix("str(").removesuffix(")").rpartition(".")
-        if words not in allowed and not (owner in ("config", "self") and key in PATH_KEYS):
+        if words not in ("__file__", *allowed) and not (owner in ("config", "self") and key in PATH_KEYS):
             found.append(ast.unparse(node))
     return found
 

@@ -78,6 +78,11 @@ def test_a_file_that_contradicts_the_run_is_refused(tmp_path, content, part):
         ({"curriculum_learning": {"enabled": True}}, "blocks would be cut to other lengths"),
         ({"gradient_allreduce_op": "sum"}, "summed over ranks"),
         ({"tensor_parallel": {"autotp_size": 2}}, "data parallelism only"),
+        ({"csv_monitor": "here"}, "csv_monitor in the DeepSpeed file is 'here', but must be an object"),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "offload_optimizer in the DeepSpeed file is 'cpu', but"),
+        ({"zero_optimization": {"stage": "two"}}, "(?s)stage in the DeepSpeed file is 'two'.*give 0, 1, 2 or 3"),
+        ({"zero_optimization": {"stage": True}}, "stage in the DeepSpeed file is True"),
+        ({"zero_optimization": {"stage": [1]}}, r"stage in the DeepSpeed file is \[1\]"),
     ],
 )
 def test_what_deepspeed_would_do_unseen_is_refused(tmp_path, content, part):

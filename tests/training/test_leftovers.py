@@ -64,6 +64,24 @@ def test_a_young_lock_is_waited_for_and_the_text_says_what_to_do(monkeypatch, tm
     assert second.startswith("removed the lock")
 
 
+def test_a_lock_with_a_time_of_tomorrow_is_waited_for_no_longer_than_others(monkeypatch, tmp_path, capsys):
+    lock = extension(monkeypatch, tmp_path, age=-86400)
+    started = time.monotonic()
+    free_compile_lock("made_up_op", stale=1.0)
+    assert 0.9 < time.monotonic() - started < 5
+    assert not lock.exists()
+    assert capsys.readouterr().out.startswith("waiting up to 1 s for a compilation on another machine")
+
+
+def test_a_write_with_a_time_of_tomorrow_keeps_a_lock(monkeypatch, tmp_path, capsys):
+    lock = extension(monkeypatch, tmp_path, age=-86400)
+    later = time.time() + 90000
+    threading.Timer(0.6, lambda: os.utime(lock.parent / "build.ninja", times=(later, later))).start()
+    started = time.monotonic()
+    free_compile_lock("made_up_op", stale=1.0)
+    assert 1.5 < time.monotonic() - started < 6
+
+
 def test_what_is_written_beside_a_lock_keeps_it(monkeypatch, tmp_path, capsys):
     lock = extension(monkeypatch, tmp_path, age=600)
     (lock.parent / "shm.o").touch()
