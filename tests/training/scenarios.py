@@ -312,8 +312,9 @@ def logged_collectives(out: Path | None) -> Iterator[None]:
 def main() -> int:
     from phigrow.errors import GrowthError
     from phigrow.training import RunConfig, model, train
-    from phigrow.training.process import own_rank
+    from phigrow.training.process import own_rank, prepare_environment
 
+    prepare_environment()  # without a launcher too: a run leaves no variables behind, and DeepSpeed's buffers stay
     attach_loss = model.attach_loss
     (listed,) = [word for word in sys.argv[1:] if not word.startswith("--")]
     for scenario in json.loads(Path(listed).read_text()):
