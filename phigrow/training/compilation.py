@@ -44,6 +44,27 @@ def compile_training(model: Any, *, plain_positions: bool) -> None:
     model.forward = forward
 
 
+def compile_layers(model: Any, *, backend: str = "inductor") -> None:
+    """Compile the training pass of a model layer by layer: one graph serves all layers, so compiling is short.
+
+    Embeddings, masks and the loss stay plain, so it works with ``documents: within`` as well. Evaluations are not
+    compiled, because their batches have other shapes.
+
+    Args:
+        model: a transformers model.
+        backend: of torch.compile.
+    """
+    use_sigmoid_gelu(model)
+    for layer in model.base_model.layers:
+        plain: Any = layer.forward
+        compiled: Any = torch.compile(plain, dynamic=False, backend=backend)
+
+        def forward(*given: Any, layer: Any = layer, plain: Any = plain, compiled: Any = compiled, **more: Any) -> Any:
+            return (compiled if layer.training and torch.is_grad_enabled() else plain)(*given, **more)
+
+        layer.forward = forward
+
+
 class SigmoidGELU(nn.Module):
     """The tanh approximation of GELU, compiled for CPUs as ``x * sigmoid(2 u)``, which equals ``x (1 + tanh u) / 2``.
 

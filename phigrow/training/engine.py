@@ -84,7 +84,7 @@ def engine_config(config: RunConfig, world_size: int, micro: int) -> dict[str, A
             why="gradient norms would include the loss scale",
             fix="set zero: 1",
         )
-    if stage == 3 and config.compile is True:
+    if stage == 3 and config.compile:
         raise GrowthError(
             "compile requires ZeRO stage 0, 1 or 2 (got 3)",
             where="compile",
@@ -176,10 +176,10 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
     forget_empty_step(engine)
     if config.optimizer == "muon":
         zero.check_muon(engine)
-        if config.compile is not True or engine.device.type == "cpu":
+        if not config.compile or engine.device.type == "cpu":
             zero.run_muon_eagerly(engine)
-    if config.compile is True:
-        from phigrow.training.compilation import compile_training
+    if config.compile:
+        from phigrow.training.compilation import compile_layers, compile_training
 
         if engine.device.type == "cpu" and config.dtype == "bf16":
             # PyTorch 2.13 gives two sums of bf16 gradients in one fused kernel the same name, and g++ refuses it
@@ -187,7 +187,10 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
             from torch._inductor import config as inductor
 
             inductor.cpp.max_horizontal_fusion_size = 1
-        compile_training(engine.module, plain_positions=config.documents == "plain")
+        if config.compile == "layers":
+            compile_layers(engine.module)
+        else:
+            compile_training(engine.module, plain_positions=config.documents == "plain")
     return engine
 
 

@@ -294,9 +294,10 @@ class EngineSettings:
     )
     compile: bool | str = key(
         False,
-        "Compile the training pass with torch.compile (ZeRO 0 to 2). auto compiles on a CPU where the training is long"
-        " enough to pay for it. A run keeps its choice when it resumes.",
-        choices=(True, False, AUTO),
+        "Compile the training pass with torch.compile (ZeRO 0 to 2). layers compiles one graph for all layers,"
+        " which takes less time. auto compiles on a CPU where the training is long enough to pay for it. A run keeps"
+        " its choice when it resumes.",
+        choices=(True, False, "layers", AUTO),
     )
     auto_choices: dict[str, Any] | None = key(
         None, "Values for settings that are auto, which a study chose for all of its runs.", role=DECIDED

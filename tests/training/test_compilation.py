@@ -12,7 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from phigrow.training import RunConfig, automatic
-from phigrow.training.compilation import GELU_SCALE, SigmoidGELU, compile_training, keep_rotary_tables, use_sigmoid_gelu
+from phigrow.training.compilation import (
+    GELU_SCALE,
+    SigmoidGELU,
+    compile_layers,
+    compile_training,
+    keep_rotary_tables,
+    use_sigmoid_gelu,
+)
 from phigrow.training.model import build_model
 from phigrow.training.process import World
 
@@ -49,6 +56,33 @@ def test_what_is_not_compiled_computes_as_before():
     assert use_sigmoid_gelu(nn.Sequential(nn.GELU(), nn.ReLU())) == 0
     values = torch.randn(9)
     assert torch.equal(SigmoidGELU()(values), F.gelu(values, approximate="tanh"))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # raised while dynamo traces
+@pytest.mark.parametrize("documents", ["plain", "within"])
+def test_one_graph_serves_all_layers(documents):
+    """Without a compiler behind it: the graphs are counted, and run as they are."""
+    from torch._dynamo.utils import counters
+
+    config = RunConfig(zero=0, dtype="fp32", documents=documents)
+    layers = TINY | {"num_hidden_layers": 4}
+    plain, compiled = (build_model(config, layers, ALONE, "sdpa", {}, 0) for _ in range(2))
+    torch._dynamo.reset()
+    counters.clear()
+    compile_layers(compiled, backend="eager")
+    for rows in (blocks(4), blocks(4).roll(1, 0)):
+        losses = [model(rows) for model in (plain, compiled)]
+        for loss in losses:
+            loss.backward()
+        assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-6)
+    for (name, one), (_, other) in zip(plain.named_parameters(), compiled.named_parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-7, msg=name)
+    with torch.no_grad():
+        assert torch.equal(compiled(blocks(3)), plain(blocks(3)))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert torch.equal(compiled(blocks(4)), compiled(blocks(4)))
+    compiled(blocks(2))  # negative control: another shape is another graph
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.long

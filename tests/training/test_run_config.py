@@ -62,7 +62,7 @@ def test_an_unknown_key_names_its_neighbours(tmp_path):
         (("--steps", "many"), "a whole number"),
         (("--steps", "1.5"), "a whole number"),
         (("--lr", "fast"), "a number"),
-        (("--compile", "perhaps"), "one of true, false, auto"),
+        (("--compile", "perhaps"), "one of true, false, layers, auto"),
         (("--micro-batch", "x"), "a whole number or none"),
         (("--steps", "none"), "a whole number"),
     ],
