@@ -64,6 +64,7 @@ class BlockFeed:
         self.weights = shares([source.weight for source in self.mixture]) if self.mixture else ()
         self.sources: list[str] = [source.name for source in self.mixture] or list(self.train.sources)
         self._known = (0, np.zeros(len(self.sources), np.int64))
+        self._epoch: Indices | None = None
 
     def rows(self, step: int) -> Indices:
         """See `Feed`."""
@@ -90,7 +91,7 @@ class BlockFeed:
         done, counts = self._known
         epoch = end // blocks
         if not epoch * blocks <= done <= end:  # the counts of whole epochs do not depend on their order
-            done, counts = epoch * blocks, epoch * self._count(np.arange(blocks)) if epoch else np.zeros_like(counts)
+            done, counts = epoch * blocks, epoch * self._epoch_counts() if epoch else np.zeros_like(counts)
         for low in range(done, end, 2**20):
             counts = counts + self._count(epoch_rows((self.seed,), low, min(low + 2**20, end), blocks))
         self._known = (end, counts)
@@ -110,6 +111,14 @@ class BlockFeed:
 
     def close(self) -> None:
         """See `Feed`."""
+
+    def _epoch_counts(self) -> Indices:
+        """Count the blocks of each source in one epoch, once, in pieces: a run may have hundreds of millions."""
+        if self._epoch is None:
+            blocks = self.part.size(len(self.train))
+            pieces = (np.arange(low, min(low + 2**20, blocks)) for low in range(0, blocks, 2**20))
+            self._epoch = np.sum([self._count(places) for places in pieces], axis=0)
+        return self._epoch
 
     def _count(self, places: Indices) -> Indices:
         rows = self.part.numbers(places)
