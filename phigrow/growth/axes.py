@@ -127,8 +127,9 @@ class AxisMap:
     @property
     def dense(self) -> DenseMap | None:
         """The legs of an axis that mixes all source coordinates, before gains; None of any other."""
-        plain = isinstance(self.structure, DiagonalBlocks | FromNextLayer | HeadNorm | PartMeans)
-        return None if plain else self.structure
+        if isinstance(self.structure, DiagonalBlocks | FromNextLayer | HeadNorm | PartMeans):
+            return None
+        return self.structure
 
     @property
     def diagonal_blocks(self) -> int:

@@ -299,7 +299,7 @@ def test_what_an_interrupted_growth_converted_is_not_taken_for_another_checkpoin
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(growing, "CheckpointReader", interrupted)
+        patch.setattr(growing, "StoredModel", interrupted)
         with pytest.raises(KeyboardInterrupt):
             phigrow.grow_optimizer(folders[3], silent, tmp_path / "out")
     assert (tmp_path / ".out.partial" / "source").is_dir()
