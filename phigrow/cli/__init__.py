@@ -27,7 +27,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command. Bad input, and what the machine refuses, print one message to stderr and exit with code 2."""
-    warnings.showwarning = _print_warning  # type: ignore[assignment]
+    warnings.showwarning = _WarningPrinter()  # type: ignore[assignment]
     code: str | int | None = 0
     try:
         with machine_errors_explained():
@@ -57,8 +57,19 @@ def _fail(error: GrowthError) -> int:
     return 2
 
 
-def _print_warning(message: Warning | str, *_: object) -> None:
-    typer.echo(f"warning: {message}", err=True)  # without the line of code, which does not help a user
+class _WarningPrinter:
+    """Prints every warning once, without its line of code, which does not help a user.
+
+    Python forgets which warnings it showed whenever a library changes the filters.
+    """
+
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def __call__(self, message: Warning | str, *_: object) -> None:
+        if (text := str(message)) not in self._shown:
+            self._shown.add(text)
+            typer.echo(f"warning: {text}", err=True)
 
 
 def _version(shown: bool) -> None:

@@ -39,7 +39,7 @@ def load_config(ref: str | Path | Config) -> Config:
         path = contained(path, "config.json")
     if path.is_file():
         if path.suffix != ".json" and (foreign := recognise(path)) is not None:
-            raise foreign.error("the file is no configuration", str(ref))
+            raise foreign.error("the file is neither a configuration nor the folder of a checkpoint", str(ref))
         return read_json_strict(path, "the configuration")
     if not given.is_dir() and (name := shipped_name(ref)) is not None:
         with resources.as_file(resources.files("phigrow.models") / "configs" / name) as shipped:

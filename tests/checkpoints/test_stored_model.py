@@ -102,6 +102,22 @@ def test_a_head_of_its_own_does_not_grow_into_a_tied_one(differing, tmp_path):
         phigrow.expand_model(of_transformers(folder), dst)
 
 
+@pytest.mark.parametrize("differing", ["phi"], indirect=True)
+def test_the_command_line_warns_once(differing, tmp_path, monkeypatch, capsys):
+    import phigrow.cli
+
+    _, folder, _, dst = differing
+    (tmp_path / "dst.json").write_text(json.dumps(dst | {TIE: False}))
+    words = ["phigrow", "expand", "--src", str(folder), "--dst-config", str(tmp_path / "dst.json")]
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "out")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with pytest.raises(SystemExit) as done:
+            phigrow.cli.main()
+    assert done.value.code in (0, None)
+    assert capsys.readouterr().err.count(f"warning: {folder}: tie_word_embeddings is true") == 1
+
+
 def test_a_source_on_the_hub_is_planned_by_its_weights(differing, tmp_path, monkeypatch):
     """Its configuration is there before its weights; the hub library itself is stood in for."""
     import huggingface_hub

@@ -143,7 +143,7 @@ def test_a_file_is_named_wherever_a_folder_is_needed(tmp_path, name):
     (tmp_path / name).write_bytes(content)
     refused(lambda: locate(tmp_path / name), f"a checkpoint is a folder, not a file\n.*\n  why: it is {what}")
     refused(
-        lambda: phigrow.plan(tmp_path / name, "phi2.json"), f"the file is no configuration\n.*\n  why: it is {what}"
+        lambda: phigrow.plan(tmp_path / name, "phi2.json"), f"nor the folder of a checkpoint\n.*\n  why: it is {what}"
     )
     run = RunConfig(init=str(tmp_path / name), model=None)
     refused(lambda: model_config(run, data_vocab=1, seq_len=1), f"to start from\n.*\n  why: it is {what}")
