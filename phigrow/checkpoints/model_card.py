@@ -46,13 +46,13 @@ def source_metadata(folder: Path) -> dict[str, Any]:
     """Return the metadata of a folder's model card; empty where it has none that can be read."""
     from huggingface_hub import ModelCard
 
-    path = contained(folder, CARD_FILE)
-    if not path.is_file() or path.stat().st_size > MOST_BYTES:
-        return {}
     try:
+        path = contained(folder, CARD_FILE)
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            return {}
         card: Any = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
         return dict(card.data.to_dict())
-    except Exception:  # text of another encoding, YAML that is none, metadata of any other form
+    except Exception:  # a link that leads out, text of another encoding, YAML that is none, metadata of any other form
         return {}
 
 

@@ -71,6 +71,17 @@ def test_a_card_that_cannot_be_read_gives_nothing(content, tmp_path):
     assert set(metadata(model_card("", source=tmp_path))) == {"library_name", "pipeline_tag", "tags"}
 
 
+def test_a_card_outside_of_the_folder_is_not_read(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (tmp_path / "other.md").write_text(CARD)
+    (folder / "README.md").symlink_to(tmp_path / "other.md")
+    assert "license" not in metadata(model_card("", source=folder))
+    (folder / "README.md").unlink()
+    (tmp_path / "other.md").rename(folder / "README.md")
+    assert metadata(model_card("", source=folder))["license"] == "mit"
+
+
 def test_the_origin_is_the_repository_and_commit_where_they_are_known(tmp_path, monkeypatch):
     commit = "0123456789abcdef" * 2 + "01234567"
     snapshot = tmp_path / "models--microsoft--phi-1_5" / "snapshots" / commit
