@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def learn_growth(
     from phigrow.training.process import environment_kept, leave, own_rank
 
     keep_freed_memory()
-    given = {
+    given: dict[str, Any] = {
         "data": data, "method": method, "depth": growth.depth, "rounding": growth.rounding, "steps": steps,
         "batch": batch, "micro_batch": micro_batch, "lr": lr, "noise": noise, "seed": growth.seed, "dtype": dtype,
         "zero": zero, "seq_len": seq_len, "threads": threads, "revision": revision, "overwrite": overwrite,

@@ -15,6 +15,7 @@ from phigrow.training import main
 from phigrow.training.data import check_data
 from phigrow.training.loop import STOP_FILE
 from phigrow.training.options import parse
+from phigrow.training.process import environment_kept
 from phigrow.training.training_cost import run_folder
 
 
@@ -41,8 +42,9 @@ def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = Tr
         check_data(config)
     ranks = ranks or gpus() or 1
     if ranks == 1:
-        os.environ.update(environment())
-        return main(words)
+        with environment_kept():
+            os.environ.update(environment())
+            return main(words)
     assert config is not None
     process = subprocess.Popen(
         launcher(ranks, 0, "phigrow.training", *words), env=environment(ranks), stdin=subprocess.DEVNULL,

@@ -263,5 +263,5 @@ def last_words(log: Path) -> str:
     except FileNotFoundError:  # the ranks ended before they opened it
         return "the ranks ended without any output"
     lines = [line for line in text.splitlines() if line.strip()]
-    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    errors = [number for number, line in enumerate(lines) if line.startswith(("error: ", "error on rank "))]
     return "\n".join(lines[errors[-1] :][:4] if errors else lines[-6:])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from phigrow.errors import GrowthError
+from phigrow.files.machine_errors import machine_error
 from phigrow.files.output import writing
 from phigrow.training.deepspeed_cleanup import free_compile_lock, unlink_shared_buffers
 
@@ -196,7 +197,7 @@ def start(threads: int | None = None) -> World:
         made_elsewhere = torch.distributed.is_initialized()
         if accelerator.device_name() == "cpu":
             free_compile_lock("deepspeed_shm_comm")
-        with quiet():
+        with quiet(), unreachable_named(rank, size):
             deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name())
         _joined = not made_elsewhere
     if accelerator.device_name() == "cpu":
@@ -314,6 +315,20 @@ def lost_rank_named(world: World, advice: Callable[[], str]) -> Iterator[None]:
         if world.size == 1 or not any(word in first.lower() for word in _LOST):
             raise
         raise LostRank(f"rank {world.rank} lost another rank ({first[:200]}). {advice()}") from error
+
+
+@contextlib.contextmanager
+def unreachable_named(rank: int, size: int) -> Iterator[None]:
+    """Turn the error of a rank that does not reach rank 0 at the start into a `LostRank`; others pass through.
+
+    A launcher that starts lost ranks again starts these again, too.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if size == 1 or "EADDRINUSE" in str(error) or (described := machine_error(error)) is None:
+            raise
+        raise LostRank(f"rank {rank}: {described}") from error
 
 
 def forget_stop(file: Path) -> None:

@@ -10,7 +10,14 @@ import pytest
 from phigrow.errors import GrowthError
 from phigrow.training import RunConfig, entry
 from phigrow.training.engine import check_dtype
-from phigrow.training.process import StopRequest, environment_kept, own_rank, prepare_environment
+from phigrow.training.process import (
+    LostRank,
+    StopRequest,
+    environment_kept,
+    own_rank,
+    prepare_environment,
+    unreachable_named,
+)
 from phigrow.training.step import dropout_seed
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -73,6 +80,24 @@ def test_a_launch_with_incomplete_variables_is_one_error(environment, variables,
         prepare_environment()
     assert error.value.what == message
     assert "start the run with deepspeed or torchrun" in str(error.value.fix)
+
+
+def test_a_rank_that_does_not_reach_rank_0_is_lost_and_a_port_in_use_is_an_error(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node-7")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    network = type("DistNetworkError", (RuntimeError,), {})
+
+    def joined(error: Exception, size: int) -> None:
+        with unreachable_named(1, size):
+            raise error
+
+    late = network("The client socket has timed out after 600000ms while trying to connect to (node-7, 29500).")
+    with pytest.raises(LostRank, match=r"rank 1: rank 0 cannot be reached at node-7:29500[\s\S]*timed out"):
+        joined(late, 2)
+    for error, size in ((late, 1), (network("port: 29500, name: EADDRINUSE"), 2), (RuntimeError("a bug"), 2)):
+        with pytest.raises(RuntimeError) as caught:
+            joined(error, size)
+        assert caught.value is error
 
 
 def test_one_rank_needs_no_companions(environment):
