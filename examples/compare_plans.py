@@ -10,4 +10,4 @@ for method in ("wr", "tile", "lossless"):
     plan = phigrow.plan("phi-1_5", "phi2.json", method)
     print(f"{method}: {claim(plan)}")
     for axis, sizes, filling, write, read in axis_rows(plan):
-        print(f"  {axis:8} {sizes:16} {filling:52} write {write:6} read {read}")
+        print(f"  {axis:14} {sizes:16} {filling:52} write {write:6} read {read}")

@@ -31,7 +31,7 @@ def print_plan(plan: Plan, seq_len: int | None = None, advised: Sequence[Advice]
     console.print(
         f"[bold]{plan.method}[/]{options}{noise}, depth {plan.depth}, seed {plan.seed}, plan {plan.hash[:16]}"
     )
-    _table("Axes", ["axis (group)", "size", "coordinates", "write gain", "read gain"], axis_rows(plan))
+    _table("Axes", ["group: axis", "size", "coordinates", "write gain", "read gain"], axis_rows(plan))
     if len(plan.layers) > plan.src_sizes["layer"]:
         _table("Layers", ["layer", "source", "kind"] * _LAYER_BLOCKS, _side_by_side(layer_rows(plan), _LAYER_BLOCKS))
     context = seq_len or context_of(plan.dst_config)
@@ -169,12 +169,18 @@ def print_check(problems: Sequence[str], as_json: bool) -> None:
 
 def print_differences(first: str, second: str, old: Plan, new: Plan, differences: Sequence[Difference]) -> None:
     """Print a table of differences, or one line."""
+    from phigrow.growth.axis_groups import stored_label
+
     if not differences:
         typer.echo(f"the plans are the same (hash {old.hash[:16]})")
         return
     for letter, name, plan in (("A", first, old), ("B", second, new)):
         typer.echo(f"{letter}  {name}  (hash {plan.hash[:16]})")
-    rows = [(each.part, each.name, _value(each.first), _value(each.second), _place(each)) for each in differences]
+    names = [stored_label(each.name) if each.part == "axis" else each.name for each in differences]
+    rows = [
+        (each.part, name, _value(each.first), _value(each.second), _place(each))
+        for each, name in zip(differences, names, strict=True)
+    ]
     _table("", ["part", "name", "A", "B", "coordinates"], rows)
 
 

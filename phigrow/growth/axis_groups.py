@@ -1,7 +1,11 @@
-"""Groups of axes: names by which a user chooses a width method for a part of a model."""
+"""Groups of axes: names by which a user chooses a width method for a part of a model.
+
+Options take the name of a group. Tables, pictures and messages begin with it, and name the axis behind it.
+"""
 
 from __future__ import annotations
 
+from phigrow.models.families import all_families
 from phigrow.models.family import Family
 
 AXIS_GROUPS = {
@@ -31,6 +35,23 @@ def group_of(family: Family, axis: str) -> str:
 
 
 def axis_label(family: Family, axis: str) -> str:
-    """An axis with its group in brackets, where the two names differ: ``kv (heads)``, ``mlp``."""
+    """A group and its axis, where the two names differ: ``heads: kv``, ``mlp``."""
     group = group_of(family, axis)
-    return axis if axis == group else f"{axis} ({group})"
+    return axis if axis == group else f"{group}: {axis}"
+
+
+def groups_of_axis(axis: str) -> list[str]:
+    """The groups that have an axis of this name, in any family; empty for a name that is no axis."""
+    groups = (group_of(family, axis) for family in all_families().values() if axis in family.axis_names)
+    return list(dict.fromkeys(groups))
+
+
+def stored_label(spelled: str) -> str:
+    """A stored axis, which may have several parts, after the groups of its parts.
+
+    >>> stored_label("normed"), stored_label("(kv group q)"), stored_label("mlp")
+    ('hidden: normed', 'heads x head: (kv group q)', 'mlp')
+    """
+    parts = spelled.strip("()").split()
+    groups = " x ".join(dict.fromkeys(next(iter(groups_of_axis(part)), part) for part in parts))
+    return spelled if groups in (spelled, spelled.strip("()")) else f"{groups}: {spelled}"

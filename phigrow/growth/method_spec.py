@@ -11,7 +11,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.growth.axes import AxisMap
-from phigrow.growth.axis_groups import AXIS_GROUPS, axis_groups, group_of
+from phigrow.growth.axis_groups import AXIS_GROUPS, axis_groups, group_of, groups_of_axis
 from phigrow.growth.method import GrowthTask, Method, Options, Value
 from phigrow.growth.methods import find_method
 
@@ -93,16 +93,27 @@ def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, V
     chosen: Chosen = {}
     for entry, method in entries:
         if entry.group not in AXIS_GROUPS and entry.group != REST:
-            raise GrowthError(
-                f"there are no axes called {entry.group!r}",
-                where="method",
-                fix=f"choose among {', '.join(AXIS_GROUPS)}",
-            )
+            raise _no_group(entry)
         shared = {name: value for name, value in options.items() if name in method.options}
         resolved = method.resolve_options({**shared, **dict(entry.options)})
         chosen[entry.group] = method, resolved
         _refuse_in_mixture(method, resolved)
     return _mixture(chosen), {}
+
+
+def _no_group(entry: MethodEntry) -> GrowthError:
+    groups = groups_of_axis(entry.group)
+    if not groups:
+        return GrowthError(
+            f"there are no axes called {entry.group!r}", where="method", fix=f"choose among {', '.join(AXIS_GROUPS)}"
+        )
+    instead = str(replace(entry, group=groups[0]))
+    return GrowthError(
+        f"{entry.group!r} is one axis of the group {groups[0]}",
+        where="method",
+        why=f"axes of a group grow by one method ({groups[0]}: {AXIS_GROUPS[groups[0]]})",
+        fix=f"write {instead}; the groups are {', '.join(AXIS_GROUPS)}",
+    )
 
 
 def _refuse_in_mixture(method: Method, options: dict[str, Value]) -> None:

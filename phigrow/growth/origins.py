@@ -20,6 +20,7 @@ import numpy as np
 
 from phigrow.errors import GrowthError
 from phigrow.growth.axes import Bools, Floats, Ints
+from phigrow.growth.axis_groups import stored_label
 from phigrow.growth.plan import Plan
 from phigrow.growth.recipe import Leg, TensorRecipe
 from phigrow.models.family import spelled
@@ -321,7 +322,7 @@ def named(counts: Mapping[Kind, int]) -> dict[str, int]:
 
 
 def span_lines(anatomy: Anatomy, most: int = 16) -> list[str]:
-    """The axes of a tensor in words, one line a span: ``rows q 64..79 <- 32..47 x0.559``.
+    """The axes of a tensor in words, one line a span: ``rows head: q 64..79 <- 32..47 x0.559``.
 
     Spans of a composite axis are those of its parts, of which the axis is the product. At most ``most`` a part.
     """
@@ -331,10 +332,10 @@ def span_lines(anatomy: Anatomy, most: int = 16) -> list[str]:
     if recipe.layer_sum:
         lines.append("a sum: " + " + ".join(f"{coefficient:.3g} {name}" for name, coefficient in recipe.layer_sum))
     if recipe.next_layer_source is not None:
-        lines.append(f"new coordinates of {spelled(recipe.written.axis)} <- {recipe.next_layer_source}")
+        lines.append(f"new coordinates of {stored_label(spelled(recipe.written.axis))} <- {recipe.next_layer_source}")
     for word, side in zip(SIDES[len(anatomy.sides)], anatomy.sides, strict=True):
         for part in side.parts:
-            label = f"{word} {part.name}"
+            label = f"{word} {stored_label(part.name)}"
             lines += [f"{label} {span}" for span in part.spans[:most]]
             if len(part.spans) > most:
                 lines.append(f"{label} and {len(part.spans) - most} more spans (all of them with --json)")

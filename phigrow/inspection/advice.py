@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from phigrow.growth.axes import AxisMap
+from phigrow.growth.axis_groups import group_of
 from phigrow.growth.plan import Plan
 from phigrow.models.config import normalised
 
@@ -139,7 +140,8 @@ def _copies(plan: Plan) -> Iterator[Advice]:
             instead = "set snr=10"
         else:
             instead = "use a method that breaks the symmetry of copies, such as lemon, lossless or isometric"
-        text = f"{instead}: now, copies of {', '.join(alike)} get equal gradients for ever and act as one unit"
+        names = ", ".join(dict.fromkeys(group_of(family, axis) for axis in alike))
+        text = f"{instead}: now, copies of {names} get equal gradients for ever and act as one unit"
         yield Advice("copies", text, COPIES)
 
 

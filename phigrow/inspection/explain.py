@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from phigrow.growth.axes import AxisMap
-from phigrow.growth.axis_groups import axis_label
+from phigrow.growth.axis_groups import axis_label, stored_label
 from phigrow.growth.plan import Plan
 from phigrow.models.family import spelled
 
@@ -19,7 +19,7 @@ def axis_rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
         used = {axis: made for axis, made in plan.composites.items() if made.dense is not None}
         alone = {part for axis in plan.composites if axis not in used for part in axis}
         rows = [(axis_label(plan.table, name), plan.axes[name]) for name in plan.table.axis_names if name in alone]
-        rows += [(spelled(axis), made) for axis, made in used.items()]
+        rows += [(stored_label(spelled(axis)), made) for axis, made in used.items()]
     return [
         (name, f"{axis.src_size} → {axis.dst_size}", _filling(axis), _gains(axis.write, axis), _gains(axis.read, axis))
         for name, axis in rows

@@ -15,6 +15,7 @@ import numpy as np
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
 from phigrow.files.picture import write_picture
+from phigrow.growth.axis_groups import stored_label
 from phigrow.growth.origins import SIDES, Anatomy, Kind, Part, anatomy, combine
 from phigrow.growth.plan import Plan
 
@@ -260,7 +261,7 @@ def _panel(axes: Axes, tensor: Anatomy, title: str, window: tuple[int, tuple[int
         is_window = window is not None and place == window[0]
         part = side.parts[-1] if is_window else side.whole
         ticks = _ticks(side.whole, limits[place])
-        axis.set_label_text(f"{word}: {part.name}")
+        axis.set_label_text(f"{word}: {stored_label(part.name)}")
         axis.set_ticks(ticks, [str(tick - limits[place][0]) for tick in ticks])
         heads = _heads(side.parts)
         if not is_window and 1 < heads <= MOST_HEADS:

@@ -111,7 +111,7 @@ def test_a_vocabulary_without_bias_is_refused_and_with_one_is_exact():
 def test_grouped_heads_that_become_fewer_a_group_are_refused_by_name():
     src, _ = random_pair(FAMILIES["llama"], random.Random(1), whole=True)
     src |= {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32, "head_dim": 8}
-    with pytest.raises(GrowthError, match=r"smaller: group 2 -> 1\n.*axis group \(heads\), met first in .*q_proj"):
+    with pytest.raises(GrowthError, match=r"smaller: group 2 -> 1\n.*axis heads: group, met first in .*q_proj"):
         phigrow.plan(src, src | {"num_key_value_heads": 4}, "lossless")
 
 

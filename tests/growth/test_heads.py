@@ -108,7 +108,7 @@ SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings"
     [
         (
             config("llama"), config("llama", head=12),
-            r"rotary part of a head, 8 -> 12 coordinates\n.*axis rotary \(head\).*\n  why: .* only if it grows by a "
+            r"rotary part of a head, 8 -> 12 coordinates\n.*axis head: rotary.*\n  why: .* only if it grows by a "
             r"whole factor\n  what to do: keep heads of 8 .*choose more of them, or choose a rotary part of 16",
         ),
         (

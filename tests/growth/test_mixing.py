@@ -99,6 +99,12 @@ def test_a_seed_and_noise_are_numbers(given):
     [
         ("lossless,mlp=tile,mlp=wr", "'mlp' is given two methods"),
         ("lossless,stream=tile", "no axes called 'stream'"),
+        (
+            "lossless,kv=tile",
+            r"'kv' is one axis of the group heads\n(.*\n)*.*write heads=tile; the groups are",
+        ),
+        ("lossless,normed=tile", r"'normed' is one axis of the group hidden\n(.*\n)*.*write hidden=tile;"),
+        ("lossless,q=tile:scale=rms", r"'q' is one axis of the group head\n(.*\n)*.*write head=tile:scale=rms;"),
         ("=tile", "the method .* cannot be read"),
         ("tile:scale", "the method .* cannot be read"),
         ("lossless,mlp=copy", "method 'copy' is unknown"),

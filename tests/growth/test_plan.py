@@ -91,7 +91,7 @@ def test_explanations():
     plan = phigrow.plan(phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 4, 4), "lossless")
     rows = {row[0]: row[1:] for row in axis_rows(plan)}
     assert rows["hidden"] == ("32 → 72", "32 kept, 40 written as the mean", "1.5", "0.6667")
-    assert rows["k (head)"] == ("8 → 12", "8 kept, 4 new (written zero and read zero)", "1", "1")
+    assert rows["head: k"] == ("8 → 12", "8 kept, 4 new (written zero and read zero)", "1", "1")
     assert rows["vocab"][1] == "unchanged"
     tile = {row[0]: row[1:] for row in axis_rows(phigrow.plan(SRC, DST, "tile", scale="preserve"))}
     assert tile["mlp"] == ("48 → 70", "48 kept, 22 further copies", "1", "0.5 to 1")
@@ -113,12 +113,12 @@ REFUSALS = [
     ),
     (
         phi_config(32, 4), phi_config(32, 2), {},
-        r"smaller: kv 4 -> 2\n  where: axis kv \(heads\), met first in model.layers.*q_proj",
+        r"smaller: kv 4 -> 2\n  where: axis heads: kv, met first in model.layers.*q_proj",
     ),
     (phi_config(layers=4), phi_config(layers=2), {}, r"fewer layers: 4 -> 2\n  where: num_hidden_layers"),
     (
         phi_config(32, 4, rotary=4), phi_config(64, 4, rotary=6), {"method": "lossless"},
-        r"lossless cannot grow the rotary part of a head, 4 -> 6 coordinates\n  where: axis rotary \(head\), met first "
+        r"lossless cannot grow the rotary part of a head, 4 -> 6 coordinates\n  where: axis head: rotary, met first "
         r"in model.layers.\{layer\}.self_attn.q_proj.weight\n  why: it turns at all frequencies of the smaller one "
         r"only if it grows by a whole factor\n  what to do: set partial_rotary_factor to 4 / head_dim = 0.25 ",
     ),

@@ -108,11 +108,11 @@ DOUBLE = phi_config(64, 8, 96, 2, 4)
 @pytest.mark.parametrize(
     ("how", "axes", "instead"),
     [
-        ({"method": "tile"}, "hidden, kv, mlp", "add --noise"),
-        ({"method": "hypercloning", "snr": "none"}, "hidden, kv, mlp", "set snr=10"),
-        ({"method": "fpi"}, "hidden, kv, mlp", "such as lemon, lossless or isometric"),
-        ({"method": "tile,mlp=tile:scale=preserve"}, "hidden, kv, mlp", "add --noise"),
-        ({"method": "tile,hidden=lossless"}, "kv, mlp", "such as lemon, lossless or isometric"),  # it takes no noise
+        ({"method": "tile"}, "hidden, heads, mlp", "add --noise"),
+        ({"method": "hypercloning", "snr": "none"}, "hidden, heads, mlp", "set snr=10"),
+        ({"method": "fpi"}, "hidden, heads, mlp", "such as lemon, lossless or isometric"),
+        ({"method": "tile,mlp=tile:scale=preserve"}, "hidden, heads, mlp", "add --noise"),
+        ({"method": "tile,hidden=lossless"}, "heads, mlp", "such as lemon, lossless or isometric"),  # it takes no noise
         ({"method": "lossless,mlp=net2net"}, "mlp", "such as lemon, lossless or isometric"),
     ],
 )

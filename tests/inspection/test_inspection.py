@@ -199,17 +199,17 @@ def test_spans_in_words():
     plan = phigrow.plan("phi-1_5", "phi2.json", "tile", scale="preserve")
     (q,) = matching(plan, "model.layers.0.self_attn.q_proj.weight")
     assert span_lines(q) == [
-        "rows kv 0..31 <- 0..31",
-        "rows group 0 <- 0",
-        "rows q 0..31 <- 0..31 x1.118",
-        "rows q 32..47 <- 32..47 x0.559",
-        "rows q 48..63 <- 48..63 x1.118",
-        "rows q 64..79 <- 32..47 x0.559",
-        "columns normed 0..511 <- 0..511 x0.5",
-        "columns normed 512..2047 <- 512..2047",
-        "columns normed 2048..2559 <- 0..511 x0.5",
+        "rows heads: kv 0..31 <- 0..31",
+        "rows heads: group 0 <- 0",
+        "rows head: q 0..31 <- 0..31 x1.118",
+        "rows head: q 32..47 <- 32..47 x0.559",
+        "rows head: q 48..63 <- 48..63 x1.118",
+        "rows head: q 64..79 <- 32..47 x0.559",
+        "columns hidden: normed 0..511 <- 0..511 x0.5",
+        "columns hidden: normed 512..2047 <- 512..2047",
+        "columns hidden: normed 2048..2559 <- 0..511 x0.5",
     ]
-    assert span_lines(q, most=1)[3] == "rows q and 3 more spans (all of them with --json)"
+    assert span_lines(q, most=1)[3] == "rows head: q and 3 more spans (all of them with --json)"
     lossless = phigrow.plan("phi-1_5", "phi2.json", "lossless")
     (fc2,) = matching(lossless, "model.layers.0.mlp.fc2.weight")
     assert span_lines(fc2) == [
@@ -220,7 +220,10 @@ def test_spans_in_words():
     ]
     assert dict(shares(fc2.counts)) == {"scaled": "64.0 %", "mean": "16.0 %", "zero": "20.0 %"}
     (norm,) = matching(lossless, "model.final_layernorm.weight")
-    assert span_lines(norm) == ["values final 0..2047 <- 0..2047 x0.8944", "values final 2048..2559 constant 1"]
+    assert span_lines(norm) == [
+        "values hidden: final 0..2047 <- 0..2047 x0.8944",
+        "values hidden: final 2048..2559 constant 1",
+    ]
 
 
 def test_json_says_the_same():

@@ -70,7 +70,7 @@ def test_what_the_usual_picture_shows():
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["copied", "copied, scaled ×1.118", "mean of the source ×1.118", "fresh random", "zero"]
     q = figure.axes[1]
-    assert (q.get_ylabel(), q.get_xlabel()) == ("rows: (kv group q)", "columns: normed")
+    assert (q.get_ylabel(), q.get_xlabel()) == ("rows: heads x head: (kv group q)", "columns: hidden: normed")
     assert len(q.lines) == 31  # between 32 heads
     assert figure.get_suptitle() == "lossless: hidden 2048 → 2560"
     assert "×1.118" in [text.get_text() for text in figure.axes[0].texts]
@@ -84,7 +84,7 @@ def test_one_matrix_comes_with_one_of_its_heads():
     assert q.axes[1].get_ylim() == (12, 0)
     assert {"rotary", "not rotary"} <= {text.get_text() for text in q.axes[1].texts}
     dense = picture(plan, matching(plan, "model.layers.0.self_attn.dense.weight"))
-    assert (dense.axes[1].get_xlim(), dense.axes[1].get_xlabel()) == ((0, 12), "columns: v")
+    assert (dense.axes[1].get_xlim(), dense.axes[1].get_xlabel()) == ((0, 12), "columns: head: v")
     assert len(picture(plan, matching(plan, "model.layers.0.mlp.fc1.weight")).axes) == 1
     bias = picture(plan, matching(plan, "model.layers.0.mlp.fc1.bias"))
     assert bias.axes[0].get_ylabel() == "values: mlp"
