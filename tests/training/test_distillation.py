@@ -13,12 +13,13 @@ from scenarios import SEQ_LEN, SETTINGS, TINY, VOCAB, FakeBlocks
 from torch import Tensor
 
 import phigrow
+from phigrow.checkpoints.stored_model import UntiedHead
 from phigrow.errors import GrowthError
 from phigrow.models.cost import count_cost
 from phigrow.training import RunConfig
 from phigrow.training import loss as loss_module
 from phigrow.training.loss import TeacherOutput, attach_loss, distilled_loss, token_loss
-from phigrow.training.teacher import Teacher, TeacherInfo, teacher_of
+from phigrow.training.teacher import Teacher, TeacherInfo, load_teacher, teacher_of
 from phigrow.training.training_cost import source_of
 
 TOKENS, HIDDEN, TAUGHT, WIDTH = 75, 12, 7, 211
@@ -146,6 +147,31 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(SMALL | change))
         with pytest.raises(GrowthError, match=text):
             teacher_of(RunConfig(teacher=str(tmp_path / name), teacher_steps=3), TINY, blocks)
+
+
+def test_a_teacher_has_the_head_that_is_stored(tmp_path):
+    from types import SimpleNamespace
+
+    from safetensors.torch import load_file, save_file
+    from tiny_models import model_of
+
+    folder, tied = tmp_path / "teacher", SMALL | {"tie_word_embeddings": True}
+    model_of(tied, torch.float32).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    head = weights["model.embed_tokens.weight"] + 1
+    save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors")
+    config = RunConfig(teacher=str(folder), teacher_steps=3, dtype="fp32")
+    with pytest.warns(UntiedHead):
+        info = teacher_of(config, TINY, FakeBlocks())
+    assert info is not None
+    assert info.config["tie_word_embeddings"] is False
+    run: Any = SimpleNamespace(
+        config=config, attention=SimpleNamespace(name="sdpa"), world=SimpleNamespace(device=torch.device("cpu"))
+    )
+    with pytest.warns(UntiedHead):
+        teacher = load_teacher(info, run, None)
+    assert torch.equal(teacher.model.get_output_embeddings().weight, head)
+    assert torch.equal(teacher.model.get_input_embeddings().weight, weights["model.embed_tokens.weight"])
 
 
 def test_data_of_another_tokenizer_than_the_teachers_is_refused(tmp_path, monkeypatch):
