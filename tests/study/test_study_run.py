@@ -68,7 +68,7 @@ def test_a_study_that_is_killed_goes_on_and_one_broken_arm_stops_no_other(tmp_pa
     done = subprocess.run(command(tmp_path), env=environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed: tile/seed0/trunk: training ended with code" in done.stderr
-    assert "not run, because they need these: tile/seed0/6, tile/seed0/10" in done.stderr
+    assert "not run, because they need a failed run: tile/seed0/6, tile/seed0/10" in done.stderr
     assert "source:" not in done.stdout  # it was done before
 
     start.rmdir()
