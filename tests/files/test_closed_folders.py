@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import phigrow
-from phigrow.checkpoints.companions import write_companions
+from phigrow.checkpoints.companions import Companions
 from phigrow.errors import GrowthError
 from phigrow.files.folder_copy import copy_folder
 from phigrow.files.output import check_writable
@@ -85,7 +85,7 @@ def test_tokenizer_files_of_a_read_only_data_folder_reach_an_export(closed, unpr
     close(data.parent)
     for _ in range(2):
         with staged_folder(unprivileged / "export") as folder:
-            write_companions(folder, {"model_type": "phi"}, {}, tokenizer=data)
+            Companions({"model_type": "phi"}, {}, "card", data).write(folder)
     assert '"PreTrainedTokenizerFast"' in (unprivileged / "export" / "tokenizer_config.json").read_text()
     assert '"TokenizersBackend"' in (data / "tokenizer_config.json").read_text()
 
