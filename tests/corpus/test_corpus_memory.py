@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("work", "less"),
     [
         (PACK, "small"),
-        (STREAM, "middle"),  # `datasets` reads 10 MB of JSON at once, and the small one is less than that
+        (STREAM, "middle"),
     ],
     ids=["packing", "streaming"],
 )
