@@ -43,6 +43,7 @@ CASES = [
     *(pytest.param(name, 1, False, id=f"{name}-zero1") for name in all_families()),
     pytest.param("gpt_neox", 3, False, id="gpt_neox-zero3"),
     pytest.param("gpt_neox", 1, True, id="gpt_neox-tied-zero1"),
+    pytest.param("gpt_neox", 0, True, id="gpt_neox-tied-zero0", marks=pytest.mark.slow),
     *(pytest.param(name, 3, False, id=f"{name}-zero3", marks=pytest.mark.slow) for name in ("llama", "phi", "qwen2")),
 ]
 
