@@ -5,7 +5,10 @@ import json
 import pytest
 
 from phigrow.errors import GrowthError
+from phigrow.files.output import check_file
 from phigrow.measure import report
+from phigrow.records.concatenation import is_concatenated
+from phigrow.records.schema import FILE
 from phigrow.study.results import check_result_files
 
 LINE = [5.0, 4.0, 3.0]
@@ -72,3 +75,15 @@ def test_a_report_folder_of_a_user_stops_a_study_before_it_trains(tmp_path):
     (tmp_path / "report" / "report.md").write_text("mine")
     with pytest.raises(GrowthError, match=r"report.md exists, and it is not a file of an earlier report"):
         check_result_files(tmp_path)
+
+
+def test_records_of_stages_replace_records_of_stages_only(write_run):
+    """`phigrow grow-train` into the folder of a run would replace the records of that run."""
+    run, stages = write_run("wr", LINE, COSTS), write_run("staged", LINE, COSTS, stage_settings=[{}])
+
+    def check(folder):
+        check_file(folder / FILE, is_concatenated, "the records of stages", "--out")
+
+    check(stages)
+    with pytest.raises(GrowthError, match=r"it is not the records of stages that phigrow wrote"):
+        check(run)
