@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def copy_shipped(names: Sequence[str], out: Path, *, overwrite: bool = False) ->
                 f"phigrow ships no file named {name!r}", where="phigrow recipes", fix=f"give one of {known}"
             )
         text = "".join(path.read_text(encoding="utf-8") for path in matches)
-        beside = [path for path in everything if f": {path.relative_to(FOLDER).as_posix()}\n" in text]
+        named = set(re.findall(r"^\w+: (\S+)", text, re.MULTILINE))
+        beside = [path for path in everything if path.relative_to(FOLDER).as_posix() in named]
         wanted |= {*matches, *beside}
     pairs = [(path, out / path.relative_to(FOLDER)) for path in sorted(wanted)]
     for _, target in pairs:

@@ -170,7 +170,7 @@ def test_a_copied_recipe_comes_with_the_file_that_it_names(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert run("recipes", "phi-2", "studies/tiny", "--out", "mine").exit_code == 0
     copied = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*") if path.is_file())
-    assert copied == ["deepspeed/zero2.json", "phi-2.yaml", "studies/tiny.yaml"]
+    assert copied == ["deepspeed/zero1.json", "phi-2.yaml", "studies/tiny.yaml"]
     assert load_run_config("mine/phi-2.yaml", ["--deepspeed", "none"]) == load_run_config(
         "phi-2", ["--deepspeed", "none"]
     )
@@ -189,7 +189,7 @@ def test_a_copied_recipe_comes_with_the_file_that_it_names(tmp_path, monkeypatch
     [
         (("recipes", "phi-9", "--out", "mine"), "phigrow ships no file named 'phi-9'"),
         (("pretrain", "--stepz", "3"), "did you mean steps"),
-        (("pretrain", "phi-9"), "the name of a shipped recipe (demo, phi-1,"),
+        (("pretrain", "phi-9"), "the name of a shipped recipe (demo, notebook, phi-1,"),
         (("compare", "smal"), "or a shipped name: phi-1-small-to-phi-1-miniature"),
         (("grow-train", "smal"), "or a shipped name: tiny"),
     ],

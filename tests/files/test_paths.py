@@ -121,7 +121,10 @@ def test_studies_and_stages_take_home_in_every_path(home):
 
 
 ALLOWED = {
-    "checkpoints/hub.py": ["snapshot_download(repository, revision=revision, allow_patterns=patterns)"],
+    "checkpoints/hub.py": [
+        "repository",  # an id on the hub
+        "snapshot_download(repository, revision=revision, allow_patterns=patterns)",
+    ],
     "corpus/embedded.py": ["folder or sysconfig.get_path('stdlib')", "parent, file"],
     "corpus/local_files.py": ["name", "found", "root, name", "f'{split}.jsonl'"],  # results of glob and walk
     "corpus/tokenizer.py": ["tokenizer.name_or_path"],

@@ -35,7 +35,7 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     for load, names in (
-        (load_run_config, "demo, phi-1, phi-1-small, phi-1_5, phi-1_5-web, phi-2"),
+        (load_run_config, "demo, notebook, phi-1, phi-1-small, phi-1_5, phi-1_5-web, phi-2"),
         (
             load_study,
             "miniature, phi-1.5-to-phi-2-miniature, phi-regime-m, phi-regime-s, phi-regime-s-arms, "
