@@ -245,10 +245,22 @@ def flat_differences(name: str, found: Seeds, seeds: BaselineSeeds) -> list[str]
             if key in ("steps", "seed") or key not in mine or key not in base:
                 continue
             one, two = (unset.get(key) if stage[key] is None else stage[key] for stage in (mine, base))
-            if one != two:
+            if one != two and not (key == "decay" and _same_share(mine, base)):
                 texts[f"{key} {_value(one)} ({other.arm}: {_value(two)})"] = None
     texts |= dict.fromkeys(surroundings_that_differ(found, seeds))
     return [f"{name}: it differs from {base_name} in {', '.join(texts)}"] if texts else []
+
+
+def _same_share(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return true if two schedules decay over the same share of their steps, rounded to whole steps.
+
+    A flat model takes more steps for the same FLOPs, so the same share is another number of steps.
+    """
+    try:
+        rounding = (one["steps"] + other["steps"]) / 2
+        return bool(abs(one["decay"] * other["steps"] - other["decay"] * one["steps"]) <= rounding)
+    except (KeyError, TypeError):
+        return False
 
 
 def _same_sweep(one: Any, other: Any) -> bool:

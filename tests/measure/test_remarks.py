@@ -262,6 +262,21 @@ def test_other_differences_of_a_flat_model_are_notes(write_run):
     assert f"note: {note}" in finding_lines(result)
 
 
+@pytest.mark.parametrize(("decays", "noted"), [((12, 24), False), ((11, 25), False), ((12, 36), True)])
+def test_a_decay_over_the_same_share_of_more_steps_is_no_difference(decays, noted, write_run):
+    for budget, (steps, decay) in enumerate(zip((20, 40), (4, 8), strict=True)):
+        for arm in ("scratch", "wr", "small"):
+            small = arm == "small"
+            schedule = {"steps": 3 * steps, "decay": decays[budget]} if small else {"steps": steps, "decay": decay}
+            evaluated = np.linspace(0, schedule["steps"], 5).astype(int)
+            parent = write_run(
+                arm, 5 - 0.5 * np.arange(5) - 0.1 * budget, 1e6 * steps * np.arange(5), name=f"{arm}-{steps}",
+                steps=evaluated, config=CONFIG | {"schedule": "wsd"} | schedule, parameters=500 if small else 1000,
+                study=FLAT if small else {},
+            ).parent  # fmt: skip
+    assert any("decay" in note for note in compared(parent).notes) == noted
+
+
 def test_a_flat_model_like_the_others_needs_no_note(write_run):
     # Negative control of the two tests before.
     result = compared(with_flat(write_run))
