@@ -180,7 +180,7 @@ def attention(place: Place) -> Result:
         for within in (False, True):
             shape = choice.Shape(2, 4 if place.toy else 32, 4 if place.toy else 32, tokens, head_dim, within)
             wide = [x.requires_grad_() for x in choice.random_inputs(shape, torch.float64, place.device)]
-            expected = choice.attend("sdpa", *wide, shape)
+            expected = choice.attend("sdpa", wide, shape)
             expected_gradients = torch.autograd.grad(expected.square().sum(), wide)
             for name in ("sdpa", "flash_attention_2", *(["varlen"] if within else [])):
                 row: Result = {"attention": name, "head_dim": head_dim, "within": within}
@@ -188,7 +188,7 @@ def attention(place: Place) -> Result:
                     rows.append(row | {"problem": problem})
                     continue
                 narrow = [x.detach().to(place.dtype).requires_grad_() for x in wide]
-                found = choice.attend(name, *narrow, shape)
+                found = choice.attend(name, narrow, shape)
                 gradients = torch.autograd.grad(found.float().square().sum(), narrow)
                 row["forward"] = relative(found, expected)
                 row["backward"] = max(relative(a, b) for a, b in zip(gradients, expected_gradients, strict=True))

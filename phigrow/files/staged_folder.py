@@ -182,11 +182,11 @@ class StagedFolder:
                 former.rename(self.out)
             raise
         sync_folder(self.out.parent)
-        _discard(self.hidden)
+        discard(self.hidden)
 
     def discard(self) -> None:
         """Remove the hidden folder, and the folders above it that were made for it."""
-        _discard(self.hidden)
+        discard(self.hidden)
         for folder in self._made:
             with contextlib.suppress(OSError):  # another file was put into it meanwhile
                 folder.rmdir()
@@ -253,6 +253,7 @@ def _open_folders(path: Path) -> None:
                 folder.chmod(0o700)
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove a file or folder that is left over; one that cannot be removed stays."""
     with contextlib.suppress(OSError):
         remove(path)

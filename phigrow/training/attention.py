@@ -145,8 +145,12 @@ def varlen(
 
     assert cu_seq_lens_q is not None, "`varlen` is chosen for documents: within only"
     assert not dropout, "`varlen` is not chosen for models with dropout"
-    out = varlen_attn(
-        *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    attend: Any = varlen_attn  # its annotations name a tuple that it returns on request only
+    out: Tensor = attend(
+        queries,
+        keys,
+        values,
         cu_seq_lens_q,
         cu_seq_lens_q,
         max_length_q,

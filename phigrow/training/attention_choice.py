@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,13 +157,12 @@ def _trial(name: str, dtype: torch.dtype, device: torch.device, group: int, head
     shape = Shape(2, 2 * group, 2, 32, head_dim, within)
     try:
         query, key, value = (x.requires_grad_() for x in random_inputs(shape, dtype, device))
-        found = attend(name, query, key, value, shape)
-        (found.float() ** 2).sum().backward()
+        found = attend(name, (query, key, value), shape)
+        gradients = torch.autograd.grad(found.float().square().sum(), (query, key, value))
         wide = [x.detach().float().requires_grad_() for x in (query, key, value)]
-        expected = attend("sdpa", *wide, shape)
-        (expected**2).sum().backward()
-        gradients = [(x.grad, other.grad) for x, other in zip((query, key, value), wide, strict=True)]
-        pairs: list[tuple[Any, Any]] = [(found.detach(), expected.detach()), *gradients]
+        expected = attend("sdpa", wide, shape)
+        others = torch.autograd.grad(expected.square().sum(), wide)
+        pairs = [(found.detach(), expected.detach()), *zip(gradients, others, strict=True)]
         off = max(float((one.float() - other).abs().max() / other.abs().max()) for one, other in pairs)
     except Exception as error:  # whatever a broken installation raises
         text = str(error).strip().splitlines() or [""]
@@ -190,7 +189,7 @@ def _timed(name: str, dtype: torch.dtype, device: torch.device, shape: Shape) ->
     for _ in range(3 + ROUNDS):
         _wait(device)
         began = time.perf_counter()
-        torch.autograd.grad(attend(name, *inputs, shape).float().sum(), inputs)
+        torch.autograd.grad(attend(name, inputs, shape).float().sum(), inputs)
         _wait(device)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[3:])
@@ -206,22 +205,30 @@ def random_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> lis
     ]
 
 
-def attend(name: str, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
-    """Attend as in a run, ``[rows, tokens, heads, head_dim]``; with ``within`` each row is two documents."""
+def attend(name: str, inputs: Sequence[Tensor], shape: Shape) -> Tensor:
+    """Attend as in a run, ``[rows, tokens, heads, head_dim]``; with ``within`` each row is two documents.
+
+    Args:
+        name: ``flash_attention_2``, ``varlen`` or ``sdpa``.
+        inputs: queries, keys and values, as `random_inputs` returns them.
+        shape: their sizes.
+    """
+    function: Any = FUNCTIONS[name]
     scale = shape.head_dim**-0.5
     if not shape.within:
-        return FUNCTIONS[name](None, query, key, value, None, scaling=scale)[0]
+        whole: Tensor = function(None, *inputs, None, scaling=scale)[0]
+        return whole
     half = shape.tokens // 2
     if name == "sdpa":
         parts = [
-            FUNCTIONS[name](None, *(x[:, :, part] for x in (query, key, value)), None, scaling=scale)[0]
+            function(None, *(x[:, :, part] for x in inputs), None, scaling=scale)[0]
             for part in (slice(0, half), slice(half, None))
         ]
         return torch.cat(parts, dim=1)
     lengths = [half, shape.tokens - half] * shape.rows
-    borders = torch.tensor([0, *lengths], device=query.device).cumsum(0).to(torch.int32)
-    row = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]
-    out = FUNCTIONS[name](None, *row, None, scaling=scale, cu_seq_lens_q=borders, max_length_q=max(lengths))[0]
+    borders = torch.tensor([0, *lengths], device=inputs[0].device).cumsum(0).to(torch.int32)
+    row = [x.transpose(0, 1).flatten(1, 2)[None] for x in inputs]
+    out: Tensor = function(None, *row, None, scaling=scale, cu_seq_lens_q=borders, max_length_q=max(lengths))[0]
     return out.view(shape.rows, shape.tokens, shape.heads, shape.head_dim)
 
 

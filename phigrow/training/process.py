@@ -217,7 +217,7 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires a fixed workspace
-    fill = torch.utils.deterministic
+    fill: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), fill.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     fill.fill_uninitialized_memory = False  # it finds reads of empty tensors, and costs a write of each

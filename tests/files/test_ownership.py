@@ -135,7 +135,7 @@ def test_a_kill_after_the_rename_leaves_nothing_to_continue(tmp_path, monkeypatc
     with StagedFolder(out, {"a": 1}) as staged:
         (staged.path / "new").touch()
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_discard", lambda _: None)
+            patch.setattr(module, "discard", lambda _: None)
             staged.finish(overwrite=False)
     with StagedFolder(out, {"a": 1}) as staged:
         assert not staged.resumed

@@ -255,7 +255,9 @@ def test_a_study_without_a_report_has_not_succeeded(tmp_path, monkeypatch):
     failed = outcome(GrowthError("the disk is full"))
     assert (failed.succeeded, failed.old_report) == (False, None)
     (study.out / "report").mkdir()
-    (study.out / "report" / "report.html").touch()
+    files = {"format": 3, "baseline": "scratch", "targets": {}, "files": ["report.html", "report.json"]}
+    for name, text in (("report.json", json.dumps(files)), ("report.html", "")):
+        (study.out / "report" / name).write_text(text)
     assert outcome(GrowthError("the disk is full")).old_report == study.out / "report"
 
 
