@@ -23,6 +23,9 @@ ROUNDS = 7
 TIMED_TOKENS = 16_384
 """Most tokens of a timed pass; a pass has at least one block."""
 
+MARGIN = 0.9
+"""PyTorch's attention is chosen instead of flash-attn if it takes less than this share of the time."""
+
 TOLERANCE = 0.05
 """Largest difference from fp32 attention in a trial. Its values are near 1, and bf16 rounds them by up to 0.004."""
 
@@ -83,17 +86,21 @@ def shape_of(model: Config, *, rows: int, tokens: int, within: bool) -> Shape:
     )
 
 
-def choose_attention(asked: str, dtype: str, device: torch.device, shape: Shape) -> AttentionChoice:
+def choose_attention(
+    asked: str, dtype: str, device: torch.device, shape: Shape, recorded: str | None = None
+) -> AttentionChoice:
     """Choose the attention of a run.
 
-    On a GPU ``auto`` tries flash-attn 2 and PyTorch's attention, and takes the faster. An implementation counts as
-    available if it computes the right values in a trial, because broken installations can be imported.
+    On a GPU ``auto`` tries flash-attn 2 and PyTorch's attention, and takes PyTorch's if it is clearly faster. An
+    implementation counts as available if it computes the right values in a trial, because broken installations can be
+    imported.
 
     Args:
         asked: the setting ``attention``.
         dtype: the setting ``dtype``, without ``auto``.
         device: the device of this rank.
         shape: the attention of one layer.
+        recorded: what the run, or its trunk, recorded before; ``auto`` keeps it where it works.
 
     Raises:
         GrowthError: the run asks for an implementation that does not work here.
@@ -110,6 +117,8 @@ def choose_attention(asked: str, dtype: str, device: torch.device, shape: Shape)
                 fix="install what is missing, or set attention: auto",
             )
         return AttentionChoice(asked, f"{kernel(asked, kind, device, shape)}, as asked")
+    if recorded in FUNCTIONS and problem_of(recorded, kind, device, shape) is None:
+        return AttentionChoice(recorded, f"{kernel(recorded, kind, device, shape)} (as in the records of this run)")
     if device.type != "cuda" or dtype == "fp32":
         return AttentionChoice("sdpa", f"{kernel('sdpa', kind, device, shape)} (device {device.type}, {dtype})")
     candidates = ("flash_attention_2", "varlen" if shape.within else "sdpa")
@@ -119,9 +128,13 @@ def choose_attention(asked: str, dtype: str, device: torch.device, shape: Shape)
     if not usable:
         return AttentionChoice("sdpa", f"{kernel('sdpa', kind, device, shape)} ({'; '.join(failed)})")
     seconds = {name: timed(name, kind, device, shape) for name in usable} if len(usable) > 1 else {}
-    best = min(usable, key=lambda name: seconds.get(name, 0.0))
+    best = usable[0]
     if seconds:
-        failed = ["the faster in a timing: " + ", ".join(f"{n} {1000 * s:.3g} ms" for n, s in seconds.items())]
+        best = usable[1] if seconds[usable[1]] < MARGIN * seconds[usable[0]] else best
+        failed = [
+            f"a timing, PyTorch's if it takes less than {100 * MARGIN:.0f} %: "
+            + ", ".join(f"{n} {1000 * s:.3g} ms" for n, s in seconds.items())
+        ]
     return AttentionChoice(best, f"{kernel(best, kind, device, shape)} ({'; '.join(failed)})", seconds)
 
 
@@ -171,7 +184,7 @@ def _trial(name: str, dtype: torch.dtype, device: torch.device, group: int, head
 
 
 def forget_trials() -> None:
-    """Try and time every implementation anew; results are otherwise kept for the life of the process."""
+    """Try and time every implementation anew; results are otherwise kept for the life of the process. For tests."""
     _trial.cache_clear()
     _timed.cache_clear()
 

@@ -23,11 +23,7 @@ def compile_training(model: Any, *, plain_positions: bool) -> None:
         model: a model with the ``forward`` of `phigrow.training.loss.attach_loss`.
         plain_positions: positions count from 0 in every block, so the tables of rotary embeddings are constant.
     """
-    from torch._dynamo import config as dynamo
-
-    # A worker may train models of many shapes. Above this limit PyTorch stops compiling without a message.
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)
+    _allow_many_shapes()
     use_sigmoid_gelu(model)
     rotary = keep_rotary_tables(model) if plain_positions else []
     plain: Any = model.forward
@@ -54,6 +50,7 @@ def compile_layers(model: Any, *, backend: str = "inductor") -> None:
         model: a transformers model.
         backend: of torch.compile.
     """
+    _allow_many_shapes()
     use_sigmoid_gelu(model)
     for layer in model.base_model.layers:
         plain: Any = layer.forward
@@ -63,6 +60,17 @@ def compile_layers(model: Any, *, backend: str = "inductor") -> None:
             return (compiled if layer.training and torch.is_grad_enabled() else plain)(*given, **more)
 
         layer.forward = forward
+
+
+def _allow_many_shapes() -> None:
+    """Raise PyTorch's limits of recompilation: above them it stops compiling without a message.
+
+    A worker may train models of many shapes.
+    """
+    from torch._dynamo import config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)
 
 
 class SigmoidGELU(nn.Module):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phigrow.errors import GrowthError
-from phigrow.models.capacity import GIB, ZeroLayout, model_states
+from phigrow.models.capacity import GIB, ZeroLayout, model_states, muon_parameters
 from phigrow.models.config import Config, load_config
 from phigrow.models.cost import count_cost
 from phigrow.training.configuration import DEMO_MODEL, RunConfig
@@ -61,7 +61,9 @@ def check_memory(config: RunConfig, model: Config, ranks: int, memory: int) -> N
     offloaded = optimizer_device(config) != "device"
     layout = ZeroLayout(config.stage, offload_optimizer=offloaded, offload_param=config.offload_param is not None)
     parameters = count_cost(model).parameters
-    states = model_states(parameters, ranks, layout, dtype="fp32" if config.dtype == "fp32" else "bf16")
+    muon = muon_parameters(model) if config.optimizer == "muon" else 0
+    dtype = "fp32" if config.dtype == "fp32" else "bf16"
+    states = model_states(parameters, ranks, layout, dtype=dtype, muon=muon)
     if states.held > memory:
         raise GrowthError(
             f"{parameters / 1e9:.2f}B parameters do not fit into the memory of a GPU",
@@ -80,4 +82,6 @@ def _model_before_data(config: RunConfig) -> Config | None:
     else:
         named = config.model or DEMO
         model = dict(DEMO_MODEL) if named == DEMO else load_config(named)
+        if config.vocab_size is not None:
+            model["vocab_size"] = config.vocab_size
     return model if model.get("model_type") == "phi" and "vocab_size" in model else None

@@ -136,6 +136,9 @@ def prepare_environment() -> None:
     if int(os.environ["WORLD_SIZE"]) == 1:
         alone = {"LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         os.environ.update({name: value for name, value in alone.items() if not os.environ.get(name, "").strip()})
+    # Deterministic kernels require a fixed workspace of cuBLAS, and torch reads this once, at its first product: a run
+    # that needs it may follow another in this process.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if "OMP_WAIT_POLICY" not in os.environ:
         # Idle threads of GNU OpenMP spin for milliseconds, and on a busy core they keep the thread from running for
         # which they wait. A short spin was as fast on idle cores, and 1.7 times as fast with one core in use.
@@ -216,7 +219,6 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
         return
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires a fixed workspace
     fill: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), fill.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)

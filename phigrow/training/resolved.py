@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phigrow.records.readers.phigrow import first_record
 from phigrow.training.configuration import RunConfig
 from phigrow.training.offload import optimizer_device
 from phigrow.training.optimizer_spec import OptimizerSpec, find_optimizer
@@ -55,6 +56,15 @@ class ResolvedRun:
         return self.config.batch * self.seq_len
 
 
+def recorded_attention(config: RunConfig, out: Path) -> str | None:
+    """Return the attention that a run recorded, or its trunk, so that a run that resumes keeps its kernel."""
+    for folder in (out, Path(config.branch_from) if config.branch_from else None):
+        record = first_record(folder) if folder is not None else None
+        if record is not None and isinstance(known := record.get("attention"), dict):
+            return str(known.get("name"))
+    return None
+
+
 def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int, model: Config) -> ResolvedRun:
     """Work out every setting that depends on the ranks, the device, the data or the DeepSpeed file.
 
@@ -78,7 +88,10 @@ def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int, model:
     micro = micro_batch(config, world.size, seq_len)
     engine = engine_config(config, world.size, micro)
     shape = shape_of(model, rows=micro, tokens=seq_len, within=config.documents == "within")
-    attention = on_rank_zero(world, lambda: choose_attention(config.attention, config.dtype, world.device, shape))
+    attention = on_rank_zero(
+        world,
+        lambda: choose_attention(config.attention, config.dtype, world.device, shape, recorded_attention(config, out)),
+    )
     return ResolvedRun(
         config=config,
         world=world,

@@ -282,7 +282,7 @@ class EngineSettings:
     )
     attention: str = key(
         "auto",
-        "Attention implementation. auto takes the faster of flash-attn 2 and PyTorch's on a GPU, else PyTorch's SDPA."
+        "Attention implementation. On a GPU, auto takes flash-attn 2, or PyTorch's if it is clearly faster."
         " varlen is PyTorch's kernel for documents: within.",
         choices=("auto", "flash_attention_2", "varlen", "sdpa", "eager"),
     )

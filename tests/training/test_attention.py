@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import itertools
+import json
 import sys
 import types
 from typing import Any
@@ -24,6 +25,7 @@ from phigrow.training.attention import FUNCTIONS, registered_name
 from phigrow.training.attention_choice import Shape, choose_attention, shape_of
 from phigrow.training.model import build_model
 from phigrow.training.process import World, deterministic_kernels
+from phigrow.training.resolved import recorded_attention
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, CPU)
@@ -186,7 +188,8 @@ def test_auto_takes_the_faster_on_a_gpu(monkeypatch):
     on_a_gpu(monkeypatch, {}, {"flash_attention_2": 0.002, "sdpa": 0.001, "varlen": 0.004})
     plain = choose_attention("auto", "bf16", cuda, PLAIN)
     assert (plain.name, plain.seconds) == ("sdpa", {"flash_attention_2": 0.002, "sdpa": 0.001})
-    assert plain.record()["reason"] == "sdpa (the faster in a timing: flash_attention_2 2 ms, sdpa 1 ms)"
+    timing = "a timing, PyTorch's if it takes less than 90 %: flash_attention_2 2 ms, sdpa 1 ms"
+    assert plain.record()["reason"] == f"sdpa ({timing})"
     assert choose_attention("auto", "bf16", cuda, WITHIN).name == "flash_attention_2"
     assert choose_attention("auto", "fp32", cuda, PLAIN).name == "sdpa"
     assert choose_attention("auto", "bf16", CPU, PLAIN).name == "sdpa"
@@ -231,3 +234,21 @@ def test_deterministic_kernels_are_asked_for_while_a_run_lasts(documents, flash_
     with deterministic_kernels(False):
         step("flash_attention_2", documents)
     assert set(flash_attn.deterministic) == {False}
+
+
+def test_a_run_keeps_its_kernel_where_timings_are_close(monkeypatch, tmp_path):
+    cuda = torch.device("cuda")
+    on_a_gpu(monkeypatch, {}, {"flash_attention_2": 0.0020, "sdpa": 0.0019})
+    assert choose_attention("auto", "bf16", cuda, PLAIN).name == "flash_attention_2"
+    kept = choose_attention("auto", "bf16", cuda, PLAIN, "sdpa")
+    assert (kept.name, kept.reason) == ("sdpa", "sdpa (as in the records of this run)")
+    assert choose_attention("flash_attention_2", "bf16", cuda, PLAIN, "sdpa").name == "flash_attention_2"  # asked
+    on_a_gpu(monkeypatch, {"sdpa": "gone"}, {})
+    assert choose_attention("auto", "bf16", cuda, PLAIN, "sdpa").name == "flash_attention_2"  # another machine
+    config = RunConfig(branch_from=str(tmp_path / "trunk"), schedule="wsd", decay=2)
+    assert recorded_attention(config, tmp_path / "run") is None
+    for name, attention in (("trunk", "varlen"), ("run", "sdpa")):
+        (tmp_path / name).mkdir()
+        record = {"type": "run", "arm": "a", "seed": 0, "attention": {"name": attention}}
+        (tmp_path / name / "records.jsonl").write_text(json.dumps(record) + "\n")
+        assert recorded_attention(config, tmp_path / "run") == attention

@@ -29,6 +29,13 @@ def test_states_that_do_not_fit_are_refused_with_their_size():
     check_memory(RunConfig(model="phi2", zero=2, dtype="bf16", offload_optimizer="cpu"), PHI2, 1, 24 * GIB)
 
 
+def test_muon_has_one_moment_for_its_matrices():
+    config = RunConfig(model="phi2", zero=1, dtype="bf16", optimizer="muon")
+    check_memory(config, PHI2, 1, 45 * GIB)  # 4 bytes less for 2.5B parameters
+    with pytest.raises(GrowthError, match="take 42 GiB"):
+        check_memory(config, PHI2, 1, 40 * GIB)
+
+
 def test_a_missing_flash_attention_is_told_before_the_data(monkeypatch, tmp_path):
     from phigrow.training import attention_choice
 
