@@ -34,8 +34,11 @@ SPLITS = {
 }
 """Words in the names of files and folders that name a split, as in `datasets`."""
 
+SPLIT_WORDS = {word: split for split, words in SPLITS.items() for word in words}
 SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}\b")
 """Name of a shard on the hub."""
+
+SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
 
 METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 """Files that `datasets` writes about a data set."""
@@ -61,8 +64,8 @@ class LocalFiles:
 def find_files(ref: str | Path, split: str = TRAIN, config: str | None = None) -> LocalFiles | None:
     """Return the files of a reference; None if it can only be a name on the hub.
 
-    A file or a pattern is taken as it is. Of a folder, files about the data set are left out. So are files of other
-    splits, if some have the name of the split.
+    A file or a pattern is taken as it is. Of a folder, files about the data set are left out. If the name of any file
+    tells the wanted split, files of other splits are left out too.
 
     Args:
         ref: a file, a folder or a glob pattern.
@@ -226,26 +229,47 @@ def _is_about(file: Path) -> bool:
 def _split_of(file: Path, *, clone: bool) -> str | None:
     """Return the split that the name of a file tells, or else that of the nearest folder; None if there is none.
 
-    In a folder of plain text, ``training`` and ``testing`` do not count, and neither do folders: they may be prose.
+    A shard whose word names no split, such as ``data-00000-of-00001.jsonl``, takes the split of its folder. Without
+    one the word counts as a split of the data set's own. In a folder of plain text, ``training`` and ``testing`` do not
+    count, and neither do folders: they may be prose.
     """
-    if shard := SHARD.match(file.name):
+    shard = SHARD.match(file.name)
+    if shard and any(word in SPLIT_WORDS for word in _words(shard["split"])):
         return shard["split"]
-    if file.name.endswith(TEXT_SUFFIXES) and not clone:
-        words = {word: split for split, some in SPLITS.items() for word in some if word not in ("training", "testing")}
-        parts = [file.name]
+    stem = SHARD_NUMBER.sub("", next(file.name.removesuffix(end) for end in SUFFIXES if file.name.endswith(end)))
+    if file.name.endswith(TEXT_SUFFIXES):
+        prose = () if clone else ("training", "testing")
+        split = next((split for part in _ends(stem.split(".")) if (split := _whole(part, prose))), None)
     else:
-        words = {word: split for split, some in SPLITS.items() for word in some}
-        parts = [file.name, *reversed(file.parts[:-1])]
-    for part in parts:
-        for word in re.split(r"[-._ 0-9]+", part.lower()):
-            if word in words:
-                return words[word]
-    return None
+        split = _first_or_last(stem)
+    if clone or not file.name.endswith(TEXT_SUFFIXES):
+        split = split or next((split for part in reversed(file.parts[:-1]) if (split := _first_or_last(part))), None)
+    return split or (shard["split"] if shard else None)
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-._ 0-9]+", name.lower()) if word]
+
+
+def _ends(parts: list[str]) -> list[str]:
+    return [*parts[:1], *parts[-1:]]
+
+
+def _whole(name: str, prose: tuple[str, ...] = ()) -> str | None:
+    """Return the split of a name that is one word, apart from digits."""
+    words = _words(name)
+    return SPLIT_WORDS.get(words[0]) if len(words) == 1 and words[0] not in prose else None
+
+
+def _first_or_last(name: str) -> str | None:
+    """Return the split that the first or last word of a name tells. ``dev`` counts only alone, as in ``dev-01``."""
+    words = [word for word in _ends(_words(name)) if word != "dev"]
+    return _whole(name) or next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
 
 
 def _kind(split: str | None) -> str | None:
     """Return the split that a name such as ``train_sft`` belongs to; the name itself if there is none."""
-    return None if split is None else _split_of(Path(f"{split}.jsonl"), clone=True) or split
+    return next((SPLIT_WORDS[word] for word in _words(split or "") if word in SPLIT_WORDS), split)
 
 
 def _configs(folder: Path) -> dict[str, dict[str, Any]] | None:

@@ -85,12 +85,28 @@ def test_a_clone_is_its_text_of_one_split(tmp_path):
         # Prose: a page on training, one on evaluation, and the page that opens the folder.
         (["README.md", "training.md", "evaluation.md"], ["README.md", "evaluation.md", "training.md"]),
         (["test/a.txt", "train/b.txt"], ["test/a.txt", "train/b.txt"]),
+        # The word of a shard that names no split: its folder decides, or else the word is a split of its own.
+        (
+            ["train/data-00000-of-00001.jsonl", "test/data-00000-of-00001.jsonl"],
+            ["train/data-00000-of-00001.jsonl"],
+        ),
+        (["en-train-00000-of-00001.jsonl", "en-test-00000-of-00001.jsonl"], ["en-train-00000-of-00001.jsonl"]),
+        (
+            ["train-00000-of-00001.jsonl", "unsupervised-00000-of-00001.jsonl"],
+            ["train-00000-of-00001.jsonl"],
+        ),
+        # One word of a title is no split. Negative controls: the same words alone, and at an end of a table's name.
+        (["how-to-train-a-dog.txt", "test-driven-development.txt"], None),
+        (["how-to-train-a-dog.txt", "train.txt", "test-02.txt"], ["how-to-train-a-dog.txt", "train.txt"]),
+        (["train.jsonl", "python-dev.jsonl"], ["python-dev.jsonl", "train.jsonl"]),
+        (["train.jsonl", "how-to-test-code.jsonl", "code_test.jsonl.gz"], ["how-to-test-code.jsonl", "train.jsonl"]),
+        (["train.jsonl", "dev-01.jsonl", "validation-en.jsonl"], ["train.jsonl"]),
     ],
 )
 def test_splits_are_told_by_names_as_on_the_hub(tmp_path, files, kept):
     for name in files:
         put(tmp_path / "data" / name, f"text of {name}")
-    assert names(tmp_path / "data")[0] == kept
+    assert names(tmp_path / "data")[0] == (sorted(files) if kept is None else kept)
 
 
 def test_the_card_names_files_of_configurations_and_splits(tmp_path):
