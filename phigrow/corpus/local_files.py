@@ -125,7 +125,7 @@ def _with_text(where: Path, entries: list[Path], left_out: LeftOut | None = None
             fix="get the file that it leads to, or remove the link",
         )
     files = sorted(file for file in named if file.is_file())
-    others = [file for file in entries if file not in set(named) and file.is_file()]
+    others = [file for file in entries if not file.name.endswith(SUFFIXES) and file.is_file()]
     if left_out is not None:
         left_out.add(OTHER_KIND, *(str(file.relative_to(where)) for file in sorted(others)))
     if not files:
@@ -178,6 +178,7 @@ def _in_folder(folder: Path, split: str, config: str | None) -> LocalFiles:
                 why=f"all files are about the data. {left_out}",
                 fix=_advice(entries),
             )
+    root = folder
     if config is not None or configs:
         chosen = _chosen_config(folder, configs or {}, config)
         mine = {split_name: _matched(folder, chosen, patterns) for split_name, patterns in _data_files(chosen).items()}
@@ -190,7 +191,16 @@ def _in_folder(folder: Path, split: str, config: str | None) -> LocalFiles:
             if not files:
                 _no_split(folder, split, [name for name, matched in mine.items() if matched])
             return LocalFiles(files, left_out)
-    names = {file: _split_of(file.relative_to(folder), clone=clone) for file in files}
+        root = _data_dir(folder, chosen)
+        files = keep(lambda file: root in file.parents, OTHER_CONFIG)
+        if not files:
+            raise GrowthError(
+                "the configuration has no text files",
+                where=str(folder / CARD),
+                why=f"its data_dir is {chosen.get('data_dir')}, and there are none below this folder",
+                fix="download the folder, choose another --config, or give the files by a pattern",
+            )
+    names = {file: _split_of(file.relative_to(root), clone=clone) for file in files}
     if split in names.values():
         files = keep(lambda file: names[file] in (None, split), OTHER_SPLIT)
     elif split in {_kind(name) for name in names.values()}:
@@ -327,8 +337,13 @@ def _data_files(config: dict[str, Any]) -> dict[str, list[str]]:
     return patterns
 
 
+def _data_dir(folder: Path, config: dict[str, Any]) -> Path:
+    """Return the folder of a configuration: the one that the card names, or else that of the data set."""
+    return Path(os.path.normpath(folder / str(config["data_dir"]))) if config.get("data_dir") else folder
+
+
 def _matched(folder: Path, config: dict[str, Any], patterns: list[str]) -> set[Path]:
-    root = folder / str(config.get("data_dir") or "")
+    root = _data_dir(folder, config)
     names = [glob.escape(str(root)) + os.sep + pattern for pattern in patterns]
     return {Path(found) for name in names for found in glob.glob(name, recursive=True)}
 

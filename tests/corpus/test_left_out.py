@@ -11,7 +11,7 @@ import pytest
 
 from phigrow.corpus import open_stream, prepare, stream_settings, train_tokenizer
 from phigrow.corpus.left_out import LeftOut
-from phigrow.corpus.local_files import find_files
+from phigrow.corpus.local_files import _with_text, find_files
 from phigrow.corpus.sources import load_documents
 from phigrow.errors import GrowthError
 
@@ -142,6 +142,46 @@ def test_the_card_names_files_of_configurations_and_splits(tmp_path):
     assert len(names(clone)[0]) == 4  # negative control
     with pytest.raises(GrowthError, match="its card names no configurations"):
         names(clone, config="en")
+
+
+def test_a_configuration_may_name_only_its_folder(tmp_path):
+    clone = tmp_path / "books"
+    for name in ("en/train.jsonl", "en/test.jsonl", "de/train.jsonl", "test/fr/a.jsonl", "english/train.jsonl"):
+        put(clone / name, name)
+    listed = "".join(
+        f"- config_name: {name}\n  data_dir: {folder}\n"
+        for name, folder in {"en": "en", "de": "./de/", "fr": "test/fr", "es": "es"}.items()
+    )
+    (clone / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    assert names(clone, config="en") == (
+        ["en/train.jsonl"],
+        {
+            "description": ["README.md"],
+            "other_split": ["en/test.jsonl"],
+            "other_config": ["de/train.jsonl", "english/train.jsonl", "test/fr/a.jsonl"],
+        },
+    )
+    assert names(clone, config="en", split="test")[0] == ["en/test.jsonl"]
+    assert names(clone, config="de")[0] == ["de/train.jsonl"]
+    assert names(clone, config="fr")[0] == ["test/fr/a.jsonl"]
+    with pytest.raises(GrowthError, match="the names of its files tell no splits"):  # folders above it do not count
+        names(clone, config="fr", split="test")
+    with pytest.raises(GrowthError, match=r"has no text files\n  where: .*README.md\n  why: its data_dir is es,"):
+        names(clone, config="es")
+    # Negative control: a configuration that names no folder has the files of all.
+    (clone / "README.md").write_text("---\nconfigs: [{config_name: en}]\n---\n")
+    assert names(clone, config="en")[0] == ["de/train.jsonl", "en/train.jsonl", "english/train.jsonl"]
+
+
+def test_the_work_for_a_folder_grows_with_its_files(tmp_path, monkeypatch):
+    files = [put(tmp_path / f"{number}.jsonl", "text") for number in range(40)]
+    hashes: list[int] = []
+    former = Path.__hash__
+    monkeypatch.setattr(Path, "__hash__", lambda path: hashes.append(1) or former(path))
+    assert len(_with_text(tmp_path, files)) == 40
+    linear = len(hashes)
+    assert [file for file in files if file not in set(files)] == []
+    assert linear <= 40 < 40 * 40 <= len(hashes)  # negative control: a set for each file
 
 
 def test_links_and_folders_of_save_to_disk_are_named(tmp_path):
