@@ -40,15 +40,22 @@ class GrowthError(ValueError):
           what to do: choose lr > 0
         """
         place = f"{where}: {self.where}" if self.where else where
-        return GrowthError(self.what, where=place, why=self.why, fix=self.fix)
+        return type(self)(self.what, where=place, why=self.why, fix=self.fix)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception pickles its positional arguments only, and another process needs the parts.
-        return _rebuilt, (self.what, self.where, self.why, self.fix)
+        return _rebuilt, (type(self), self.what, self.where, self.why, self.fix)
 
 
-def _rebuilt(what: str, where: str, why: str, fix: str) -> GrowthError:
-    return GrowthError(what, where=where, why=why, fix=fix)
+class MachineError(GrowthError):
+    """A refusal of the machine or the network, such as a full disk. The same input may work later or elsewhere.
+
+    The training command exits with `phigrow.training.entry.TEMPORARY` for it, other commands with 2.
+    """
+
+
+def _rebuilt(kind: type[GrowthError], what: str, where: str, why: str, fix: str) -> GrowthError:
+    return kind(what, where=where, why=why, fix=fix)
 
 
 MOST_CHARACTERS = 2000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE
 from phigrow.checkpoints.stored_model import stored_model_config
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, MachineError
 from phigrow.files.foreign import recognise, recognise_names
 from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained
@@ -192,8 +192,8 @@ def hub_error(
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
     login = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
 
-    def described(what: str, fix: str, why: str = why) -> GrowthError:
-        return GrowthError(what, where=repository, why=why, fix=fix)
+    def described(what: str, fix: str, why: str = why, error_type: type[GrowthError] = GrowthError) -> GrowthError:
+        return error_type(what, where=repository, why=why, fix=fix)
 
     if "RevisionNotFoundError" in names:
         return described(f"the {kind} {repository!r} has no revision {revision!r}", f"choose one of those on {page}")
@@ -212,13 +212,15 @@ def hub_error(
         )
     if status == 429:
         return described(
-            "the hub answers that there were too many requests (429)",
+            "the hub refuses more requests for now (429)",
             f"wait some minutes and run the same command again; accounts have a higher limit: {login}",
+            error_type=MachineError,
         )
     if isinstance(status, int) and status >= 500:
         return described(
             f"the hub has an error of its own ({status})",
             f"run the same command again in some minutes (https://status.huggingface.co), or {instead}",
+            error_type=MachineError,
         )
     if isinstance(status, int):
         return described(f"the hub refuses the {kind} {repository!r} ({status})", instead)

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from phigrow.checkpoints.hub import NO_NETWORK
 from phigrow.corpus.blocks import describe_heldout
 from phigrow.corpus.feed import Feed, Position, StreamFeed
 from phigrow.corpus.left_out import EMPTY, UNDECODABLE, LeftOut
@@ -22,7 +24,7 @@ from phigrow.corpus.rows import MARK
 from phigrow.corpus.sources import local_files, stream_documents
 from phigrow.corpus.splits import MixedSource, relative_weights
 from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, MachineError
 from phigrow.files.paths import user_path
 
 if TYPE_CHECKING:
@@ -183,14 +185,14 @@ class TokenStream:
         assert self._documents is not None
         self._pieces.append(next(self._documents))
 
-    def _texts(self, rows: Iterator[dict[str, str | None]]) -> list[str | None]:
-        """Return the texts of the next documents."""
+    def _texts(self, rows: Iterator[dict[str, str | None]], *, begun: bool = False) -> list[str | None]:
+        """Return the texts of the next documents; ``begun`` if text before them was trained on."""
         try:
             return [row["text"] for row in itertools.islice(rows, DOCUMENTS)]
         except GrowthError:
             raise
         except Exception as error:  # of a format, the network, or the file system behind a name on the hub
-            raise GrowthError(
+            raise (MachineError if begun else GrowthError)(
                 "the stream cannot be read",
                 where=self.source.ref,
                 why=f"{type(error).__name__}: {error}",
@@ -208,14 +210,21 @@ class TokenStream:
         """
         first = epoch
         while True:
-            documents = stream_documents(**_load(self.source))
+            begun = state is not None or epoch > 0
+            with _interruptions_named(begun):
+                documents = stream_documents(**_load(self.source))
             documents = documents.skip(self.skip) if self.skip else documents
             if state is not None:
                 documents.load_state_dict(state)
             before = state
             rows = iter(documents)
             try:
-                while texts := self._texts(rows):
+                while True:
+                    with _interruptions_named(begun):
+                        texts = self._texts(rows, begun=begun)
+                    if not texts:
+                        break
+                    begun = True
                     ids = self._encode(texts, count=epoch == first)
                     if len(ids):
                         yield {"epoch": epoch, "dataset": before, "tokens": tokens}, ids
@@ -245,6 +254,34 @@ class TokenStream:
             self._checked = True
         encoded = self._fast.encode_batch_fast(kept, add_special_tokens=False)
         return np.array([token for each in encoded for token in (*each.ids, self.eos)], np.uint32)
+
+
+@contextmanager
+def _interruptions_named(begun: bool) -> Iterator[None]:
+    """Raise a `MachineError` where the system or the network interrupts a read, if reading has ``begun``; a context.
+
+    Before that, the same errors mostly come from a wrong name, which no later start repairs. Damaged text, such as a
+    line that is no JSON, stays bad input.
+    """
+    try:
+        yield
+    except MachineError:
+        raise
+    except GrowthError as error:
+        if not begun or not _is_interruption(error):
+            raise
+        raise MachineError(error.what, where=error.where, why=error.why, fix=error.fix) from error
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Return True if an error was raised from one of the operating system, with its number, or of the network."""
+    each: BaseException | None = error
+    while each is not None:
+        numbered = isinstance(each, OSError) and each.errno is not None
+        if numbered or NO_NETWORK & {kind.__name__ for kind in type(each).__mro__}:
+            return True
+        each = each.__cause__
+    return False
 
 
 class ShuffledStream:

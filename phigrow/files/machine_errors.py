@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, MachineError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -26,8 +26,8 @@ def machine_error(error: BaseException) -> GrowthError | None:
         error: an exception. Those that it was raised from are read too, and a full disk before it.
 
     Returns:
-        The error for the user; None if the exception is of no such kind. A reader of stdout that has gone
-        (`BrokenPipeError`) is none.
+        A `MachineError` for the user, or a `GrowthError` that the exception was raised from. None if the exception is
+        of no such kind. A reader of stdout that has gone (`BrokenPipeError`) is none.
 
     >>> print(machine_error(OSError(28, "No space left on device", "runs/a/records.jsonl")).what)
     the disk is full
@@ -65,7 +65,7 @@ def machine_errors_explained(advice: str = "") -> Iterator[None]:
 def with_advice(error: GrowthError, advice: str) -> GrowthError:
     """Return an error with a sentence at the end of its fix."""
     fix = f"{error.fix}. {advice}" if error.fix and advice else error.fix or advice
-    return GrowthError(error.what, where=error.where, why=error.why, fix=fix)
+    return type(error)(error.what, where=error.where, why=error.why, fix=fix)
 
 
 def flush_stdout() -> GrowthError | None:
@@ -98,11 +98,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__ or (context if is_full else None)
 
 
-def _extension(error: BaseException) -> GrowthError | None:
+def _extension(error: BaseException) -> MachineError | None:
     """Describe an extension of DeepSpeed or PyTorch that cannot be compiled or loaded."""
     text = str(error)
     if isinstance(error, ImportError) and "failed to map segment" in text:
-        return GrowthError(
+        return MachineError(
             "a compiled extension cannot be loaded",
             where=text.partition(":")[0],
             why="programs may not run from this disk: it is mounted with noexec",
@@ -112,7 +112,7 @@ def _extension(error: BaseException) -> GrowthError | None:
         lines = [line.strip() for line in text.splitlines()]
         reasons = [line for line in lines if "not found" in line or "error:" in line or "rror 1" in line]
         name = text.split("'")[1] if text.startswith("Error building") and "'" in text else "of PyTorch"
-        return GrowthError(
+        return MachineError(
             f"the extension {name} cannot be compiled",
             why=reasons[0] if reasons else lines[0],
             fix="install a C++ compiler and ninja (apt install g++, pip install ninja); compile: false needs neither "
@@ -121,12 +121,12 @@ def _extension(error: BaseException) -> GrowthError | None:
     return None
 
 
-def _network(error: BaseException) -> GrowthError | None:
+def _network(error: BaseException) -> MachineError | None:
     """Describe a port in use, or a first rank that does not answer."""
     text = str(error)
     if getattr(error, "errno", None) == errno.EADDRINUSE or "EADDRINUSE" in text:
         port = (re.findall(r"port:? (\d+)", text) or [os.environ.get("MASTER_PORT", "")])[0]
-        return GrowthError(
+        return MachineError(
             f"the port {port} is in use".replace("  ", " "),
             where="MASTER_PORT",
             why="another program listens on it",
@@ -134,7 +134,7 @@ def _network(error: BaseException) -> GrowthError | None:
         )
     if type(error).__name__ in ("DistNetworkError", "DistStoreError"):
         place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
-        return GrowthError(
+        return MachineError(
             f"rank 0 cannot be reached at {place}",
             where="MASTER_ADDR, MASTER_PORT",
             why=text.partition("\n")[0],
@@ -143,12 +143,12 @@ def _network(error: BaseException) -> GrowthError | None:
     return None
 
 
-def _memory(error: BaseException) -> GrowthError | None:
+def _memory(error: BaseException) -> MachineError | None:
     """Describe memory that the host or the accelerator does not have."""
     text = str(error)
     device = type(error).__name__ == "OutOfMemoryError"
     if device or isinstance(error, MemoryError) or "not enough memory" in text or "can't allocate memory" in text:
-        return GrowthError(
+        return MachineError(
             f"the memory of {'the accelerator' if device else 'this machine'} is not enough",
             why=(text.partition("\n")[0] or "out of memory")[:300],
             fix="in training, lower micro_batch, set activation_checkpointing: true or zero: 3, or use more ranks; "
@@ -157,11 +157,11 @@ def _memory(error: BaseException) -> GrowthError | None:
     return None
 
 
-def _file(error: BaseException) -> GrowthError | None:
+def _file(error: BaseException) -> MachineError | None:
     """Describe a file or folder that the operating system refuses."""
     text = str(error).partition("\n")[0]
     if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):
-        return GrowthError("links lead in a circle", why=text, fix="replace the link with the file or folder itself")
+        return MachineError("links lead in a circle", why=text, fix="replace the link with the file or folder itself")
     number = getattr(error, "errno", None) if isinstance(error, OSError) else None
     if number is None and (match := ERRNO.search(text)):
         number = int(match[1])
@@ -175,16 +175,16 @@ def _file(error: BaseException) -> GrowthError | None:
     if number in FULL:
         what = "the disk is full" if number != errno.EFBIG else "a file would be larger than allowed (ulimit -f)"
         where = where or "a file that was being written, or the standard output"
-        return GrowthError(what, where=where, why=why, fix="free space, or write to another disk")
+        return MachineError(what, where=where, why=why, fix="free space, or write to another disk")
     if saving:
-        return GrowthError(
+        return MachineError(
             "PyTorch could not write a file", where=where, why=f"{why}: the disk may be full",
             fix="free space, or write to another disk",
         )  # fmt: skip
     if number == errno.EMFILE:
-        return GrowthError("too many files are open", where=where, why=why, fix="raise the limit with ulimit -n 65536")
+        return MachineError("too many files are open", where=where, why=why, fix="raise the limit with ulimit -n 65536")
     if where is not None and _is_below_home(where):
-        return GrowthError(
+        return MachineError(
             "the home folder cannot be written" if number in DENIED else "the home folder cannot be used",
             where=where,
             why=why,
@@ -192,7 +192,7 @@ def _file(error: BaseException) -> GrowthError | None:
             "MPLCONFIGDIR to such folders",
         )
     what = "this place may not be read or written" if number in DENIED else "the operating system refuses a file"
-    return GrowthError(what, where=where, why=why, fix="check the path, its owner, its permissions and its disk")
+    return MachineError(what, where=where, why=why, fix="check the path, its owner, its permissions and its disk")
 
 
 def _stdout_is_broken() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -10,7 +11,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, MachineError
+
+TEMPORARY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
+"""Numbers of errors that the same output may not meet later."""
 
 
 @contextmanager
@@ -18,7 +22,8 @@ def writing(out: Path) -> Iterator[None]:
     """Convert an OSError in the block, which writes ``out``, to a GrowthError; a context.
 
     Raises:
-        GrowthError: the operating system refuses: no permission, no space, or a file where a folder is needed.
+        GrowthError: the operating system refuses: no permission, or a file where a folder is needed.
+        MachineError: the disk is full or does not answer.
 
     >>> with writing(Path("/proc/here")):
     ...     Path("/proc/here").mkdir()
@@ -32,7 +37,7 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise GrowthError(
+        raise (MachineError if error.errno in TEMPORARY else GrowthError)(
             "the output cannot be written",
             where=str(out),
             why=str(error),

@@ -1,4 +1,4 @@
-"""The training command: parse, train, and turn bad input into one message and exit code 2 on every rank."""
+"""The training command: parse, train, and turn errors into one message and an exit code on every rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, MachineError
 from phigrow.files.machine_errors import flush_stdout, machine_error, with_advice
 from phigrow.training.allocator import keep_freed_memory
 from phigrow.training.configuration import RunConfig
@@ -23,6 +23,14 @@ To train an expanded model, add --init <folder made by 'phigrow expand'>. 'phigr
 """
 
 
+BAD_INPUT = 2
+"""Exit code for bad input. The same command would fail again, so the Slurm script ends the job."""
+
+TEMPORARY = 75
+"""Exit code for refusals of the machine or the network, EX_TEMPFAIL of sysexits.h. A later start may succeed, for
+example on another host or after space was freed, so the Slurm script queues the job again."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pretraining recipe on this rank.
 
@@ -30,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the script's name; None takes them from the command line.
 
     Returns:
-        0 when the run ended or stopped as asked. 2 for bad input and for what the machine refuses, such as a full disk;
-        stderr then has the error. A rank that loses another rank prints a message and exits with code 1.
+        0 when the run ended or stopped as asked, `BAD_INPUT`, or `TEMPORARY` for a refusal of the machine, such as a
+        full disk; stderr then has the error. A rank that loses another rank prints a message and exits with code 1.
     """
     keep_freed_memory()
     with environment_kept():
@@ -64,7 +72,10 @@ def run(words: list[str]) -> tuple[int, bool]:
 
         return 0, train(config).finished
     except GrowthError as error:
-        return refuse(error), False
+        code = refuse(error)
+        if isinstance(error, MachineError):
+            _end_without_others(code)
+        return code, False
     except Exception as error:
         from phigrow.training.process import LostRank
 
@@ -75,10 +86,15 @@ def run(words: list[str]) -> tuple[int, bool]:
         if (described := machine_error(error)) is None:
             raise
         code = refuse(with_advice(described, _how_to_continue(config)))
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            flush_stdout()
-            os._exit(code)  # the other ranks may still wait in a collective
+        _end_without_others(code)
         return code, False
+
+
+def _end_without_others(code: int) -> None:
+    """End this process if the run has several ranks, because the others may still wait in a collective."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        flush_stdout()
+        os._exit(code)
 
 
 WAIT_SECONDS = 3.0
@@ -86,7 +102,7 @@ WAIT_SECONDS = 3.0
 
 
 def refuse(error: GrowthError) -> int:
-    """Print an error on stderr, once for all ranks, and return the exit code.
+    """Print an error on stderr, once for all ranks, and return `TEMPORARY` for a `MachineError`, else `BAD_INPUT`.
 
     Every rank meets most errors, so only rank 0 prints at once. A rank that still runs some seconds later prints, too:
     rank 0 may have met no error, or there is no rank 0.
@@ -100,7 +116,7 @@ def refuse(error: GrowthError) -> int:
     flush_stdout()
     with contextlib.suppress(OSError):
         print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
-    return 2
+    return TEMPORARY if isinstance(error, MachineError) else BAD_INPUT
 
 
 def _how_to_continue(config: RunConfig | None) -> str:

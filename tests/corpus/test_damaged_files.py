@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phigrow.corpus import load_blocks, load_documents, open_stream, prepare, stream_settings, train_tokenizer
+from phigrow.corpus import load_blocks, load_documents, open_stream, prepare, rows, stream_settings, train_tokenizer
 from phigrow.corpus.sources import stream_documents
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, MachineError
 
 Reader = Callable[[Path], list[Any]]
 
@@ -222,24 +222,69 @@ def test_errors_in_the_middle_of_a_stream_are_named(tmp_path):
     settings = {"ref": str(tmp_path / "part-*.jsonl"), "tokenizer": str(tmp_path / "bytes"), "heldout": 5}
     (stream,) = open_stream(stream_settings(settings), 8).streams
     stream.take(100)
-    with pytest.raises(GrowthError, match=r"cannot be read\n  where: .*part-1\.jsonl\n  why: line 1 is not UTF-8"):
+    with pytest.raises(
+        GrowthError, match=r"cannot be read\n  where: .*part-1\.jsonl\n  why: line 1 is not UTF-8"
+    ) as bad:
         stream.take(200)
+    assert not isinstance(bad.value, MachineError)  # a later start would meet the same line
+
+
+@pytest.mark.parametrize(
+    ("error", "temporary"),
+    [
+        (OSError(116, "Stale file handle"), True),
+        (OSError(5, "Input/output error"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (ValueError("no JSON"), False),
+        (gzip.BadGzipFile("CRC check failed"), False),
+    ],
+)
+def test_an_interrupted_read_in_the_middle_of_a_stream_is_no_bad_input(tmp_path, monkeypatch, error, temporary):
+    train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
+    lines(tmp_path / "a.jsonl", *({"text": f"text {number}"} for number in range(300)))
+    settings = {"ref": str(tmp_path / "a.jsonl"), "tokenizer": str(tmp_path / "bytes"), "heldout": 5}
+    (stream,) = open_stream(stream_settings(settings), 8).streams
+    objects = rows._objects
+    last = [150]  # rows before the error
+
+    def interrupted(*words: Any) -> Any:
+        for number, row in enumerate(objects(*words)):
+            if number == last[0]:
+                raise error
+            yield row
+
+    monkeypatch.setattr(rows, "_objects", interrupted)
+    with pytest.raises(GrowthError, match="the json file cannot be read") as raised:
+        stream.take(250)
+    assert isinstance(raised.value, MachineError) == temporary
+    last[0] = 10  # before anything was read
+    stream.seek({"epoch": 0, "dataset": None, "tokens": 0, "offset": 0})
+    with pytest.raises(GrowthError) as raised:
+        stream.take(1)
+    assert not isinstance(raised.value, MachineError)
 
 
 def test_errors_of_a_stream_from_the_hub_name_the_data_set(tmp_path, monkeypatch):
-    def rows() -> Any:
-        yield {"text": "one"}
+    few = 1
+
+    def texts() -> Any:
+        yield from [{"text": "one"}] * few
         raise RuntimeError("Server disconnected without sending a response.")
 
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows, features=None)
+        datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(texts, features=None)
     )
     train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
     settings = {"ref": "someone/books", "tokenizer": str(tmp_path / "bytes"), "heldout": 0}
     (stream,) = open_stream(stream_settings(settings), 2).streams
     message = r"the stream cannot be read\n  where: someone/books\n  why: RuntimeError: Server disconnected"
-    with pytest.raises(GrowthError, match=message):
+    with pytest.raises(GrowthError, match=message) as at_first:
         stream.take(9)
+    assert not isinstance(at_first.value, MachineError)
+    few = 100  # more than are tokenised at once, so that the error comes later
+    (stream,) = open_stream(stream_settings(settings), 2).streams
+    with pytest.raises(MachineError, match=message):
+        stream.take(500)
 
 
 def test_damaged_blocks_are_named(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 
 import pytest
+import torch
 
-from phigrow.errors import GrowthError
-from phigrow.training import RunConfig, entry
+from phigrow.errors import GrowthError, MachineError
+from phigrow.training import RunConfig, entry, service
 from phigrow.training.engine import check_dtype
 from phigrow.training.process import (
     LostRank,
@@ -141,6 +143,8 @@ def test_variables_of_a_run_do_not_outlive_it(environment, monkeypatch):
         (OSError(28, "No space left on device", "runs/records.jsonl"), "the disk is full\n  where: runs/records.jsonl"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8 vs 4"), "PyTorch could not write"),
         (ImportError("/x/op.so: failed to map segment from shared object"), "a compiled extension cannot be loaded"),
+        (OSError(116, "Stale file handle", "data/a.arrow"), "the operating system refuses a file"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the memory of the accelerator"),
     ],
 )
 def test_what_the_machine_refuses_during_a_run_says_how_to_continue(
@@ -153,16 +157,49 @@ def test_what_the_machine_refuses_during_a_run_says_how_to_continue(
 
     monkeypatch.setattr("phigrow.training.loop.train", failing)
     out = tmp_path / "run"
-    assert entry.run(["demo", "--out", str(out)]) == (2, False)
+    assert entry.run(["demo", "--out", str(out)]) == (75, False)
     before = capsys.readouterr().err
     assert before.startswith(f"error: {message}")
-    assert "checkpoint" not in before
+    assert "complete checkpoint" not in before
     out.mkdir()
-    assert entry.run(["demo", "--out", str(out)]) == (2, False)
+    assert entry.run(["demo", "--out", str(out)]) == (75, False)
     assert f"There is no complete checkpoint in {out}: the same command starts at step 0." in capsys.readouterr().err
     monkeypatch.setattr("phigrow.training.loop.train", lambda config: {}["a bug"])
     with pytest.raises(KeyError, match="a bug"):  # negative control: a bug keeps its traceback
         entry.run(["demo", "--out", str(out)])
+
+
+def test_refusals_that_were_described_before_have_their_own_exit_code_and_bad_input_keeps_2(
+    environment, monkeypatch, capsys
+):
+    environment()
+    for error, code in (
+        (MachineError("the stream cannot be read", fix="start again"), 75),
+        (pickle.loads(pickle.dumps(MachineError("the disk is full"))), 75),  # noqa: S301 - as rank 0 sends it
+        (MachineError("the disk is full").at("runs/a"), 75),
+        (GrowthError("lr is -1"), 2),  # negative control
+    ):
+
+        def failing(config: object, error: GrowthError = error) -> None:
+            raise error
+
+        monkeypatch.setattr("phigrow.training.loop.train", failing)
+        assert entry.run(["demo"]) == (code, False)
+        assert capsys.readouterr().err.startswith(f"error: {error.what}")
+    assert (entry.TEMPORARY, entry.BAD_INPUT) == (os.EX_TEMPFAIL, 2)
+
+
+def test_ranks_of_a_service_that_the_machine_refuses_exit_with_the_code_for_a_later_start(
+    environment, monkeypatch, tmp_path
+):
+    environment()
+    for error, code in ((OSError(28, "No space left on device"), 75), (GrowthError("WORLD_SIZE is 2"), 2)):
+
+        def failing(error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(service, "start", failing)
+        assert service.main(tmp_path) == code
 
 
 def test_a_start_refuses_data_types_that_the_device_does_not_have(monkeypatch):

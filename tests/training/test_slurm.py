@@ -79,6 +79,14 @@ def test_the_script_stops_before_the_time_limit_is_queued_again_and_finishes(clu
     assert len(calls.read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("code", "queued"), [(75, True), (1, True), (137, True), (2, False), (0, False)])
+def test_the_exit_code_of_the_ranks_decides_if_the_job_is_queued_again(cluster, tmp_path, code, queued):
+    (tmp_path / "srun").write_text(f"#!/bin/bash\nexit {code}\n")
+    done = subprocess.run(["bash", str(SCRIPT), "demo"], env=cluster, check=False, capture_output=True, text=True)
+    assert (tmp_path / "calls").exists() == queued, done.stderr
+    assert done.returncode == (0 if queued else code)
+
+
 def test_the_script_is_valid_bash_and_asks_slurm_for_what_the_page_says():
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
     text, page = SCRIPT.read_text(), (ROOT / "docs" / "clusters.md").read_text()
