@@ -14,7 +14,7 @@ from phigrow.files.fingerprint import MISSING, file_fingerprint, json_fingerprin
 from phigrow.files.untrusted import MOST_JSON_BYTES, read_json_strict
 
 CONFIG = "config.json"
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt")
 """Files of weights. Only those of the first kind that a folder has count."""
 
 STATE = "state.json"

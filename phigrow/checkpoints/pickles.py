@@ -44,19 +44,24 @@ class PickledWeights(UserWarning):
 def open_checkpoint(folder: Path, optional: tuple[str, ...] = ()) -> CheckpointReader:
     """Open a checkpoint folder: its safetensors where it has any, else its pickled weights, with a warning.
 
-    Tensors have the names and values of the files; `phigrow.checkpoints.stored_model.open_model` reads them as a model.
+    Tensors have the names and values of the files. `phigrow.checkpoints.stored_model.StoredModel` reads them as a
+    model.
 
     Raises:
         GrowthError: the folder has neither, or its files cannot be trusted.
     """
-    has_pickles = any((folder / name).exists() for name in (PICKLE_INDEX, PICKLE))
-    reader = PickleReader if has_pickles and not has_safetensors(folder) else CheckpointReader
+    reader = PickleReader if has_pickles(folder) and not has_safetensors(folder) else CheckpointReader
     return reader(folder, optional)
 
 
 def has_safetensors(folder: Path) -> bool:
     """Return True if a folder has weights that transformers would take before pickled ones."""
     return any((folder / name).exists() for name in (INDEX, SINGLE))
+
+
+def has_pickles(folder: Path) -> bool:
+    """Return True if a folder has pickled weights under the names of transformers."""
+    return any((folder / name).exists() for name in (PICKLE_INDEX, PICKLE))
 
 
 @dataclass(frozen=True)

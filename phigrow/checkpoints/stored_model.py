@@ -13,16 +13,18 @@ everything that reads a model:
 
 from __future__ import annotations
 
+import copy
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from phigrow.checkpoints.bits import as_bytes, widen
-from phigrow.checkpoints.pickles import PickleReader, has_safetensors, open_checkpoint
+from phigrow.checkpoints.pickles import PickleReader, has_pickles, has_safetensors, open_checkpoint
 from phigrow.checkpoints.reader import StoredTensor, dtype_of_most
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config, load_config
@@ -32,6 +34,11 @@ from phigrow.models.family import TIE, Family
 QUANTIZATION = "quantization_config"
 BLOCK_VALUES = 1 << 20
 """Values that are compared at once."""
+
+SETTLED = 2_000_000_000
+"""Nanoseconds after which a further change of a file must change its times; clocks of file systems are coarse."""
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 Tensor = TypeVar("Tensor")
 
@@ -98,18 +105,45 @@ class StoredModel:
 
 
 def stored_model_config(folder: Path) -> Config:
-    """Return the configuration of the weights that a folder stores, from a file of safetensors where it has one.
+    """Return the configuration of the weights that a folder stores; that of ``config.json`` in a folder without any.
 
-    Pickled weights are not opened: their configuration is that of ``config.json``, until `StoredModel` reads them.
+    Weights are opened only where they can contradict ``config.json``, and once as long as no file changes.
 
     Raises:
         GrowthError: as `StoredModel`.
     """
     config = load_config(folder)
-    if not has_safetensors(folder) or not (family_of(config, str(folder)).ties(config) or QUANTIZATION in config):
+    if not (has_safetensors(folder) or has_pickles(folder)):
         return config
-    with StoredModel(folder, config) as model:
-        return model.config
+    if not (family_of(config, str(folder)).ties(config) or QUANTIZATION in config):
+        return config
+    stamps = _stamps(folder)
+    if folder in _read and _read[folder][:2] == (stamps, config):
+        stored, caught = _read[folder][2:]
+    else:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with StoredModel(folder, config) as model:
+                stored = model.config
+        if all(max(times) + SETTLED < time.time_ns() for _, _, _, *times in stamps):
+            _read[folder] = stamps, copy.deepcopy(config), stored, caught
+    for each in caught:
+        warnings.warn(each.message, each.category, stacklevel=2)
+    return copy.deepcopy(stored)
+
+
+_read: dict[Path, tuple[list[tuple[Any, ...]], Config, Config, list[warnings.WarningMessage]]] = {}
+"""Folder -> stamps of its files, its configuration, that of its weights, and the warnings of reading them."""
+
+
+def _stamps(folder: Path) -> list[tuple[Any, ...]]:
+    """Return the name, inode, size and times of every file of weights."""
+    files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern) if path.is_file()})
+    stamps = []
+    for path in files:
+        status = path.stat()
+        stamps.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return stamps
 
 
 def as_stored(

@@ -82,13 +82,13 @@ def _scratch(model: nn.Module, seed: int, initializer_range: float) -> Iterator[
 
 
 def fill_from_checkpoint(model: nn.Module, folder: Path) -> None:
-    """Copy a folder's weights into a model, strictly: every parameter, of the same shape.
+    """Copy a folder's weights into a model, strictly: every parameter and every tensor, of the same shape.
 
     Under ZeRO-3 every rank reads its own part of every tensor, at its offset in the file, and nothing else: no rank
     holds more of the checkpoint than it trains, and nothing is sent between ranks.
 
     Raises:
-        GrowthError: no weights, a parameter that is missing, or one of another shape.
+        GrowthError: no weights, a parameter that is missing, one of another shape, or a tensor that is no parameter.
     """
     with StoredModel(folder) as reader, torch.no_grad():
         for parameter, tensor in _matched(model, reader):
@@ -134,8 +134,14 @@ def fill_masters(optimizer: Any, tensors: Iterable[tuple[Any, StoredTensor | Scr
 
 
 def _matched(model: nn.Module, reader: StoredModel) -> Iterator[tuple[Any, StoredTensor]]:
-    """Yield every parameter with its stored tensor, after checking that their shapes are equal."""
-    for name, parameter in model.named_parameters():
+    """Yield every parameter with its stored tensor, after checking that their shapes are equal and that none is left.
+
+    `StoredModel` has already left out second copies of tied matrices, and tensors that no model learns.
+    """
+    parameters = dict(model.named_parameters())
+    wanted_names = {reader.family.stored_name(name) for name in parameters}
+    left = [name for name in reader.tensors if name not in wanted_names]
+    for name, parameter in parameters.items():
         tensor = reader.tensors.get(reader.family.stored_name(name))
         if tensor is None:
             reader.check()  # says more, where it knows the kind of the files
@@ -149,6 +155,14 @@ def _matched(model: nn.Module, reader: StoredModel) -> Iterator[tuple[Any, Store
             raise GrowthError(
                 f"a tensor has shape {list(tensor.shape)}, but the model's parameter has {list(wanted)}",
                 where=f"{name} in {reader.folder}",
+                fix="give a checkpoint whose config.json describes its weights",
+            )
+        if left:
+            reader.check()
+            raise GrowthError(
+                f"the checkpoint has {len(left)} tensors that are no parameters of the model",
+                where=f"{', '.join(left[:4])} in {reader.folder}",
+                why="the model would compute another function without them",
                 fix="give a checkpoint whose config.json describes its weights",
             )
         yield parameter, tensor

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import phi_config, phi_model
 
 import phigrow
+from phigrow.checkpoints.fingerprint import checkpoint_fingerprint, has_weights
 from phigrow.checkpoints.pickles import PickledWeights, PickleReader, open_checkpoint
 from phigrow.checkpoints.reader import CheckpointReader
 from phigrow.errors import GrowthError
@@ -181,3 +183,18 @@ def test_training_does_not_start_from_pickles(save_model):
         GrowthError, match=r"the file model.safetensors is missing\n.*\n  why: the folder holds only pickled weights"
     ):
         CheckpointReader(folder)
+
+
+def test_settings_of_a_trainer_are_no_weights(save_model, tmp_path):
+    folder = save_model(phi_model(SRC, torch.float32))
+    to_pickles(folder)
+    weights = checkpoint_fingerprint(folder)
+    (folder / "training_args.bin").write_bytes(b"settings of transformers' Trainer")
+    assert checkpoint_fingerprint(folder) == weights
+    (tmp_path / "args").mkdir()
+    shutil.copy(folder / "training_args.bin", tmp_path / "args")
+    assert has_weights(folder)
+    assert not has_weights(tmp_path / "args")
+    # Negative control: other weights have another fingerprint.
+    torch.save(phi_model(SRC, torch.float32, seed=1).state_dict(), folder / "pytorch_model.bin")
+    assert checkpoint_fingerprint(folder) != weights

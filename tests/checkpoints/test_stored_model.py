@@ -19,7 +19,7 @@ from tiny_models import Config, logits, model_of, probe, random_pair
 import phigrow
 from phigrow.checkpoints import universal
 from phigrow.checkpoints.reader import CheckpointReader
-from phigrow.checkpoints.stored_model import StoredModel, UntiedHead, stored_model_config
+from phigrow.checkpoints.stored_model import StoredModel, UntiedHead, equal, stored_model_config
 from phigrow.errors import GrowthError
 from phigrow.models.config import load_config
 from phigrow.models.families import all_families
@@ -163,6 +163,101 @@ def test_training_and_teachers_take_the_stored_head(differing, tmp_path):
         keep_inputs(run, tmp_path / "out")
     assert load_config(tmp_path / "out" / "inputs" / "init")[TIE] is False
     assert load_config(folder)[TIE] is True
+
+
+def to_pickle(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    (folder / OWN).unlink(missing_ok=True)
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
+@pytest.mark.filterwarnings("ignore:.*pickled weights")
+@pytest.mark.parametrize("differing", ["llama", "gpt_neox"], indirect=True)
+def test_training_takes_the_stored_head_of_pickled_weights(differing, tmp_path):
+    from phigrow.training import RunConfig
+    from phigrow.training.inputs import keep_inputs
+    from phigrow.training.model import causal_lm_config, empty_model, model_config
+    from phigrow.training.weights import fill_from_checkpoint
+
+    name, folder, src, _ = differing
+    embedding, head = names(name)
+    ids = probe(src["vocab_size"])
+    expected, tensors = logits(of_transformers(folder), ids), load_file(folder / OWN)
+    to_pickle(folder, tensors)
+    run = RunConfig(init=str(folder), model=None)
+
+    def made_of(config: Config) -> Any:
+        model = empty_model(causal_lm_config(config), run, "sdpa")
+        model.tie_weights()
+        return model.eval()
+
+    with pytest.warns(UntiedHead):
+        config = model_config(run, data_vocab=src["vocab_size"], seq_len=8)
+    assert config[TIE] is False
+    model = made_of(config)
+    with pytest.warns(UntiedHead):
+        fill_from_checkpoint(model, folder)
+    assert torch.equal(logits(model, ids), expected)
+    with pytest.warns(UntiedHead):
+        keep_inputs(run, tmp_path / "out")
+    assert load_config(tmp_path / "out" / "inputs" / "init")[TIE] is False
+    # A tied model has no place for the head, and does not drop it.
+    with pytest.warns(UntiedHead), pytest.raises(GrowthError, match=rf"no parameters of the model\n  where: {head}"):
+        fill_from_checkpoint(made_of(config | {TIE: True}), folder)
+    # Negative control: a second copy of the embedding is no second matrix, and the model is another one.
+    to_pickle(folder, tensors | {head: tensors[embedding].clone()})
+    config = model_config(run, data_vocab=src["vocab_size"], seq_len=8)
+    assert config[TIE] is True
+    model = made_of(config)
+    fill_from_checkpoint(model, folder)
+    assert (logits(model, ids) - expected).abs().max() > 0.1
+
+
+def test_a_tensor_that_a_model_lacks_is_not_dropped(tmp_path):
+    from phigrow.training import RunConfig
+    from phigrow.training.model import causal_lm_config, empty_model
+    from phigrow.training.weights import fill_from_checkpoint
+
+    folder, src, _, tensors = made(tmp_path / "src", "llama", tie_word_embeddings=False)
+    model = empty_model(causal_lm_config(load_config(folder)), RunConfig(init=str(folder), model=None), "sdpa")
+    ignored = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    store(folder, tensors | ignored)
+    fill_from_checkpoint(model, folder)
+    expected = logits(model.eval(), probe(src["vocab_size"]))
+    store(folder, tensors | {"model.layers.0.self_attn.q_proj.bias": torch.ones(len(tensors["lm_head.weight"]))})
+    with pytest.raises(GrowthError, match=r"1 unexpected: model\.layers\.0\.self_attn\.q_proj\.bias"):
+        fill_from_checkpoint(model, folder)
+    assert torch.equal(logits(model, probe(src["vocab_size"])), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*pickled weights")
+@pytest.mark.parametrize("pickled", [False, True])
+def test_unchanged_weights_are_compared_once(tmp_path, monkeypatch, pickled):
+    from phigrow.checkpoints import stored_model
+
+    folder, _, _, tensors = made(tmp_path / "src", "llama", tie_word_embeddings=True)
+    embedding, head = names("llama")
+    write = to_pickle if pickled else store
+    write(folder, tensors | {head: tensors[embedding] + 1})
+    compared = []
+    monkeypatch.setattr(stored_model, "equal", lambda *pair: compared.append(pair) or equal(*pair))
+    for _ in range(2):  # the file is too young: a change in the same tick of the clock would not be noticed
+        with pytest.warns(UntiedHead):
+            assert stored_model_config(folder)[TIE] is False
+    assert len(compared) == 2
+    monkeypatch.setattr(stored_model, "SETTLED", 0)
+    for _ in range(3):
+        with pytest.warns(UntiedHead):
+            config = stored_model_config(folder)
+        assert config.pop(TIE) is False
+    assert len(compared) == 3
+    # Negative controls: other weights and another configuration are read again.
+    write(folder, tensors | {head: tensors[embedding].clone()})
+    assert stored_model_config(folder)[TIE] is True
+    assert len(compared) == 4
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": 3}))
+    assert stored_model_config(folder)["bos_token_id"] == 3
+    assert len(compared) == 5
 
 
 def test_learning_a_growth_starts_from_the_stored_head(differing):
@@ -349,6 +444,10 @@ def test_a_stale_quantization_config_has_no_effect_on_floating_point_weights(tmp
     quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantised}))
     assert "quantization_config" not in stored_model_config(folder)
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    to_pickle(pickled, load_file(folder / OWN))
+    with pytest.warns(match="pickled weights"):
+        assert "quantization_config" not in stored_model_config(pickled)
     assert "quantization_config" not in phigrow.plan(folder, dst).src_config
     out = phigrow.expand(folder, dst, tmp_path / "out", method="lossless")
     assert (out / OWN).read_bytes() == (plain / OWN).read_bytes()

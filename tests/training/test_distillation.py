@@ -149,7 +149,9 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
             teacher_of(RunConfig(teacher=str(tmp_path / name), teacher_steps=3), TINY, blocks)
 
 
-def test_a_teacher_has_the_head_that_is_stored(tmp_path):
+@pytest.mark.filterwarnings("ignore:.*pickled weights")
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_teacher_has_the_head_that_is_stored(tmp_path, pickled):
     from types import SimpleNamespace
 
     from safetensors.torch import load_file, save_file
@@ -160,6 +162,9 @@ def test_a_teacher_has_the_head_that_is_stored(tmp_path):
     weights = load_file(folder / "model.safetensors")
     head = weights["model.embed_tokens.weight"] + 1
     save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors")
+    if pickled:
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
     config = RunConfig(teacher=str(folder), teacher_steps=3, dtype="fp32")
     with pytest.warns(UntiedHead):
         info = teacher_of(config, TINY, FakeBlocks())
