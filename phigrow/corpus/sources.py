@@ -274,9 +274,9 @@ def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, 
                 why=str(error.__cause__ or error),
                 fix="report it to the authors of the dataset, or download it and leave the damaged file out",
             ) from error
-        if not isinstance(error, ValueError | RuntimeError):
+        if not isinstance(error, ValueError | RuntimeError | FileNotFoundError):
             raise
-        # An unknown configuration or split, or a loading script.
+        # An unknown configuration or split, a loading script, or no data files.
         raise GrowthError(
             f"the dataset {name!r} cannot be loaded",
             where=name,

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ from phigrow.errors import GrowthError, MachineError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+LOST_CONNECTION = frozenset({
+    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
+})  # fmt: skip
+CACHES = (".cache", ".config", ".triton")
+"""Folders of the home folder that libraries write without being asked."""
 ERRNO = re.compile(r"\b(?:os error|errno:?) (\d+)", re.IGNORECASE)
 """Number of an operating system's error, as libraries in Rust and C++ write it into their message."""
 
@@ -122,7 +128,7 @@ def _extension(error: BaseException) -> MachineError | None:
 
 
 def _network(error: BaseException) -> MachineError | None:
-    """Describe a port in use, or a first rank that does not answer."""
+    """Describe a port in use, a first rank that does not answer, or a lost connection."""
     text = str(error)
     if getattr(error, "errno", None) == errno.EADDRINUSE or "EADDRINUSE" in text:
         port = (re.findall(r"port:? (\d+)", text) or [os.environ.get("MASTER_PORT", "")])[0]
@@ -139,6 +145,12 @@ def _network(error: BaseException) -> MachineError | None:
             where="MASTER_ADDR, MASTER_PORT",
             why=text.partition("\n")[0],
             fix="check that all ranks were started, that both variables are the same on every host, and the firewall",
+        )
+    if isinstance(error, ConnectionError | socket.gaierror) or _number(error) in LOST_CONNECTION:
+        return MachineError(
+            "a network connection failed",
+            why=f"{text.partition(chr(10))[0] or 'there was no answer'} ({_raised_in(error)})",
+            fix="check the network, the proxy and the program at the other end, then run the same command again",
         )
     return None
 
@@ -162,13 +174,11 @@ def _file(error: BaseException) -> MachineError | None:
     text = str(error).partition("\n")[0]
     if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):
         return MachineError("links lead in a circle", why=text, fix="replace the link with the file or folder itself")
-    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
-    if number is None and (match := ERRNO.search(text)):
-        number = int(match[1])
+    number = _number(error)
     saving = "inline_container" in str(error) or "PytorchStreamWriter" in str(error) or "iostream error" in text
-    if number is None and not saving and not isinstance(error, OSError):
-        return None
     place = getattr(error, "filename", None)
+    if number is None and not saving and (place is None or not isinstance(error, OSError)):
+        return None  # an OSError of a library that says nothing about a file
     where = os.fsdecode(place) if isinstance(place, str | bytes | os.PathLike) else None
     where = where or ("the standard output" if _stdout_is_broken() else None)
     why = f"{text} ({_raised_in(error)})"
@@ -195,6 +205,14 @@ def _file(error: BaseException) -> MachineError | None:
     return MachineError(what, where=where, why=why, fix="check the path, its owner, its permissions and its disk")
 
 
+def _number(error: BaseException) -> int | None:
+    """Return the number of an operating system's error; None if there is none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    match = ERRNO.search(str(error).partition("\n")[0])
+    return int(match[1]) if match else None
+
+
 def _stdout_is_broken() -> bool:
     try:
         sys.stdout.flush()
@@ -204,13 +222,13 @@ def _stdout_is_broken() -> bool:
 
 
 def _is_below_home(where: str) -> bool:
-    home = os.path.abspath(Path.home()) if os.environ.get("HOME") else None
-    place = os.path.abspath(where)
-    folders = [home, os.environ.get("TORCH_EXTENSIONS_DIR"), os.environ.get("HF_HOME")]
-    if any(folder and place.startswith(os.path.abspath(folder)) for folder in folders[1:]):
-        return True
-    hidden = home is not None and place.startswith(os.path.join(home, "."))
-    return home is not None and (hidden or (not os.path.isdir(home) and (place + os.sep).startswith(home + os.sep)))
+    """Return True for a file in a cache of a library, or in a home folder that does not exist."""
+    folders = [folder for name in ("TORCH_EXTENSIONS_DIR", "HF_HOME") if (folder := os.environ.get(name))]
+    if os.environ.get("HOME"):
+        home = os.path.abspath(Path.home())
+        folders += [os.path.join(home, cache) for cache in CACHES] if os.path.isdir(home) else [home]
+    place = os.path.join(os.path.abspath(where), "")
+    return any(place.startswith(os.path.join(os.path.abspath(folder), "")) for folder in folders)
 
 
 def _raised_in(error: BaseException) -> str:

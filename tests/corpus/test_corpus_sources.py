@@ -172,6 +172,7 @@ def test_hub_is_asked_for_names_and_never_runs_code(tmp_path: Path, monkeypatch:
         (ConnectionError("unreachable"), ["the dataset 'a/b'", "HF_HUB_OFFLINE", "give local text"]),
         (datasets.exceptions.DatasetNotFoundError("gone"), ["no dataset 'a/b'", "gone", "check the spelling"]),
         (ValueError("Unknown split"), ["the dataset 'a/b' cannot be loaded", "Unknown split", "--split"]),
+        (FileNotFoundError("No (supported) data files found"), ["the dataset 'a/b' cannot be loaded", "data files"]),
         (RuntimeError("scripts are no longer supported"), ["cannot be loaded", "scripts are no longer supported"]),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from phigrow.errors import GrowthError
+from phigrow.errors import GrowthError, MachineError
 from phigrow.files.machine_errors import machine_error, machine_errors_explained, with_advice
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full: Linux only")
@@ -96,6 +96,62 @@ def test_errors_of_libraries_are_described(error, words, monkeypatch):
         error.filename = error.filename.replace("HOME", "/home/user")
     text = str(machine_error(error))
     assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "Connection reset by peer"),
+        ConnectionResetError("Cannot write to closing transport"),
+        ConnectionRefusedError(111, "Connection refused"),
+        TimeoutError(110, "Connection timed out"),
+        OSError(113, "No route to host"),
+        socket.gaierror(-2, "Name or service not known"),
+        RuntimeError("Data processing error: Connection reset by peer (os error 104)"),
+    ],
+)
+def test_lost_connections_get_advice_about_the_network_and_none_about_paths(error):
+    described = machine_error(error)
+    assert isinstance(described, MachineError)
+    assert described.what == "a network connection failed"
+    assert str(error) in described.why
+    assert described.fix.startswith("check the network, the proxy")
+    assert "path" not in str(described)
+    ours = machine_error(OSError(116, "Stale file handle", "/srv/a"))  # negative control
+    assert (ours.what, ours.where) == ("the operating system refuses a file", "/srv/a")
+    assert ours.fix.startswith("check the path")
+
+
+def test_errors_of_libraries_without_a_number_and_a_file_are_not_described():
+    for error in (
+        FileNotFoundError("No (supported) data files found in a/b"),
+        OSError("Corrupt snappy data"),
+        OSError(),
+    ):
+        assert machine_error(error) is None
+    named = OSError("Unable to open file")
+    named.filename = "/srv/a"  # negative control
+    assert machine_error(named).where == "/srv/a"
+    assert "a.json" in str(machine_error(FileNotFoundError(2, "No such file", "a.json")))
+
+
+def test_advice_about_the_home_folder_is_for_caches_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+
+    def at_home(place: str) -> bool:
+        return "home folder" in machine_error(PermissionError(13, "Permission denied", str(tmp_path / place))).what
+
+    places = {
+        "hf": True, "hf/hub/a": True, "hf-runs/records.jsonl": False, "me/.cache/torch/a": True, "me/.triton": True,
+        "me/.config/matplotlib": True, "me/.out.partial/a": False, "me/.cached/a": False, "me/runs/.cache/a": False,
+        "me/runs/a": False, "me2/.cache/a": False,
+    }  # fmt: skip
+    (tmp_path / "me").mkdir()
+    assert {place: at_home(place) for place in places} == places
+    (tmp_path / "me").rmdir()  # then everything in it
+    assert (at_home("me/runs/a"), at_home("me/.out.partial/a"), at_home("me2/a")) == (True, True, False)
 
 
 def test_an_error_behind_another_is_described_and_bugs_are_not():
