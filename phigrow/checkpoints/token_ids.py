@@ -149,6 +149,6 @@ def _check(key: str, value: Any, vocab: int, where: str) -> None:
         if each is not None and (type(each) is not int or not 0 <= each < vocab):
             raise GrowthError(
                 f"{key} is {each!r}, but the vocabulary has the ids 0 to {vocab - 1}", where=where,
-                why="the configuration, the source's files or its tokenizer have this id",
+                why="the id comes from the configuration, the source's files or its tokenizer",
                 fix=f"set {key} in the configuration to an id of the vocabulary",
             )  # fmt: skip

@@ -149,7 +149,8 @@ def print_certificate(certificate: Certificate) -> None:
     typer.echo(verdict)
     if c.not_run is not None:
         typer.echo(
-            f"note: no sequence of {c.not_run} tokens was run, because it costs much: run it with --longest {c.not_run}"
+            f"note: sequences of {c.not_run} tokens were not run, because that takes long. "
+            f"Add --longest {c.not_run} to run them."
         )
 
 

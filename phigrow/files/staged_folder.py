@@ -31,7 +31,7 @@ from phigrow.files.output import writing
 JOURNAL = "journal.jsonl"
 CONTENT = "content"
 FORMER = "former"
-"""Name in the hidden folder of an older ``out``, from the moment of its replacement on."""
+"""Name that an older ``out`` has inside the hidden folder while it is being replaced."""
 
 Block = tuple[str, int]
 """A tensor and the first row of a block of it."""

@@ -128,7 +128,8 @@ def _train_in(
     checkpoint = checkpoints.resumable(out, keys, world, resume=config.resume == "auto")
     check_present(missing, config, checkpoint.progress.step if checkpoint else None)
     if missing and world.first:
-        print(f"the run continues without {' and '.join(map(str, missing.values()))}", flush=True)
+        gone = ", ".join(map(str, missing.values()))
+        print(f"the run continues from its checkpoint; these inputs no longer exist: {gone}", flush=True)
     on_rank_zero(world, lambda: keep_inputs(config, out))
     exported = None if config.export is None else out / config.export
     if checkpoint:

@@ -114,7 +114,8 @@ def test_a_certificate_says_what_was_run(save_model, tmp_path, capsys):
     print_certificate(certificate)
     printed = capsys.readouterr().out
     assert "240 (random tokens), and sequences of 100 tokens" in " ".join(printed.replace("│", " ").split())
-    assert "note: no sequence of 200 tokens was run, because it costs much: run it with --longest 200" in printed
+    note = "note: sequences of 200 tokens were not run, because that takes long. Add --longest 200 to run them.\n"
+    assert note in printed
     assert certificate.to_json()["lengths"] == (100,)
     print_certificate(dataclasses.replace(certificate, lengths=(), not_run=None))
     assert "sequences" not in capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_a_run_continues_wherever_its_start_is(alone, tmp_path, monkeypatch, cap
         cut(out)
         assert run(out, init=place, **given).finished
         assert losses(out) == whole
-    assert "continues without" not in capsys.readouterr().out
+    assert "no longer exist" not in capsys.readouterr().out
 
     # A start of the same name whose weights differ, in one tensor only.
     weights = load_file("g1/model.safetensors")
@@ -74,7 +74,7 @@ def test_a_run_continues_wherever_its_start_is(alone, tmp_path, monkeypatch, cap
     assert run(out, init="g1", **given).finished
     assert losses(out) == whole
     assert records(out, "run") == first
-    assert "the run continues without g1" in capsys.readouterr().out
+    assert "the run continues from its checkpoint; these inputs no longer exist: g1\n" in capsys.readouterr().out
     # Negative control: no checkpoint holds the weights.
     shutil.rmtree(out / "checkpoints")
     with pytest.raises(GrowthError, match="init does not exist any more, and the run has no checkpoint"):
