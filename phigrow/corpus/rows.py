@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -26,12 +27,13 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of a file that Git LFS has not downloaded."""
 
 REPAIR = "repair the file, or leave it out"
+LINES = "write it with one object in each line, as with `jq -c '.[]'`, or leave it out"
 NAME_COLUMN = "name the column with the text (--text-column, or text_column of a stream), or leave the file out"
 LARGEST_WHOLE = 1 << 30
-"""Most bytes of a JSON file without one object in each line, which is parsed as a whole."""
+"""Most bytes of a line of JSON, and of a JSON file without one object in each line, which is parsed as a whole."""
 
 COLUMNS_SHOWN = 1000
-"""Rows whose columns an error names."""
+"""Rows whose columns an error names, and after which a file without the column of the text is refused."""
 
 
 @contextmanager
@@ -108,6 +110,8 @@ def _json_rows(file: Path, text_column: str) -> Iterator[Row]:
         if number <= COLUMNS_SHOWN:
             columns |= dict.fromkeys(row)
         has_column = has_column or text_column in row
+        if number == COLUMNS_SHOWN and not has_column:
+            no_column(text_column, str(file), list(columns), f" of the first {COLUMNS_SHOWN:,} rows")
         text = row.get(text_column)
         if text is not None and not isinstance(text, str):
             not_text(text_column, f"{file}, {place}", f"it holds {json.dumps(text)[:60]}")
@@ -139,13 +143,15 @@ def _objects(file: Path, text_column: str) -> Iterator[tuple[str, dict[str, Any]
     A file has an object in each line, or it is an array of objects or of texts, or objects that span lines.
     """
     with _opened(file) as stream:
-        decoder = json.JSONDecoder()
-        for number, data in enumerate(stream, 1):
+        decoder, is_first = json.JSONDecoder(), True
+        for number, data in enumerate(iter(partial(stream.readline, LARGEST_WHOLE + 1), b""), 1):
+            if len(data) > LARGEST_WHOLE:
+                _broken(file, f"line {number} is longer than {LARGEST_WHOLE:,} bytes", LINES)
             line = _decoded(data, file, number)
             if number == 1:
                 line = line.removeprefix(MARK)
             place, is_plain, end, line = f"line {number}", b"\\u" not in data, 0, line.strip()
-            if number == 1 and line.startswith("["):
+            if is_first and line.startswith("["):
                 break
             try:
                 while end < len(line):  # mostly one object
@@ -153,9 +159,10 @@ def _objects(file: Path, text_column: str) -> Iterator[tuple[str, dict[str, Any]
                     end += len(line) - end - len(line[end:].lstrip())
                     yield place, _object(content, file, place), is_plain
             except json.JSONDecodeError as error:
-                if number == 1 and not end:
+                if is_first and not end:
                     break
                 _broken(file, f"line {number}, column {error.colno}: {error.msg}")
+            is_first = is_first and not line
         else:
             return
     yield from _whole(file, text_column)
@@ -166,8 +173,9 @@ def _whole(file: Path, text_column: str) -> Iterator[tuple[str, dict[str, Any], 
     with _opened(file) as stream:
         data = stream.read(LARGEST_WHOLE + 1)
     if len(data) > LARGEST_WHOLE:
-        _broken(file, f"it does not hold one object in each line, and it is longer than {LARGEST_WHOLE:,} bytes")
-    text, end, number = _decoded(data, file).removeprefix(MARK).strip(), 0, 0
+        _broken(file, f"it does not hold one object in each line, and it is longer than {LARGEST_WHOLE:,} bytes", LINES)
+    text, number = _decoded(data, file).removeprefix(MARK).rstrip(), 0
+    end = len(text) - len(text.lstrip())
     decoder = json.JSONDecoder()
     while end < len(text):
         try:
@@ -272,11 +280,11 @@ def not_text(text_column: str, where: str, why: str) -> NoReturn:
     raise GrowthError(f"the column {text_column!r} does not hold text", where=where, why=why, fix=NAME_COLUMN)
 
 
-def no_column(text_column: str, where: str, names: list[str]) -> NoReturn:
-    """Refuse data without the column that shall hold the text."""
+def no_column(text_column: str, where: str, names: list[str], rows: str = "") -> NoReturn:
+    """Refuse data without the column that shall hold the text; ``rows`` names the rows that were read."""
     raise GrowthError(
         f"the data has no column {text_column!r}",
         where=where,
-        why=f"the columns are {', '.join(map(repr, names))}",
+        why=f"the columns{rows} are {', '.join(map(repr, names))}",
         fix=NAME_COLUMN,
     )

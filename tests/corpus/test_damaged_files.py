@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from phigrow.corpus import load_blocks, load_documents, open_stream, prepare, rows, stream_settings, train_tokenizer
+from phigrow.corpus.rows import table_rows
 from phigrow.corpus.sources import stream_documents
 from phigrow.errors import GrowthError, MachineError
 
@@ -140,6 +141,8 @@ def test_other_columns_may_change_their_type(tmp_path, read):
         ('\ufeff{"text": "one"}\r\n{"text": "two"}\r\n', ["one", "two"]),
         ('[{"text": "one"}, {"text": "two", "n": 1}]', ["one", "two"]),
         ('[\n  "one",\n  "two"\n]\n', ["one", "two"]),
+        ('\n \r\n["one", "two"]', ["one", "two"]),
+        ('\ufeff\n{\n  "text": "one"\n}\n', ["one"]),
         ('{"text": "one"}{"text": "two"} {"n": 1}', ["one", "two", None]),
         ('{\n  "text": "one"\n}\n{\n  "text": "two"\n}\n', ["one", "two"]),
         ('{"text": "a time", "when": "2020-01-01 00:00:00"}\n{"text": "2020-01-01"}', ["a time", "2020-01-01"]),
@@ -150,6 +153,49 @@ def test_other_columns_may_change_their_type(tmp_path, read):
 def test_json_comes_in_many_shapes(tmp_path, read, content, texts):
     (tmp_path / "a.json").write_bytes(content.encode())
     assert read(tmp_path / "a.json") == texts
+
+
+def test_a_wrong_column_is_named_after_the_first_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("phigrow.corpus.rows.COLUMNS_SHOWN", 4)
+    rows: list[dict[str, Any]] = [{"body": "a"}, {"body": "b", "n": 1}, {"body": "c"}, {"body": "d"}]
+    path = lines(tmp_path / "a.jsonl", *rows, {"body": "e", "more": 2}, {"text": "late"})
+    read: list[Any] = []
+    message = (
+        r"no column 'text'\n  where: .*a\.jsonl\n  why: the columns of the first 4 rows are 'body', 'n'\n.*text-column"
+    )
+    with pytest.raises(GrowthError, match=message):
+        read.extend(table_rows([path], "text"))
+    for row in table_rows([path], "body"):
+        read.append(row["text"])
+    assert read[-6:] == ["a", "b", "c", "d", "e", None]
+    # Negative controls: the fourth row has the column; and a shorter file is read to its end.
+    lines(path, *rows[:3], {"text": "in time"})
+    assert [row["text"] for row in table_rows([path], "text")] == [None, None, None, "in time"]
+    with pytest.raises(GrowthError, match="why: the columns are 'body', 'n'"):
+        list(table_rows([lines(path, *rows[:3])], "text"))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_no_more_of_json_is_read_than_fits(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("phigrow.corpus.rows.LARGEST_WHOLE", 64)
+
+    def read(content: str) -> list[Any]:
+        data = content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        return [row["text"] for row in table_rows([tmp_path / name], "text")]
+
+    largest = json.dumps(["x" * 60])
+    assert (len(largest), read(largest)) == (64, ["x" * 60])  # negative control
+    for content, why in (
+        (largest + " ", "line 1 is longer than 64 bytes"),
+        ("\n\n" + json.dumps([*"abcdefghijklmn"]), "line 3 is longer than 64 bytes"),
+        ("[\n" + json.dumps(["x" * 60]) + "]", "does not hold one object in each line, and it is longer than 64 bytes"),
+    ):
+        with pytest.raises(GrowthError, match=rf"cannot be read\n  where: .*{name}\n  why: .*{why}\n.*one object in"):
+            read(content)
+    assert read('{"text": "one"}\n' * 9) == ["one"] * 9  # lines may be more in sum
+    with pytest.raises(GrowthError, match="line 4, column 3: Expecting value"):  # blank lines count
+        read("\n\n[\n ]]")
 
 
 def test_sources_and_titles_are_kept_where_they_are_strings(tmp_path):
