@@ -194,10 +194,13 @@ def build_run(
     if config.init != SCRATCH:
         check_tokenizer(Path(config.init), blocks)
     taught_by = teacher_of(config, model_dict, blocks)
-    if world.first:
+
+    def tell_opening() -> None:
         blocks.save_tokenizer()
         text = opening(run, source, model_dict, blocks, feed, initial, taught_by)
         print("\n".join([text, *repeated(feed.epochs(config.steps))]), flush=True)
+
+    on_rank_zero(world, tell_opening)
     exporting = run.export is not None
     beside = on_rank_zero(world, lambda: export_files(config, model_dict, blocks) if exporting else None)
     model = build_model(
@@ -219,8 +222,11 @@ def build_run(
     teacher = None
     if taught_by is not None and progress.step < taught_by.steps:
         teacher = load_teacher(taught_by, run, blocks.eos_token_id)
-    records, losses = None, []
-    if world.first:
+    records: RecordWriter | None = None  # of rank 0; it cannot be sent to others
+    losses: list[float] = []
+
+    def open_records() -> None:
+        nonlocal records, losses
         trunk = starts_branch(config, out) if checkpoint else None
         kept = progress.step if trunk is None else min(progress.step, config.steps - config.decay_steps)
         lost = checkpoint is not None and (kept < progress.step or (trunk is None and first_record(out) is None))
@@ -242,6 +248,8 @@ def build_run(
             records.write(
                 "resume", step=progress.step, device=device_name(world), world_size=world.size, zero=run.stage, was=was
             )
+
+    on_rank_zero(world, open_records)
     return Trainer(
         run,
         engine,
