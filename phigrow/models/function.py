@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from phigrow.errors import GrowthError
 from phigrow.models.config import Config, context_of, normalised
 from phigrow.models.family import Family
 from phigrow.models.forward import ACTIVATIONS
@@ -43,6 +44,13 @@ def function_of(family: Family, config: Config) -> ModelFunction:
     """
     sizes, read = family.sizes_of(config), normalised(config)
     settings = {key: default if read.get(key) is None else read[key] for key, default in family.function_keys.items()}
+    if not isinstance(settings.get("hidden_act", ""), str):
+        raise GrowthError(
+            f"hidden_act is {settings['hidden_act']!r}",
+            where=f"the configuration of a {family.model_type}",
+            why="it is the name of an activation",
+            fix="write the name of one, such as gelu_new",
+        )
     if not family.has_layer_types and read.get("layer_types") is None:
         settings |= {key: read.get(key) for key in CACHE_KEYS}
     context = context_of(config)

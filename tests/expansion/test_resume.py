@@ -24,7 +24,9 @@ SRC, DST = phi_config(32, 4, 48, 2, 4), phi_config(72, 6, 70, 3, 4)
 
 # Blocks of 300 values and a pause at every write, so that a tiny expansion lasts long enough to be killed anywhere.
 SLOW = """
-import sys, time
+import json, phigrow, shutil, sys, time
+phigrow.expand("src", json.load(open("dst.json")), "warm", method=sys.argv[1])  # transformers is imported here
+shutil.rmtree("warm")
 import phigrow.expansion.write_tensors, phigrow.checkpoints.writer
 phigrow.expansion.write_tensors.BLOCK_VALUES = 300
 write = phigrow.checkpoints.writer.CheckpointWriter.write
@@ -32,7 +34,6 @@ def slow(self, *arguments):
     time.sleep(0.004)
     return write(self, *arguments)
 phigrow.checkpoints.writer.CheckpointWriter.write = slow
-import json, phigrow
 print("ready", flush=True)
 phigrow.expand("src", json.load(open("dst.json")), "out", method=sys.argv[1], shard_size="60KB")
 """

@@ -326,6 +326,13 @@ def test_layers_that_see_fewer_positions_are_refused(name):
     assert phigrow.plan(config(name), config(name, layer_types=["attention"] * 2), "tile").exact
 
 
+@pytest.mark.parametrize("activation", [["gelu_new"], {"name": "gelu_new"}, 1])
+def test_an_activation_is_a_name(activation):
+    with pytest.raises(GrowthError, match="it is the name of an activation"):
+        phigrow.plan(config("phi"), config("phi", hidden_act=activation), "tile")
+    assert phigrow.plan(config("phi"), config("phi", hidden_act="gelu_new"), "tile").exact
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
