@@ -98,6 +98,7 @@ def test_completion_completes_commands_and_shipped_names(words, completions):
     assert done.stdout.split() == completions
 
 
+@pytest.mark.slow
 def test_a_bar_is_drawn_on_a_terminal_only(tmp_path, save_model):
     save_model(phi_model(phi_config(32, 4, 48, 2, 4), torch.float32))
     (tmp_path / "dst.json").write_text(json.dumps(phi_config(64, 4, 60, 3, 4)))

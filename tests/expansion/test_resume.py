@@ -176,6 +176,7 @@ def test_a_source_that_was_replaced_is_not_mixed_into_what_is_left(workplace, mo
     assert content(out) == content(phigrow.expand("src", DST, "fresh", method="wr"))
 
 
+@pytest.mark.slow
 def test_two_writers_of_one_output(workplace):
     with start("wr") as child:
         deadline = time.monotonic() + 120  # the child imports transformers first, which checks the configuration
