@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phigrow.checkpoints.run_checkpoints import FOLDER as CHECKPOINTS
+from phigrow.corpus.local_files import TRAIN
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.fingerprint import MISSING, SHOWN
@@ -36,10 +37,18 @@ Kind = Literal["checkpoint", "state", "blocks", "text"]
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a result: its kind, and its place as the user or the study names it."""
+    """One input of a result.
+
+    Attributes:
+        kind: its kind.
+        place: its place as the user or the study names it.
+        split, config: the split and the configuration of a text.
+    """
 
     kind: Kind
     place: str
+    split: str = TRAIN
+    config: str | None = None
 
     def fingerprint(self) -> str | None:
         """Return the fingerprint of the content, `MISSING`, or None for text on the hub and the embedded corpus."""
@@ -52,7 +61,7 @@ class Input:
         from phigrow.corpus.fingerprint import data_fingerprint, text_fingerprint
 
         if self.kind == "text":
-            return text_fingerprint(self.place)
+            return text_fingerprint(self.place, self.split, self.config)
         from phigrow.corpus.blocks import load_blocks
 
         try:
@@ -175,8 +184,8 @@ def check_inputs(out: Path, results: Iterable[Result], say: Callable[[str], None
     ledger = Ledger(out)
     if new := ledger.check(results):
         say(
-            f"note: {len(new)} result{'s' * (len(new) != 1)} in {out} of an earlier phigrow, which kept no "
-            "fingerprints of inputs. They are taken to be made of today's."
+            f"note: an earlier phigrow made {len(new)} result{'s' * (len(new) != 1)} in {out} and kept no "
+            "fingerprints. phigrow assumes that their inputs have not changed."
         )
     return ledger
 
@@ -189,7 +198,7 @@ def _replaced(out: Path, changed: dict[tuple[str, str, str, str], list[Result]])
         more = f" and {len(results) - MOST_NAMED} more" if len(results) > MOST_NAMED else ""
         reasons.append(f"{names}{more} had another content of {place}")
     return GrowthError(
-        f"inputs were replaced since results were made of them: {', '.join(dict.fromkeys(inputs))}",
+        f"inputs have changed since these results were made: {', '.join(dict.fromkeys(inputs))}",
         where=str(out),
         why="; ".join(reasons),
         fix="put the former content back, or choose another --out; or delete the folders of these results, which are "
@@ -201,7 +210,8 @@ def inputs_of_data(data: Path | dict[str, Any]) -> dict[str, Input]:
     """Return the inputs of packed blocks that a study makes: text and tokenizer."""
     if isinstance(data, Path):
         return {}
-    inputs = {"text": Input("text", str(data.get("ref", "embedded")))}
+    text = Input("text", str(data.get("ref", "embedded")), str(data.get("split", TRAIN)), data.get("config"))
+    inputs = {"text": text}
     tokenizer = data.get("tokenizer")
     if isinstance(tokenizer, str):
         given = user_path(tokenizer)

@@ -76,17 +76,18 @@ def test_a_study_whose_inputs_were_replaced_is_refused_by_name(tmp_path):
 
     text.write_text(original.replace("no end", "an end"))  # of the same size
     message = (
-        r"(?s)were replaced .*: text \(\w{12}, now \w{12}\).*data, .* and \d more had another content of .*text.txt"
+        r"(?s)inputs have changed since these results were made: text \(\w{12}, now \w{12}\).*"
+        r"data, .* and \d more had another content of .*text.txt"
     )
     with pytest.raises(GrowthError, match=message):
         check(study)
-    with pytest.raises(GrowthError, match="inputs were replaced"):  # though no job is left to do
+    with pytest.raises(GrowthError, match="inputs have changed"):  # though no job is left to do
         run_study(study, say=print)
     text.write_text(original)
 
     shutil.rmtree(tmp_path / "small")
     start(tmp_path / "small", seed=1)
-    with pytest.raises(GrowthError, match=r"(?s)replaced .*: source \(\w{12}, now \w{12}\)\n.*tile/seed0.*small"):
+    with pytest.raises(GrowthError, match=r"(?s)have changed .*: source \(\w{12}, now \w{12}\)\n.*tile/seed0.*small"):
         check(study_of(tmp_path))
     # Also where what was made of the source itself is gone.
     shutil.rmtree(study.out / "starts")
@@ -109,8 +110,34 @@ def test_the_tokenizer_of_a_study_is_an_input(tmp_path):
     finish(study, "data")
     assert check(study) == []
     file.write_text('{"model": 2}')
-    with pytest.raises(GrowthError, match=r"replaced .*: tokenizer \(\w{12}, now \w{12}\)"):
+    with pytest.raises(GrowthError, match=r"have changed .*: tokenizer \(\w{12}, now \w{12}\)"):
         check(study)
+
+
+def test_the_text_of_a_study_is_that_of_its_split_and_configuration(tmp_path):
+    books = tmp_path / "books"
+    for name in ("en/train.jsonl", "en/test.jsonl", "de/train.jsonl"):
+        (books / name).parent.mkdir(parents=True, exist_ok=True)
+        (books / name).write_text(json.dumps({"text": f"text of {name}"}) + "\n")
+    listed = "- {config_name: en, data_dir: en}\n- {config_name: de, data_dir: de}\n"
+    (books / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    base = study_of(tmp_path)
+    for split, file in (("train", "en/train.jsonl"), ("test", "en/test.jsonl")):
+        data = {"ref": str(books), "seq_len": 64, "config": "en", "split": split}
+        study = dataclasses.replace(base, data=data, out=tmp_path / split)
+        finish(study, "data")
+        assert check(study) == []
+        original = (books / file).read_text()
+        for other in {"en/train.jsonl", "en/test.jsonl", "de/train.jsonl"} - {file}:
+            former = (books / other).read_text()
+            (books / other).write_text(former.replace("text", "word"))
+            assert check(study) == []  # negative control: text that the study does not read
+            (books / other).write_text(former)
+        (books / file).write_text(original.replace("text of", "word of"))  # of the same size
+        with pytest.raises(GrowthError, match=r"have changed .*: text \(\w{12}, now \w{12}\)\n"):
+            check(study)
+        (books / file).write_text(original)
+        assert check(study) == []
 
 
 def test_packed_blocks_and_first_weights_that_a_study_made_are_inputs_too(tmp_path):
@@ -119,7 +146,9 @@ def test_packed_blocks_and_first_weights_that_a_study_made_are_inputs_too(tmp_pa
     shutil.copytree(tmp_path / "small", jobs["tile/seed0/start"].folder)
     finish(study, "tile/seed0/trunk")
     start(jobs["tile/seed0/start"].folder, seed=1)
-    with pytest.raises(GrowthError, match=r"(?s)replaced .*: init \(\w{12}, now \w{12}\)\n.*why: tile/seed0/trunk had"):
+    with pytest.raises(
+        GrowthError, match=r"(?s)have changed .*: init \(\w{12}, now \w{12}\)\n.*why: tile/seed0/trunk had"
+    ):
         check(study)
     shutil.rmtree(jobs["tile/seed0/start"].folder)
     assert check(study) == []  # deleted after it was used
@@ -157,7 +186,10 @@ def test_results_of_earlier_releases_are_taken_as_they_are(tmp_path):
     study = study_of(tmp_path)
     finish(study, ledger=False)
     (note,) = check(study)
-    assert "of an earlier phigrow, which kept no fingerprints of inputs" in note
+    assert note == (
+        f"note: an earlier phigrow made {len(jobs_of(study))} results in {study.out} and kept no fingerprints. phigrow "
+        "assumes that their inputs have not changed."
+    )
     assert not (study.out / FILE).exists()  # the dry run writes nothing
     ledger = check_inputs(study.out, results_of(study, jobs_of(study)), print)
     ledger.write()
@@ -203,7 +235,7 @@ def test_stages_hold_their_inputs_by_content(tmp_path):
     with pytest.raises(GrowthError, match=r"(?s)init \(\w{12}, now \w{12}\)\n.*stage 1 had another content of .*small"):
         check_inputs(staged.out, results, print)
     done = CliRunner().invoke(app, ["grow-train", str(tmp_path / "stages.yaml"), "--out", str(staged.out), "--dry-run"])
-    assert "inputs were replaced" in str(done.exception) + done.output
+    assert "inputs have changed" in str(done.exception) + done.output
 
 
 def test_certificates_of_the_demo_belong_to_weights(tmp_path, monkeypatch):
