@@ -31,7 +31,7 @@ def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = Tr
         shown: show the ranks' output on stdout.
 
     Returns:
-        The exit code: 0 when the run ended or stopped as asked, 2 for bad input, which rank 0 explains.
+        The exit code: 0 when the run ended or stopped as asked, else as `phigrow.training.main`. Rank 0 explains it.
 
     Raises:
         GrowthError: the recipe or one of the keys cannot be read.

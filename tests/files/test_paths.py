@@ -126,7 +126,13 @@ ALLOWED = {
         "snapshot_download(repository, revision=revision, allow_patterns=patterns)",
     ],
     "corpus/embedded.py": ["folder or sysconfig.get_path('stdlib')", "parent, file"],
-    "corpus/local_files.py": ["name", "found", "root, name", "f'{split}.jsonl'"],  # results of glob and walk
+    "corpus/local_files.py": [
+        "name",
+        "found",
+        "root, name",
+        "f'{split}.jsonl'",  # results of glob and walk
+        "os.path.normpath(folder / str(config['data_dir']))",  # of the data set's card
+    ],
     "corpus/tokenizer.py": ["tokenizer.name_or_path"],
     "expansion/expand.py": ["f'{name}-to-{target}-{method}'"],
     "files/folder_copy.py": ["root", "root, name"],  # results of walk
