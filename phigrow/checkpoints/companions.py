@@ -60,11 +60,29 @@ def make_companions(
     return Companions(resolved.stored(dtype, ids.model), generated, card, tokenizer)
 
 
+LEGACY_GENERATION: Config = {
+    "max_length": 20, "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1,
+    "num_beam_groups": 1, "num_return_sequences": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0,
+    "repetition_penalty": 1.0, "length_penalty": 1.0, "diversity_penalty": 0.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "bad_words_ids": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "remove_invalid_values": False, "exponential_decay_length_penalty": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None,
+}  # fmt: skip
+"""Generation settings that older versions of transformers stored in ``config.json``, with their defaults there."""
+
+
 def generation_settings(folder: Path) -> Config:
-    """Return the content of a folder's ``generation_config.json``; empty if there is none.
+    """Return the content of a folder's ``generation_config.json``.
+
+    Without this file, transformers takes the generation settings of ``config.json``. Those that are no defaults are
+    returned; the result is empty if there are none.
 
     Raises:
-        GrowthError: it is no JSON object, or a link that leads out of the folder.
+        GrowthError: a file is no JSON object, or a link that leads out of the folder.
     """
     file = contained(folder, GENERATION_FILE)
-    return load_config(file) if file.is_file() else {}
+    if file.is_file():
+        return load_config(file)
+    config = load_config(folder)
+    found = {key: config.get(key) for key in LEGACY_GENERATION}
+    return {key: value for key, value in found.items() if value not in (None, LEGACY_GENERATION[key])}

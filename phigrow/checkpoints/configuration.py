@@ -21,8 +21,12 @@ from phigrow.models.family import Family, Sizes
 from phigrow.models.function import function_differences, function_of
 from phigrow.models.transformers_errors import transformers_errors
 
-LEFT_OUT = ("auto_map", "quantization_config", "compression_config", "dtype", "torch_dtype")
-"""Keys that describe other files, not the model: code beside the configuration, and how its weights were stored."""
+LEFT_OUT = (
+    "auto_map", "quantization_config", "compression_config", "dtype", "torch_dtype", "_attn_implementation",
+    "attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled",
+)  # fmt: skip
+"""Keys that do not describe the model: code beside the configuration, how its weights were stored, and the attention
+kernel of the machine that saved it."""
 
 ROTARY_KEYS = (
     "rope_theta",

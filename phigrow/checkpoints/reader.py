@@ -286,7 +286,8 @@ def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
             fix="download it again: it is truncated, or a placeholder (git lfs) for the real file",
         )
     header = parse_json_strict(os.pread(descriptor, length, 8), "the safetensors header", str(path))
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # other writers store null, and transformers reads it
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         why = "__metadata__ is not an object of strings"
         raise GrowthError("the safetensors header cannot be read", where=str(path), why=why, fix=FETCH)

@@ -93,7 +93,7 @@ def find_files(ref: str | Path, split: str = TRAIN, config: str | None = None) -
     if is_folder:
         return _in_folder(path, split, config)
     if any(character in str(ref) for character in "*?["):
-        return LocalFiles(_with_text(path, _matches(path)))
+        return LocalFiles(with_text(path, _matches(path)))
     if HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
         return None
     raise GrowthError(
@@ -114,7 +114,7 @@ def _matches(pattern: Path) -> list[Path]:
     return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
 
 
-def _with_text(where: Path, entries: list[Path], left_out: LeftOut | None = None) -> list[Path]:
+def with_text(where: Path, entries: list[Path], left_out: LeftOut | None = None) -> list[Path]:
     """Return the entries with text, sorted."""
     named = [file for file in entries if file.name.endswith(SUFFIXES)]
     if broken := [file for file in named if file.is_symlink() and not file.exists()]:
@@ -153,7 +153,7 @@ def _advice(entries: list[Path]) -> str:
 def _in_folder(folder: Path, split: str, config: str | None) -> LocalFiles:
     left_out = LeftOut()
     entries = list(_walk(folder, left_out))
-    files = _with_text(folder, entries, left_out)
+    files = with_text(folder, entries, left_out)
     configs = _configs(folder)
     tables = any(not file.name.endswith(TEXT_SUFFIXES) for file in files if file.name not in METADATA)
     clone = tables or configs is not None or any((folder / name).is_file() for name in METADATA)

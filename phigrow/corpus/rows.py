@@ -77,9 +77,12 @@ def text_rows(files: Iterable[Path], sources: Iterable[str]) -> Iterator[Row]:
             content = file.read_bytes()
             _refuse_pointer(file, content)
         try:
-            texts: list[str | None] = list(_with_newlines(content.decode("utf-8")).split(SEPARATOR))
+            decoded = content.decode("utf-8")
         except UnicodeDecodeError:
-            texts = [None]
+            decoded = None
+        # UTF-16 without a byte-order mark is valid UTF-8: every other character of Latin text is NUL.
+        is_text = decoded is not None and decoded.count("\0") <= len(decoded) // 4
+        texts: list[str | None] = [*_with_newlines(decoded or "").split(SEPARATOR)] if is_text else [None]
         if len(texts) > 1 and not (texts[-1] or "").strip():
             texts.pop()  # blank text after the last separator is no document
         for number, text in enumerate(texts):
@@ -106,7 +109,7 @@ def table_rows(files: Iterable[Path], text_column: str) -> Iterator[Row]:
 def _json_rows(file: Path, text_column: str) -> Iterator[Row]:
     has_column, columns = False, dict[str, None]()
     number = 0
-    for number, (place, row, is_plain) in enumerate(_objects(file, text_column), 1):
+    for number, (place, row, is_plain) in enumerate(json_objects(file, text_column), 1):
         if number <= COLUMNS_SHOWN:
             columns |= dict.fromkeys(row)
         has_column = has_column or text_column in row
@@ -137,7 +140,7 @@ def _is_unicode(text: str | None) -> bool:
     return True
 
 
-def _objects(file: Path, text_column: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
+def json_objects(file: Path, text_column: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """Yield the place and content of each object of a JSON file, and whether it has no escape of a character.
 
     A file has an object in each line, or it is an array of objects or of texts, or objects that span lines.

@@ -130,6 +130,11 @@ def expand_checkpoint(
     shard_bytes = parse_size(output.shard_size)
     if out.exists() and not output.overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
+    if out.resolve() == folder.resolve():
+        raise GrowthError(
+            "the output is the source itself", where=str(out), why="it would be replaced by its growth",
+            fix="choose another --out",
+        )  # fmt: skip
     check_replaceable(out, [PROVENANCE_FILE], "a grown checkpoint")
     with StoredModel(folder) as reader:
         plan = plan_of_weights(plan, reader, dst_config, growth)

@@ -113,7 +113,8 @@ def threads_of_a_run(processes: int) -> Iterator[None]:
     import torch
 
     former = torch.get_num_threads()
-    torch.set_num_threads(int(environment(processes).get("OMP_NUM_THREADS", former)))
+    first = environment(processes).get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP takes 4,2 by level
+    torch.set_num_threads(int(first) if first.isdecimal() and int(first) else former)
     try:
         yield
     finally:

@@ -60,6 +60,13 @@ INNER_SECTIONS = ("offload_optimizer", "offload_param")
 
 STAGES = (0, 1, 2, 3, "auto", None)
 
+UNSEEN_INSIDE = {
+    "bf16": ("bf16_master_weights_and_grads", "bf16_optimizer_states"),
+    "fp16": ("fp16_master_weights_and_grads",),
+    "zero_optimization": ("zero_quantized_weights", "zero_quantized_gradients", "zenflow"),
+}
+"""Keys of sections with which weights, gradients or optimizer state would not be what banner and records say."""
+
 ALIASES = {"bfloat16": "bf16"}
 """Names that DeepSpeed reads as others."""
 
@@ -98,6 +105,14 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
         if name in SECTIONS:
             _check_object(key, value, path)
         content[name] = value
+    for section, keys in UNSEEN_INSIDE.items():
+        for key in keys:
+            if _is_on(key, content.get(section, {}).get(key)):
+                raise GrowthError(
+                    f"{key} in the DeepSpeed file is not supported", where=f"{section} in {path}",
+                    why="masters, gradients or optimizer state would have fewer bits than the records say",
+                    fix="remove it from the file",
+                )  # fmt: skip
     zero = content.get("zero_optimization", {})
     for key in INNER_SECTIONS:
         if zero.get(key) is not None:

@@ -46,7 +46,7 @@ def monitor_sections(config: RunConfig, out: Path) -> dict[str, dict[str, Any]]:
         if name not in asked and given.get("enabled") is not True:
             continue
         package = _PACKAGES.get(name)
-        if package is not None and importlib.util.find_spec(package) is None:
+        if package is not None and not _is_installed(package):
             raise GrowthError(
                 f"the monitor {name} requires the package {package}, which is not installed",
                 where="monitor" if name in asked else f"{section} in {config.deepspeed}",
@@ -55,6 +55,12 @@ def monitor_sections(config: RunConfig, out: Path) -> dict[str, dict[str, Any]]:
         places = {"output_path": str(out), "job_name": name} if name in ("csv", "tensorboard") else {}
         sections[section] = places | ({"project": "phigrow"} if name == "wandb" else {}) | given | {"enabled": True}
     return sections
+
+
+def _is_installed(package: str) -> bool:
+    """Return True if a package can be imported; a folder of its name in the current folder is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 class Monitors:

@@ -290,7 +290,7 @@ def test_an_interrupted_read_in_the_middle_of_a_stream_is_no_bad_input(tmp_path,
     lines(tmp_path / "a.jsonl", *({"text": f"text {number}"} for number in range(300)))
     settings = {"ref": str(tmp_path / "a.jsonl"), "tokenizer": str(tmp_path / "bytes"), "heldout": 5}
     (stream,) = open_stream(stream_settings(settings), 8).streams
-    objects = rows._objects
+    objects = rows.json_objects
     last = [150]  # rows before the error
 
     def interrupted(*words: Any) -> Any:
@@ -299,7 +299,7 @@ def test_an_interrupted_read_in_the_middle_of_a_stream_is_no_bad_input(tmp_path,
                 raise error
             yield row
 
-    monkeypatch.setattr(rows, "_objects", interrupted)
+    monkeypatch.setattr(rows, "json_objects", interrupted)
     with pytest.raises(GrowthError, match="the json file cannot be read") as raised:
         stream.take(250)
     assert isinstance(raised.value, MachineError) == temporary

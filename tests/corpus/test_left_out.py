@@ -11,7 +11,8 @@ import pytest
 
 from phigrow.corpus import open_stream, prepare, stream_settings, train_tokenizer
 from phigrow.corpus.left_out import LeftOut
-from phigrow.corpus.local_files import _with_text, find_files
+from phigrow.corpus.local_files import find_files, with_text
+from phigrow.corpus.rows import text_rows
 from phigrow.corpus.sources import load_documents
 from phigrow.errors import GrowthError
 
@@ -178,7 +179,7 @@ def test_the_work_for_a_folder_grows_with_its_files(tmp_path, monkeypatch):
     hashes: list[int] = []
     former = Path.__hash__
     monkeypatch.setattr(Path, "__hash__", lambda path: hashes.append(1) or former(path))
-    assert len(_with_text(tmp_path, files)) == 40
+    assert len(with_text(tmp_path, files)) == 40
     linear = len(hashes)
     assert [file for file in files if file not in set(files)] == []
     assert linear <= 40 < 40 * 40 <= len(hashes)  # negative control: a set for each file
@@ -282,3 +283,13 @@ def test_lines_of_two_places_are_added():
     }
     assert str(one) == "Left out: 9 empty documents (a, b, c, ...). Removed the byte-order mark of 1 document (e)."
     assert (str(LeftOut()), bool(LeftOut())) == ("", False)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_left_out(encoding, tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes("An ordinary sentence of this text. ".encode(encoding) * 20)
+    (folder / "b.txt").write_text("Another sentence, with a \0 inside. " * 20)
+    rows = list(text_rows([folder / "a.txt", folder / "b.txt"], ["a", "b"]))
+    assert [row["text"] is None for row in rows] == [True, False]

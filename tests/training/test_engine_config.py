@@ -334,3 +334,18 @@ def _seeded(model, ids, seed):
     torch.manual_seed(seed)
     with torch.no_grad():
         return model(ids).logits
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("bf16", "bf16_master_weights_and_grads"),
+        ("bf16", "bf16_optimizer_states"),
+        ("fp16", "fp16_master_weights_and_grads"),
+        ("zero_optimization", "zero_quantized_gradients"),
+    ],
+)
+def test_keys_that_shorten_masters_or_gradients_are_refused(section, key, tmp_path):
+    with pytest.raises(GrowthError, match=f"{key} in the DeepSpeed file is not supported"):
+        RunConfig(deepspeed=file(tmp_path, {section: {key: True}})).deepspeed_file()
+    assert RunConfig(deepspeed=file(tmp_path, {section: {key: False}})).deepspeed_file()[section] == {key: False}

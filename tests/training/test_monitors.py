@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,14 @@ def test_sections_of_the_deepspeed_file_are_kept_and_the_engine_does_not_see_the
 def test_a_list_in_yaml_is_understood(tmp_path):
     (tmp_path / "run.yaml").write_text("monitor: [csv, tensorboard]\n")
     assert load_run_config(tmp_path / "run.yaml").monitor == "csv,tensorboard"
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_folder_of_its_name_is_no_package(name, tmp_path, monkeypatch):
+    package = "tensorboard" if name == "tensorboard" else "wandb"
+    (tmp_path / package).mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(GrowthError, match=f"requires the package {package}, which is not installed"):
+        monitor_sections(RunConfig(monitor=name), tmp_path)
