@@ -83,6 +83,6 @@ def generation_settings(folder: Path) -> Config:
     file = contained(folder, GENERATION_FILE)
     if file.is_file():
         return load_config(file)
-    config = load_config(folder)
+    config = load_config(folder) if contained(folder, CONFIG_FILE).is_file() else {}
     found = {key: config.get(key) for key in LEGACY_GENERATION}
     return {key: value for key, value in found.items() if value not in (None, LEGACY_GENERATION[key])}

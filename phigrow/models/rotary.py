@@ -201,7 +201,7 @@ class Rotary:
             GrowthError: an unknown type, a missing or impossible setting, or a number of frequencies that does not fit
                 the heads.
         """
-        if self.kind not in SETTINGS:
+        if not isinstance(self.kind, str) or self.kind not in SETTINGS:
             raise GrowthError(
                 f"rope_type is {self.kind!r}, which transformers does not have",
                 where=where,

@@ -338,6 +338,7 @@ def test_an_activation_is_a_name(activation):
     [
         ({"rope_type": "su"}, "rope_type is 'su', which transformers does not have"),
         ({"rope_type": None}, "rope_type is None, which transformers does not have"),
+        ({"rope_type": ["yarn"]}, r"rope_type is \['yarn'\], which transformers does not have"),
         ({"rope_type": "linear"}, "rope_type linear needs factor"),
         ({"rope_type": "linear", "factor": None}, "factor is None, but must be a positive number"),
         ({"rope_type": "dynamic", "factor": 0}, "factor is 0, but must be a positive number"),
