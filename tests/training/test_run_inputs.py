@@ -217,7 +217,7 @@ def test_the_kept_files_are_small(alone, tmp_path):
     kept = sorted(
         path.relative_to(tmp_path / "run" / FOLDER).as_posix() for path in (tmp_path / "run" / FOLDER).rglob("*.*")
     )
-    assert kept == ["init/config.json"]
+    assert kept == ["init/config.json", "init/generation_config.json"]
 
 
 def test_a_branch_that_lost_its_records_takes_none_of_the_trunk_past_their_parting(alone, tmp_path, capsys):
