@@ -155,7 +155,7 @@ def read(folder: Path) -> int:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ids, failures, largest = torch.load(folder / "ids.pt"), 0, 0.0
+    ids, failures, largest = torch.load(folder / "ids.pt", weights_only=True), 0, 0.0
     tokens = json.loads((folder / "tokens.json").read_text())
     expected = {"growth": torch.float32, "export": torch.bfloat16}
     for at in sorted(path for path in folder.iterdir() if (path / "growth").is_dir()):
@@ -163,7 +163,7 @@ def read(folder: Path) -> int:
             stored = AutoModelForCausalLM.from_pretrained(at / kind, torch_dtype="auto")
             dtype = torch.float32 if at.name.endswith("default") else expected[kind]
             model = AutoModelForCausalLM.from_pretrained(at / kind, torch_dtype=torch.float32).eval()
-            difference = float((logits(model, ids) - torch.load(at / f"{kind}.pt")).abs().max())
+            difference = float((logits(model, ids) - torch.load(at / f"{kind}.pt", weights_only=True)).abs().max())
             largest = max(largest, difference)
             if not difference <= TOLERANCE or stored.dtype != dtype:
                 failures += 1
@@ -173,7 +173,7 @@ def read(folder: Path) -> int:
             print(f"{at.name}: the tokenizer of the export gives other tokens")
     at = folder / "phi, default"
     alone = AutoModelForCausalLM.from_pretrained(at / "alone", torch_dtype=torch.float32).eval()
-    control = float((logits(alone, ids) - torch.load(at / "growth.pt")).abs().max())
+    control = float((logits(alone, ids) - torch.load(at / "growth.pt", weights_only=True)).abs().max())
     if control <= 1000 * TOLERANCE:
         failures += 1
         print(f"the control differs by {control:.3g} only, so this check sees nothing")

@@ -1,4 +1,4 @@
-"""Everything of phigrow that only a GPU can show, in one command: about ten minutes on one GPU of 80 GiB.
+"""Everything of phigrow that only a GPU can show, in one command, on one GPU of 80 GiB.
 
     python benchmarks/gpu_check.py --out benchmarks/results/DATE-gpu-check-DEVICE.jsonl
     python benchmarks/gpu_check.py --size toy --together        # the same steps on any machine, tiny
@@ -40,7 +40,7 @@ Result = dict[str, Any]
 
 @dataclass
 class Place:
-    """Where the steps run.
+    """The device, the folder and the sizes of the steps.
 
     Attributes:
         folder: for data and runs.

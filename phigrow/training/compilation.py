@@ -41,7 +41,7 @@ def compile_training(model: Any, *, plain_positions: bool) -> None:
 
 
 def compile_layers(model: Any, *, backend: str = "inductor") -> None:
-    """Compile the training pass of a model layer by layer: one graph serves all layers, so compiling is short.
+    """Compile the training pass of a model layer by layer: one graph serves all layers.
 
     Embeddings, masks and the loss stay plain, so it works with ``documents: within`` as well. Evaluations are not
     compiled, because their batches have other shapes.

@@ -294,9 +294,8 @@ class EngineSettings:
     )
     compile: bool | str = key(
         False,
-        "Compile the training pass with torch.compile (ZeRO 0 to 2). layers compiles one graph for all layers,"
-        " which takes less time. auto compiles on a CPU where the training is long enough to pay for it. A run keeps"
-        " its choice when it resumes.",
+        "Compile the training pass with torch.compile (ZeRO 0 to 2). layers compiles one graph for all layers. auto"
+        " compiles on a CPU where the training is long enough to pay for it. A run keeps its choice when it resumes.",
         choices=(True, False, "layers", AUTO),
     )
     auto_choices: dict[str, Any] | None = key(

@@ -1,4 +1,4 @@
-"""What files store against what their configuration says: tied heads, names of tensors, masks, quantisation."""
+"""Stored weights against the claims of their configuration: tied heads, names of tensors, masks, quantisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of a data set's clone only its text of one split is packed, and one line tells what was left out."""
+"""One split of a data set's clone is packed, and one line names the files and documents that were left out."""
 
 from __future__ import annotations
 

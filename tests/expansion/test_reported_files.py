@@ -1,4 +1,4 @@
-"""What people reported of other tools, tried on phigrow: each case once gave a wrong result or a traceback here."""
+"""Files that people reported to other tools. Each case once gave a wrong result, a traceback or a refusal here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine refuses becomes one error with what to do; bugs keep their traceback."""
+"""A refusal of the machine becomes one error with its remedy; bugs keep their traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well the gradient that a mean-filled stream adds to old rows can be estimated from the source's moments.
+"""Estimates, from the source's moments, of the gradient that a mean-filled stream adds to old rows, and their accuracy.
 
 With D' coordinates instead of D and c = sqrt(D'/D), old rows of a writer of the stream get ``(G + 1 r^T) / c``. Of a
 bias, r is a sum over the normalisations that read the stream: ``k ((1 - D/D') mean(g B) - c/D' sum(w))``, with B the

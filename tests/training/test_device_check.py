@@ -1,4 +1,4 @@
-"""What a run needs of its devices is checked before any data is read."""
+"""Attention, NCCL and memory are checked before any data is read."""
 
 from __future__ import annotations
 

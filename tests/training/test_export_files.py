@@ -1,4 +1,4 @@
-"""What an export has beside its weights is decided before the run trains."""
+"""The files beside an export's weights are decided before the run trains."""
 
 import json
 from dataclasses import replace

@@ -54,7 +54,7 @@ def scenarios(folder: Path, ranks: int) -> list[dict[str, Any]]:
 
 def singular_values(folder: Path) -> dict[str, torch.Tensor]:
     """Singular values of the last update of every matrix, over the learning rate and Muon's factor for its shape."""
-    content = torch.load(folder / "updates.pt")
+    content = torch.load(folder / "updates.pt", weights_only=True)
     out = {}
     for name, before in content["before"].items():
         if before.ndim == 2:

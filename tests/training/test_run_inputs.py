@@ -114,7 +114,7 @@ def test_lost_records_and_exports_of_another_type_are_made_again(alone, tmp_path
 
 
 def settings(tmp_path: Path, **more: Any) -> dict[str, Any]:
-    """What a run is claimed by, as JSON data."""
+    """The identity that claims a run folder, as JSON data."""
     config = RunConfig(**SETTINGS | {"out": str(tmp_path / "run")} | more)
     keys = config.reproducibility_keys() | {CONTENTS: contents_of(config, FakeBlocks())}
     return json.loads(json.dumps(keys))
