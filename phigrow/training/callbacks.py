@@ -54,8 +54,15 @@ class Evaluate:
         if not len(self.held_out.rows):
             return None
         run = trainer.run
-        heldout, micro_batch = self.blocks.heldout, run.micro_batch
-        return heldout_loss(trainer.engine, heldout, self.held_out, micro_batch, run.world, by_group=by_group)
+        return heldout_loss(
+            trainer.engine,
+            self.blocks.heldout,
+            self.held_out,
+            run.micro_batch,
+            run.world,
+            by_group=by_group,
+            same_shape=run.world.device.type != "cpu",  # on a CPU a short batch costs less
+        )
 
     def _by_source(self, trainer: Trainer, losses: dict[str, float]) -> dict[str, Any]:
         """Return the held-out loss and the training tokens of each source; empty if there is only one source."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,8 +45,8 @@ def compile_training(model: Any, *, plain_positions: bool) -> None:
 def compile_layers(model: Any, *, backend: str = "inductor") -> None:
     """Compile the training pass of a model layer by layer: one graph serves all layers.
 
-    Embeddings, masks and the loss stay plain, so it works with ``documents: within`` as well. Evaluations are not
-    compiled, because their batches have other shapes.
+    Embeddings, masks and the loss stay plain, so it works with ``documents: within`` as well. Evaluations are compiled
+    inside `compiled_evaluation` only, because other batches may have other shapes.
 
     Args:
         model: a transformers model.
@@ -52,14 +54,32 @@ def compile_layers(model: Any, *, backend: str = "inductor") -> None:
     """
     _allow_many_shapes()
     use_sigmoid_gelu(model)
+    model.evaluates_compiled = False
     for layer in model.base_model.layers:
         plain: Any = layer.forward
         compiled: Any = torch.compile(plain, dynamic=False, backend=backend)
 
         def forward(*given: Any, layer: Any = layer, plain: Any = plain, compiled: Any = compiled, **more: Any) -> Any:
-            return (compiled if layer.training and torch.is_grad_enabled() else plain)(*given, **more)
+            trains = layer.training and torch.is_grad_enabled()
+            return (compiled if trains or model.evaluates_compiled else plain)(*given, **more)
 
         layer.forward = forward
+
+
+@contextlib.contextmanager
+def compiled_evaluation(model: Any, wanted: bool = True) -> Iterator[None]:
+    """Let the compiled layers of a model run inside this context without gradients, where all batches have one shape.
+
+    It changes nothing for a model without compiled layers, or if it is not ``wanted``.
+    """
+    if not wanted or not hasattr(model, "evaluates_compiled"):
+        yield
+        return
+    model.evaluates_compiled = True
+    try:
+        yield
+    finally:
+        model.evaluates_compiled = False
 
 
 def _allow_many_shapes() -> None:

@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+FEWEST_DOCUMENTS = 31
+"""Documents of a batch up to which the number of lengths is the same."""
 
 
 def document_positions(ids: Tensor, eos_token_id: int) -> Tensor:
@@ -29,6 +33,9 @@ def attention_inputs(ids: Tensor, eos_token_id: int, *, varlen: bool) -> dict[st
     transformers builds the block-diagonal causal mask from positions that restart (packed sequences). SDPA has no flash
     kernel for masks. flash-attn reads all blocks as one row of documents with their cumulative lengths (``varlen``).
 
+    The number of lengths is rounded up to a power of two by empty documents at the end, and the longest document counts
+    as a whole block. So compiled layers meet a few shapes, and not another one in every batch.
+
     Args:
         ids: ``[n, tokens]``.
         eos_token_id: the token that separates documents.
@@ -39,8 +46,9 @@ def attention_inputs(ids: Tensor, eos_token_id: int, *, varlen: bool) -> dict[st
         return {"input_ids": ids, "position_ids": positions}
     flat = positions.flatten()  # every block starts at 0, so blocks are as separate as documents
     starts = (flat == 0).nonzero().flatten().to(torch.int32)
-    lengths = torch.cat([starts, starts.new_tensor([len(flat)])])
-    longest = int(lengths.diff().max())
+    entries = 1 << max(len(starts), FEWEST_DOCUMENTS).bit_length()
+    lengths = F.pad(starts, (0, entries - len(starts)), value=len(flat))
+    longest = ids.shape[1]
     return {
         "input_ids": ids.reshape(1, -1),
         "position_ids": flat[None],

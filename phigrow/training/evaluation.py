@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 
 from phigrow.corpus.order import Indices, apportion, heldout_rows, picked, shares
+from phigrow.training.compilation import compiled_evaluation
+from phigrow.training.device_copy import host_batch, to_device
 from phigrow.training.process import World
 
 GROUPS = 100
@@ -94,7 +96,14 @@ def held_out(blocks: Any, wanted: int) -> HeldOut:
 
 
 def heldout_loss(
-    engine: Any, blocks: Any, held: HeldOut, micro_batch: int, world: World, *, by_group: bool = False
+    engine: Any,
+    blocks: Any,
+    held: HeldOut,
+    micro_batch: int,
+    world: World,
+    *,
+    by_group: bool = False,
+    same_shape: bool = False,
 ) -> HeldOutLoss:
     """Compute the loss over held-out blocks, in nats per token, in evaluation mode.
 
@@ -108,6 +117,9 @@ def heldout_loss(
         micro_batch: blocks per forward pass.
         world: the ranks.
         by_group: compute the losses of groups of blocks too. Their mean, weighted by their sizes, is the loss.
+        same_shape: fill the last batch up with blocks whose losses are ignored, so that every pass has the shape of the
+            training passes. Compiled layers then serve evaluations, too, with one graph more. Kernels of another shape
+            may round the losses of a short batch in another way.
     """
     import torch.distributed as dist
 
@@ -118,11 +130,14 @@ def heldout_loss(
     weights = torch.from_numpy(held.block_weights())
     group_sums = torch.zeros(len(sizes), dtype=torch.float64)
     engine.eval()
-    with torch.no_grad():
+    with torch.no_grad(), compiled_evaluation(engine.module, same_shape):
         for index in range(passes):
             part = mine[index * micro_batch : (index + 1) * micro_batch]
-            batch = torch.from_numpy(blocks.batch(held.rows[part] if len(part) else held.rows[:1])).to(world.device)
-            losses = engine(batch, by_row=True)
+            rows = held.rows[part] if len(part) else held.rows[:1]
+            if same_shape:
+                rows = np.concatenate([rows, np.repeat(rows[:1], micro_batch - len(rows))])
+            batch = to_device(host_batch(blocks.batch(rows), world.device), world.device)
+            losses = engine(batch, by_row=True)[: len(part)]
             if len(part):
                 labels = torch.from_numpy(held.labels[part])
                 values = losses.double().cpu()

@@ -6,12 +6,15 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from phigrow.corpus.feed import REPEATS, Feed, Position
+from phigrow.training.device_copy import host_batch, use_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from phigrow.training.process import World
 
 AHEAD = 2
 """Number of steps that may wait in the queue."""
@@ -19,9 +22,9 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class Fetched:
-    """One rank's share of one step, the position after it, and the seconds that the step waited for it."""
+    """One rank's share of one step on the host, the position after it, and the seconds that the step waited for it."""
 
-    blocks: npt.NDArray[np.int64]
+    blocks: Tensor
     position: Position | None
     waited: float
 
@@ -30,17 +33,15 @@ class Prefetcher:
     """Reader of the steps of a feed ahead of their use, in a thread of this process.
 
     numpy, the Rust tokenizer and file reads release Python's global lock, so a thread is enough. Unlike a process it
-    needs no copy of the feed.
+    needs no copy of the feed. For a GPU the thread also copies each batch into pinned memory.
     """
 
-    def __init__(
-        self, feed: Feed, first: int, last: int, rank: int, world: int, position: Position | None = None
-    ) -> None:
+    def __init__(self, feed: Feed, first: int, last: int, world: World, position: Position | None = None) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._feed = feed
         self._thread = threading.Thread(
-            target=self._work, args=(feed, first, last, rank, world, position), name="phigrow-feed", daemon=True
+            target=self._work, args=(feed, first, last, world, position), name="phigrow-feed", daemon=True
         )
         self._thread.start()
 
@@ -65,14 +66,16 @@ class Prefetcher:
                 continue
         self._feed.close()
 
-    def _work(self, feed: Feed, first: int, last: int, rank: int, world: int, position: Position | None) -> None:
+    def _work(self, feed: Feed, first: int, last: int, world: World, position: Position | None) -> None:
         for step in range(first, last):
             if self._closed.is_set():
                 return
             try:
                 if step == first:
+                    use_device(world.device)
                     feed.seek(first, position)
-                item: Any = (step, *feed.read(step, rank, world))
+                blocks, after = feed.read(step, world.rank, world.size)
+                item: Any = (step, host_batch(blocks, world.device), after)
             except BaseException as error:  # `take` raises it again in the main thread
                 item = error
             while not self._closed.is_set():

@@ -86,7 +86,7 @@ def resolve_run(config: RunConfig, world: World, out: Path, seq_len: int, model:
     check_dtype(config)
     assert AUTO not in (config.dtype, config.compile), "`automatic.choose` comes first"
     micro = micro_batch(config, world.size, seq_len)
-    engine = engine_config(config, world.size, micro)
+    engine = engine_config(config, world.size, micro, world.device.type)
     shape = shape_of(model, rows=micro, tokens=seq_len, within=config.documents == "within")
     attention = on_rank_zero(
         world,

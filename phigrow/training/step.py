@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from phigrow.training.configuration import RunConfig
+from phigrow.training.device_copy import to_device
 
 if TYPE_CHECKING:
     from phigrow.corpus.feed import Feed, Position
@@ -116,8 +117,8 @@ class Stepper:
         sums = self._sums[row].zero_()
         fetched = self.prefetcher.take(step)
         self.position = fetched.position
-        for index, part in enumerate(torch.split(torch.from_numpy(fetched.blocks), self.micro_batch)):
-            loss, value, divergence = self._losses(part.to(world.device))
+        for index, part in enumerate(torch.split(fetched.blocks, self.micro_batch)):
+            loss, value, divergence = self._losses(to_device(part, world.device))
             finite = loss.detach().isfinite()
             sums[_LOSS] += value / (self.passes * world.size)
             if divergence is not None:

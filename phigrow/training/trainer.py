@@ -123,9 +123,7 @@ class Trainer:
         # Requests to stop come first: one may arrive while the first batch is read, and must not kill the rank then.
         with (
             StopRequest(stop_file) as stop,
-            contextlib.closing(
-                Prefetcher(self.feed, done, config.steps, world.rank, world.size, self.progress.data)
-            ) as prefetcher,
+            contextlib.closing(Prefetcher(self.feed, done, config.steps, world, self.progress.data)) as prefetcher,
         ):
             self._stepper = stepper = Stepper(
                 self.engine,

@@ -82,7 +82,7 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> Any:
         deterministic: bool = False,
     ) -> Tensor:
         module.deterministic.append(deterministic)
-        assert max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
+        assert max_seqlen_q == max_seqlen_k >= int(cu_seqlens_q.diff().max())
         assert cu_seqlens_q.dtype == torch.int32
         return by_lengths(q, k, v, cu_seqlens_q, softmax_scale, causal)
 
@@ -99,7 +99,7 @@ def varlen_attn(monkeypatch: pytest.MonkeyPatch) -> None:
         query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, **rest: Any
     ) -> Tensor:
         assert rest["window_size"] == (-1, 0)
-        assert max_q == max_k == int(cu_q.diff().max())
+        assert max_q == max_k >= int(cu_q.diff().max())
         return by_lengths(query, key, value, cu_q, rest["scale"], True)
 
     from torch.nn.attention import varlen

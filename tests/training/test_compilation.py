@@ -7,19 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import TINY, VOCAB
+from scenarios import TINY, VOCAB, FakeBlocks
 from torch import nn
 from torch.nn import functional as F
 
 from phigrow.training import RunConfig, automatic
+from phigrow.training.attention import FUNCTIONS
 from phigrow.training.compilation import (
     GELU_SCALE,
     SigmoidGELU,
     compile_layers,
     compile_training,
+    compiled_evaluation,
     keep_rotary_tables,
     use_sigmoid_gelu,
 )
+from phigrow.training.evaluation import HeldOutLoss, held_out, heldout_loss
 from phigrow.training.model import build_model
 from phigrow.training.process import World
 
@@ -84,6 +87,84 @@ def test_one_graph_serves_all_layers(documents):
     for rows in (1, 2, 3, 5, 6, 7, 8, 9, 10):  # PyTorch's own limit is 8
         compiled(blocks(rows))  # negative control: another shape is another graph
     assert counters["stats"]["unique_graphs"] == 10
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_documents_by_their_lengths_take_one_graph_for_batches_with_other_documents(monkeypatch):
+    from torch._dynamo.utils import counters
+
+    def by_documents(
+        module: Any, query: Any, key: Any, value: Any, mask: Any, cu_seq_lens_q: Any = None, **rest: Any
+    ) -> Any:
+        document = (torch.arange(query.shape[2])[:, None] >= cu_seq_lens_q).sum(dim=1)
+        allowed = (document[:, None] == document).tril()
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed).transpose(1, 2).contiguous(), None
+
+    monkeypatch.setitem(FUNCTIONS, "varlen", by_documents)
+    config = RunConfig(zero=0, dtype="fp32", documents="within")
+    model = build_model(config, TINY, ALONE, "varlen", {}, 0)
+    masked = build_model(config, TINY, ALONE, "sdpa", {}, 0)
+    torch._dynamo.reset()
+    counters.clear()
+    compile_layers(model, backend="eager")
+    for documents in (1, 3, 6):
+        batch = blocks(4).clamp_min(1)
+        batch[:, 2 : 2 + documents] = 0
+        assert float(model(batch).detach()) == pytest.approx(float(masked(batch).detach()), rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+    batch[:, 1:15] = 0
+    model(batch)
+    assert counters["stats"]["unique_graphs"] == 2  # negative control: above 31 documents the lengths are 64
+
+
+class Engine:
+    """What an evaluation uses of DeepSpeed's engine."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.eval, self.train = module, module.eval, module.train
+        self.batches: list[int] = []
+
+    def __call__(self, batch: torch.Tensor, by_row: bool) -> torch.Tensor:
+        self.batches.append(len(batch))
+        losses: torch.Tensor = self.module(batch, by_row=by_row)
+        return losses
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_evaluations_of_one_shape_take_one_graph_more(monkeypatch):
+    """10 held-out blocks of which the second rank reads 5, in batches of 3."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: None)
+    data, rank = FakeBlocks(), World(1, 2, 1, 2, torch.device("cpu"))
+    held = held_out(data, 10)
+
+    def evaluated(module: Any, *, same_shape: bool) -> tuple[HeldOutLoss, list[int]]:
+        engine = Engine(module)
+        losses = heldout_loss(engine, data.heldout, held, 3, rank, by_group=True, same_shape=same_shape)
+        return losses, engine.batches
+
+    plain, compiled = built(), built()
+    expected, batches = evaluated(plain, same_shape=False)
+    assert batches == [3, 2]
+    torch._dynamo.reset()
+    counters.clear()
+    compile_layers(compiled, backend="eager")
+    compiled(blocks(3)).backward()
+    assert counters["stats"]["unique_graphs"] == 1
+    for _ in range(2):
+        found, batches = evaluated(compiled, same_shape=True)
+        assert batches == [3, 3]
+        assert found.mean == pytest.approx(expected.mean, rel=1e-6)
+        assert found.by_group == pytest.approx(expected.by_group, rel=1e-6)
+    assert counters["stats"]["unique_graphs"] == 2
+    compiled(blocks(3)).backward()
+    assert counters["stats"]["unique_graphs"] == 2
+    assert evaluated(compiled, same_shape=False)[0] == expected  # not compiled: no other graph, and the same bits
+    assert counters["stats"]["unique_graphs"] == 2
+    with compiled_evaluation(compiled), torch.no_grad():
+        compiled.eval()(blocks(2), by_row=True)
+    assert counters["stats"]["unique_graphs"] == 3  # negative control: a short batch is another graph
 
 
 @pytest.mark.long

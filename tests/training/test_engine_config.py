@@ -45,6 +45,19 @@ def test_the_runs_keys_fill_the_file(tmp_path):
     assert "fp16" not in out
 
 
+def test_communication_overlaps_the_backward_pass_on_gpus_where_deepspeed_reads_the_key(tmp_path):
+    def section(ranks: int = 8, device: str = "cuda", **settings: Any) -> Any:
+        found = engine_config(RunConfig(batch=16, **{"dtype": "bf16", **settings}), ranks, 2, device)
+        return found["zero_optimization"].get("overlap_comm")
+
+    assert [section(zero=stage) for stage in range(4)] == [None, None, True, None]  # at stage 3 it is the default
+    assert [section(zero=stage, dtype="fp32") for stage in range(4)] == [None, True, True, None]
+    assert section(zero=1, dtype="fp16") is section(zero=1, offload_optimizer="cpu") is True
+    assert section(zero=2, device="cpu") is section(zero=2, ranks=1) is None
+    off = file(tmp_path, {"zero_optimization": {"overlap_comm": False}})
+    assert section(zero=2, deepspeed=off) is False  # the file decides
+
+
 def test_stage_0_and_fp32_have_no_gradient_dtype_of_their_own():
     assert "data_types" not in engine_config(RunConfig(zero=0, dtype="bf16"), 1, 16)
     assert "bf16" not in engine_config(RunConfig(zero=0, dtype="fp32"), 1, 16)

@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scenarios import MIXTURE, FakeBlocks, FakeSplit
 
 from phigrow.corpus import open_stream, stream_settings, train_tokenizer
 from phigrow.corpus.feed import BlockFeed, Feed
 from phigrow.errors import GrowthError
+from phigrow.training.device_copy import to_device
 from phigrow.training.evaluation import held_out
 from phigrow.training.prefetch import AHEAD, Prefetcher, repeated
+from phigrow.training.process import World
+
+CPU = torch.device("cpu")
 
 
 class TwoSources(FakeSplit):
@@ -151,7 +156,7 @@ def test_a_prefetcher_reads_ahead_in_order_and_no_further():
     reads: list[int] = []
     real = feed.read
     feed.read = lambda step, rank, world: (reads.append(step), real(step, rank, world))[1]  # type: ignore[assignment]
-    ahead = Prefetcher(feed, 3, 100, 0, 2)
+    ahead = Prefetcher(feed, 3, 100, World(0, 2, 0, 2, CPU))
     for step in range(3, 8):
         np.testing.assert_array_equal(ahead.take(step).blocks, real(step, 0, 2)[0])
     time.sleep(0.1)
@@ -171,7 +176,7 @@ def test_a_fast_feed_is_not_waited_for_and_a_slow_one_is():
             return real(step, rank, world)
 
         feed.read = slow  # type: ignore[method-assign]
-        ahead = Prefetcher(feed, 0, 8, 0, 1)
+        ahead = Prefetcher(feed, 0, 8, World(0, 1, 0, 1, CPU))
         total = 0.0
         for step in range(8):
             total += ahead.take(step).waited if step else 0 * ahead.take(step).waited
@@ -189,10 +194,33 @@ def test_what_goes_wrong_in_the_thread_is_raised_in_the_loop():
         raise OSError("the disk is gone")
 
     feed.read = broken  # type: ignore[method-assign]
-    ahead = Prefetcher(feed, 0, 8, 0, 1)
+    ahead = Prefetcher(feed, 0, 8, World(0, 1, 0, 1, CPU))
     with pytest.raises(OSError, match="the disk is gone"):
         ahead.take(0)
     ahead.close()
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_batches_for_a_gpu_are_pinned_in_the_thread_and_copied_without_waiting(kind, monkeypatch):
+    calls: list[tuple[Any, ...]] = []
+
+    def pin(batch: torch.Tensor) -> torch.Tensor:
+        calls.append(("pin", threading.current_thread().name))
+        return batch
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("use", device)))
+    monkeypatch.setattr(torch.Tensor, "to", lambda batch, device, **how: calls.append(("copy", device, how)))
+    device, feed = torch.device(kind, 3 if kind == "cuda" else None), feeds()["one"]
+    ahead = Prefetcher(feed, 0, 1, World(1, 2, 1, 2, device))
+    batch = ahead.take(0).blocks
+    ahead.close()
+    np.testing.assert_array_equal(batch, feed.read(0, 1, 2)[0])
+    to_device(batch, device)
+    if kind == "cuda":  # a new thread uses GPU 0, and pinning there would take memory of rank 0's GPU
+        assert calls == [("use", device), ("pin", "phigrow-feed"), ("copy", device, {"non_blocking": True})]
+    else:
+        assert calls == [("copy", device, {"non_blocking": False})]
 
 
 @pytest.fixture(scope="module")
