@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ from phigrow.cli.printing import (
     print_tensors,
 )
 from phigrow.cli.terminal import is_quiet, say, shows_progress
+from phigrow.errors import GrowthError
 from phigrow.expansion.logits import BACKENDS
 from phigrow.expansion.verify import ARITHMETIC
 from phigrow.growth.growth_spec import GrowthSpec
@@ -198,6 +199,10 @@ def capacity(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute every layer in the backward pass.")
     ] = False,
+    selective: Annotated[
+        bool,
+        typer.Option("--selective", help="Recompute only normalisations, rotary embeddings and activations."),
+    ] = False,
     optimizer: Annotated[
         str, typer.Option(help="Optimizer, which sets the state of each parameter.", **choice(OPTIMIZERS))
     ] = "adamw",
@@ -209,14 +214,21 @@ def capacity(
 
     phigrow capacity phi2.json --gpus 8x80 --tokens 100B
     """
+    from phigrow.models.capacity import SELECTIVE, lightest_recomputation, parse_amount
     from phigrow.models.capacity import capacity as computed
-    from phigrow.models.capacity import parse_amount
 
-    result = computed(
-        config, gpus, tokens=parse_amount(tokens) if tokens else None, mfu=mfu, peak=gpu, price=price, batch=batch,
-        micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing, optimizer=optimizer,
-    )  # fmt: skip
-    print_json(result.to_json()) if as_json else print_capacity(result)
+    if checkpointing and selective:
+        raise GrowthError("--checkpointing and --selective are both given", where="--selective", fix="give one of them")
+    options: dict[str, Any] = {
+        "gpus": gpus, "tokens": parse_amount(tokens) if tokens else None, "mfu": mfu, "peak": gpu, "price": price,
+        "batch": batch, "micro_batch": micro_batch, "seq_len": seq_len, "optimizer": optimizer,
+    }  # fmt: skip
+    result = computed(config, checkpointing=SELECTIVE if selective else checkpointing, **options)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        needed = None if result.chosen else lightest_recomputation(result, config, **options)
+        print_capacity(result, None if needed is None else "--checkpointing" if needed is True else "--selective")
     if result.chosen is None:
         raise typer.Exit(1)
 

@@ -51,17 +51,22 @@ def print_remarks(plan: Plan, advised: Sequence[Advice]) -> None:
         console.print(escaped(f"advice: {each}"))
 
 
-def print_capacity(capacity: Capacity) -> None:
-    """Print the layouts that fit, GiB of each part, the largest micro-batch, and days and cost."""
+def print_capacity(capacity: Capacity, fits_with: str | None = None) -> None:
+    """Print the layouts that fit, GiB of each part, the largest micro-batch, and days and cost.
+
+    Args:
+        capacity: what to print.
+        fits_with: the option with which something fits, if nothing does.
+    """
     from phigrow.measure.wording import amount
-    from phigrow.models.capacity import RESERVED
+    from phigrow.models.capacity import RESERVED, SELECTIVE
 
     console = _console()
     gib = 2**30
     console.print(
         f"{capacity.parameters / 1e9:.3f}B parameters on {capacity.gpus} GPUs of {capacity.gpu_bytes / gib:g} GiB, "
         f"sequences of {capacity.seq_len} tokens, {capacity.batch} per step, bf16, loss {capacity.loss}"
-        + (", layers recomputed" if capacity.checkpointing else "")
+        + {False: "", SELECTIVE: ", cheap operations recomputed"}.get(capacity.checkpointing, ", layers recomputed")
     )
     rows = []
     for fit in capacity.fits:
@@ -83,7 +88,7 @@ def print_capacity(capacity: Capacity) -> None:
     columns = "ZeRO|weights|grads|optim|buf|activ|micro|in all|fits|most|host"
     _table("GiB per GPU; host: GiB of host memory for each GPU", columns.split("|"), rows, right=True, narrow=True)
     if capacity.chosen is None:
-        other = "shorter sequences" if capacity.checkpointing else "--checkpointing"
+        other = fits_with or "shorter sequences"
         console.print(f"nothing fits: use more GPUs, GPUs with more memory, or {other}")
     console.print(
         f"fits: 'in all' is at most {1 - RESERVED:.0%} of a GPU; buf: buffers; activ: activations, or the optimizer's "

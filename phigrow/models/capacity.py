@@ -21,6 +21,8 @@ from phigrow.models.cost import count_cost
 from phigrow.models.families import family_of
 
 GIB = 2**30
+SELECTIVE = "selective"
+"""Value of ``checkpointing`` that recomputes only cheap operations."""
 RESERVED = 0.10
 """Assumed share of a GPU's memory that the CUDA context, the communication library and fragmentation take."""
 
@@ -126,7 +128,7 @@ class Capacity:
     usable_bytes: float
     seq_len: int
     batch: int
-    checkpointing: bool
+    checkpointing: bool | str
     loss: str
     fits: tuple[Fit, ...]
     chosen: ZeroLayout | None
@@ -147,7 +149,7 @@ class Capacity:
             return {}
         keys = self.chosen.keys | {"batch": self.batch, "micro_batch": rows}
         keys |= {"optimizer": self.optimizer} if self.optimizer != "adamw" else {}
-        return keys | ({"activation_checkpointing": True} if self.checkpointing else {})
+        return keys | ({"activation_checkpointing": self.checkpointing} if self.checkpointing else {})
 
     def to_json(self) -> dict[str, Any]:
         """Return all values as plain JSON data."""
@@ -211,7 +213,13 @@ def model_states(
 
 
 def activations(
-    config: Config, rows: int, seq_len: int, *, dtype: str = "bf16", checkpointing: bool = False, loss: str = "auto"
+    config: Config,
+    rows: int,
+    seq_len: int,
+    *,
+    dtype: str = "bf16",
+    checkpointing: bool | str = False,
+    loss: str = "auto",
 ) -> Activations:
     """Return the bytes of activations of ``rows`` sequences of ``seq_len`` tokens, attention by SDPA or flash-attn.
 
@@ -222,7 +230,8 @@ def activations(
     - the loss ``4 V`` where it holds all logits, and ``8 V`` more for a moment;
     - ``w (2 h + 2 m)`` for the gradients on their way through a layer.
 
-    With checkpointing a layer keeps its input, ``w h``, and one layer at a time is whole.
+    With checkpointing a layer keeps its input, ``w h``, and one layer at a time is whole. With ``selective`` it keeps
+    its input, its products and attention's output, ``w (6 h + m) + 4 a``.
 
     >>> from phigrow.models.config import load_config
     >>> round(activations(load_config("phi2.json"), 1, 2048).kept / GIB, 1)
@@ -234,9 +243,12 @@ def activations(
     layer = width * (7 * hidden + 2 * mlp) + 4 * heads + 8
     if float(config.get("resid_pdrop") or 0) > 0:
         layer += 2 * width * hidden
-    body = 2 * width * hidden + 8 + (width * hidden if checkpointing else layer) * layers
+    kept = width * hidden if checkpointing else layer
+    if checkpointing == SELECTIVE:
+        kept = width * (6 * hidden + mlp) + 4 * heads
+    body = 2 * width * hidden + 8 + kept * layers
     full = loss_path(loss, tokens, vocab) == "full"
-    passing = width * (2 * hidden + 2 * mlp) + (layer if checkpointing else 0)
+    passing = width * (2 * hidden + 2 * mlp) + (layer if checkpointing is True else layer - kept)
     head = 4 * vocab if full else 0
     peak = max(body + 3 * head, body + passing)
     return Activations(tokens * float(body + head), tokens * float(peak))
@@ -272,7 +284,7 @@ def capacity(
     batch: int | None = None,
     micro_batch: int | None = None,
     seq_len: int | None = None,
-    checkpointing: bool = False,
+    checkpointing: bool | str = False,
     optimizer: str = "adamw",
 ) -> Capacity:
     """Estimate the ZeRO stage at which a model fits on given GPUs, its memory there, and the time of training.
@@ -287,7 +299,7 @@ def capacity(
         batch: sequences a step over all GPUs; by default about a million tokens.
         micro_batch: sequences a GPU holds at once; by default the largest divisor of its share of ``batch`` that fits.
         seq_len: tokens a sequence; by default ``max_position_embeddings``.
-        checkpointing: recompute every layer in the backward pass.
+        checkpointing: recompute every layer in the backward pass, or with ``selective`` its cheap operations only.
         optimizer: one of `OPTIMIZERS`. FLOPs of its steps are not counted.
 
     Raises:
@@ -363,6 +375,21 @@ def capacity(
     )
 
 
+def lightest_recomputation(plan: Capacity, config: str | Config, **options: Any) -> bool | str | None:
+    """Return the value of ``checkpointing`` that recomputes least and with which a model fits, if a plan fits nothing.
+
+    Args:
+        plan: the result of `capacity`.
+        config: the model.
+        options: those of the plan, without ``checkpointing``.
+
+    Returns:
+        ``selective`` or True; None if neither fits, or neither recomputes more than the plan.
+    """
+    heavier = {False: (SELECTIVE, True), SELECTIVE: (True,)}.get(plan.checkpointing, ())
+    return next((each for each in heavier if capacity(config, checkpointing=each, **options).chosen), None)
+
+
 def _fit(
     layout: ZeroLayout,
     model: Config,
@@ -372,7 +399,7 @@ def _fit(
     seq_len: int,
     share: int,
     micro_batch: int | None,
-    checkpointing: bool,
+    checkpointing: bool | str,
 ) -> Fit:
     states = model_states(parameters[0], ranks, layout, muon=parameters[1])
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from phigrow.corpus.order import micro_batch_rows
 from phigrow.errors import GrowthError, nearest_multiples
+from phigrow.models.capacity import SELECTIVE
 from phigrow.training.configuration import RunConfig
 from phigrow.training.offload import check_disk, offload_sections, offloads_optimizer
 from phigrow.training.optimizer_spec import find_optimizer
@@ -96,6 +97,13 @@ def engine_config(config: RunConfig, world_size: int, micro: int, device: str = 
             where="compile",
             why="hooks gather the weights of every layer at stage 3, and torch.compile cannot trace them",
             fix="set zero: 2, or remove compile",
+        )
+    if stage == 3 and config.activation_checkpointing == SELECTIVE:
+        raise GrowthError(
+            "activation_checkpointing: selective requires ZeRO stage 0, 1 or 2 (got 3)",
+            where="activation_checkpointing",
+            why="stage 3 releases the weights of a layer, and the recomputation would compare their shapes",
+            fix="set activation_checkpointing: true, or zero: 2",
         )
     if stage in (1, 2) and out.get("zero_optimization", {}).get("round_robin_gradients"):
         raise GrowthError(

@@ -23,6 +23,7 @@ from phigrow.training.activation import fuse_gelu
 from phigrow.training.attention import registered_name
 from phigrow.training.configuration import DEMO_MODEL, RunConfig
 from phigrow.training.loss import attach_loss
+from phigrow.training.recompute import recompute_layers
 from phigrow.training.settings import DEMO, SCRATCH
 from phigrow.training.weights import fill_from_checkpoint, fill_from_scratch
 
@@ -157,9 +158,7 @@ def build_model(
         fill_from_scratch(model, config.seed, initializer_range(model_dict), world)
     else:
         fill_from_checkpoint(model, Path(config.init))
-    if config.activation_checkpointing:
-        # Under ZeRO-3 only the reentrant kind works: the other compares shapes of weights after they were released.
-        model.gradient_checkpointing_enable({"use_reentrant": partitioned})
+    recompute_layers(model, config.activation_checkpointing, partitioned=partitioned)
     fuse_gelu(model)
     attach_loss(model, config.loss, within=eos_token_id if config.documents == "within" else None)
     model.train()

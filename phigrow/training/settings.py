@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from phigrow.models.capacity import SELECTIVE
 from phigrow.training.declaration import (
     ARMS,
     BRANCH,
@@ -272,8 +273,11 @@ class EngineSettings:
         choices=("cpu", "nvme"),
     )
     offload_dir: str | None = key(None, "Folder on the disk that nvme uses.", role=OPERATIONAL, path=True)
-    activation_checkpointing: bool = key(
-        False, "Recompute every layer in the backward pass. It takes less memory and about a third more time."
+    activation_checkpointing: bool | str = key(
+        False,
+        "Recompute every layer in the backward pass. It takes less memory and about a third more time. selective (ZeRO"
+        " 0 to 2) recomputes only normalisations, rotary embeddings and activations, and keeps products and attention.",
+        choices=(True, False, SELECTIVE),
     )
     deterministic: bool = key(
         False,

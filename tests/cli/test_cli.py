@@ -29,7 +29,7 @@ FROZEN = {
     "--quiet",
     "diff": "first second --json --quiet",
     "capacity": "config --gpus --tokens --gpu --mfu --price --batch --micro-batch --seq-len --checkpointing "
-    "--optimizer --json --quiet",
+    "--selective --optimizer --json --quiet",
     "inspect": "folder --tensor --plot --json --quiet",
     "verify": "src dst --dtype --text --tokens --longest --seed --revision --backend --save --certificate "
     "--json --quiet",
@@ -219,7 +219,7 @@ def test_capacity_prints_what_fits_and_how_long_it_takes():
     assert found["seconds"] / 86400 == pytest.approx(14.03, abs=0.01)
     assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
     none = phigrow("capacity", "phi2.json", "--gpus", "1x8")
-    assert "nothing fits: use more GPUs, GPUs with more memory, or --checkpointing" in none.stdout
+    assert "nothing fits: use more GPUs, GPUs with more memory, or --selective" in none.stdout
     assert none.returncode == 1
     rows = [line.rstrip() for line in done.stdout.splitlines() if line.startswith(" ")]
     assert max(map(len, rows)) <= 80  # a terminal is as wide: no cell is broken

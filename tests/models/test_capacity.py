@@ -10,9 +10,11 @@ from phigrow.models.capacity import (
     LAYOUTS,
     PEAK_FLOPS,
     RESERVED,
+    SELECTIVE,
     ZeroLayout,
     activations,
     capacity,
+    lightest_recomputation,
     model_states,
     muon_parameters,
     parse_amount,
@@ -80,6 +82,24 @@ def test_activations_grow_with_tokens_and_shrink_with_checkpointing():
     again = activations(phi2, 1, 2048, loss="chunked", checkpointing=True)
     assert again.kept == 2048 * (32 * 2 * 2560 + 4 * 2560 + 8)
     assert again.peak > again.kept + 2048 * layer
+
+
+def test_cheap_recomputation_keeps_products_and_is_advised_where_it_is_enough():
+    phi2 = load_config("phi2")
+    kept, cheap, again = (
+        activations(phi2, 1, 2048, loss="chunked", checkpointing=each) for each in (False, SELECTIVE, True)
+    )
+    assert cheap.kept == 2048 * (32 * (2 * (6 * 2560 + 10240) + 4 * 32) + 4 * 2560 + 8)
+    assert again.kept < cheap.kept < 0.7 * kept.kept
+    assert again.peak < cheap.peak < kept.peak
+
+    def advised(rows: int, checkpointing: bool | str = False) -> bool | str | None:
+        options = {"gpus": "8x24", "micro_batch": rows}
+        return lightest_recomputation(capacity(phi2, checkpointing=checkpointing, **options), phi2, **options)
+
+    assert [advised(rows) for rows in (4, 16, 64)] == [SELECTIVE, True, None]
+    assert (advised(16, SELECTIVE), advised(64, True)) == (True, None)
+    assert capacity(phi2, "8x24", checkpointing=SELECTIVE).recipe["activation_checkpointing"] == SELECTIVE
 
 
 @pytest.mark.parametrize(
