@@ -21,6 +21,8 @@ VERSIONS = {
     "4.51.3": ["tokenizers>=0.21,<0.22", "huggingface_hub>=0.30,<1.0"],
 }
 """Versions of transformers that must load what phigrow writes, with the packages that each needs in other versions."""
+DOWNLOADS = ["requests", "urllib3", "charset-normalizer", "idna", "certifi"]
+"""Packages that huggingface_hub imports before its version 1. Its later versions need none of them."""
 
 FOLDER = Path(sys.prefix) / "older-transformers"
 TOLERANCE = 2e-5
@@ -51,7 +53,7 @@ def install() -> None:
         target = FOLDER / version
         if not (target / f"transformers-{version}.dist-info").is_dir():
             words = ["--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check", "--target", str(target)]
-            command = [sys.executable, "-m", "pip", "install", *words, f"transformers=={version}", *needs]
+            command = [sys.executable, "-m", "pip", "install", *words, f"transformers=={version}", *needs, *DOWNLOADS]
             started.append(subprocess.Popen(command))
     codes = [process.wait() for process in started]
     if any(codes):
