@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Two processes share the tests by group: a file, or all tests that wait for the same launch of DeepSpeed.
+SHARE = -n 2 --dist loadgroup
 
-.PHONY: demo test launch slow long older lint site
+.PHONY: demo test launch slow trained long older lint site
 
 demo: $(VENV)/installed
 	$(BIN)/phigrow demo
@@ -12,10 +14,14 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 launch: $(VENV)/installed
-	$(BIN)/python -m pytest -m "launch and not slow and not long"
+	$(BIN)/python -m pytest -m "launch and not slow and not long" $(SHARE)
 
 slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m "slow and not long"
+	$(BIN)/python -m pytest -m "slow and not launch and not long" $(SHARE)
+
+# Both in one call: while one process waits for two ranks, the other goes on.
+trained: $(VENV)/installed
+	$(BIN)/python -m pytest -m "(launch or slow) and not long" $(SHARE)
 
 long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long

@@ -50,9 +50,9 @@ def test_the_demo_is_a_study_whose_shortest_run_has_room_for_warmup_and_decay(tm
 @pytest.mark.slow
 def test_the_demo_in_miniature_runs_and_resumes(tmp_path):
     out = tmp_path / "demo"
-    said = demo(out, steps=10)
+    said = demo(out, steps=4)
     assert said.rstrip().splitlines()[-1].endswith(f"Picture: {out / 'report' / 'curves.png'}")
-    study = demo_study(out, steps=10)
+    study = demo_study(out, steps=4)
     jobs = {job.name: job for job in jobs_of(study)}
     certificates = json.loads((out / "certificates.json").read_text())
     passed = {name.partition("/")[0]: found["passed"] for name, found in certificates.items()}
@@ -61,7 +61,7 @@ def test_the_demo_in_miniature_runs_and_resumes(tmp_path):
     assert all(arm in report for arm in ("scratch", *METHODS))
     assert (out / "report" / "curves.png").stat().st_size > 10_000
 
-    ends = {arm: load_run(jobs[f"{arm}/seed0/10"].folder) for arm in ("scratch", *METHODS)}
+    ends = {arm: load_run(jobs[f"{arm}/seed0/4"].folder) for arm in ("scratch", *METHODS)}
     source = load_run(jobs["source"].folder)
     assert len({each.meta["data_fingerprint"] for each in [source, *ends.values()]}) == 1  # one data order for all
     for arm in METHODS:
@@ -73,10 +73,10 @@ def test_the_demo_in_miniature_runs_and_resumes(tmp_path):
 
     # Interrupted after training, before the end of one run and the report: the second run does only that.
     losses = {arm: each.steps["loss"].tolist() for arm, each in ends.items()}
-    (jobs["tile/seed0/10"].folder / "done.json").unlink()
+    (jobs["tile/seed0/4"].folder / "done.json").unlink()
     shutil.rmtree(out / "report")
-    said = demo(out, steps=10)
+    said = demo(out, steps=4)
     assert f"1 of {len(jobs)} jobs to do" in said
     assert (out / "report" / "report.md").is_file()
-    again = {arm: load_run(jobs[f"{arm}/seed0/10"].folder).steps["loss"].tolist() for arm in losses}
+    again = {arm: load_run(jobs[f"{arm}/seed0/4"].folder).steps["loss"].tolist() for arm in losses}
     assert again == losses
