@@ -127,6 +127,7 @@ def resolve_config(config: Config, where: str) -> ResolvedConfig:
     if asked.get("head_dim", 0) is None:
         del asked["head_dim"]  # several models of transformers compute with the null
     asked.pop("layer_types", None)  # derived from the number of layers, and stale where that was changed
+    asked |= {key: value for key, value in family.without_effect.items() if key in asked}
     hf_config = _built(asked, family, where)
     resolved = hf_config.to_dict()
     if differences := _differences(family, config, sizes, resolved):

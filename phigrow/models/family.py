@@ -167,6 +167,8 @@ class Family:
             embedding and the keys that all families share are not among them, see `phigrow.models.function`.
         dropout_keys: configuration keys of dropout rates.
         has_layer_types: transformers gives every layer a kind (``layer_types``), whatever the configuration leaves out.
+        without_effect: keys that change nothing in a configuration that ``sizes_of`` accepts -> the value that is
+            written where the configuration has the key, so that no change of another key gives it an effect.
         live_names: names in checkpoints -> in live models, where transformers renames on loading. Files may have
             either; `stored_name` and `name_among` translate.
         ignored_tensors: ends of the names of tensors that some checkpoints hold and no model learns.
@@ -196,6 +198,7 @@ class Family:
     function_keys: Mapping[str, Any] = field(default_factory=dict)
     dropout_keys: tuple[str, ...] = ()
     has_layer_types: bool = False
+    without_effect: Mapping[str, Any] = field(default_factory=dict)
     live_names: Mapping[str, str] = field(default_factory=dict)
     ignored_tensors: tuple[str, ...] = ()
     former_model_types: tuple[str, ...] = ()

@@ -69,7 +69,9 @@ def test_a_fused_axis_lies_one_after_the_other():
 
 
 def test_sliding_windows_are_refused():
-    config = random_pair(all_families()["qwen2"], random.Random(0))[0] | {"use_sliding_window": True}
+    config = random_pair(all_families()["qwen2"], random.Random(0))[0]
+    config |= {"use_sliding_window": True, "max_window_layers": config["num_hidden_layers"] - 1}
+    config.pop("layer_types", None)
     with pytest.raises(GrowthError, match="use_sliding_window is true, which phigrow does not support"):
         all_families()["qwen2"].sizes_of(config)
 

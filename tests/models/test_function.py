@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from copy import deepcopy
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import model_of
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
 import phigrow
+from phigrow.checkpoints.configuration import resolve_config
 from phigrow.errors import GrowthError
 from phigrow.models.families import all_families
 from phigrow.models.forward import ACTIVATIONS
@@ -21,6 +23,7 @@ from phigrow.models.function import function_differences, function_of
 from phigrow.models.rotary import SETTINGS, compare, lengths_to_compare
 
 CONTEXT = 48
+IDS = torch.arange(40)[None] % 31
 HEAD, ROTARY = 16, 8
 
 ROTARY_CLASSES = {
@@ -324,6 +327,42 @@ def test_layers_that_see_fewer_positions_are_refused(name):
         with pytest.raises(GrowthError, match=r"layer_types holds .*, which phigrow does not support"):
             phigrow.plan(config(name), stray, "tile")
     assert phigrow.plan(config(name), config(name, layer_types=["attention"] * 2), "tile").exact
+
+
+WINDOWS = {
+    "begin past the last layer": {"max_window_layers": 2},
+    "begin past the last layer by default": {},
+    "are absent from the listed layers": {"max_window_layers": 0, "layer_types": ["full_attention"] * 2},
+    "have no length": {"max_window_layers": 0, "sliding_window": None},
+}
+
+
+@pytest.mark.parametrize("more", WINDOWS.values(), ids=WINDOWS)
+def test_windows_that_no_layer_has_are_written_as_turned_off(more, save_model):
+    plain = config("qwen2")
+    given = plain | {"use_sliding_window": True, "sliding_window": 6} | more
+    slides = given | {"sliding_window": 6, "max_window_layers": 1, "layer_types": None}
+    whole, same, other = (model_of(each)(IDS).logits.detach() for each in (plain, given, slides))
+    assert torch.equal(whole, same)
+    assert float((whole - other).abs().max()) > 1e-2
+    deeper = {key: value for key, value in plain.items() if key != "layer_types"} | {"num_hidden_layers": 4}
+    source = save_model(model_of(given, torch.float32))
+    (source / "config.json").write_text(json.dumps(given))  # transformers adds layer_types
+    grown = phigrow.expand(source, deeper, source.with_name("grown"), method="lossless", dtype="float32")
+    before, after = (AutoModelForCausalLM.from_pretrained(folder)(IDS).logits.detach() for folder in (source, grown))
+    assert float((before - after).abs().max()) < 2e-5
+    stored = resolve_config(given, "here").stored("float32", {})
+    assert stored["use_sliding_window"] is False  # so that the same keys with more layers have the same function
+
+
+def test_windows_that_more_layers_would_have_are_refused():
+    given = config("qwen2") | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}
+    for layers, kinds in ((4, None), (3, ["full_attention"] * 2)):
+        deeper = given | {"num_hidden_layers": layers, "layer_types": kinds}
+        with pytest.raises(
+            GrowthError, match=rf"(?s)use_sliding_window is true.*of {layers} layers, those from layer 2"
+        ):
+            phigrow.plan(given, deeper, "lossless")
 
 
 @pytest.mark.parametrize("activation", [["gelu_new"], {"name": "gelu_new"}, 1])

@@ -1,7 +1,8 @@
 """Qwen2 and Qwen2.5: a Llama with biases on queries, keys and values; the small ones tie their embeddings.
 
-Source: ``transformers.Qwen2ForCausalLM``. Sliding windows, which no published Qwen2 turns on, are refused: they depend
-on the depth of a layer, which growth changes.
+Source: ``transformers.Qwen2ForCausalLM``. Layers with a sliding window, which no published Qwen2 has, are refused: the
+depth of a layer decides, and growth changes it. A configuration may turn windows on and begin them past its last layer.
+phigrow writes such a model with windows turned off, because more layers would have one otherwise.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ model.norm.weight                                          rmsnorm hidden -> fin
 lm_head.weight                                             vocab <- final            unless tie_word_embeddings
 """
 
+FIRST_WITH_WINDOW = 28
+"""transformers' default of ``max_window_layers``."""
+
 _RULES = SizeRules(
     where="a Qwen2 configuration",
     architecture="Qwen2ForCausalLM",
@@ -40,14 +44,26 @@ _RULES = SizeRules(
 
 def _sizes(config: Config) -> Sizes:
     sizes = axis_sizes(config, _RULES)
-    if config.get("use_sliding_window"):
+    if (first := _first_with_window(config, sizes["layer"])) < sizes["layer"]:
         raise GrowthError(
             "use_sliding_window is true, which phigrow does not support",
             where=_RULES.where,
-            why="the depth of a layer decides whether it has a sliding window, and growth moves layers",
+            why=f"of {sizes['layer']} layers, those from layer {first} on would have a sliding window, and growth "
+            "moves layers",
             fix="set use_sliding_window to false, as in the published models",
         )
     return sizes
+
+
+def _first_with_window(config: Config, layers: int) -> int:
+    """Return the first layer with a sliding window, as transformers chooses it; the number of layers if none has."""
+    kinds = config.get("layer_types")
+    if not config.get("use_sliding_window") or config.get("sliding_window", 0) is None:
+        return layers
+    if isinstance(kinds, list) and len(kinds) == layers:  # these are all full_attention, as `axis_sizes` checked
+        return layers
+    first = config.get("max_window_layers", FIRST_WITH_WINDOW)
+    return max(first, 0) if type(first) is int else 0
 
 
 def _config(sizes: Sizes) -> Config:
@@ -84,5 +100,6 @@ FAMILY = Family(
     forward=_forward,
     dropout_keys=("attention_dropout",),
     has_layer_types=True,
+    without_effect={"use_sliding_window": False},
     ignored_tensors=ROTARY_TABLES,
 )
