@@ -7,14 +7,11 @@ from pathlib import Path
 
 from phigrow.checkpoints.configuration import ResolvedConfig
 from phigrow.checkpoints.model_card import CARD_FILE
-from phigrow.checkpoints.token_ids import KEYS, TokenIds
+from phigrow.checkpoints.token_ids import CONFIG_FILE, GENERATION_FILE, KEYS, TokenIds
 from phigrow.checkpoints.tokenizer_folder import copy_tokenizer
 from phigrow.files.atomic import atomic_json, atomic_write
 from phigrow.files.untrusted import contained
 from phigrow.models.config import Config, load_config
-
-CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from phigrow.models.config import Config
 BOS, EOS, PAD = "bos_token_id", "eos_token_id", "pad_token_id"
 KEYS = (BOS, EOS, PAD)
 
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+
 
 @dataclass(frozen=True)
 class TokenIds:
@@ -40,6 +43,7 @@ def choose_token_ids(
     source: Config | None = None,
     generation: Config | None = None,
     tokenizer: Callable[[str], int | None] = lambda key: None,
+    source_place: str = "the source",
 ) -> TokenIds:
     """Take every id from the configuration if it has one, else from the source, else from the tokenizer.
 
@@ -54,28 +58,40 @@ def choose_token_ids(
         source: the source's configuration.
         generation: the source's generation settings.
         tokenizer: key -> id, see `tokenizer_ids`; it is asked only for what is missing.
+        source_place: the place of the source with its files, for messages.
 
     Raises:
-        GrowthError: an id is no whole number, or outside the vocabulary.
+        GrowthError: an id is no whole number, or outside the vocabulary. The error names the file that holds it.
     """
     source, generation = source or {}, generation or {}
     model: Config = {}
     generated: Config = {}
     for key in KEYS:
-        own, inherited, former = config.get(key), source.get(key), generation.get(key)
-        model[key] = _first(own, inherited)
-        if model[key] is None and key != PAD:
-            model[key] = _first(former) if former is not None else tokenizer(key)
-        if own is None or own == inherited or own in _listed(former):
-            chosen = _first(former, model[key])
-            chosen = tokenizer(key) if chosen is None else chosen
+        own = _Id(config.get(key), where)
+        inherited = _Id(source.get(key), f"{CONFIG_FILE} of {source_place}")
+        former = _Id(generation.get(key), f"{GENERATION_FILE} of {source_place}")
+        of_model = _first(own, inherited)
+        if of_model.value is None and key != PAD:
+            of_model = former if former.value is not None else _Id(tokenizer(key), f"the tokenizer of {source_place}")
+        if own.value is None or own.value == inherited.value or own.value in _listed(former.value):
+            chosen = _first(former, of_model)
+            chosen = chosen if chosen.value is not None else _Id(tokenizer(key), f"the tokenizer of {source_place}")
         else:
             chosen = own
-        if chosen is not None:
-            generated[key] = chosen
-        for value in (model[key], generated.get(key)):
-            _check(key, value, vocab, where)
+        for each in (of_model, chosen):
+            _check(key, each, vocab, where)
+        model[key] = of_model.value
+        if chosen.value is not None:
+            generated[key] = chosen.value
     return TokenIds(model, generated)
+
+
+@dataclass(frozen=True)
+class _Id:
+    """An id, a list of ids or None, and the file that holds it."""
+
+    value: Any
+    place: str
 
 
 def tokenizer_ids(folder: Path) -> Callable[[str], int | None]:
@@ -136,19 +152,21 @@ def _text(token: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
+def _first(*ids: _Id) -> _Id:
+    return next((each for each in ids if each.value is not None), ids[-1])
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _check(key: str, value: Any, vocab: int, where: str) -> None:
-    for each in _listed(value) if key == EOS else [value]:
+def _check(key: str, given: _Id, vocab: int, configuration: str) -> None:
+    """Refuse an id that is outside the vocabulary; ``configuration`` is where another one may be set."""
+    for each in _listed(given.value) if key == EOS else [given.value]:
         if each is not None and (type(each) is not int or not 0 <= each < vocab):
+            correct = "" if given.place == configuration else f"correct it in {given.place}, or "
             raise GrowthError(
-                f"{key} is {each!r}, but the vocabulary has the ids 0 to {vocab - 1}", where=where,
-                why="the id comes from the configuration, the source's files or its tokenizer",
-                fix=f"set {key} in the configuration to an id of the vocabulary",
-            )  # fmt: skip
+                f"{key} is {each!r}, but the vocabulary has the ids 0 to {vocab - 1}",
+                where=given.place,
+                fix=f"{correct}set {key} in {configuration} to an id of the vocabulary",
+            )

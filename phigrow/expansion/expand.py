@@ -191,7 +191,7 @@ def _companions(plan: Plan, source: Path, origin: Origin, dtype: str) -> Compani
     generation = generation_settings(source)
     ids = choose_token_ids(
         plan.dst_config, vocab=plan.dst_sizes["vocab"], where=_DESTINATION, source=plan.src_config,
-        generation=generation, tokenizer=tokenizer_ids(source),
+        generation=generation, tokenizer=tokenizer_ids(source), source_place=str(source),
     )  # fmt: skip
     card = growth_card(plan, source, origin, dtype)
     return make_companions(_resolved(plan), dtype, ids, generation, card=card, tokenizer=source)
@@ -257,7 +257,7 @@ def expand_model(
     generation = copy.deepcopy(model.generation_config)
     ids = choose_token_ids(
         plan.dst_config, vocab=plan.dst_sizes["vocab"], where=_DESTINATION, source=config,
-        generation=generation.to_dict() if generation is not None else None,
+        generation=generation.to_dict() if generation is not None else None, source_place=_LIVE,
     )  # fmt: skip
     sources = {name: InMemory(tensor) for name, tensor in state.items()}
     grown = {recipe.name: lift(recipe, sources, torch_dtype) for recipe in plan.recipes()}

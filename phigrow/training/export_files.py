@@ -68,7 +68,12 @@ def _token_ids(
         return None if tokenizer is None else tokenizer_ids(tokenizer)(key)
 
     return choose_token_ids(
-        named, vocab=model_dict["vocab_size"], where=_MODEL, generation=generation, tokenizer=from_data
+        named,
+        vocab=model_dict["vocab_size"],
+        where=_MODEL,
+        generation=generation,
+        tokenizer=from_data,
+        source_place="the run's start",
     )
 
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phigrow.checkpoints.companions import GENERATION_FILE
 from phigrow.checkpoints.fingerprint import CONFIG, STATE, checkpoint_fingerprint, config_content, state_fingerprint
 from phigrow.checkpoints.integrity import MARKER
 from phigrow.checkpoints.model_card import CARD_FILE
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE, TrainingCost
 from phigrow.checkpoints.run_checkpoints import RUN_FILE
 from phigrow.checkpoints.stored_model import stored_model_config
+from phigrow.checkpoints.token_ids import GENERATION_FILE
 from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json, atomic_write

@@ -65,7 +65,16 @@ def test_an_id_outside_the_vocabulary_is_refused(value):
     for place in range(3):
         with pytest.raises(GrowthError, match=r"eos_token_id is .*, but the vocabulary has the ids 0 to 9") as caught:
             chosen(*({"eos_token_id": value} if place == each else {} for each in range(3)))
-        assert "set eos_token_id in the configuration" in str(caught.value)
+        assert "set eos_token_id in the destination configuration" in str(caught.value)
+        file = ("the destination configuration", "config.json of the source", "generation_config.json of the source")[
+            place
+        ]
+        assert caught.value.where == file
+        assert ("correct it in" in caught.value.fix) == (place > 0)
+    with pytest.raises(GrowthError, match=r"(?s)eos_token_id is .*where: generation_config.json of the source"):
+        chosen({"eos_token_id": 9}, {"eos_token_id": 9}, {"eos_token_id": value})  # the others are sound
+    with pytest.raises(GrowthError, match=r"(?s)pad_token_id is 10.*where: the tokenizer of the source"):
+        chosen({}, tokenizer={"pad_token_id": 10}.get)
     with pytest.raises(GrowthError, match="pad_token_id is"):
         chosen({"pad_token_id": value})
 
