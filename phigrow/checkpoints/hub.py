@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from phigrow.checkpoints.hub_cache import incomplete_cache, is_offline
+from phigrow.checkpoints.hub_names import HubName, hub_name
+from phigrow.checkpoints.pickles import has_pickles
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, TRAINING_FILE
 from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.errors import GrowthError, MachineError
@@ -14,7 +16,6 @@ from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained
 from phigrow.models.config import Config, load_config, shipped_name
 
-ALIASES = {"phi-1": "microsoft/phi-1", "phi-1_5": "microsoft/phi-1_5", "phi-2": "microsoft/phi-2"}
 _SHIPPED = {"phi-1": "phi-1.json", "phi-1_5": "phi-1_5.json", "phi-2": "phi2.json"}
 
 CONFIG_FILES = ["config.json", "generation_config.json"]
@@ -43,7 +44,7 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     """Return the local folder of a checkpoint. A hub name is downloaded, or taken from the cache.
 
     Args:
-        name: a folder, ``phi-1``, ``phi-1_5``, ``phi-2`` (of ``microsoft``), or any hub id.
+        name: a folder, ``phi-1``, ``phi-1_5``, ``phi-2`` (of ``microsoft``), or a repository as `hub_name` reads it.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -63,7 +64,8 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         return path
     _refuse_file(path)
     patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *PROVENANCE_FILES, *CARD_FILES, *WEIGHT_FILES]
-    return _checkpoint(_download(name, revision, patterns), name, revision, "*.safetensors")
+    asked = hub_name(name, revision)
+    return _checkpoint(_download(asked, name, patterns), asked, "*.safetensors")
 
 
 def locate_tokenizer(name: str) -> Path:
@@ -73,7 +75,7 @@ def locate_tokenizer(name: str) -> Path:
         GrowthError: nothing has that name, or the hub cannot be reached.
     """
     try:
-        return _download(name, None, [*CONFIG_FILES, *TOKENIZER_FILES])
+        return _download(hub_name(name), name, [*CONFIG_FILES, *TOKENIZER_FILES])
     except GrowthError as error:
         raise GrowthError(
             f"the tokenizer {name!r} cannot be loaded",
@@ -87,7 +89,7 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
     """Return the configuration of a source, without its weights where they are on the hub.
 
     Args:
-        name: a folder, a file, a shipped or aliased name, or a hub id.
+        name: a folder, a file, a shipped or aliased name, or a repository as `hub_name` reads it.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -95,28 +97,35 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
     """
     path = user_path(name)
     if path.is_dir():
+        name = CONFIG_FILES[0]
+        if not contained(path, name).exists() and (error := incomplete_cache(path, name)) is not None:
+            raise error
         return stored_model_config(path)
     if path.exists():
         return load_config(name)
     if revision is None and (shipped := _SHIPPED.get(str(name)) or shipped_name(name)):
         return load_config(shipped)
-    return load_config(_checkpoint(_download(name, revision, CONFIG_FILES), name, revision, CONFIG_FILES[0]))
+    asked = hub_name(name, revision)
+    return load_config(_checkpoint(_download(asked, name, CONFIG_FILES), asked, CONFIG_FILES[0]))
 
 
-def _checkpoint(folder: Path, name: str | Path, revision: str | None, needed: str) -> Path:
+def _checkpoint(folder: Path, asked: HubName, needed: str) -> Path:
     """Return a downloaded folder, unless it lacks a file that a checkpoint needs and its repository shows why.
 
     Raises:
-        GrowthError: the repository holds files of another kind, or only pickled weights.
+        GrowthError: the repository holds files of another kind, or only pickled weights; or there is no network, and
+            the local cache lacks the file.
     """
     if next(folder.glob(needed), None) is not None:
         return folder
     from huggingface_hub import list_repo_files
 
-    repository = ALIASES.get(str(name), str(name))
+    repository, revision = asked.repository, asked.revision
     try:
         names = list_repo_files(repository, revision=revision)
     except Exception:  # a second request may fail in many ways; reading the folder says what is missing
+        if not has_pickles(folder) and (error := incomplete_cache(folder, needed)) is not None:
+            raise error from None
         return folder
     if any(each.startswith("pytorch_model") and each.endswith(".bin") for each in names):
         at = f" --revision {revision}" if revision else ""
@@ -143,14 +152,15 @@ def _refuse_file(path: Path) -> None:
 def display_name(name: str | Path) -> str:
     """Return the name of a source: the hub id of an alias or hub name, or the name of a local folder."""
     path = user_path(name)
-    return path.resolve().name if path.exists() else ALIASES.get(str(name), str(name))
+    return path.resolve().name if path.exists() else hub_name(name).repository
 
 
-def _download(name: str | Path, revision: str | None, patterns: list[str]) -> Path:
+def _download(asked: HubName, name: str | Path, patterns: list[str]) -> Path:
+    """Download files of a repository, or take them from the cache; ``name`` is what the user gave, for messages."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    repository = ALIASES.get(str(name), str(name))
+    repository, revision = asked.repository, asked.revision
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
@@ -247,14 +257,6 @@ def hub_error(
 
 NO_NETWORK = frozenset({"LocalEntryNotFoundError", "ConnectionError", "ConnectError", "TimeoutException", "Timeout"})
 """Names of exceptions of the hub's and of HTTP libraries without an answer from the hub."""
-
-
-def is_offline() -> bool:
-    """Return True if the environment forbids downloads."""
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE)
-
-
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from phigrow.checkpoints.hub import ALIASES, display_name
+from phigrow.checkpoints.hub import display_name
+from phigrow.checkpoints.hub_cache import cached_repository
+from phigrow.checkpoints.hub_names import hub_name
 from phigrow.files.paths import user_path
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -30,18 +29,15 @@ class Origin:
 def origin_of(name: str | Path, folder: Path) -> Origin:
     """Return the origin of a checkpoint.
 
-    The hub's cache has a folder ``models--OWNER--NAME/snapshots/COMMIT`` for every commit. A user may give it too.
+    A folder of the hub's cache, which a user may give too, has the origin that its place names.
 
     Args:
         name: as the user gave it: a folder or a hub name.
         folder: its folder, as `phigrow.checkpoints.hub.locate` returns it.
     """
-    path = folder.resolve()
-    cache = path.parent.parent.name
-    if path.parent.name == "snapshots" and cache.startswith("models--") and _COMMIT.fullmatch(path.name):
-        repository = cache.removeprefix("models--").replace("--", "/", 1)
-        return Origin(repository, repository, path.name)
+    if (cached := cached_repository(folder)) is not None:
+        return Origin(cached[0], *cached)
     if user_path(name).exists():
         return Origin(display_name(name))
-    repository = ALIASES.get(str(name), str(name))
+    repository = hub_name(name).repository
     return Origin(repository, repository)

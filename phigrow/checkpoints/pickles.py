@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.bits import Bits, bits_of
+from phigrow.checkpoints.hub_cache import incomplete_cache
 from phigrow.checkpoints.reader import (
     DTYPES,
     INDEX,
@@ -122,6 +123,8 @@ def _load(path: Path) -> dict[Any, Any]:
     import torch
 
     if not path.is_file():
+        if (incomplete := incomplete_cache(path.parent, path.name)) is not None:
+            raise incomplete
         raise GrowthError(
             f"the file {path.name} is missing",
             where=str(path.parent),

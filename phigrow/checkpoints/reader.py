@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phigrow.checkpoints.bits import STORED, Bits, as_bytes, tensor_of
+from phigrow.checkpoints.hub_cache import incomplete_cache
 from phigrow.errors import GrowthError
 from phigrow.files.foreign import recognise
 from phigrow.files.untrusted import MOST_JSON_BYTES, contained, parse_json_strict, read_json_strict
@@ -166,6 +167,8 @@ class CheckpointReader:
 
     def _open(self, path: Path) -> None:
         if not path.is_file():
+            if (incomplete := incomplete_cache(self.folder, path.name)) is not None:
+                raise incomplete
             if path.name == SINGLE and (foreign := recognise(self.folder)) is not None:
                 raise foreign.error(f"the file {SINGLE} is missing", str(self.folder))
             pickles = sorted(p.name for p in self.folder.glob("*.bin"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from phigrow.checkpoints.hub_names import hub_name
 from phigrow.corpus.left_out import DESCRIPTION, LINKED, OTHER_CONFIG, OTHER_KIND, OTHER_SPLIT, LeftOut
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
@@ -92,9 +93,9 @@ def find_files(ref: str | Path, split: str = TRAIN, config: str | None = None) -
         return LocalFiles([path])
     if is_folder:
         return _in_folder(path, split, config)
-    if any(character in str(ref) for character in "*?["):
+    if ":/" not in str(ref) and any(character in str(ref) for character in "*?["):
         return LocalFiles(with_text(path, _matches(path)))
-    if HUB_NAME.fullmatch(str(ref)) and not str(ref).endswith(SUFFIXES):
+    if HUB_NAME.fullmatch(hub_name(ref, kind="dataset").repository) and not str(ref).endswith(SUFFIXES):
         return None
     raise GrowthError(
         "the file or folder does not exist", where=str(path.absolute()), fix=f"check the path, and {KINDS}"

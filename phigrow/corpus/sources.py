@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.hub import hub_error
+from phigrow.checkpoints.hub_names import hub_name
 from phigrow.corpus.embedded import embedded_documents
 from phigrow.corpus.left_out import NO_ROWS, LeftOut, printable
 from phigrow.corpus.local_files import TRAIN, find_files
@@ -260,6 +261,8 @@ def _on_hub(name: str, split: str, config: str | None, revision: str | None, *, 
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
+    asked = hub_name(name, revision, kind="dataset")
+    name, revision = asked.repository, asked.revision
     try:
         return load_dataset(name, name=config, split=split, revision=revision, streaming=streaming)
     except Exception as error:

@@ -13,6 +13,7 @@ from torch import nn
 
 from phigrow.checkpoints.configuration import resolve_config
 from phigrow.checkpoints.fingerprint import has_weights
+from phigrow.checkpoints.hub_names import download_advice
 from phigrow.checkpoints.stored_model import QUANTIZATION, stored_model_config
 from phigrow.errors import GrowthError
 from phigrow.files.foreign import recognise
@@ -52,7 +53,7 @@ def model_config(config: RunConfig, *, data_vocab: int, seq_len: int, eos_token_
             raise GrowthError(
                 "there is no checkpoint to start from",
                 where=str(Path(config.init).absolute()),
-                fix="set init to a checkpoint folder, or to scratch",
+                fix=f"set init to a checkpoint folder, or to scratch{download_advice(config.init, 'init')}",
             )
         out = stored_model_config(Path(config.init))
         if config.model is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phigrow.checkpoints.hub_names import download_advice
 from phigrow.checkpoints.stored_model import stored_model_config
 from phigrow.corpus.blocks import DataSource
 from phigrow.errors import GrowthError
@@ -78,7 +79,7 @@ def teacher_of(config: RunConfig, model_dict: Config, blocks: DataSource) -> Tea
         raise GrowthError(
             "there is no checkpoint to take as teacher",
             where=f"teacher, {folder.absolute()}",
-            fix="give the folder of a Hugging Face checkpoint",
+            fix=f"give the folder of a Hugging Face checkpoint{download_advice(config.teacher, 'teacher')}",
         )
     stored = stored_model_config(folder)
     if stored.get("vocab_size") != model_dict["vocab_size"]:

@@ -8,6 +8,7 @@ from tiny_models import phi_config, phi_model
 
 import phigrow
 from phigrow.checkpoints import hub
+from phigrow.checkpoints.hub_names import ALIASES
 from phigrow.errors import GrowthError
 
 
@@ -39,7 +40,7 @@ def test_names_and_revisions_reach_the_hub_and_only_safe_files_are_asked_for(tmp
     patterns = {pattern for *_, each in asked for pattern in each}
     assert "*.safetensors" in patterns
     assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in patterns)
-    assert hub.ALIASES == {"phi-1": "microsoft/phi-1", "phi-1_5": "microsoft/phi-1_5", "phi-2": "microsoft/phi-2"}
+    assert ALIASES == {"phi-1": "microsoft/phi-1", "phi-1_5": "microsoft/phi-1_5", "phi-2": "microsoft/phi-2"}
 
 
 HUB = """
