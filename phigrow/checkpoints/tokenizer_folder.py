@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from phigrow.checkpoints.hub import TOKENIZER_FILES, VOCABULARY_FILES
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
+from phigrow.files.paths import utf8_path
 from phigrow.files.untrusted import contained, read_json_strict
 
 if TYPE_CHECKING:
@@ -52,9 +53,11 @@ def open_tokenizer(folder: Path, name: str | None = None) -> PreTrainedTokenizer
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with utf8_path(folder) as readable:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                str(readable), local_files_only=True, trust_remote_code=False
+            )
+        tokenizer.name_or_path = str(folder)
     except Exception as error:  # the Rust parser raises plain Exception, transformers a dozen kinds
         if not any((folder / file).is_file() for file in VOCABULARY_FILES):
             raise _no_vocabulary(folder) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from phigrow.files.machine_errors import machine_errors_explained
+from phigrow.files.machine_errors import machine_errors_explained, replace_odd_characters
 from phigrow.files.paths import user_path
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -108,9 +107,7 @@ def begin(quiet: bool) -> None:
     """Set the output of a command, before it loads a library with progress bars of its own."""
     global _quiet
     _quiet = quiet
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal in ASCII has no arrows and no lines
+    replace_odd_characters()
     if not shows_progress():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -18,7 +18,7 @@ from phigrow.corpus.order import WHOLE, Part
 from phigrow.corpus.rows import reading
 from phigrow.corpus.splits import MixedSource, Split, relative_weights
 from phigrow.errors import GrowthError
-from phigrow.files.paths import user_path
+from phigrow.files.paths import user_path, utf8_path
 
 
 class BlockArray:
@@ -32,8 +32,9 @@ class BlockArray:
         from datasets import ClassLabel, load_from_disk
 
         self.folder, self.vocab_size = user_path(folder), vocab_size
-        with reading(self.folder, "the packed blocks", "copy the folder again, or make it again with `phigrow data`"):
-            data = load_from_disk(str(self.folder), keep_in_memory=False)
+        fix = "copy the folder again, or make it again with `phigrow data`"
+        with reading(self.folder, "the packed blocks", fix), utf8_path(self.folder) as readable:
+            data = load_from_disk(str(readable), keep_in_memory=False)
             table = data.data.table
             self.parts = [
                 # Sliced arrays share one buffer: flatten, unlike values, honours the slice.

@@ -34,7 +34,7 @@ from phigrow.corpus.tokenizer import check_text, load_tokenizer, save_tokenizer,
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import writing
-from phigrow.files.paths import user_path
+from phigrow.files.paths import user_path, utf8_path
 from phigrow.files.staged_folder import staged_folder
 
 if TYPE_CHECKING:
@@ -107,8 +107,13 @@ def prepare(
         "revision": revision,
     }
     given = None if tokenizer is None else load_tokenizer(tokenizer)  # before minutes of reading
-    with writing(folder), staged_folder(folder) as root, _library_state(progress, num_proc):
-        scratch = root.parent / "scratch"
+    with (
+        writing(folder),
+        staged_folder(folder) as made,
+        utf8_path(made.parent) as work,
+        _library_state(progress, num_proc),
+    ):
+        root, scratch = work / made.name, work / "scratch"
         scratch.mkdir()
         left_out = LeftOut()
         documents = load_documents(

@@ -14,6 +14,7 @@ from typing import IO, Any, NoReturn
 from phigrow.corpus.left_out import printable
 from phigrow.corpus.local_files import PARQUET_SUFFIXES, TEXT_SUFFIXES
 from phigrow.errors import GrowthError
+from phigrow.files.paths import utf8_path
 
 Row = dict[str, str | None]
 
@@ -234,7 +235,7 @@ def _parquet_rows(file: Path, text_column: str) -> Iterator[Row]:
 
     with file.open("rb") as start:
         _refuse_pointer(file, start.read(len(POINTER)))
-    with pq.ParquetFile(file) as table:
+    with utf8_path(file) as readable, pq.ParquetFile(readable) as table:
         schema = table.schema_arrow
         if text_column not in schema.names:
             no_column(text_column, str(file), schema.names)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.hub import locate_tokenizer
+from phigrow.checkpoints.hub_names import hub_name
 from phigrow.checkpoints.tokenizer_folder import (
     check_tokenizer,
     copy_tokenizer,
@@ -19,7 +20,7 @@ from phigrow.checkpoints.tokenizer_folder import (
 )
 from phigrow.corpus.local_files import HUB_NAME
 from phigrow.errors import GrowthError
-from phigrow.files.paths import user_path
+from phigrow.files.paths import user_path, utf8_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -104,11 +105,12 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         exists = path.exists()
     except OSError as error:  # too long a name, or a folder above it that may not be entered
         raise GrowthError("the tokenizer cannot be read", where=str(path), why=str(error), fix=_FIX) from error
-    if not exists and (str(ref).endswith(".json") or not HUB_NAME.fullmatch(str(ref))):
+    if not exists and (not HUB_NAME.fullmatch(hub_name(ref).repository) or str(ref).endswith(".json")):
         raise GrowthError("the tokenizer does not exist", where=str(path.absolute()), fix=_FIX)
     if path.is_file():
         try:
-            tokenizer: PreTrainedTokenizerBase = _fast_tokenizer(tokenizer_file=str(path))
+            with utf8_path(path) as readable:
+                tokenizer: PreTrainedTokenizerBase = _fast_tokenizer(tokenizer_file=str(readable))
         except Exception as error:  # the Rust parser raises plain Exception
             raise GrowthError("the file is not a tokenizer", where=str(path), why=str(error), fix=_FIX) from error
         tokenizer.name_or_path = str(path)

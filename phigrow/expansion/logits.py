@@ -14,6 +14,7 @@ import numpy as np
 from phigrow.checkpoints.bits import widen
 from phigrow.checkpoints.stored_model import QUANTIZATION, StoredModel
 from phigrow.errors import GrowthError
+from phigrow.files.paths import utf8_path
 from phigrow.models.config import Config, is_number, normalised
 from phigrow.models.families import family_of
 from phigrow.models.forward import ACTIVATIONS, Ids, Values
@@ -151,14 +152,32 @@ class _Weights(Mapping[str, Values]):
 
 
 def _logits_of_transformers(folder: Path, probes: Sequence[Probe], dtype: str, pickled: bool) -> list[Values]:
+    with utf8_path(folder) as readable:
+        model = _model_of_transformers(readable, str(folder), dtype, pickled)
+    import torch
+
+    with torch.inference_mode():
+        logits = [
+            np.concatenate(
+                [model(torch.from_numpy(row)[None], use_cache=False, logits_to_keep=last).logits.numpy() for row in ids]
+            )
+            for ids, last in probes
+        ]
+    del model
+    gc.collect()
+    return logits
+
+
+def _model_of_transformers(folder: Path, where: str, dtype: str, pickled: bool) -> Any:
+    """Load a checkpoint in evaluation mode; ``where`` is its place for messages."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with transformers_errors("read the configuration", str(folder)):
+    with transformers_errors("read the configuration", where):
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if hasattr(config, QUANTIZATION):
         delattr(config, QUANTIZATION)  # the weights are stored as floating point numbers, as phigrow has checked
-    with transformers_errors("load the checkpoint", str(folder)), _no_loading_bar():
+    with transformers_errors("load the checkpoint", where), _no_loading_bar():
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -171,16 +190,7 @@ def _logits_of_transformers(folder: Path, probes: Sequence[Probe], dtype: str, p
     model.eval()
     if dtype == "float64":
         widen_norms(model)
-    with torch.inference_mode():
-        logits = [
-            np.concatenate(
-                [model(torch.from_numpy(row)[None], use_cache=False, logits_to_keep=last).logits.numpy() for row in ids]
-            )
-            for ids, last in probes
-        ]
-    del model
-    gc.collect()
-    return logits
+    return model
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from phigrow.checkpoints.hub import locate
 from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.errors import GrowthError
 from phigrow.expansion.logits import BACKENDS, Probe, choose_backend, run_probes
+from phigrow.files.paths import utf8_path
 from phigrow.growth.plan import Plan
 from phigrow.inspection.plan_file import read_plan_file
 from phigrow.models.config import Config, context_of, load_config
@@ -295,7 +296,8 @@ def encode(folder: Path, text: str) -> list[int]:
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        with utf8_path(folder) as readable:
+            tokenizer = Tokenizer.from_file(str(readable / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return list(tokenizer.encode(text).ids)

@@ -20,11 +20,14 @@ from typing import Any
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; text is encoded as UTF-8.
 
+    A byte of a path that is not UTF-8 is half a character in Python, which UTF-8 does not have. It is written as an
+    escape, as in messages: ``caf\\udce9``.
+
     Raises:
         OSError: the operating system refuses. An existing file is then unchanged.
     """
     with atomic_path(path) as unfinished:
-        unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        unfinished.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 def atomic_json(path: Path, content: Any, *, indent: int | None = 1) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import socket
@@ -72,6 +73,16 @@ def with_advice(error: GrowthError, advice: str) -> GrowthError:
     """Return an error with a sentence at the end of its fix."""
     fix = f"{error.fix}. {advice}" if error.fix and advice else error.fix or advice
     return type(error)(error.what, where=error.where, why=error.why, fix=fix)
+
+
+def replace_odd_characters() -> None:
+    """Let stdout and stderr print a question mark for a character that their encoding does not have.
+
+    A terminal in ASCII has no arrows and no lines, and UTF-8 has no bytes of paths in another encoding.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def flush_stdout() -> GrowthError | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from phigrow.errors import GrowthError
@@ -40,3 +43,32 @@ def user_path(text: str | Path) -> Path:
     PosixPath('runs/small')
     """
     return Path(user_text(os.fspath(text)))
+
+
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """Give a path to an existing file or folder that libraries written in Rust or C++ can open; a context.
+
+    Linux allows any bytes in names, and these libraries only UTF-8. A path with other bytes gets a symbolic link in a
+    temporary folder, which is removed when the block ends.
+
+    >>> with utf8_path(Path("runs")) as path:
+    ...     path
+    PosixPath('runs')
+    """
+    if is_utf8(path.absolute()):  # libraries make paths absolute
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="phigrow-") as folder:
+        link = Path(folder, "link").with_suffix(path.suffix if is_utf8(path.suffix) else "")
+        link.symlink_to(path.absolute())
+        yield link
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Return True if a path can be written in UTF-8."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -116,8 +116,8 @@ def parse_json_strict(data: bytes, what: str, where: str, *, nan: bool = False) 
         constant = float if nan else _no_constant
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=constant)
         _check_depth(content)
-        if b"\\u" in data:  # an escape can spell half a character, which no file can hold
-            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        if b"\\u" in data:  # an escape can spell half a character; only a byte of a path may be one
+            json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except RecursionError as error:
         raise GrowthError(
             f"{what} cannot be read", where=where, why=f"its nesting is deeper than {MOST_DEPTH} levels", fix=_VALID

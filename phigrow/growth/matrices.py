@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_path
-from phigrow.files.paths import user_path
+from phigrow.files.paths import user_path, utf8_path
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,7 +64,8 @@ class Maps:
         from safetensors.numpy import load_file
 
         try:
-            return {name: value.astype(np.float64) for name, value in load_file(self.path).items()}
+            with utf8_path(self.path) as readable:
+                return {name: value.astype(np.float64) for name, value in load_file(readable).items()}
         except (SafetensorError, OSError, ValueError) as error:
             raise GrowthError(
                 "the learned maps cannot be read",
@@ -110,7 +111,7 @@ def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, "numpy") as opened:
+        with utf8_path(file) as readable, safe_open(readable, "numpy") as opened:
             record = json.loads((opened.metadata() or {}).get(_RECORD, ""))
     except (SafetensorError, OSError, ValueError) as error:
         raise GrowthError(
@@ -131,12 +132,12 @@ def read_maps(path: str | Path) -> tuple[Maps, dict[str, Any]]:
 
 def write_maps(folder: Path, tensors: Mapping[str, npt.NDArray[Any]], record: dict[str, Any]) -> Maps:
     """Write matrices, as float32, with the record of their learning; the file is written whole or not at all."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     file = folder / FILE
     held = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()}
     with atomic_path(file) as unfinished:
-        save_file(held, unfinished, metadata={_RECORD: json.dumps(record, sort_keys=True)})
+        unfinished.write_bytes(save(held, metadata={_RECORD: json.dumps(record, sort_keys=True)}))
     return Maps(_sha256(file), file)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from phigrow.errors import GrowthError, MachineError
-from phigrow.files.machine_errors import flush_stdout, machine_error, with_advice
+from phigrow.files.machine_errors import flush_stdout, machine_error, replace_odd_characters, with_advice
 from phigrow.training.allocator import keep_freed_memory
 from phigrow.training.configuration import RunConfig
 from phigrow.training.options import parse, usage
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         full disk; stderr then has the error. A rank that loses another rank prints a message and exits with code 1.
     """
     keep_freed_memory()
+    replace_odd_characters()
     with environment_kept():
         try:
             code, _ = run(list(sys.argv[1:] if argv is None else argv))

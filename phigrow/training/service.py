@@ -16,7 +16,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from phigrow.files.machine_errors import machine_error
+from phigrow.files.machine_errors import machine_error, replace_odd_characters
 from phigrow.training.allocator import keep_freed_memory
 from phigrow.training.entry import refuse, run
 from phigrow.training.process import World, leave, on_rank_zero, start
@@ -41,6 +41,7 @@ def main(folder: Path) -> int:
         0, or the exit code of a failed run. After a failure these processes train no further run.
     """
     keep_freed_memory()
+    replace_odd_characters()
     try:
         world = start()
     except Exception as error:

@@ -1,6 +1,7 @@
 """Files and folders are there completely or not at all, whatever interrupts their writer."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,18 @@ def test_text_bytes_and_json(tmp_path):
     assert (tmp_path / "b.bin").read_bytes() == b"\x00\xff"
     assert (tmp_path / "c.json").read_text() == '{\n "k": [\n  1\n ]\n}\n'
     assert names(tmp_path) == ["a.txt", "b.bin", "c.json"]
+
+
+def test_bytes_of_paths_that_are_not_utf8_are_written_and_read_again(tmp_path):
+    path = b"caf\xe9/a".decode("utf-8", "surrogateescape")
+    atomic_write(tmp_path / "card.md", f"grown from {path}")
+    assert (tmp_path / "card.md").read_text(encoding="utf-8") == "grown from caf\\udce9/a"
+    atomic_json(tmp_path / "run.json", {"data": path})
+    assert read_json_strict(tmp_path / "run.json", "the run") == {"data": path}
+    assert os.fsencode(read_json_strict(tmp_path / "run.json", "the run")["data"]) == b"caf\xe9/a"
+    atomic_json(tmp_path / "half.json", {"data": "\ud800"})  # no byte of a path
+    with pytest.raises(GrowthError, match="surrogates not allowed"):
+        read_json_strict(tmp_path / "half.json", "the run")
 
 
 def test_a_failed_write_leaves_the_former_file(tmp_path):

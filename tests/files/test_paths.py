@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import phigrow
 from phigrow.cli import app
 from phigrow.errors import GrowthError
-from phigrow.files.paths import user_path, user_text
+from phigrow.files.paths import user_path, user_text, utf8_path
 from phigrow.study import load_stages, load_study
 from phigrow.training import RunConfig, load_run_config
 from phigrow.training.training_cost import run_folder, source_of
@@ -26,12 +26,16 @@ ROOT = Path(phigrow.__file__).parent
 ODD = "a:b,c=d e"
 """Name of a folder with characters that have a meaning in methods, mappings and lists."""
 
+LATIN = b"caf\xe9".decode("utf-8", "surrogateescape")
+"""Name of a folder in Latin-1, as Python reads it: Linux allows any bytes, and UTF-8 does not have these."""
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """A home folder that is not the current folder."""
     for name in ("home", "work"):
-        (tmp_path / name / ODD).mkdir(parents=True)
+        for folder in (ODD, LATIN):
+            (tmp_path / name / folder).mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "home"
@@ -44,6 +48,19 @@ def phigrow_command(*words: str) -> str:
     return done.output
 
 
+def test_libraries_get_a_link_in_place_of_a_path_that_is_not_utf8(home):
+    (home / LATIN / "a.json").write_text("{}")
+    with utf8_path(home / LATIN) as folder, utf8_path(home / LATIN / "a.json") as file:
+        assert [path.is_symlink() for path in (folder, file)] == [True, True]
+        assert str(folder / "a.json").encode()
+        assert (folder / "a.json").samefile(file)
+        assert file.suffix == ".json"
+    assert [path.parent.exists() for path in (folder, file)] == [False, False]
+    assert (home / LATIN / "a.json").read_text() == "{}"
+    with utf8_path(Path(ODD)) as path:
+        assert path == Path(ODD)
+
+
 def test_home_is_replaced_at_the_start_only(home):
     assert user_path("~/g1") == user_path(Path("~/g1")) == home / "g1"
     assert user_path("~") == home
@@ -54,7 +71,7 @@ def test_home_is_replaced_at_the_start_only(home):
         user_path("~nobody-here/x")
 
 
-@pytest.mark.parametrize("place", ["~", f"~/{ODD}", ODD])
+@pytest.mark.parametrize("place", ["~", f"~/{ODD}", ODD, LATIN])
 def test_commands_read_and_write_below_home_and_in_folders_of_odd_names(home, place):
     folder = user_path(place)
     phi_model(phi_config(), torch.float32).save_pretrained(folder / "src")

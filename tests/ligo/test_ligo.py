@@ -230,6 +230,11 @@ def test_what_does_not_fit_is_said(tmp_path):
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(GrowthError, match="the learned maps cannot be read"):
         read_maps(tmp_path / "text")
+    odd = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")  # in Latin-1
+    odd.mkdir()
+    written = write_maps(odd, {"a": np.ones(1)}, {"start": {"method": "tile"}})
+    assert (read_maps(odd)[0].sha256, read_maps(odd)[1]) == (written.sha256, {"start": {"method": "tile"}})
+    assert Maps(written.sha256, odd / FILE).tensors == {"a": np.ones(1)}
     write_maps(tmp_path, {"a": np.zeros(1)}, {})
     with pytest.raises(GrowthError, match="the learned maps have no valid `start` entry"):
         read_maps(tmp_path)
