@@ -152,8 +152,9 @@ class BlockStream(Protocol):
 class StreamFeed:
     """Steps from streams: one stream for each name in ``weights``.
 
-    Every rank reads all streams and keeps its share, so the text does not depend on the number of ranks. As with blocks
-    on disk, `apportion` distributes the rows of a step over the streams.
+    Every rank reads all streams and keeps its share, so the text does not depend on the number of ranks. The ranks of a
+    host can tokenise for each other, see `phigrow.corpus.exchange`. As with blocks on disk, `apportion` distributes the
+    rows of a step over the streams.
     """
 
     def __init__(self, weights: Mapping[str, float], streams: Sequence[BlockStream], seed: int, batch: int) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from phigrow.checkpoints.hub import NO_NETWORK
 from phigrow.corpus.blocks import describe_heldout
+from phigrow.corpus.exchange import TokenExchange
 from phigrow.corpus.feed import Feed, Position, StreamFeed
 from phigrow.corpus.left_out import EMPTY, UNDECODABLE, LeftOut
 from phigrow.corpus.mixture import checked_weights
@@ -126,6 +127,8 @@ class TokenStream:
     Attributes:
         left_out: documents without text that were read since the stream was opened, each once.
         epoch_tokens: number of tokens of an epoch, once the text has started over and it is known.
+        exchange: with the other ranks of this host, each of which tokenises a part; None to tokenise everything here.
+        number: of this stream, which is another one for each stream of an exchange.
     """
 
     def __init__(
@@ -135,6 +138,9 @@ class TokenStream:
         self.eos, self._fast, self._checked = int(tokenizer.eos_token_id), fast, False
         self.left_out = LeftOut()
         self.epoch_tokens: int | None = None
+        self.exchange: TokenExchange | None = None
+        self.number = 0
+        self._seeks = 0
         self._documents: Iterator[tuple[Position, Tokens]] | None = None
         self._pieces: list[tuple[Position, Tokens]] = []
         self._offset = 0
@@ -142,7 +148,8 @@ class TokenStream:
 
     def seek(self, position: Position) -> None:
         """Go to a position. Text is read at the next `take`."""
-        self.close()
+        self._stop_reading()
+        self._seeks += 1
         self._pieces, self._offset = [], int(position["offset"])
         # Positions saved by earlier versions do not count the tokens before them.
         before = position.get("tokens", 0 if position["dataset"] is None else None)
@@ -168,7 +175,12 @@ class TokenStream:
         return packed
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and end the exchange with other ranks."""
+        self._stop_reading()
+        if self.exchange is not None:
+            self.exchange.close()
+
+    def _stop_reading(self) -> None:
         if self._documents is not None:
             self._documents.close()  # type: ignore[attr-defined]
         self._documents = None
@@ -178,7 +190,10 @@ class TokenStream:
         left_out = LeftOut()
         head = iter(stream_documents(**_load(self.source), left_out=left_out).take(self.skip))
         self.left_out.update(left_out)
-        parts = [self._encode(texts, count=True) for texts in iter(lambda: self._texts(head), [])]
+        parts = []
+        for texts in iter(lambda: self._texts(head), []):
+            self._count(texts)
+            parts.append(self._encode(texts))
         return np.concatenate([np.empty(0, np.uint32), *parts])
 
     def _read(self) -> None:
@@ -203,12 +218,15 @@ class TokenStream:
     def _tokenised(self, epoch: int, state: Any, tokens: int | None) -> Iterator[tuple[Position, Tokens]]:
         """Yield the tokens of `DOCUMENTS` documents at a time, each time with their position.
 
+        Groups of documents are read in rounds of one for each rank that takes part in the exchange. An error of a round
+        is raised after its groups.
+
         Args:
             epoch: of the first document.
             state: of the dataset there; None at its beginning.
             tokens: in the epoch before this document; None if their number is not known.
         """
-        first = epoch
+        first, number = epoch, 0
         while True:
             begun = state is not None or epoch > 0
             with _interruptions_named(begun):
@@ -219,17 +237,32 @@ class TokenStream:
             before = state
             rows = iter(documents)
             try:
-                while True:
-                    with _interruptions_named(begun):
-                        texts = self._texts(rows, begun=begun)
-                    if not texts:
-                        break
-                    begun = True
-                    ids = self._encode(texts, count=epoch == first)
-                    if len(ids):
-                        yield {"epoch": epoch, "dataset": before, "tokens": tokens}, ids
-                    tokens = None if tokens is None else tokens + len(ids)
-                    before = documents.state_dict()
+                ended = False
+                while not ended:
+                    groups: list[tuple[Any, list[str | None]]] = []
+                    failure: GrowthError | None = None
+                    while len(groups) < (self.exchange.size if self.exchange else 1) and not ended:
+                        try:
+                            with _interruptions_named(begun):
+                                texts = self._texts(rows, begun=begun)
+                        except GrowthError as error:
+                            failure, ended = error, True
+                            break
+                        ended = not texts
+                        if texts:
+                            begun = True
+                            groups.append((before, texts))
+                            before = documents.state_dict()
+                    encoded = self._encoded([texts for _, texts in groups], number)
+                    for (place, texts), ids in zip(groups, encoded, strict=True):
+                        if epoch == first:
+                            self._count(texts)
+                        if len(ids):
+                            yield {"epoch": epoch, "dataset": place, "tokens": tokens}, ids
+                        tokens = None if tokens is None else tokens + len(ids)
+                    number += len(groups)
+                    if failure is not None:
+                        raise failure
             finally:
                 rows.close()
             if tokens == 0:
@@ -242,18 +275,45 @@ class TokenStream:
             self.epoch_tokens = tokens or self.epoch_tokens
             epoch, state, tokens = epoch + 1, None, 0
 
-    def _encode(self, texts: list[str | None], *, count: bool) -> Tokens:
-        plain = [None if text is None else text.removeprefix(MARK) for text in texts]
-        kept = [text for text in plain if text and text.strip()]
-        if count:
-            self.left_out.add(UNDECODABLE, count=texts.count(None))
-            self.left_out.add(EMPTY, count=len(texts) - len(kept) - texts.count(None))
-            self.left_out.add_marks(count=sum(len(a or "") > len(b or "") for a, b in zip(texts, plain, strict=True)))
+    def _encoded(self, groups: list[list[str | None]], first: int) -> Iterator[Tokens]:
+        """Yield the tokens of each group; ``first`` is the number of the first one since the last `seek`."""
+        if self.exchange is None:
+            yield from map(self._encode, groups)
+            return
+        own: dict[int, Tokens] = {}
+        names = {number: f"{self.number}-{self._seeks}-{number}" for number in range(first, first + len(groups))}
+        for number, texts in zip(names, groups, strict=True):
+            self._check(_plain(texts))
+            if self.exchange.is_mine(number):
+                own[number] = self._encode(texts)
+                self.exchange.give(names[number], own[number])
+        for number, texts in zip(names, groups, strict=True):
+            ids = own.pop(number) if number in own else self.exchange.take(names[number])
+            yield self._encode(texts) if ids is None else ids
+
+    def _count(self, texts: list[str | None]) -> None:
+        """Count the documents without text."""
+        self.left_out.add(UNDECODABLE, count=texts.count(None))
+        self.left_out.add(EMPTY, count=len(texts) - len(_plain(texts)) - texts.count(None))
+        self.left_out.add_marks(count=sum((text or "").startswith(MARK) for text in texts))
+
+    def _check(self, kept: list[str]) -> None:
+        """Check the tokenizer on the first text of the stream."""
         if kept and not self._checked:
             check_text(self.tokenizer, kept, self.source.ref)
             self._checked = True
+
+    def _encode(self, texts: list[str | None]) -> Tokens:
+        kept = _plain(texts)
+        self._check(kept)
         encoded = self._fast.encode_batch_fast(kept, add_special_tokens=False)
         return np.array([token for each in encoded for token in (*each.ids, self.eos)], np.uint32)
+
+
+def _plain(texts: list[str | None]) -> list[str]:
+    """Return the texts that are not empty, without their mark."""
+    plain = [None if text is None else text.removeprefix(MARK) for text in texts]
+    return [text for text in plain if text and text.strip()]
 
 
 @contextmanager
@@ -389,6 +449,11 @@ class StreamBlocks:
         sources, size = self.settings.sources, self.settings.shuffle
         streams = [ShuffledStream(stream, size, (seed, key)) for key, stream in enumerate(self.streams)]
         return StreamFeed({source.name: source.weight for source in sources}, streams, seed, batch)
+
+    def share_work(self, exchange: TokenExchange) -> None:
+        """Let the ranks of this host tokenise for each other. Blocks and positions stay the same."""
+        for number, stream in enumerate(self.streams):
+            stream.exchange, stream.number = exchange, number
 
     def describe(self) -> dict[str, Any]:
         """See `phigrow.corpus.blocks.DataSource`."""

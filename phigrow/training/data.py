@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from pathlib import Path
 from typing import Any
 
 from phigrow.corpus.blocks import DataSource
+from phigrow.corpus.exchange import TokenExchange, exchange_folder
 from phigrow.corpus.feed import Feed, LaterFeed
 from phigrow.corpus.order import Part
 from phigrow.corpus.splits import relative_weights
 from phigrow.errors import GrowthError
 from phigrow.training.configuration import RunConfig
-from phigrow.training.process import World, on_rank_zero
+from phigrow.training.process import World, gather_objects, on_rank_zero
 
 EMBEDDED = "embedded"
 """Value of ``data`` for the embedded corpus. A folder of this name takes precedence."""
@@ -43,6 +45,8 @@ def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
 
     if config.stream is not None:
         opened = corpus.open_stream(corpus.stream_settings(config.stream), config.seq_len)
+        if (exchange := token_exchange(world)) is not None:
+            opened.share_work(exchange)
         return dataclasses.replace(opened, tokenizer_dir=out / "tokenizer")
     if isinstance(config.data, dict):
         for mixed in config.data:
@@ -57,6 +61,22 @@ def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
     _check(folder, world)
     blocks = corpus.load_blocks(folder)
     return blocks if config.mixture is None else corpus.mix_sources(blocks, config.mixture)
+
+
+def token_exchange(world: World) -> TokenExchange | None:
+    """Return the exchange of tokens among the ranks of this host; None if it has one rank, or they share no folder.
+
+    Every rank must call it.
+    """
+    if world.local_size == 1:
+        return None
+    token = on_rank_zero(world, lambda: secrets.token_hex(8))
+    exchange = TokenExchange(exchange_folder(token), world.local_rank, world.local_size)
+    gather_objects(world, None)  # all have made their folders
+    if all(gather_objects(world, exchange.is_complete())):
+        return exchange
+    exchange.close()
+    return None
 
 
 def _check(folder: str | Path, world: World) -> None:

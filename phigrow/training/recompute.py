@@ -55,7 +55,7 @@ def _checkpoint(layer: nn.Module, contexts: Any) -> None:
             return plain(*given, **more)
         return checkpoint(plain, *given, use_reentrant=False, context_fn=contexts, **more)
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
 
 
 def _policy(
