@@ -28,8 +28,8 @@ import phigrow
 from phigrow.corpus import prepare
 from phigrow.errors import GrowthError
 from phigrow.expansion.logits import widen_norms
-from phigrow.growth.methods import all_methods
 from phigrow.growth.methods.depth import DEPTHS
+from phigrow.growth.registry import all_methods
 from phigrow.ligo.train import learn_growth
 from phigrow.models.families import all_families
 from phigrow.models.family import Family

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from phigrow.cli import app
 from phigrow.cli.growth_flags import METHOD_PANEL
-from phigrow.growth.methods import all_methods
+from phigrow.growth.registry import all_methods
 from phigrow.training.options import usage
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

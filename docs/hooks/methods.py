@@ -12,7 +12,8 @@ from typing import Any
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.growth.method import Method
-from phigrow.growth.methods import all_methods, depth
+from phigrow.growth.methods import depth
+from phigrow.growth.registry import all_methods
 from phigrow.models.families import all_families
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

@@ -9,7 +9,7 @@ import typer
 
 from phigrow.checkpoints.reader import DTYPES
 from phigrow.cli.growth_flags import growth_flags
-from phigrow.cli.options import DST_CONFIG_HELP, DstConfig, Revision, SeqLen, Src, choice, refuse_others
+from phigrow.cli.options import DST_CONFIG_HELP, DstConfig, Method, Revision, SeqLen, Src, choice, refuse_others
 from phigrow.cli.printing import (
     print_capacity,
     print_certificate,
@@ -70,7 +70,7 @@ def expand(
     if dry_run:
         plan, size, written_dtype = preview(src, dst_config, growth, dtype=dtype, revision=revision)
         print_plan(plan, advised=advice(plan, dtype=written_dtype))
-        target = out or default_out(src, dst_config, growth.method)
+        target = out or default_out(src, dst_config, growth.label)
         typer.echo(f"\ndry run: would write {size / 1e9:.3f} GB of {written_dtype} to {target}; wrote nothing")
         return
     keep_freed_memory()
@@ -101,6 +101,7 @@ def grow_optimizer(
             **choice(STATES),
         ),
     ] = "scale",
+    method: Method = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
 ) -> None:
     """Grow fp32 masters and Adam's moments by the plan of a grown folder, tensor by tensor.
@@ -115,7 +116,7 @@ def grow_optimizer(
 
     keep_freed_memory()
     written = phigrow.grow_optimizer(
-        checkpoint, grown, out, state=state, overwrite=overwrite, progress=shows_progress()
+        checkpoint, grown, out, state=state, overwrite=overwrite, progress=shows_progress(), method=method
     )
     typer.echo(f"wrote {written}")
     say(f"start from it with: phigrow pretrain RECIPE --init {grown} --init-optimizer {written}")
@@ -245,6 +246,7 @@ def inspect(
             "--tensor, draw the matrices of layer 0 and those outside the layers."
         ),
     ] = None,
+    method: Method = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with counts of values.")] = False,
 ) -> None:
     """Print the origin of a grown checkpoint, and the shares of copied, tiled, scaled, fresh and zero values.
@@ -257,6 +259,10 @@ def inspect(
     from phigrow.inspection.plan_file import inspection_json, read_plan_file
 
     read = read_plan_file(folder)
+    if method is not None:
+        from phigrow.growth.planner import check_method_of
+
+        check_method_of(read.plan, method)
     tensors = matching(read.plan, tensor) if tensor is not None else []
     if plot is not None:
         from phigrow.inspection.pictures import default_tensors, picture, save
@@ -294,6 +300,7 @@ def verify(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random tokens.")] = 0,
     revision: Revision = None,
+    method: Method = None,
     backend: Annotated[
         str,
         typer.Option(
@@ -335,7 +342,7 @@ def verify(
     probe = _text_of(text) if text else None
     measured = phigrow.verify(
         src, dst, dtype=dtype, probe=probe, tokens=tokens, seed=seed, revision=revision, backend=backend,
-        longest=longest,
+        longest=longest, method=method,
     )  # fmt: skip
     if as_json:
         print_json(measured.to_json())

@@ -1,4 +1,7 @@
-"""Command-line flags of a growth, generated from `GrowthSpec` and from the options of every width method."""
+"""Command-line flags of a growth, generated from `GrowthSpec` and from the options of phigrow's width methods.
+
+Options of other methods have no flags: they are spelled behind the name, as in ``my_method.py:gain=2``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import typer
 from phigrow.cli.options import choice, completion
 from phigrow.growth.growth_spec import GROWTH_SETTINGS, GrowthSpec
 from phigrow.growth.method import Method, Option
-from phigrow.growth.methods import all_methods
+from phigrow.growth.methods import built_in_methods
 from phigrow.growth.methods.depth import DEPTHS, ROUNDINGS
 
 METHOD_PANEL = "Width methods and their options"
@@ -22,7 +25,7 @@ METHOD_PANEL = "Width methods and their options"
 
 def learning_methods() -> dict[str, Method]:
     """Return the width methods with maps that phigrow learn-growth learns."""
-    return {name: method for name, method in all_methods().items() if method.learns}
+    return {name: method for name, method in built_in_methods().items() if method.learns}
 
 
 def growth_flags(
@@ -32,7 +35,7 @@ def growth_flags(
 
     Args:
         only: fields of the spec that get a flag, by default all.
-        methods: methods with options that get a flag, by default all.
+        methods: methods with options that get a flag, by default all of phigrow's.
 
     Returns:
         A decorator for a function with a parameter ``growth``, which gets the spec.
@@ -41,7 +44,7 @@ def growth_flags(
         ValueError: an option of a method has the name of another flag of the command.
     """
     flags = [flag for flag in _spec_flags() if only is None or flag.name in only]
-    options = _option_flags(all_methods() if methods is None else methods)
+    options = _option_flags(built_in_methods() if methods is None else methods)
     return lambda command: _with_flags(command, flags, options)
 
 
@@ -72,7 +75,9 @@ def _spec_flags() -> list[inspect.Parameter]:
     annotations = {
         "method": Annotated[
             str,
-            typer.Option(help=_method_help(), rich_help_panel=METHOD_PANEL, autocompletion=completion(all_methods())),
+            typer.Option(
+                help=_method_help(), rich_help_panel=METHOD_PANEL, autocompletion=completion(built_in_methods())
+            ),
         ],
         "depth": Annotated[
             str | None,
@@ -98,8 +103,9 @@ def _spec_flags() -> list[inspect.Parameter]:
 
 def _method_help() -> str:
     return (
-        f"One of {', '.join(all_methods())}. tile:scale=preserve gives an option; hidden=lossless,mlp=tile gives each "
-        "group of axes (hidden, head, heads, mlp, vocab) its own method, and the first method to groups not named."
+        f"One of {', '.join(built_in_methods())}. tile:scale=preserve gives an option; hidden=lossless,mlp=tile gives "
+        "each group of axes (hidden, head, heads, mlp, vocab) its own method, and the first method to groups not "
+        "named. A path that ends in .py runs your own method file."
     )
 
 

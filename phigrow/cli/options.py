@@ -21,6 +21,13 @@ DstConfig = Annotated[str, typer.Option(help=DST_CONFIG_HELP)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the source on the hub.")]
 SeqLen = Annotated[int | None, typer.Option(help="Tokens of context.  \\[default: max_position_embeddings]", min=1)]
 
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="Check first that this method file, which ends in .py, made the plan. The file runs. Without the option, "
+        "the plan itself is used, and no file runs."
+    ),
+]
 
 WIDEST_METAVAR = 26
 """Characters. A wider metavar would leave no room for the help in 80 columns."""

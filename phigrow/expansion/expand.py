@@ -30,6 +30,7 @@ from phigrow.files.staged_folder import StagedFolder
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.lift import InMemory, lift
 from phigrow.growth.matrices import FILE, read_maps
+from phigrow.growth.method import Method
 from phigrow.growth.plan import Plan
 from phigrow.growth.planner import make_plan
 from phigrow.models.config import Config, load_config
@@ -47,7 +48,7 @@ def expand(
     dst_config: str | Path | Config,
     out: str | Path | None = None,
     *,
-    method: str = "wr",
+    method: str | Method = "wr",
     dtype: str | None = None,
     revision: str | None = None,
     shard_size: str = "5GB",
@@ -124,9 +125,10 @@ def expand_checkpoint(
         GrowthError: as `expand`.
     """
     started = time.perf_counter()
+    spelled, label, growth = growth.spelled(), growth.label, growth.pinned()
     plan = make_plan(config_of_source(src, dst_config, revision), dst_config, growth)
     folder = locate(src, revision)
-    out = user_path(output.out) if output.out is not None else default_out(src, dst_config, growth.method)
+    out = user_path(output.out) if output.out is not None else default_out(src, dst_config, label)
     shard_bytes = parse_size(output.shard_size)
     if out.exists() and not output.overwrite:
         raise GrowthError("the output folder exists", where=str(out), fix="choose another --out, or --overwrite")
@@ -155,12 +157,13 @@ def expand_checkpoint(
                 companions.write(partial.path)
                 record = provenance(
                     plan,
+                    method_summary=growth.resolve()[0].summary,
                     source_name=origin.name,
                     revision=origin.commit or revision,
                     source=folder,
                     hashes=hashes,
                     dtype=dtype,
-                    command=command_line(plan, src, dst_config, out, dtype, revision, growth.maps),
+                    command=command_line(plan, src, dst_config, out, dtype, revision, spelled, growth.maps),
                     seconds=time.perf_counter() - started,
                     learning=_keep_maps(plan, partial.path),
                 )
@@ -226,7 +229,7 @@ def expand_model(
     model: PreTrainedModel,
     dst_config: str | Path | Config,
     *,
-    method: str = "wr",
+    method: str | Method = "wr",
     dtype: str | None = None,
     **growth: Any,
 ) -> PreTrainedModel:
@@ -339,6 +342,7 @@ def preview(
     Raises:
         GrowthError: `expand` would refuse, for the same reason.
     """
+    growth = growth.pinned()
     plan = make_plan(config_of_source(src, dst_config, revision), dst_config, growth)
     folder = locate(src, revision)
     with StoredModel(folder) as reader:

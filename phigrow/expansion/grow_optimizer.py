@@ -37,8 +37,10 @@ from phigrow.files.paths import user_path
 from phigrow.files.staged_folder import StagedFolder
 from phigrow.files.untrusted import read_json_strict
 from phigrow.growth.lift import InMemory, Lift, SourceTensor
+from phigrow.growth.method import Method
 from phigrow.growth.moments import STATES, moment_recipe, moment_source
 from phigrow.growth.plan import Plan
+from phigrow.growth.planner import check_method_of
 from phigrow.growth.recipe import TensorRecipe
 from phigrow.inspection.plan_file import read_plan_file
 
@@ -58,6 +60,7 @@ def grow_optimizer(
     state: str = "scale",
     overwrite: bool = False,
     progress: bool = False,
+    method: str | Path | Method | None = None,
 ) -> Path:
     """Grow a checkpoint's fp32 masters and Adam's moments by the plan of a grown folder.
 
@@ -71,6 +74,7 @@ def grow_optimizer(
         state: the way to grow moments: ``scale``, ``copy``, ``asymmetric`` or ``reset``; see `phigrow.growth.moments`.
         overwrite: replace an existing ``out``.
         progress: show a progress bar.
+        method: check first that this method made the plan, see `phigrow.growth.planner.check_method_of`.
 
     Returns:
         The new folder: ``zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt`` (float32), ``state.json`` and
@@ -86,6 +90,8 @@ def grow_optimizer(
     began = time.perf_counter()
     grown, made = user_path(grown), read_plan_file(grown)
     plan = made.plan
+    if method is not None:
+        check_method_of(plan, method)
     named = grown if grown.name not in ("", "..") else grown.resolve()
     out = user_path(out) if out is not None else named.with_name(named.name + "-optimizer")
     if out.exists() and not overwrite:

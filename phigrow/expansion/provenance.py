@@ -11,7 +11,7 @@ from typing import Any
 from phigrow.checkpoints.model_card import model_card
 from phigrow.checkpoints.origin import Origin
 from phigrow.checkpoints.provenance import Provenance, read_provenance, read_training
-from phigrow.growth.method_spec import resolve_method
+from phigrow.growth.methods.depth import DEPTHS
 from phigrow.growth.origins import Part, anatomy
 from phigrow.growth.plan import Plan
 from phigrow.models.config import Config
@@ -37,6 +37,7 @@ def sha256_of(path: Path) -> str:
 def provenance(
     plan: Plan,
     *,
+    method_summary: str,
     source_name: str,
     revision: str | None,
     source: Path,
@@ -50,6 +51,7 @@ def provenance(
 
     Args:
         plan: the resolved plan.
+        method_summary: the method in one line.
         source_name: the hub id of the source, or the name of its folder.
         revision: its commit where it is known, else as the user named it.
         source: its folder. The cost of its training is copied from its ``training.json``, if there is one, so that runs
@@ -62,7 +64,7 @@ def provenance(
     """
     return Provenance(
         plan={"hash": plan.hash, **plan.to_json()},
-        method_summary=resolve_method(plan.method, plan.options)[0].summary,
+        method_summary=method_summary,
         source_name=source_name,
         source_revision=revision,
         source_files={name: {"bytes": (source / name).stat().st_size, "sha256": h} for name, h in hashes.items()},
@@ -126,14 +128,26 @@ def command_line(
     out: Path,
     dtype: str,
     revision: str | None,
+    spelled: str,
     maps: str | Path | None = None,
 ) -> str:
-    """Return the command that repeats an expansion, with every default written out."""
+    """Return the command that repeats an expansion, with every default written out.
+
+    Args:
+        plan: the resolved plan.
+        src, dst_config, out, dtype, revision, maps: as they were given.
+        spelled: a method from outside of phigrow, with its options, which have no flags of their own.
+    """
     target = "config.json" if isinstance(dst_config, dict) else str(dst_config)
-    words = ["phigrow", "expand", "--src", str(src), "--dst-config", target, "--method", plan.method]
-    for name, value in plan.options.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    words += ["--depth", plan.depth]
+    words = ["phigrow", "expand", "--src", str(src), "--dst-config", target, "--method"]
+    if plan.method_files:
+        words.append(spelled)
+    else:
+        words.append(plan.method)
+        for name, value in plan.options.items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    if plan.depth in DEPTHS:
+        words += ["--depth", plan.depth]
     for name, value in plan.depth_options.items():
         words += [f"--{name}", str(value)]
     words += ["--seed", str(plan.seed)]

@@ -15,7 +15,9 @@ from phigrow.checkpoints.provenance import PROVENANCE_FILE
 from phigrow.errors import GrowthError
 from phigrow.expansion.logits import BACKENDS, Probe, choose_backend, run_probes
 from phigrow.files.paths import utf8_path
+from phigrow.growth.method import Method
 from phigrow.growth.plan import Plan
+from phigrow.growth.planner import check_method_of
 from phigrow.inspection.plan_file import read_plan_file
 from phigrow.models.config import Config, context_of, load_config
 from phigrow.models.cost import count_cost
@@ -114,6 +116,7 @@ def verify(
     revision: str | None = None,
     backend: str = BACKENDS[0],
     longest: int | None = None,
+    method: str | Path | Method | None = None,
 ) -> Certificate:
     """Run source and destination on the same probe tokens, one model at a time, and compare.
 
@@ -130,12 +133,14 @@ def verify(
         backend: ``numpy`` (fast to start), ``transformers`` (the reference), or ``auto``: numpy where it can run both
             models and neither has more than 100M parameters.
         longest: longest sequence to run; by default, the longest that costs at most `MOST_FLOPS`.
+        method: check first that this method made the plan, see `phigrow.growth.planner.check_method_of`. Without it,
+            the plan is used as it is, and no code of a method runs.
 
     Returns:
         The certificate; ``passed`` is False when a plan claims exactness and the logits differ by more than rounding.
 
     Raises:
-        GrowthError: either side cannot be read, or they cannot be compared.
+        GrowthError: either side cannot be read, they cannot be compared, or ``method`` did not make the plan.
     """
     if dtype not in ARITHMETIC:
         raise GrowthError(
@@ -145,6 +150,15 @@ def verify(
         raise GrowthError(f"verify cannot run on {tokens} tokens", where="--tokens", fix="give at least 2")
     source, destination = locate(src, revision), locate(dst)
     plan = read_plan(destination)
+    if method is not None:
+        if plan is None:
+            raise GrowthError(
+                "the grown folder has no plan to check the method against",
+                where=str(destination),
+                why=f"it has no {PROVENANCE_FILE}",
+                fix="leave --method out",
+            )
+        check_method_of(plan, method)
     src_config, dst_config = load_config(source), load_config(destination)
     family = family_of(src_config, str(source))
     other = family_of(dst_config, str(destination))

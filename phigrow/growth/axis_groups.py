@@ -5,7 +5,7 @@ Options take the name of a group. Tables, pictures and messages begin with it, a
 
 from __future__ import annotations
 
-from phigrow.models.families import all_families
+from phigrow.models.families import all_families, built_in_families
 from phigrow.models.family import Family
 
 AXIS_GROUPS = {
@@ -42,8 +42,11 @@ def axis_label(family: Family, axis: str) -> str:
 
 def groups_of_axis(axis: str) -> list[str]:
     """The groups that have an axis of this name, in any family; empty for a name that is no axis."""
-    groups = (group_of(family, axis) for family in all_families().values() if axis in family.axis_names)
-    return list(dict.fromkeys(groups))
+    for families in (built_in_families, all_families):
+        groups = [group_of(family, axis) for family in families().values() if axis in family.axis_names]
+        if groups:
+            return list(dict.fromkeys(groups))
+    return []
 
 
 def stored_label(spelled: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from phigrow.errors import GrowthError
@@ -61,6 +62,15 @@ class GrowthTask:
 
 
 Value = str | int | float
+LayerMap = tuple[tuple[int, ...], frozenset[int]]
+"""The source layer of each destination layer, `NEW` where it has none, and the set of identity layers."""
+
+NEW = -1
+"""In place of a source layer: the layer holds new random values."""
+
+SETTINGS = ("method", "options", "depth", "rounding", "seed", "noise", "maps")
+"""Settings of every growth (`phigrow.growth.growth_spec.GrowthSpec`); no option of a method may have such a name."""
+
 Options = Mapping[str, Any]
 """Option name -> value, of the type that the option declares."""
 
@@ -141,6 +151,23 @@ class Option:
 
 
 @dataclass(frozen=True)
+class MethodSource:
+    """The origin of a method that does not come with phigrow.
+
+    Attributes:
+        method: name of the method.
+        path: the Python file that defines it; None if it has none, as in an interactive session.
+        sha256: of the file's content; None without a file.
+        package: name and version of the installed package that registers it, or None.
+    """
+
+    method: str
+    path: Path | None
+    sha256: str | None
+    package: str | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """A width method.
 
@@ -157,6 +184,9 @@ class Method:
         learns: True if a training run can learn matrices that replace its copies.
         notes: task and options -> remarks for the user.
         always_exact: it preserves the function or refuses, so configurations must compute the same function.
+        layers: task and options -> the source layer of each destination layer, -1 for a layer of new values, and the
+            identity layers. None for the depth method ``depth``. It acts where the user names no depth method.
+        sources: files that define the method, if it does not come with phigrow. phigrow fills them in.
     """
 
     name: str
@@ -171,6 +201,8 @@ class Method:
     always_exact: bool = False
     learns: bool = False
     notes: Callable[[GrowthTask, Options], list[str]] = lambda task, options: []
+    layers: Callable[[GrowthTask, Options], LayerMap] | None = None
+    sources: tuple[MethodSource, ...] = ()
 
     def resolve_options(self, given: Options) -> dict[str, Value]:
         """Check given options and fill in the defaults of the others.

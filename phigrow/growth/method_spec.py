@@ -2,19 +2,26 @@
 
 Entries are separated by commas. ``name`` grows all axes, ``group=name`` those of one group: ``hidden``, ``head``,
 ``heads``, ``mlp`` or ``vocab`` (`phigrow.growth.axis_groups`). Each entry may have options, ``name:option=value``.
+A name that ends in ``.py`` is the path of a method file (`phigrow.growth.method_files`).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.paths import user_path
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.axis_groups import AXIS_GROUPS, axis_groups, group_of, groups_of_axis
 from phigrow.growth.method import GrowthTask, Method, Options, Value
-from phigrow.growth.methods import find_method
+from phigrow.growth.method_files import SUFFIX, is_method_file, with_source
+from phigrow.growth.method_results import layers_of, maps_of, reasons_of
+from phigrow.growth.registry import find_method
 
+_FILE = re.compile(r"(?P<path>.*\.py)(?P<options>(:\w+=[^:,=]+)*)")
 REST = ""
 """The group of an entry without one: all axes that no other entry names."""
 
@@ -38,12 +45,17 @@ class MethodEntry:
 def parse_method(spelling: str) -> tuple[MethodEntry, ...]:
     """Split a spelling into its entries; names are not looked up.
 
+    The path of an existing file may hold commas, colons and equals signs, if it is the only entry.
+
     Raises:
         GrowthError: a spelling that cannot be read, or two entries for one group.
 
     >>> parse_method("lossless,mlp=tile:scale=rms")[1]
     MethodEntry(group='mlp', method='tile', options=(('scale', 'rms'),))
     """
+    if (alone := _FILE.fullmatch(spelling.strip())) is not None and user_path(alone["path"]).is_file():
+        pairs = [pair.partition("=") for pair in alone["options"].split(":")[1:]]
+        return (MethodEntry(REST, alone["path"], tuple((key, value) for key, _, value in pairs)),)
     entries: dict[str, MethodEntry] = {}
     for text in spelling.split(","):
         head, *rest = text.strip().split(":")
@@ -63,18 +75,52 @@ def parse_method(spelling: str) -> tuple[MethodEntry, ...]:
     return tuple(entries.values())
 
 
+def is_one_name(spelling: str) -> bool:
+    """Return True if a spelling is the name of one method, or the path of its file, without options and groups.
+
+    >>> is_one_name("tile"), is_one_name("tile:scale=rms"), is_one_name("mlp=tile")
+    (True, False, False)
+    """
+    if not set(spelling) & set(",=:"):
+        return True
+    return is_method_file(spelling) and user_path(spelling).is_file()
+
+
+def with_paths(spelling: str, path_of: Callable[[str], Any]) -> str:
+    """Return a spelling in which every path of a method file is replaced.
+
+    Args:
+        spelling: as typed.
+        path_of: path as typed -> path.
+
+    Raises:
+        GrowthError: as `parse_method`.
+
+    >>> with_paths("mlp=mine.py:gain=2", lambda path: f"methods/{path}"), with_paths("tile", str.upper)
+    ('mlp=methods/mine.py:gain=2', 'tile')
+    """
+    if SUFFIX not in spelling:
+        return spelling
+    return spell_method(
+        tuple(
+            replace(entry, method=str(path_of(entry.method))) if is_method_file(entry.method) else entry
+            for entry in parse_method(spelling)
+        )
+    )
+
+
 def spell_method(entries: tuple[MethodEntry, ...]) -> str:
     """Write entries as `parse_method` reads them."""
     return ",".join(map(str, entries))
 
 
-def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, Value]]:
+def resolve_method(spelling: str | Method, options: Options) -> tuple[Method, dict[str, Value]]:
     """Look up the method of a spelling, and resolve its options.
 
     Several entries become one method. Its claim combines the claims of its parts, and its name holds their options.
 
     Args:
-        spelling: as typed.
+        spelling: as typed, or a method.
         options: options given apart, for every entry whose method has them.
 
     Raises:
@@ -83,6 +129,9 @@ def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, V
     >>> resolve_method("hidden=lossless,mlp=tile", {})[0].name
     'hidden=lossless,mlp=tile:anchor=edge:scale=none'
     """
+    if isinstance(spelling, Method):
+        method = with_source(spelling)
+        return method, method.resolve_options(options)
     entries = [(entry, find_method(entry.method)) for entry in parse_method(spelling)]
     if len(entries) == 1 and entries[0][0].group == REST:
         entry, method = entries[0]
@@ -99,6 +148,28 @@ def resolve_method(spelling: str, options: Options) -> tuple[Method, dict[str, V
         chosen[entry.group] = method, resolved
         _refuse_in_mixture(method, resolved)
     return _mixture(chosen), {}
+
+
+def spell_sources(spelling: str | Method, options: Options) -> str:
+    """Spell a method from outside of phigrow with the paths of its files and with all of its options.
+
+    A method without a file is spelled by its name.
+
+    Raises:
+        GrowthError: as `resolve_method`.
+    """
+    if isinstance(spelling, Method):
+        method = with_source(spelling)
+        path = method.sources[0].path if len(method.sources) == 1 and method.sources[0].package is None else None
+        entries = [(MethodEntry(REST, str(path or method.name)), method)]
+    else:
+        entries = [(entry, find_method(entry.method)) for entry in parse_method(spelling)]
+    spelled = []
+    for entry, method in entries:
+        given = {name: value for name, value in options.items() if name in method.options} | dict(entry.options)
+        pairs = method.spell_options(method.resolve_options(given)).items()
+        spelled.append(replace(entry, options=tuple(pairs)))
+    return spell_method(tuple(spelled))
 
 
 def _no_group(entry: MethodEntry) -> GrowthError:
@@ -140,7 +211,7 @@ def _mixture(chosen: Chosen) -> Method:
     def axis_maps(task: GrowthTask, _: Options) -> dict[str, AxisMap]:
         maps: dict[str, AxisMap] = {}
         for axes, method, options in _shares(task, chosen):
-            made = method.axis_maps(_restricted(task, axes), options)
+            made = maps_of(method, _restricted(task, axes), options)
             maps.update({axis: made[axis] for axis in axes})
         if any(axis.dense is not None for axis in maps.values()) and any(
             axis.from_next_layer is not None for axis in maps.values()
@@ -155,7 +226,7 @@ def _mixture(chosen: Chosen) -> Method:
 
     def approximations(task: GrowthTask, _: Options) -> list[str]:
         shares = _shares(task, chosen)
-        return [reason for axes, m, options in shares for reason in m.approximations(_restricted(task, axes), options)]
+        return [reason for axes, m, options in shares for reason in reasons_of(m, _restricted(task, axes), options)]
 
     def notes(task: GrowthTask, _: Options) -> list[str]:
         unnamed = _unnamed(task, chosen)
@@ -169,14 +240,17 @@ def _mixture(chosen: Chosen) -> Method:
         for group, (method, options) in chosen.items()
     )
     name = spell_method(tuple(spelled))
+    deepest, of_deepest = chosen.get("hidden", chosen.get(REST, _first(chosen)))
     return Method(
         name=name,
         summary=f"one method for each group of axes ({name})",
-        depth=chosen.get("hidden", chosen.get(REST, _first(chosen)))[0].depth,
+        depth=deepest.depth,
         axis_maps=axis_maps,
         approximations=approximations,
         notes=notes,
         takes_noise=all(method.takes_noise for method, _ in chosen.values()),
+        layers=None if deepest.layers is None else lambda task, _: layers_of(deepest, task, of_deepest),
+        sources=tuple(source for method, _ in chosen.values() for source in method.sources),
     )
 
 

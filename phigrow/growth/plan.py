@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -14,15 +15,16 @@ from phigrow.errors import GrowthError
 from phigrow.growth.axes import AxisMap, kronecker, part_map
 from phigrow.growth.learned import Learned
 from phigrow.growth.matrices import FILE, Maps
-from phigrow.growth.methods.depth import NEW
+from phigrow.growth.method import NEW
 from phigrow.growth.recipe import Noise, NoiseOn, Resolver, TensorRecipe
 from phigrow.models.config import Config
 from phigrow.models.cost import ModelCost, count_cost
-from phigrow.models.families import all_families
+from phigrow.models.families import all_families, find_family
 from phigrow.models.family import Axis, Family, Sizes
 from phigrow.models.function import function_differences, function_of
 
 FORMAT = 1
+_SHA256 = re.compile("[0-9a-f]{64}")
 _AGAIN = "make it again with phigrow plan --json"
 
 
@@ -45,6 +47,8 @@ class Plan:
         approximations: reasons for which the plan changes the function; empty if it claims to preserve it.
         notes: remarks for the user.
         maps: of a learned method, the matrices that replace the copies in ``axes`` and ``layers``.
+        method_files: name -> sha256 of the Python file that defines it, for methods that do not come with phigrow; None
+            for a method without a file.
     """
 
     family: str
@@ -63,6 +67,7 @@ class Plan:
     approximations: tuple[str, ...]
     notes: tuple[str, ...]
     maps: Maps | None = None
+    method_files: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
@@ -71,7 +76,9 @@ class Plan:
 
     @cached_property
     def table(self) -> Family:
-        return all_families()[self.family]
+        family = find_family(self.family)
+        assert family is not None, "`_check` has refused a plan of an unknown family"
+        return family
 
     @cached_property
     def src_sizes(self) -> Sizes:
@@ -148,6 +155,7 @@ class Plan:
             "source": dict(self.src_config),
             "destination": dict(self.dst_config),
             **({"maps": {"sha256": self.maps.sha256}} if self.maps else {}),
+            **({"method_files": dict(self.method_files)} if self.method_files else {}),
         }
 
     @classmethod
@@ -186,6 +194,7 @@ class Plan:
                 approximations=tuple(data["approximations"]),
                 notes=tuple(data["notes"]),
                 maps=Maps(data["maps"]["sha256"], folder and folder / FILE) if "maps" in data else None,
+                method_files=dict(data.get("method_files", {})),
             )
         except KeyError as error:
             raise GrowthError(f"the plan has no {error}", where="the keys of the plan", fix=_AGAIN) from error
@@ -193,7 +202,7 @@ class Plan:
         return plan
 
     def _check(self) -> None:
-        if self.family not in all_families():
+        if find_family(self.family) is None:
             raise GrowthError(
                 f"the plan is for an unknown family {self.family!r}",
                 where="family",
@@ -212,6 +221,11 @@ class Plan:
                 )
         if self.maps is not None and not isinstance(self.maps.sha256, str | None):
             raise GrowthError("the maps of the plan have no hash", where="maps", fix=_AGAIN)
+        for name, digest in self.method_files.items():
+            if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+                raise GrowthError(
+                    f"the hash of the file of method {name!r} is {digest!r}", where="method_files", fix=_AGAIN
+                )
         if self.noise_on not in get_args(NoiseOn):
             raise GrowthError(f"the plan has noise on {self.noise_on!r}", where="noise_on", fix=_AGAIN)
         src_layers, dst_layers = self.src_sizes["layer"], self.dst_sizes["layer"]

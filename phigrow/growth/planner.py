@@ -8,14 +8,19 @@ from typing import Any
 
 from phigrow.checkpoints.hub import source_config
 from phigrow.errors import GrowthError
-from phigrow.growth.axes import AxisMap
+from phigrow.files.paths import user_text
+from phigrow.growth.axes import AxisMap, kronecker, part_map
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.matrices import Maps, read_maps
-from phigrow.growth.method import GrowthTask, Method, Value
-from phigrow.growth.methods.depth import layer_map
+from phigrow.growth.method import NEW, GrowthTask, Method, Value
+from phigrow.growth.method_files import place_of
+from phigrow.growth.method_results import layers_of, maps_of, noise_of, notes_of, reasons_of
+from phigrow.growth.method_spec import resolve_method
+from phigrow.growth.methods.depth import DEPTHS, layer_map
 from phigrow.growth.plan import Plan, function_changes
 from phigrow.models.config import Config, context_of, load_config, rotary_keys, unread_rotary_keys
 from phigrow.models.families import family_of
+from phigrow.models.family import spelled
 
 EXACT_LEGS = 1e-9
 """max |R E - I| of an axis in a plan that claims to preserve the function; gains are products of float64 roots."""
@@ -24,7 +29,7 @@ EXACT_LEGS = 1e-9
 def plan(
     src: str | Path | Config,
     dst_config: str | Path | Config,
-    method: str = "wr",
+    method: str | Method = "wr",
     *,
     revision: str | None = None,
     **growth: Any,
@@ -35,7 +40,8 @@ def plan(
         src: the source: a folder, a hub name, a configuration file, the name of a shipped one, or a dictionary.
         dst_config: the destination's configuration, likewise (not a hub name).
         method: width method, such as ``tile``, ``wr`` or ``lossless``; with options (``tile:scale=preserve``) or axis
-            by axis (``hidden=lossless,mlp=tile``), as `phigrow.growth.method_spec` spells it.
+            by axis (``hidden=lossless,mlp=tile``), as `phigrow.growth.method_spec` spells it. Or the path of a method
+            file, which ends in ``.py``, or a `phigrow.methods.Method`.
         revision: hub revision of the source.
         growth: ``depth``, ``rounding``, ``seed``, ``noise`` and ``maps`` as in `phigrow.growth.growth_spec.GrowthSpec`,
             and options of the width method, such as ``scale="preserve"`` or ``anchor="center"``.
@@ -67,12 +73,69 @@ def make_plan(
     if growth.maps is not None:
         maps, growth, options = _with_learned_maps(growth, growth.maps, method, options)
     task = replace(task, seed=growth.seed)
-    growth = replace(growth, depth=growth.depth or method.depth)
     _validate(task, growth, method)
     made = _build(task, growth, method, options, maps)
     if made.learned is not None and growth.maps is not None:
         made.learned.check(growth.maps)
     return made
+
+
+def check_method_of(plan: Plan, method: str | Path | Method) -> None:
+    """Check that a plan was made by a method whose file has the content that it has now.
+
+    The method plans the growth again, from the configurations and settings in the plan.
+
+    Args:
+        plan: the plan, of a method that does not come with phigrow.
+        method: the path of its file, the name of an installed method, a mixture of these, or the method itself. Options
+            are those of the plan.
+
+    Raises:
+        GrowthError: the file is missing or has changed, the method has another name, or it makes another plan.
+    """
+    spelling = method if isinstance(method, Method) else user_text(str(method))
+    chosen = resolve_method(spelling, {})[0]
+    places = ", ".join(str(source.path) for source in chosen.sources)
+    if not plan.method_files or not chosen.sources:
+        which, name = ("the plan", plan.method) if not plan.method_files else ("the given method", chosen.name)
+        raise GrowthError(
+            f"{which} is of phigrow's own method {name}",
+            where="method",
+            why="it has no file to check",
+            fix="leave --method out",
+        )
+    if chosen.name != plan.method:
+        raise GrowthError(
+            f"the plan was made by {plan.method}, and the given method is {chosen.name}",
+            where=places,
+            fix="give the file of the method that made the plan",
+        )
+    for source in chosen.sources:
+        if source.sha256 != plan.method_files.get(source.method):
+            raise GrowthError(
+                f"the file of method {source.method} has changed since the plan was made",
+                where=str(source.path),
+                why=f"its sha256 is {source.sha256}, and the plan has {plan.method_files.get(source.method)}",
+                fix="give the file as it was, or expand again with this one",
+            )
+    own_depth = chosen.layers is not None and plan.depth not in DEPTHS
+    growth = GrowthSpec(
+        method=chosen,
+        options=chosen.resolve_options(plan.options),
+        depth=None if own_depth else plan.depth,
+        rounding=plan.depth_options.get("rounding", "half-even"),
+        seed=plan.seed,
+        noise=plan.noise if chosen.own_noise is None else 0.0,
+    )
+    again = make_plan(plan.src_config, plan.dst_config, growth)
+    if again.hash != plan.hash:
+        raise GrowthError(
+            f"method {plan.method} makes another plan now, of hash {again.hash[:16]}",
+            where=places,
+            why=f"the plan has {plan.hash[:16]}, from the same file and settings: the method draws without task.seed, "
+            "or another version of phigrow or of a package made the plan",
+            fix="draw random numbers with phigrow.methods.generator(task.seed, name)",
+        )
 
 
 def _task(src: str | Path | Config, dst_config: str | Path | Config, revision: str | None) -> GrowthTask:
@@ -131,14 +194,14 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
     _refuse_smaller(task)
     if growth.noise > 0 and not method.takes_noise:
         raise GrowthError(
-            f"method {growth.method} takes no noise (got {growth.noise:g})",
+            f"method {growth.label} takes no noise (got {growth.noise:g})",
             where="noise",
             why="only tile, on every axis, has an option for noise that copies cancel",
             fix="leave --noise out, or use --method tile",
         )
     if method.learns and growth.depth == "random":
         raise GrowthError(
-            f"method {growth.method} cannot use depth random",
+            f"method {growth.label} cannot use depth random",
             where="depth",
             why=f"every layer of {method.name} is a learned sum of source layers, and a new layer has none",
             fix="use --depth interpose, stack or identity, or --method wr",
@@ -155,7 +218,7 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
     changes = function_changes(task.family, task.src_config, task.dst_config)
     if method.always_exact and changes:
         raise GrowthError(
-            f"{growth.method} cannot grow between configurations that compute different functions",
+            f"{growth.label} cannot grow between configurations that compute different functions",
             where="the destination configuration",
             why="; ".join((*changes, *_unread_keys(task))),
             fix="give the destination the source's values, or use --method tile or wr",
@@ -164,10 +227,13 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
 
 def _build(task: GrowthTask, growth: GrowthSpec, method: Method, options: dict[str, Value], maps: Maps | None) -> Plan:
     """Ask the method for its maps and its claim."""
-    depth = growth.depth or method.depth
-    layers, identity_layers = layer_map(depth, *task.sizes("layer"), growth.rounding)
-    axes = method.axis_maps(task, options)
-    return Plan(
+    depth = growth.depth or (method.depth if method.layers is None else method.name)
+    if growth.depth is None and method.layers is not None:
+        layers, identity_layers = layers_of(method, task, options)
+    else:
+        layers, identity_layers = layer_map(depth, *task.sizes("layer"), growth.rounding)
+    axes, noise = maps_of(method, task, options), noise_of(method, options)
+    made = Plan(
         family=task.family.name,
         method=method.name,
         options=dict(method.spell_options(options)),
@@ -177,14 +243,35 @@ def _build(task: GrowthTask, growth: GrowthSpec, method: Method, options: dict[s
         layers=layers,
         identity_layers=identity_layers,
         seed=growth.seed,
-        noise=float(growth.noise if method.own_noise is None else method.own_noise(options)),
+        noise=float(growth.noise if noise is None else noise),
         noise_on=method.noise_on,
         src_config=task.src_config,
         dst_config=task.dst_config,
-        approximations=_approximations(task, method, options, maps, axes, depth, identity_layers),
-        notes=(*_notes(task), *method.notes(task, options), *_start_notes(method, maps)),
+        approximations=_approximations(task, method, options, maps, axes, depth, layers, identity_layers),
+        notes=(*_notes(task), *notes_of(method, task, options), *_start_notes(method, maps)),
         maps=maps,
+        method_files={source.method: source.sha256 for source in method.sources},
     )
+    if method.sources:
+        _check_composites(made, method)
+    return made
+
+
+def _check_composites(made: Plan, method: Method) -> None:
+    """Refuse maps that do not go together on a composite axis, such as means of whole heads.
+
+    Methods of phigrow never return such maps, so only others are checked.
+    """
+    for axis in dict.fromkeys(axis for p in made.table.parameters for axis in (*p.axes, p.read or p.written)):
+        try:
+            kronecker(axis, [part_map(made.axes, part) for part in axis])
+        except AssertionError as error:
+            raise GrowthError(
+                f"method {method.name} returned maps that cannot be combined on the axis {spelled(axis)}",
+                where=f"{place_of(method, method.axis_maps)}, met first in {made.table.first_use(axis[0])}",
+                why=str(error),
+                fix="give each part of this axis a map of plain copies",
+            ) from error
 
 
 def _approximations(
@@ -194,16 +281,17 @@ def _approximations(
     maps: Maps | None,
     axes: dict[str, AxisMap],
     depth: str,
+    layers: tuple[int, ...],
     identity_layers: frozenset[int],
 ) -> tuple[str, ...]:
     """Every reason why the plan does not preserve the function."""
-    claims = method.approximations(task, options)
+    claims = reasons_of(method, task, options)
     if maps is not None and maps.sha256 is not None:
         claims = [f"the maps of {method.name} are learned: the function is another, of a lower loss", *claims]
     changes = function_changes(task.family, task.src_config, task.dst_config)
     return (
         *claims,
-        *_depth_approximations(task, depth, identity_layers),
+        *_depth_approximations(task, depth, layers, identity_layers),
         *(f"the configurations compute different functions: {change}" for change in changes),
         *_leg_approximations(task, axes, claims),
     )
@@ -243,12 +331,17 @@ def _refuse_smaller(task: GrowthTask) -> None:
         )
 
 
-def _depth_approximations(task: GrowthTask, depth: str, identity_layers: frozenset[int]) -> list[str]:
+def _depth_approximations(
+    task: GrowthTask, depth: str, layers: tuple[int, ...], identity_layers: frozenset[int]
+) -> list[str]:
     src, dst = task.sizes("layer")
-    if dst - src == len(identity_layers):
+    active = [layer for k, layer in enumerate(layers) if k not in identity_layers]
+    if active == list(range(src)):
         return []
-    if depth == "random":
-        return [f"random adds {dst - src} layers of new values, which change the function"]
+    if NEW in active:
+        return [f"{depth} adds {active.count(NEW)} layers of new values, which change the function"]
+    if dst - src == len(identity_layers):
+        return [f"{depth} applies the source's layers in another order"]
     return [f"{depth} repeats {dst - src} of {src} layers, which then act twice"]
 
 

@@ -53,6 +53,7 @@ def differences(first: Plan, second: Plan) -> list[Difference]:
         *_values("source size", first.src_sizes, second.src_sizes),
         *_values("destination size", first.dst_sizes, second.dst_sizes),
         *_values("maps", _maps_of(first), _maps_of(second)),
+        *_values("method file", first.method_files, second.method_files),
         *_layers(first, second),
         *_axes(first.axes, second.axes),
         *_values("source", first.src_config, second.src_config),

@@ -91,6 +91,10 @@ def origin(read: PlanFile) -> list[tuple[str, str]]:
         *((label, "".join(c if c.isprintable() else "?" for c in value)) for label, value in rows),
         ("plan", f"{plan.hash} (checked against its content)"),
         ("method", ", ".join([plan.method, *(f"{key} {value}" for key, value in plan.options.items())])),
+        *(
+            ("method file", f"of {name}: {'none' if digest is None else f'sha256 {digest}'}")
+            for name, digest in plan.method_files.items()
+        ),
         ("seed", str(plan.seed) + (f", noise {plan.noise:g}" if plan.noise else "")),
         ("parameters", f"{old.parameters:,} -> {new.parameters:,} ({new.parameters / old.parameters:.2f}x)"),
         ("layers", _layers(plan)),
@@ -136,6 +140,7 @@ def inspection_json(read: PlanFile) -> dict[str, Any]:
             "hash": read.plan.hash,
             "method": read.plan.method,
             "options": read.plan.options,
+            **({"method_files": dict(read.plan.method_files)} if read.plan.method_files else {}),
             "depth": read.plan.depth,
             "seed": read.plan.seed,
             "noise": read.plan.noise,

@@ -411,27 +411,45 @@ def _in_order(arms: list[Arm], sources: tuple[Source, ...]) -> list[Arm]:
 
 
 def _arm(name: str, content: Any, path: Path) -> Arm:
-    from phigrow.growth.methods import all_methods, find_method
+    from phigrow.growth.method_files import SUFFIX, is_method_file
+    from phigrow.growth.method_spec import is_one_name, with_paths
+    from phigrow.growth.methods import built_in_methods
+    from phigrow.growth.registry import all_methods, find_method
 
     where = f"arm {name} in {path}"
     _folder_name(name, path)
     given = mapping(content or {}, where)
-    method = str(given.pop("method", name))
-    mixture = bool(set(method) & set(",=:"))  # several methods, or one with options; the plan checks it
-    known = [SCRATCH, CONTINUED, *all_methods()]
-    if method not in known and not mixture:
-        raise near(f"there is no method {method!r}", where, method, known)
+    method = with_paths(str(given.pop("method", name)), lambda file: beside(file, path))
+    mixture = not is_one_name(method)  # several methods, or one with options; the plan checks it
+    known = [SCRATCH, CONTINUED, *built_in_methods()]
+    if method not in known and not mixture and not is_method_file(method):
+        known = [SCRATCH, CONTINUED, *all_methods()]
+        if method not in known:
+            raise near(f"there is no method {method!r}", where, method, known)
     shared = Role.STUDY | Role.ARMS | Role.START
     train = run_keys(given.pop("train", None), shared, f"train of {where}", "it is the same for every arm")
     grows = method not in (SCRATCH, CONTINUED)
     state = given.pop("state", None) if grows else None
-    base = method.partition(":")[0]
-    learns = grows and base in all_methods() and find_method(base).learns
+    base = built_in_methods().get(method.partition(":")[0])  # only phigrow's own methods learn
+    learns = grows and base is not None and base.learns
     if not mixture:
-        more = (*GROWTH, *find_method(method).options) if grows else ()
+        try:
+            more = (*GROWTH, *find_method(method).options) if grows else ()
+        except GrowthError as error:
+            raise error.at(where) from error
         only(given, ("method", "train", *more, *((*LEARN, "maps") if learns else ())), where)
     learn = _learn(given, path, where) if learns else None
-    return Arm(name, method, given, train, None if state is None else str(state), learn)
+    files = _method_files(method, where) if grows and SUFFIX in method else {}
+    return Arm(name, method, given, train, None if state is None else str(state), learn, method_files=files)
+
+
+def _method_files(method: str, where: str) -> dict[str, str | None]:
+    from phigrow.growth.growth_spec import GrowthSpec
+
+    try:
+        return GrowthSpec(method).method_files
+    except GrowthError as error:
+        raise error.at(where) from error
 
 
 def _learn(given: dict[str, Any], path: Path, where: str) -> dict[str, Any] | None:

@@ -8,11 +8,12 @@ is refused: results of two inputs are never mixed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from phigrow.checkpoints.provenance import read_provenance
 from phigrow.checkpoints.run_checkpoints import FOLDER as CHECKPOINTS
 from phigrow.corpus.local_files import TRAIN
 from phigrow.errors import GrowthError
@@ -204,6 +205,33 @@ def _replaced(out: Path, changed: dict[tuple[str, str, str, str], list[Result]])
         fix="put the former content back, or choose another --out; or delete the folders of these results, which are "
         "then made anew",
     )
+
+
+def check_method_files(starts: Iterable[Path], files: Mapping[str, str | None], where: str) -> None:
+    """Refuse a method file that has changed since grown weights were made of it.
+
+    Args:
+        starts: folders of grown weights of one arm or stage, of whatever settings.
+        files: hash of each method file now, by the method's name.
+        where: the arm or the stage, for messages.
+
+    Raises:
+        GrowthError: a folder was grown by a method of the same name from a file of another content.
+    """
+    for start in starts:
+        grown = read_provenance(start)
+        before = grown.plan.get("method_files") if grown is not None else None
+        for method, was in before.items() if isinstance(before, dict) else ():
+            now = files.get(method, was)
+            if was != now:
+                raise GrowthError(
+                    f"the file of method {method} has changed since results were made of it "
+                    f"({str(was)[:SHOWN]}, now {str(now)[:SHOWN]})",
+                    where=where,
+                    why=f"{start} was grown by its former content",
+                    fix="put the former content back, or choose another --out; or delete that folder and the runs that "
+                    "start from it, which are then made anew",
+                )
 
 
 def inputs_of_data(data: Path | dict[str, Any]) -> dict[str, Input]:

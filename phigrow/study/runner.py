@@ -17,7 +17,7 @@ from phigrow.files.output import make_folder, writing
 from phigrow.records.readers.phigrow import last_record
 from phigrow.study import progress
 from phigrow.study.automatic import study_choices, with_choices
-from phigrow.study.inputs import Ledger, check_inputs, result_of, results_of
+from phigrow.study.inputs import Ledger, check_inputs, check_method_files, result_of, results_of
 from phigrow.study.job import Job
 from phigrow.study.jobs import StudyJobs
 from phigrow.study.launch import GROUP, Ranks, still_running
@@ -91,6 +91,10 @@ def run_study(
         outcome = Outcome()
         ledger = check_inputs(study.out, results_of(study, work.everything), say)
         ledger.write()
+        for job in work.everything:
+            if job.kind == "expand" and job.arm is not None and job.arm.method_files:
+                starts = job.folder.parent.glob("*/")
+                check_method_files(starts, job.arm.method_files, f"{job.name} of study {study.name}")
         trains = any(job.trains for job in wanted(work.jobs))
         choices = study_choices(study, work.everything, say) if trains else {}
         with (

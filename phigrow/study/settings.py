@@ -37,6 +37,7 @@ class Arm:
         model: configuration of a flat arm.
         budgets: of a flat arm, which may differ from the study's.
         longer: further budgets, trained after everything else.
+        method_files: hash of each method file, by the method's name, when the study was read.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Arm:
     model: Config | None = None
     budgets: tuple[int, ...] = ()
     longer: tuple[int, ...] = ()
+    method_files: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def grows(self) -> bool:
@@ -81,8 +83,13 @@ class Arm:
         return f"{self.name}@{float(f'{self.age:.2g}'):g}" if self.several_ages and self.age is not None else self.name
 
     def spec(self, seed: int) -> GrowthSpec:
-        """Return the settings of the arm's growth."""
-        return GrowthSpec.of(self.method, seed=seed, **self.growth)
+        """Return the settings of the arm's growth.
+
+        Raises:
+            GrowthError: a method file is missing, or has changed since the study was read.
+        """
+        spec = GrowthSpec.of(self.method, seed=seed, **self.growth)
+        return spec.pinned(self.method_files) if self.method_files else spec
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,15 @@ from phigrow.records.concatenation import is_concatenated, write_concatenated
 from phigrow.records.readers.phigrow import last_record
 from phigrow.records.schema import FILE
 from phigrow.study.automatic import device, engine_settings, kept_choices, threads_of_a_run, with_choices
-from phigrow.study.inputs import Input, Ledger, Result, check_inputs, inputs_of_data, inputs_of_run
+from phigrow.study.inputs import (
+    Input,
+    Ledger,
+    Result,
+    check_inputs,
+    check_method_files,
+    inputs_of_data,
+    inputs_of_run,
+)
 from phigrow.study.launch import Ranks, default_ranks
 from phigrow.study.reading import check_text
 from phigrow.study.results import check_result_files
@@ -50,6 +58,10 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
         check_file(staged.out / FILE, is_concatenated, "the records of stages", "--out")
         ledger = check_inputs(staged.out, staged_results(staged), say)
         ledger.write()
+        for stage in staged.stages:
+            if stage.growing is not None and stage.growing.method_files:
+                starts = staged.out.glob(f"stage{stage.number}-*-start/")
+                check_method_files(starts, stage.growing.method_files, f"stage {stage.number} of {staged.name}")
         if isinstance(staged.data, dict) and not staged.data_folder.is_dir():
             from phigrow.corpus import prepare
 

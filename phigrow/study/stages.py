@@ -41,11 +41,13 @@ class Growing:
     state: str
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
+    method_files: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def spec(self) -> GrowthSpec:
-        """Settings of the growth."""
-        return GrowthSpec.of(self.method, seed=self.seed, **self.options)
+        """Settings of the growth; an error if a method file is missing, or has changed since the recipe was read."""
+        spec = GrowthSpec.of(self.method, seed=self.seed, **self.options)
+        return spec.pinned(self.method_files) if self.method_files else spec
 
 
 @dataclass(frozen=True)
@@ -246,19 +248,27 @@ class _Reader:
 
     def _growing(self, value: Any, source: Config, seed: int, where: str) -> tuple[Growing, Config, str]:
         from phigrow.expansion.grow_optimizer import check_state
-        from phigrow.growth.methods import all_methods
+        from phigrow.growth.method_files import SUFFIX
+        from phigrow.growth.method_spec import resolve_method, with_paths
+        from phigrow.growth.methods import built_in_methods
         from phigrow.growth.planner import make_plan
 
         given = mapping(value, f"grow of {where}")
         for key in ("dst", "method"):
             if key not in given:
                 raise GrowthError(f"the growth has no {key!r}", where=f"grow of {where}", fix="give dst and method")
-        options = {option for method in all_methods().values() for option in method.options}
-        only(given, ("dst", "method", "state", "maps", *GROWTH, *sorted(options)), f"grow of {where}")
+        spelling = with_paths(str(given.pop("method")), lambda file: beside(file, self.path))
+        options = {option for method in built_in_methods().values() for option in method.options}
+        try:
+            named = resolve_method(spelling, {})[0]
+        except GrowthError as error:
+            raise error.at(f"grow of {where}") from error
+        only(given, ("dst", "state", "maps", *GROWTH, *sorted(options | set(named.options))), f"grow of {where}")
         dst = config_of(given.pop("dst"), self.path, "dst")
         if "maps" in given:
             given["maps"] = beside(str(given["maps"]), self.path)
-        growing = Growing(str(given.pop("method")), str(given.pop("state", "scale")), seed, given)
+        files = {source.method: source.sha256 for source in named.sources} if SUFFIX in spelling else {}
+        growing = Growing(spelling, str(given.pop("state", "scale")), seed, given, files)
         try:
             made = make_plan(source, dst, growing.spec)
             check_state(made, growing.state)

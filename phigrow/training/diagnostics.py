@@ -20,7 +20,7 @@ from torch import Tensor
 from phigrow.checkpoints.provenance import PROVENANCE_FILE, read_provenance
 from phigrow.checkpoints.stored_model import StoredModel
 from phigrow.errors import GrowthError
-from phigrow.models.families import all_families, family_of
+from phigrow.models.families import family_of, find_family
 from phigrow.models.family import Family, Parameter, stacked_names
 from phigrow.training.zero import full_value
 
@@ -115,7 +115,7 @@ class Diagnostics:
 def last_norm(family: Family) -> str:
     """Return the name of the last norm, whose input is the final residual.
 
-    >>> last_norm(all_families()["phi"])
+    >>> last_norm(find_family("phi"))
     'model.final_layernorm'
     """
     return next(p.name for p in family.parameters if p.written == (family.final,)).rpartition(".")[0]
@@ -195,7 +195,7 @@ def source_indices(plan: dict[str, Any], path: Path) -> tuple[Family, dict[str, 
     """
     try:
         axes = {name: _sources(axis) for name, axis in plan["axes"].items()}
-        family = all_families().get(plan["family"])
+        family = find_family(plan["family"])
         if family is None or set(family.axis_names) - set(axes):
             raise ValueError(f"the plan has the axes of {plan['family']}, not those of the model")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

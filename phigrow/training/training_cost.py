@@ -69,6 +69,8 @@ def source_of(config: RunConfig) -> InitSource:
             "plan_hash": grown.plan_hash,
             "source": grown.source_name,
         }
+        if isinstance(files := grown.plan.get("method_files"), dict) and files:
+            growth["method_files"] = files
         if grown.method_summary is not None:
             growth["summary"] = grown.method_summary
         cost, learning, took = grown.source_cost, grown.learning_cost, grown.seconds

@@ -85,12 +85,12 @@ def test_what_expand_writes_is_read_back(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"1234")
     plan = phigrow.plan(SRC, DST)
     made = provenance(
-        plan, source_name="small", revision="main", source=tmp_path, hashes={"model.safetensors": "ab"},
-        dtype="float32", command="phigrow expand", seconds=1.23456, learning={"cost": {"tokens": 4}},
+        plan, method_summary="in short", source_name="small", revision="main", source=tmp_path, dtype="float32",
+        hashes={"model.safetensors": "ab"}, command="phigrow expand", seconds=1.23456, learning={"cost": {"tokens": 4}},
     )  # fmt: skip
     read = Provenance.from_json(json.loads(json.dumps(made.to_json())), tmp_path)
     assert read.to_json() == json.loads(json.dumps(made.to_json()))
-    assert read.plan_hash == plan.hash
+    assert (read.plan_hash, read.method_summary) == (plan.hash, "in short")
     assert read.learning_cost == TrainingCost(4, None, None)
     assert read.source_cost == TrainingCost(None, None, None)
 

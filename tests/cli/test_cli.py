@@ -17,21 +17,21 @@ from typer.testing import CliRunner
 
 from phigrow.cli import app, main
 from phigrow.errors import GrowthError
-from phigrow.growth.methods import all_methods
+from phigrow.growth.registry import all_methods
 
 FROZEN = {
     "expand": "--src --dst-config --method --depth --rounding --seed --noise --maps --out --dtype --revision "
     "--shard-size --dry-run --overwrite --allow-nonfinite --quiet",
     "learn-growth": "--src --dst-config --depth --rounding --seed --out --data --method --steps --batch --micro-batch "
     "--lr --noise --dtype --zero --seq-len --threads --revision --overwrite --quiet",
-    "grow-optimizer": "--checkpoint --grown --out --state --overwrite --quiet",
+    "grow-optimizer": "--checkpoint --grown --out --state --method --overwrite --quiet",
     "plan": "--src --dst-config --method --depth --rounding --seed --noise --maps --revision --seq-len --tokens --json "
     "--quiet",
     "diff": "first second --json --quiet",
     "capacity": "config --gpus --tokens --gpu --mfu --price --batch --micro-batch --seq-len --checkpointing "
     "--selective --optimizer --json --quiet",
-    "inspect": "folder --tensor --plot --json --quiet",
-    "verify": "src dst --dtype --text --tokens --longest --seed --revision --backend --save --certificate "
+    "inspect": "folder --tensor --plot --method --json --quiet",
+    "verify": "src dst --dtype --text --tokens --longest --seed --revision --method --backend --save --certificate "
     "--json --quiet",
     "data": "source --out --seq-len --tokenizer --vocab-size --heldout --seed --across-sources --text-column --split "
     "--config --revision --workers --overwrite --json --quiet",

@@ -10,7 +10,7 @@ import yaml
 from console import run_page, without_numbers
 
 import phigrow
-from phigrow.growth.methods import all_methods
+from phigrow.growth.registry import all_methods
 from phigrow.records.schema import FIELDS
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from tiny_models import logits, model_of, probe, random_pair
 
 import phigrow
 from phigrow.errors import GrowthError
-from phigrow.growth.methods import all_methods
+from phigrow.growth.registry import all_methods
 from phigrow.models.families import all_families
 
 SHAPES = 6

@@ -11,8 +11,8 @@ from tiny_models import phi_config, phi_model, random_growth
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.growth.method import Option
-from phigrow.growth.methods import all_methods, find_method
 from phigrow.growth.methods.depth import layer_map
+from phigrow.growth.registry import all_methods, find_method
 
 # What each stored axis of a tensor is, spelled out by hand so that the table itself is under test.
 LAYOUT = {

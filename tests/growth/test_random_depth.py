@@ -11,10 +11,10 @@ import phigrow
 from phigrow.errors import GrowthError
 from phigrow.expansion.provenance import copied_values
 from phigrow.growth.lift import InMemory, lift
-from phigrow.growth.methods import all_methods
 from phigrow.growth.moments import POWER, STATES, moment_recipe
 from phigrow.growth.origins import Kind, anatomy
 from phigrow.growth.plan import Plan
+from phigrow.growth.registry import all_methods
 from phigrow.inspection.explain import layer_rows
 from phigrow.inspection.tallies import by_line, totals
 from phigrow.models.families import all_families

@@ -66,6 +66,7 @@ def test_no_part_of_a_plan_is_forgotten(field):
         "approximations": (),
         "notes": ("mind the gap",),
         "maps": Maps("5" * 64),
+        "method_files": {"mine": "6" * 64},
     }
     other = dataclasses.replace(plan, **{field: bumped[field]})
     found = differences(plan, other)
@@ -82,6 +83,7 @@ def test_no_part_of_a_plan_is_forgotten(field):
         "dst_config": {"destination"},
         "approximations": {"exact", "approximations"},
         "family": set(),
+        "method_files": {"method file"},
     }
     assert parts == expected.get(field, {field})
 

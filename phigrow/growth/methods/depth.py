@@ -30,12 +30,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from phigrow.errors import GrowthError
-
-LayerMap = tuple[tuple[int, ...], frozenset[int]]
-"""The source layer of each destination layer, `NEW` where it has none, and the set of identity layers."""
-
-NEW = -1
-"""In place of a source layer: the layer holds new random values."""
+from phigrow.growth.method import NEW, LayerMap
 
 ROUNDINGS: dict[str, Callable[[Fraction], int]] = {
     "half-even": round,
