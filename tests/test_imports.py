@@ -271,7 +271,7 @@ def test_a_shadowed_submodule_is_noticed():
     assert shadowed(ROOT, {"plan", "growth"}) == {"growth"}
 
 
-OTHERS = {"_repr_html_", "_replace", "_getframe", "_hp_mapping", "_WORLD_GROUP", "_dynamo"}
+OTHERS = {"_repr_html_", "_replace", "_getframe", "_exit", "_hp_mapping", "_WORLD_GROUP", "_dynamo"}
 """Names with an underscore that belong to Jupyter, Python and DeepSpeed."""
 
 

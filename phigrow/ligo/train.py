@@ -100,7 +100,8 @@ def learn_growth(
         warmup=min(steps // 10, steps - 1), weight_decay=0.0, dtype="fp32", threads=threads,
         log_every=max(1, steps // 10), attention="sdpa", eval_blocks=HELDOUT_BLOCKS, nonfinite_limit=0,
     )  # fmt: skip
-    from phigrow.training.process import lost_rank_named, on_rank_zero, start
+    from phigrow.training.lost_ranks import lost_rank_named
+    from phigrow.training.process import on_rank_zero, start
 
     world = start(threads)
     exists = on_rank_zero(world, out.exists)

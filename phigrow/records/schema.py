@@ -72,13 +72,17 @@ class StepRecord(_Point, _Costs, total=False):
 
     ``skipped``: no update was made. ``overflow``: fp16 halved its loss scale, and no update was made. ``spike``: the
     loss was an outlier. ``blocks``: data blocks of a skipped step. ``distillation_loss``: divergence from the teacher
-    in nats per token, in steps with a teacher; ``loss`` is then the cross entropy alone.
+    in nats per token, in steps with a teacher; ``loss`` is then the cross entropy alone. With several ranks:
+    ``slowest_rank``, its seconds before it waits for others, and the median of all ranks.
     """
 
     lr: float | None
     grad_norm: float | None
     tokens_per_second: float | None
     data_wait: float | None
+    slowest_rank: int
+    slowest_seconds: float
+    median_seconds: float
     distillation_loss: float | None
     overflow: bool
     skipped: bool

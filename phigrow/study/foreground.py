@@ -14,6 +14,7 @@ from phigrow.study.launch import STOP_SECONDS, end_with_parent, environment, gpu
 from phigrow.training import main
 from phigrow.training.data import check_data
 from phigrow.training.loop import STOP_FILE
+from phigrow.training.lost_ranks import exit_explained
 from phigrow.training.options import parse
 from phigrow.training.process import environment_kept
 from phigrow.training.training_cost import run_folder
@@ -51,7 +52,10 @@ def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = Tr
         stdout=None if shown else subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent(),
     )  # fmt: skip
     try:
-        return process.wait()
+        code = process.wait()
+        if (reason := exit_explained(code)) is not None:
+            print(reason, file=sys.stderr, flush=True)
+        return code
     except KeyboardInterrupt:
         if _stop(process, run_folder(config) / STOP_FILE) != 0:
             raise

@@ -24,6 +24,7 @@ from phigrow.files.output import make_folder
 from phigrow.files.strict_yaml import dump_yaml
 from phigrow.training import service
 from phigrow.training.loop import STOP_FILE
+from phigrow.training.lost_ranks import exit_explained
 from phigrow.training.process import cores
 
 LOG = "log.txt"
@@ -139,8 +140,9 @@ class Ranks:
             run = self._run
             self._end()
             if code:
+                reason = exit_explained(code)
                 raise GrowthError(
-                    f"training ended with code {code}",
+                    f"training ended with code {code}" + (f": {reason}" if reason else ""),
                     where=str(run),
                     why=last_words(run / LOG),
                     fix=f"read {run / LOG}, then run the same command again: it resumes",

@@ -1,11 +1,11 @@
-"""Anomalies in the steps of a run: losses that jump, and losses or gradients that are not finite."""
+"""Anomalies in the steps of a run: losses that jump, values that are not finite, and a rank that is slow."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from phigrow.errors import GrowthError
@@ -43,6 +43,52 @@ class Spikes:
             is_spike = loss > middle + SPIKE_SIGMAS * spread
         self._last.append(loss)
         return is_spike
+
+
+SLOW_WINDOW, SLOW_FACTOR, SLOW_SHARE = 100, 1.2, 0.8
+
+
+class SlowRanks:
+    """Detector of a rank that is the slowest in 80 % of the last 100 steps, and 20 % slower than the median in the sum.
+
+    All ranks wait for the slowest one at every step. A rank that is slow once, for example because the system was busy,
+    does not count. A slow rank is reported once, and again after another one was.
+
+    >>> slow = SlowRanks()
+    >>> [slow.find((1.0, 1.0, 1.3)) for _ in range(100)][-2:]
+    [None, (2, 1.3)]
+    """
+
+    def __init__(self) -> None:
+        self._last: deque[tuple[int, float, float]] = deque(maxlen=SLOW_WINDOW)
+        self._reported: int | None = None
+
+    def find(self, seconds: Sequence[float]) -> tuple[int, float] | None:
+        """Return a rank that is slow and was not reported, with the ratio of its time to the median; else None.
+
+        Args:
+            seconds: own time of each rank in a step, see `phigrow.training.step.OwnTime`.
+        """
+        self._last.append(slowest(seconds))
+        if len(self._last) < SLOW_WINDOW:
+            return None
+        rank, times = Counter(rank for rank, _, _ in self._last).most_common(1)[0]
+        slow = sum(own for each, own, _ in self._last if each == rank)
+        middle = sum(median for each, _, median in self._last if each == rank)
+        if rank == self._reported or times < SLOW_SHARE * SLOW_WINDOW or not slow > SLOW_FACTOR * middle > 0:
+            return None
+        self._reported = rank
+        return rank, slow / middle
+
+
+def slowest(seconds: Sequence[float]) -> tuple[int, float, float]:
+    """Return the slowest rank, its seconds, and the median of all ranks.
+
+    >>> slowest((1.0, 1.5, 1.1))
+    (1, 1.5, 1.1)
+    """
+    rank = max(range(len(seconds)), key=lambda each: seconds[each])
+    return rank, seconds[rank], statistics.median(seconds)
 
 
 class NonFinite:

@@ -183,6 +183,7 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
     from pydantic import ValidationError
 
     from phigrow.training import zero
+    from phigrow.training.lost_ranks import groups_with_timeout
     from phigrow.training.process import quiet
     from phigrow.training.schedule import learning_rate_schedule
 
@@ -192,7 +193,7 @@ def make_engine(model: Any, config: RunConfig, engine_dict: dict[str, Any]) -> A
     spec = find_optimizer(config.optimizer)
     optimizer = spec.build(spec.groups(model, config), config, offloads_optimizer(engine_dict))
     try:
-        with quiet():
+        with quiet(), groups_with_timeout():
             engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,

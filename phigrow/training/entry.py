@@ -7,11 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from phigrow.errors import GrowthError, MachineError
 from phigrow.files.machine_errors import flush_stdout, machine_error, replace_odd_characters, with_advice
 from phigrow.training.allocator import keep_freed_memory
 from phigrow.training.configuration import RunConfig
+from phigrow.training.lost_ranks import LostRank
 from phigrow.training.options import parse, usage
 from phigrow.training.process import environment_kept, leave, own_rank
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when the run ended or stopped as asked, `BAD_INPUT`, or `TEMPORARY` for a refusal of the machine, such as a
-        full disk; stderr then has the error. A rank that loses another rank prints a message and exits with code 1.
+        full disk or a lost rank; stderr then has the error.
     """
     keep_freed_memory()
     replace_odd_characters()
@@ -72,23 +74,30 @@ def run(words: list[str]) -> tuple[int, bool]:
         from phigrow.training.loop import train
 
         return 0, train(config).finished
+    except LostRank as error:
+        end_after_lost_rank(error)
     except GrowthError as error:
         code = refuse(error)
         if isinstance(error, MachineError):
             _end_without_others(code)
         return code, False
     except Exception as error:
-        from phigrow.training.process import LostRank
-
-        if isinstance(error, LostRank):
-            print(f"error: {error}", file=sys.stderr, flush=True)  # on every rank, because rank 0 may be the lost one
-            sys.stdout.flush()
-            os._exit(1)  # leaving the process group would wait for the lost rank
         if (described := machine_error(error)) is None:
             raise
         code = refuse(with_advice(described, _how_to_continue(config)))
         _end_without_others(code)
         return code, False
+
+
+def end_after_lost_rank(error: LostRank) -> NoReturn:
+    """Print the error on this rank, because rank 0 may be the lost one, and end this process with `TEMPORARY`.
+
+    Leaving the process group would wait for the lost rank.
+    """
+    flush_stdout()
+    with contextlib.suppress(OSError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(TEMPORARY)
 
 
 def _end_without_others(code: int) -> None:

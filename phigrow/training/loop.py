@@ -27,6 +27,7 @@ from phigrow.training.export_files import export_files
 from phigrow.training.export_place import check_export, check_other_export, is_exported
 from phigrow.training.initial_state import InitialState
 from phigrow.training.inputs import CONTENTS, check_present, contents_of, keep_inputs, recorded_source, with_kept_inputs
+from phigrow.training.lost_ranks import RankWatch, keep_traces, lost_rank_named
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
 from phigrow.training.per_value_lr import copied_values, has_per_value_lr, make_per_value_lr
@@ -36,7 +37,6 @@ from phigrow.training.process import (
     deterministic_kernels,
     environment_kept,
     forget_stop,
-    lost_rank_named,
     on_rank_zero,
     start,
 )
@@ -89,7 +89,23 @@ def train(config: RunConfig, blocks: DataSource | None = None) -> Summary:
     if has_per_value_lr(config):
         copied_values(config)
     optimizer_device(config)
+    keep_traces(out)
     world = start(config.threads)
+    with lost_rank_named(world, lambda: checkpoints.how_to_continue(out)):
+        return _train_on(world, config, asked, blocks, out, source, monitors, missing)
+
+
+def _train_on(
+    world: World,
+    config: RunConfig,
+    asked: RunConfig,
+    blocks: DataSource | None,
+    out: Path,
+    source: InitSource,
+    monitors: dict[str, dict[str, Any]],
+    missing: dict[str, Path],
+) -> Summary:
+    """Check the devices and the data, resolve what is ``auto``, and train in the run's folder."""
     on_rank_zero(world, lambda: check_device(config, world))
     on_rank_zero(world, lambda: check_export(out, config.export))
     if blocks is None:
@@ -144,7 +160,8 @@ def _train_in(
     if checkpoint is not None:
         checkpoints.check_fits(checkpoint, world, run.stage, convert=config.universal, device=run.optimizer_device)
     trainer = build_run(run, source, blocks, initial, checkpoint, monitors)
-    with lost_rank_named(world, lambda: checkpoints.how_to_continue(out)):
+    trainer.watch = watch = RankWatch(world, str(out))
+    with lost_rank_named(world, lambda: checkpoints.how_to_continue(out), watch), watch:
         try:
             return _train(trainer, source, blocks)
         finally:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from phigrow.errors import GrowthError
-from phigrow.files.machine_errors import machine_error
 from phigrow.files.output import writing
 from phigrow.training.deepspeed_cleanup import free_compile_lock, unlink_shared_buffers
+from phigrow.training.lost_ranks import unreachable_named
 
 if TYPE_CHECKING:
     import torch
@@ -298,39 +298,6 @@ def on_rank_zero(world: World, work: Callable[[], T], *, patient: bool = False) 
 def _has_ended(thread: threading.Thread) -> bool:
     thread.join(1.0)
     return not thread.is_alive()
-
-
-class LostRank(RuntimeError):
-    """Another rank has ended or does not answer. The message has the last checkpoint and the way to continue."""
-
-
-_LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "peer", "socket")
-
-
-@contextlib.contextmanager
-def lost_rank_named(world: World, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn the error of a collective with a lost rank into a `LostRank` with advice; other errors pass through."""
-    try:
-        yield
-    except RuntimeError as error:
-        first = str(error).strip().partition("\n")[0]
-        if world.size == 1 or not any(word in first.lower() for word in _LOST):
-            raise
-        raise LostRank(f"rank {world.rank} lost another rank ({first[:200]}). {advice()}") from error
-
-
-@contextlib.contextmanager
-def unreachable_named(rank: int, size: int) -> Iterator[None]:
-    """Turn the error of a rank that does not reach rank 0 at the start into a `LostRank`; others pass through.
-
-    A launcher that starts lost ranks again starts these again, too.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if size == 1 or "EADDRINUSE" in str(error) or (described := machine_error(error)) is None:
-            raise
-        raise LostRank(f"rank {rank}: {described}") from error
 
 
 def forget_stop(file: Path) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from phigrow.files.machine_errors import machine_error, replace_odd_characters
 from phigrow.training.allocator import keep_freed_memory
-from phigrow.training.entry import refuse, run
+from phigrow.training.entry import end_after_lost_rank, refuse, run
+from phigrow.training.lost_ranks import LostRank, lost_rank_named
 from phigrow.training.process import World, leave, on_rank_zero, start
 
 LEAVE = "leave"
@@ -44,13 +45,15 @@ def main(folder: Path) -> int:
     replace_odd_characters()
     try:
         world = start()
+    except LostRank as error:
+        end_after_lost_rank(error)
     except Exception as error:
         if (described := machine_error(error)) is None:
             raise
         return refuse(described)
     number = 0
     try:
-        while (wanted := on_rank_zero(world, partial(_next, folder, number), patient=True)) is not None:
+        while (wanted := _wanted(world, folder, number)) is not None:
             _speak_to(Path(wanted["log"]))
             code, finished = run([wanted["recipe"]])
             if not finished:
@@ -58,11 +61,19 @@ def main(folder: Path) -> int:
             gc.collect()  # an engine and its hooks refer to each other
             _mark(folder, number, world)
             number += 1
+    except LostRank as error:
+        end_after_lost_rank(error)
     finally:
         if world.first:
             shutil.rmtree(folder, ignore_errors=True)  # who asked may be gone
         leave()
     return 0
+
+
+def _wanted(world: World, folder: Path, number: int) -> dict[str, str] | None:
+    """Wait on all ranks for the next request; None if there is no further one."""
+    with lost_rank_named(world, lambda: "The ranks were waiting for the next run."):
+        return on_rank_zero(world, partial(_next, folder, number), patient=True)
 
 
 def _next(folder: Path, number: int) -> dict[str, str] | None:

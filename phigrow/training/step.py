@@ -57,6 +57,7 @@ class Reading:
         grad_norm: global 2-norm of the gradients, before clipping.
         asked_to_stop: whether any rank was, by then.
         broken: blocks of the micro-batches whose loss was not finite.
+        own_seconds: seconds of each rank for its data and forward passes, see `OwnTime`; empty with one rank.
     """
 
     step: int
@@ -68,11 +69,59 @@ class Reading:
     asked_to_stop: bool
     broken: tuple[int, ...]
     distillation_loss: float | None = None
+    own_seconds: tuple[float, ...] = ()
 
     @property
     def skipped(self) -> bool:
         """The update was left out, on every rank, because a gradient was not finite."""
         return not math.isfinite(self.grad_norm)
+
+
+class OwnTime:
+    """Seconds that this rank needs for its share of each step, before it waits for another rank.
+
+    The own time of a step is the wait for data plus the forward passes. At ZeRO 0 to 2 no collective runs in them, so a
+    slow device, host or disk shows. At stage 3 forward passes gather weights from all ranks, so only the wait for data
+    counts. GPUs are timed by events, which are read where the loop reads the device anyway.
+    """
+
+    def __init__(self, world: World, stage: int) -> None:
+        self.times_passes = world.size > 1 and stage < 3
+        self._events = world.device.type == "cuda"
+        self._passes: list[tuple[Any, Any]] = []
+        self._steps: list[tuple[float, list[tuple[Any, Any]]]] = []
+
+    def begin(self) -> Any:
+        """Note that a forward pass begins, and return this moment."""
+        return self._now() if self.times_passes else None
+
+    def end(self, begun: Any) -> None:
+        """Note that the forward pass has ended that began at this moment."""
+        if self.times_passes:
+            self._passes.append((begun, self._now()))
+
+    def close_step(self, waited: float) -> None:
+        """Note that the passes since the last call were those of one step, with the seconds that it waited for data."""
+        self._steps.append((waited, self._passes))
+        self._passes = []
+
+    def take(self) -> list[float]:
+        """Return the seconds of each step since the last call; on a GPU this waits for the last forward pass."""
+        if self._events and self._steps and self._steps[-1][1]:
+            self._steps[-1][1][-1][1].synchronize()
+        out = [waited + sum(self._seconds(*each) for each in passes) for waited, passes in self._steps]
+        self._steps = []
+        return out
+
+    def _now(self) -> Any:
+        if not self._events:
+            return time.perf_counter()
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _seconds(self, begun: Any, ended: Any) -> float:
+        return float(begun.elapsed_time(ended) / 1000 if self._events else ended - begun)
 
 
 class Stepper:
@@ -101,6 +150,7 @@ class Stepper:
         self._sums = torch.zeros(self.every, _BROKEN + world.size * self.passes, device=world.device)
         self._norms = torch.zeros(self.every, 1, device=world.device)
         self._waiting: list[tuple[int, float, float]] = []  # step, lr, seconds
+        self._own = OwnTime(world, config.stage)
 
     def __call__(self, step: int) -> None:
         """Take one optimizer step; ``step`` counts from 0."""
@@ -118,7 +168,9 @@ class Stepper:
         fetched = self.prefetcher.take(step)
         self.position = fetched.position
         for index, part in enumerate(torch.split(fetched.blocks, self.micro_batch)):
+            begun = self._own.begin()
             loss, value, divergence = self._losses(to_device(part, world.device))
+            self._own.end(begun)
             finite = loss.detach().isfinite()
             sums[_LOSS] += value / (self.passes * world.size)
             if divergence is not None:
@@ -139,6 +191,7 @@ class Stepper:
         took = time.perf_counter() - began
         sums[_SECONDS] = took / world.size
         sums[_WAITED] = fetched.waited / world.size
+        self._own.close_step(fetched.waited)
         self._waiting.append((step, lr, took))
 
     def _losses(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -172,11 +225,15 @@ class Stepper:
         if not count:
             return []
         began = time.perf_counter()
-        sums = self._sums[:count]
+        sums, columns = self._sums[:count], [self._norms[:count]]
+        own = self._own.take()
         if self.world.size > 1:
             dist.all_reduce(sums)
-        values = torch.cat([sums, self._norms[:count]], dim=1).tolist()
+            columns.insert(0, self._of_all_ranks(own))
+        values = torch.cat([sums, *columns], dim=1).tolist()
         waited = time.perf_counter() - began
+        ranks = self.world.size if self.world.size > 1 else 0
+        last = -1 - ranks  # the column after those of broken micro-batches
         readings = [
             Reading(
                 step=step + 1,
@@ -186,8 +243,9 @@ class Stepper:
                 lr=lr,
                 grad_norm=row[-1],
                 asked_to_stop=row[_STOP] > 0,
-                broken=self._broken(step, row[_BROKEN:-1]),
+                broken=self._broken(step, row[_BROKEN:last]),
                 distillation_loss=row[_DISTILLATION] if step < self.config.teacher_steps else None,
+                own_seconds=tuple(row[last:-1]),
             )
             for index, ((step, lr, seconds), row) in enumerate(zip(self._waiting, values, strict=True))
         ]
@@ -195,6 +253,13 @@ class Stepper:
         mean = sum(row[_SECONDS] for row in values) / count  # of all ranks, so that they agree on the next reading
         self.every = max(1, min(len(self._sums), int(READ_SECONDS / max(mean, 1e-9))))
         return readings
+
+    def _of_all_ranks(self, own: list[float]) -> torch.Tensor:
+        """Return the own seconds of every step on every rank, ``[steps, ranks]``."""
+        mine = torch.tensor(own, device=self.world.device)
+        out = torch.empty(self.world.size * len(own), device=self.world.device)
+        dist.all_gather_into_tensor(out, mine)
+        return out.reshape(self.world.size, len(own)).T
 
     def _broken(self, step: int, flags: list[float]) -> tuple[int, ...]:
         if not any(flags):

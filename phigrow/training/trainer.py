@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from phigrow.checkpoints.run_checkpoints import Progress
 from phigrow.corpus.feed import Feed, Position
 from phigrow.records.writer import RecordWriter
-from phigrow.training.anomalies import NonFinite, Spikes
+from phigrow.training.anomalies import NonFinite, SlowRanks, Spikes, slowest
+from phigrow.training.lost_ranks import RankWatch
 from phigrow.training.monitors import Monitors
 from phigrow.training.prefetch import Prefetcher
 from phigrow.training.process import StopRequest
@@ -55,6 +56,7 @@ class Trainer:
         heldout_loss: of the last evaluation.
         records, monitors: where values go; on rank 0 only.
         export_files: the files beside the weights of the export; None without an export.
+        watch: knows the step that this rank is in, for errors about lost ranks.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class Trainer:
         self.reporter = Reporter(speaks=first, steps=config.steps, done=progress.step, every=config.log_every)
         self._first_step_of_data, self._has_dropout, self._per_value_lr = first_step_of_data, has_dropout, per_value_lr
         self._nonfinite, self._spikes = NonFinite(config.nonfinite_limit, config.dtype), Spikes(losses)
+        self._slow_ranks = SlowRanks()
+        self.watch = RankWatch(run.world, str(run.out))
         self._stepper: Stepper | None = None
         self._teacher = teacher
 
@@ -139,6 +143,7 @@ class Trainer:
             )
             self._teacher = None  # the stepper lets go of it after the last distilled step
             while done < config.steps and not stopped:
+                self.watch.begin(done + 1)
                 stepper(done)
                 done += 1
                 due = [callback.is_due(done) for callback in callbacks]
@@ -147,6 +152,7 @@ class Trainer:
                     stopped = self._account(stepper)
                 for callback, is_due in zip(callbacks, due, strict=True):
                     if is_due or (stopped and callback.when_stopped):
+                        self.watch.begin(done)
                         callback(self, done)
         self._say_notices(ended=True)
         return not stopped or self.progress.step == config.steps
@@ -184,8 +190,11 @@ class Trainer:
                 if reading.distillation_loss is not None:
                     values["distillation_loss"] = reading.distillation_loss
                 rates = {"tokens_per_second": round(speed, 1), "data_wait": round(reading.waited / reading.seconds, 4)}
-                self.records.write("step", **self.spent(), **values, **rates, **flags)
+                own = _slowest_columns(reading)
+                self.records.write("step", **self.spent(), **values, **rates, **own, **flags)
                 self.monitors.step(self.progress.tokens, values | rates)
+            if reading.own_seconds and (slow := self._slow_ranks.find(reading.own_seconds)) is not None:
+                self.reporter.say(_slow_rank(reading.step, *slow, self.run.world.local_size))
             left = (config.steps - reading.step) * seconds / reading.step
             self.reporter.step(reading.step, reading.loss, reading.lr, speed, left)
             if reading.skipped:
@@ -210,3 +219,19 @@ class Trainer:
             self.reporter.say(f"step {reading.step}: the loss jumped to {reading.loss:.4f}")
             return {"spike": True}
         return {}
+
+
+def _slowest_columns(reading: Reading) -> dict[str, float]:
+    """Return the columns of a step's record on its slowest rank; empty with one rank."""
+    if not reading.own_seconds:
+        return {}
+    rank, own, median = slowest(reading.own_seconds)
+    return {"slowest_rank": rank, "slowest_seconds": round(own, 4), "median_seconds": round(median, 4)}
+
+
+def _slow_rank(step: int, rank: int, ratio: float, local_size: int) -> str:
+    return (
+        f"step {step}: rank {rank} (number {rank % local_size} on host {rank // local_size}) needs {ratio:.2f} times "
+        "the median for its data and forward passes, and all ranks wait for it. Look there for other programs, a slow "
+        "disk, or a throttled GPU (nvidia-smi -q -d PERFORMANCE)"
+    )

@@ -150,6 +150,15 @@ def test_a_step_hardly_waits_for_its_data(two_ranks):
     assert np.median(waits) < 0.2
 
 
+def test_several_ranks_record_the_slowest_one_and_one_rank_records_none(one_rank, two_ranks):
+    for step in records(two_ranks / "fp32-zero2", "step"):
+        assert step["slowest_rank"] in (0, 1)
+        assert 0 < step["median_seconds"] <= step["slowest_seconds"]
+    zero3 = records(two_ranks / "fp32-zero3", "step")  # there only the wait for data counts
+    assert all(0 <= step["median_seconds"] <= step["slowest_seconds"] for step in zero3)
+    assert not any("slowest_rank" in step for step in records(one_rank / "fp32", "step"))
+
+
 def test_another_seed_is_another_curve(one_rank):
     # Negative control of the comparisons above.
     assert np.abs(np.subtract(losses(one_rank / "other-seed"), losses(one_rank / "fp32"))).min() > 1e-3

@@ -12,14 +12,8 @@ import torch
 from phigrow.errors import GrowthError, MachineError
 from phigrow.training import RunConfig, entry, service
 from phigrow.training.engine import check_dtype
-from phigrow.training.process import (
-    LostRank,
-    StopRequest,
-    environment_kept,
-    own_rank,
-    prepare_environment,
-    unreachable_named,
-)
+from phigrow.training.lost_ranks import LostRank, unreachable_named
+from phigrow.training.process import StopRequest, environment_kept, own_rank, prepare_environment
 from phigrow.training.step import dropout_seed
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -16,7 +17,6 @@ from launching import losses, records
 from phigrow.checkpoints.integrity import MARKER, damage
 from phigrow.checkpoints.run_checkpoints import FOLDER, marked_checkpoints
 from phigrow.measure import load_run
-from phigrow.training.process import LostRank, World, lost_rank_named
 
 pytestmark = pytest.mark.long
 
@@ -107,12 +107,20 @@ def test_a_run_that_is_asked_to_stop_saves_and_exits_with_code_0(folder, how):
     assert losses(out) == losses(folder / "whole")
 
 
-def test_only_errors_of_communication_are_taken_for_a_lost_rank():
-    import torch
-
-    world = World(1, 2, 1, 2, torch.device("cpu"))
-    with pytest.raises(LostRank, match=r"rank 1 lost another rank \(Connection closed by peer\)\. ADVICE"):  # noqa: SIM117
-        with lost_rank_named(world, lambda: "ADVICE"):
-            raise RuntimeError("Connection closed by peer\nmore")
-    with pytest.raises(RuntimeError, match="shape mismatch"), lost_rank_named(world, lambda: "ADVICE"):
-        raise RuntimeError("shape mismatch")
+def test_a_rank_that_stops_is_named_before_the_timeout_and_the_other_says_where_it_waited(folder):
+    out = folder / "halted"
+    job = start([*launcher(2), *words(folder, out.name)], DEEPSPEED_TIMEOUT="1")
+    wait_for(lambda: last_step(out) >= 7, job)
+    halted = ranks_of(job)[1]
+    halted.send_signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: not ranks_of(job)[:-1] or ranks_of(job)[0] == halted, job, 120)
+    finally:
+        halted.send_signal(signal.SIGKILL)
+    code, output = finish(job, 90)
+    assert code != 0
+    assert re.search(
+        r"notice: no step has ended for 3\d s\n  rank 0: step \d+, .*phigrow/training/.*\n  rank 1: no ans", output
+    )
+    assert re.search(r"error: rank 0 lost another rank\n  where: step \d+ .*after [56]\d s\n  why: .*imed out", output)
+    assert "The same command continues from the checkpoint of step" in output

@@ -97,7 +97,7 @@ def test_a_host_that_is_lost_ends_the_other_and_one_host_goes_on(hosts, folder, 
             end(job)
             job.communicate()
     assert code != 0
-    said = re.search(r"rank (\d) lost another rank .*continues from the checkpoint of step (\d+)", output)
+    said = re.search(r"rank (\d) lost another rank[\s\S]*continues from the checkpoint of step (\d+)", output)
     assert said, output[-4000:]
     assert said[1] == ("0" if survivor == "a" else "1")
     assert int(said[2]) == marked_checkpoints(out)[0][-1].progress.step >= 10
