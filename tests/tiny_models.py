@@ -63,14 +63,26 @@ def phi_model(config: Config, dtype: torch.dtype = torch.float64, seed: int = 0)
     return model.eval()
 
 
+def hf_config_of(config: Config) -> Any:
+    """A configuration object; version 4 of transformers, which ignores rope_parameters, gets phigrow's spelling."""
+    from transformers import AutoConfig
+
+    from phigrow.checkpoints.configuration import resolve_config
+    from phigrow.models.versions import reads_rope_parameters
+
+    if not reads_rope_parameters() and config.get("rope_parameters"):
+        return resolve_config(config, "the configuration").hf_config
+    settings = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "architectures")}
+    return AutoConfig.for_model(**settings)
+
+
 def model_of(config: Config, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """A model of any family, every parameter random, its RMSNorms computing in its own dtype."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from phigrow.expansion.logits import widen_norms
 
-    settings = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "architectures")}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), attn_implementation="sdpa").to(dtype)
+    model = AutoModelForCausalLM.from_config(hf_config_of(config), attn_implementation="sdpa").to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -186,7 +186,7 @@ def as_stored(
         config[TIE] = False
         warnings.warn(
             f"{where}: {TIE} is true, but {head} and {embedding} have different values; they are read as two matrices, "
-            f"as transformers does (set {TIE}: false in config.json)",
+            f"as transformers 5 does (set {TIE}: false in config.json)",
             UntiedHead,
             stacklevel=4,
         )

@@ -32,6 +32,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.staged_folder import staged_folder
 from phigrow.files.untrusted import check_plain_name, read_json_strict
+from phigrow.models.versions import mapped_loads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,13 +68,11 @@ def convert(source: Path, folder: Path, marker: dict[str, Any]) -> None:
             why="DeepSpeed cannot convert such a state",
             fix="resume with the ranks and the ZeRO stage that wrote it",
         )
-    from torch.utils.serialization import config
-
     states = (marker.get("optimizer") or {}).get("states", ADAM_STATES)
     shutil.rmtree(folder, ignore_errors=True)
     with staged_folder(folder) as partial:
         # Mapped, not read: to cut it into parameters DeepSpeed loads all state of a rank, and of every rank at ZeRO 3.
-        with restricted_pickles(), config.patch("load.mmap", True):  # type: ignore[attr-defined]
+        with restricted_pickles(), mapped_loads():
             _check_names(source, states)
             if any(source.glob("*_optim_states.pt")):
                 if set(states) == set(ADAM_STATES):

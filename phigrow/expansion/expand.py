@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phigrow.checkpoints.companions import Companions, generation_settings, make_companions
-from phigrow.checkpoints.configuration import ResolvedConfig, resolve_config
+from phigrow.checkpoints.configuration import ResolvedConfig, check_live_config, resolve_config
 from phigrow.checkpoints.fingerprint import checkpoint_fingerprint
 from phigrow.checkpoints.hub import display_name, locate, source_config
 from phigrow.checkpoints.origin import Origin, origin_of
@@ -307,6 +307,7 @@ def _live_state(model: PreTrainedModel) -> tuple[Config, dict[str, torch.Tensor]
         )
     config, live = model.config.to_dict(), model.state_dict()
     family = family_of(config, _LIVE)
+    check_live_config(config, _LIVE)
     for name, tensor in live.items():
         if name.endswith(family.ignored_tensors):
             continue

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from phigrow.checkpoints.bits import widen
+from phigrow.checkpoints.configuration import stored_hf_config
 from phigrow.checkpoints.stored_model import QUANTIZATION, StoredModel
 from phigrow.errors import GrowthError
 from phigrow.files.paths import utf8_path
@@ -127,7 +128,7 @@ def run_probes(folder: Path, probes: Sequence[Probe], dtype: str, backend: str) 
                     for ids, last in probes
                 ], stored
         pickled = reader.pickled
-    return _logits_of_transformers(folder, probes, dtype, pickled), stored
+    return _logits_of_transformers(folder, config, probes, dtype, pickled), stored
 
 
 class _Weights(Mapping[str, Values]):
@@ -151,9 +152,11 @@ class _Weights(Mapping[str, Values]):
         return len(self._tensors)
 
 
-def _logits_of_transformers(folder: Path, probes: Sequence[Probe], dtype: str, pickled: bool) -> list[Values]:
+def _logits_of_transformers(
+    folder: Path, stored: Config, probes: Sequence[Probe], dtype: str, pickled: bool
+) -> list[Values]:
     with utf8_path(folder) as readable:
-        model = _model_of_transformers(readable, str(folder), dtype, pickled)
+        model = _model_of_transformers(readable, stored, str(folder), dtype, pickled)
     import torch
 
     with torch.inference_mode():
@@ -168,13 +171,12 @@ def _logits_of_transformers(folder: Path, probes: Sequence[Probe], dtype: str, p
     return logits
 
 
-def _model_of_transformers(folder: Path, where: str, dtype: str, pickled: bool) -> Any:
+def _model_of_transformers(folder: Path, stored: Config, where: str, dtype: str, pickled: bool) -> Any:
     """Load a checkpoint in evaluation mode; ``where`` is its place for messages."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with transformers_errors("read the configuration", where):
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config: Any = stored_hf_config(folder, stored, where)
     if hasattr(config, QUANTIZATION):
         delattr(config, QUANTIZATION)  # the weights are stored as floating point numbers, as phigrow has checked
     with transformers_errors("load the checkpoint", where), _no_loading_bar():

@@ -20,6 +20,7 @@ from phigrow.files.foreign import recognise
 from phigrow.models.config import Config, load_config, normalised
 from phigrow.models.families import family_of
 from phigrow.models.transformers_errors import transformers_errors
+from phigrow.models.versions import no_init_weights
 from phigrow.training.activation import fuse_gelu
 from phigrow.training.attention import registered_name
 from phigrow.training.configuration import DEMO_MODEL, RunConfig
@@ -193,7 +194,7 @@ def empty_model(hf_config: Any, config: RunConfig, attention: str) -> Any:
 
     name = registered_name(attention, within=config.documents == "within")
     make: Any = AutoModelForCausalLM.from_config  # it has no annotations
-    with transformers_errors("build the model", "the model's configuration"), _without_initialisation():
+    with transformers_errors("build the model", "the model's configuration"), no_init_weights():
         return make(hf_config, attn_implementation=name, dtype=torch.float32)
 
 
@@ -206,16 +207,6 @@ def _spare_imports() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def _without_initialisation() -> contextlib.AbstractContextManager[Any]:
-    """Skip transformers' random initialisation in this context, because `fill_from_scratch` would overwrite it."""
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError:
-        return contextlib.nullcontext()
-    manager: contextlib.AbstractContextManager[Any] = no_init_weights()
-    return manager
 
 
 def _restore_buffers(model: nn.Module, hf_config: Any, world: World) -> None:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, GenerationConfig
 from phigrow.checkpoints.companions import Companions, generation_settings, make_companions
 from phigrow.checkpoints.configuration import resolve_config
 from phigrow.checkpoints.token_ids import TokenIds
+from phigrow.models.versions import reads_rope_parameters
 
 CONFIG = phi_config(8, 2, 16, 2, 2)
 IDS = TokenIds({"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": None}, {"eos_token_id": [2, 3]})
@@ -46,10 +47,12 @@ def test_transformers_reads_what_is_written_as_its_own(tmp_path):
     loaded = AutoConfig.from_pretrained(tmp_path)
     config.dtype, config.eos_token_id, config.bos_token_id = torch.bfloat16, [2, 3], 1
     changed = {"architectures": ["PhiForCausalLM"], "_name_or_path": str(tmp_path)}
+    if not reads_rope_parameters():
+        changed["rope_parameters"] = made.config["rope_parameters"]
     assert loaded.to_dict() == config.to_dict() | changed
     assert (
         GenerationConfig.from_pretrained(tmp_path).to_diff_dict().items()
         >= {"top_k": 7, "eos_token_id": [2, 3]}.items()
     )
     # Negative control: another value shows.
-    assert loaded.to_dict() != config.to_dict() | changed | {"rope_parameters": {}}
+    assert loaded.to_dict() != config.to_dict() | changed | {"rope_parameters": {"rope_type": "x"}}

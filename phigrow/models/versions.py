@@ -1,0 +1,54 @@
+"""Differences between the supported versions of other packages, in one place.
+
+Each function names the lower bound in setup.cfg with which it can be deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+
+def reads_rope_parameters() -> bool:
+    """Return True if transformers reads ``rope_parameters``; version 4 ignores it without a word.
+
+    Delete it with transformers >= 5.5.
+    """
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0]) >= 5
+
+
+def no_init_weights() -> contextlib.AbstractContextManager[Any]:
+    """Skip transformers' random initialisation of a new model; a context.
+
+    transformers 4 keeps the switch in another module. Delete it with transformers >= 5.5.
+    """
+    module: Any
+    try:
+        from transformers import initialization as module
+    except ImportError:
+        from transformers import modeling_utils as module
+    manager: contextlib.AbstractContextManager[Any] = module.no_init_weights()
+    return manager
+
+
+@contextlib.contextmanager
+def mapped_loads() -> Iterator[None]:
+    """Let ``torch.load`` map files instead of reading them, also inside of other libraries; a context.
+
+    torch 2.6 has no setting for it, so its function is replaced. Delete that with torch >= 2.7.
+    """
+    import torch
+
+    try:
+        from torch.utils.serialization import config
+    except ImportError:
+        with mock.patch.object(torch, "load", functools.partial(torch.load, mmap=True)):
+            yield
+    else:
+        with config.patch("load.mmap", True):  # type: ignore[attr-defined]
+            yield
