@@ -13,6 +13,7 @@ The sizes of ``toy`` test the script itself, and say nothing about a GPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,10 +103,15 @@ class Place:
             corpus.prepare(file, out, seq_len=self.seq_len, vocab_size=512, progress=False)
         return out
 
+    @property
+    def backend(self) -> str:
+        """Backend of torch.compile. The toy sizes test the script, and inductor would compile for a minute."""
+        return "eager" if self.toy else "inductor"
+
     def settings(self, name: str, **changes: Any) -> dict[str, Any]:
         """Settings of a short run in its own folder."""
         run = {
-            "model": self.model(), "data": str(self.data()), "out": str(self.folder / name), "steps": 6, "batch": 4,
+            "model": self.model(), "data": str(self.data()), "out": str(self.folder / name), "steps": 4, "batch": 4,
             "lr": 1e-3, "warmup": 0, "schedule": "constant", "eval_every": 0, "save_every": 0, "log_every": 1,
             "export": None, "dtype": self.dtype_name, "zero": 1, "compile": False,
         }  # fmt: skip
@@ -140,6 +146,11 @@ def relative(found: Any, expected: Any) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+def middle(values: Sequence[float]) -> float:
+    """Return the median; of an even number of values the upper one."""
+    return sorted(values)[len(values) // 2]
+
+
 def nominal_peak(name: str) -> float | None:
     """Return the dense bf16 FLOP/s of a GPU from its data sheet, if phigrow knows it."""
     from phigrow.models.capacity import PEAK_FLOPS
@@ -164,8 +175,28 @@ def ceilings(place: Place) -> Result:
     values = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(values)
     out["copy_gb_s"] = 2 * size / seconds(lambda: target.copy_(values), device, 5) / 1e9
+    out["batch_copies"] = {kind: batch_copy(place, pinned=kind == "pinned") for kind in ("pageable", "pinned")}
     out["matrix_tflops"], out["matrix_shape"] = matrix_peak(place.model(), 128 if place.toy else 16384, device)
     return out | {"ok": True}
+
+
+def batch_copy(place: Place, *, pinned: bool) -> Result:
+    """Copy 64 MiB of token ids to the device: the rate, and how long the host waits for it."""
+    import torch
+    from mfu import synchronise
+
+    size = 2**16 if place.toy else 2**26
+    batch = torch.zeros(size // 8, dtype=torch.int64)
+    batch = batch.pin_memory() if pinned and place.device.type == "cuda" else batch
+    waits, takes = [], []
+    for _ in range(3):
+        synchronise(place.device)
+        began = time.perf_counter()
+        batch.to(place.device, non_blocking=pinned, copy=True)
+        waits.append(time.perf_counter() - began)
+        synchronise(place.device)
+        takes.append(time.perf_counter() - began)
+    return {"gb_s": size / min(takes) / 1e9, "host_waits_seconds": min(waits)}
 
 
 def attention(place: Place) -> Result:
@@ -201,7 +232,7 @@ def attention(place: Place) -> Result:
 
 
 def numbers(place: Place) -> Result:
-    """The loss and all gradients of a model in fp32 on this device against the CPU in fp64."""
+    """The logits, the loss and all gradients of a model in fp32 on this device against the CPU in fp64."""
     import torch
 
     before = torch.backends.cuda.matmul.allow_tf32
@@ -209,15 +240,18 @@ def numbers(place: Place) -> Result:
     found = _pass(place, place.device, torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = before
     expected = _pass(place, torch.device("cpu"), torch.float64)
-    loss = abs(found[0] - expected[0])
+    loss, logits = abs(found[0] - expected[0]), relative(found[2], expected[2])
     worst = max((relative(a, expected[1][name]), name) for name, a in found[1].items())
-    return {"ok": loss < 1e-4 and worst[0] < 1e-3, "loss": loss, "gradient": worst[0], "of": worst[1]}
+    ok = loss < 1e-4 and logits < 1e-3 and worst[0] < 1e-3
+    return {"ok": ok, "loss": loss, "logits": logits, "gradient": worst[0], "of": worst[1]}
 
 
-def _pass(place: Place, device: Any, dtype: Any) -> tuple[float, dict[str, Any]]:
+def _pass(place: Place, device: Any, dtype: Any) -> tuple[float, dict[str, Any], Any]:
+    """Return the loss, the gradients and the logits of two blocks."""
     import torch
 
     from phigrow.training import RunConfig
+    from phigrow.training.loss import hidden_states
     from phigrow.training.model import build_model
     from phigrow.training.process import World
 
@@ -227,7 +261,11 @@ def _pass(place: Place, device: Any, dtype: Any) -> tuple[float, dict[str, Any]]
     rows = torch.randint(512, (2, 33 if place.toy else 257), generator=torch.Generator().manual_seed(0))
     loss = model(rows.to(device))
     loss.backward()
-    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters()}
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        hidden = hidden_states(model, rows[:, :-1].to(device))
+        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters()}, logits
 
 
 def documents(place: Place) -> Result:
@@ -308,9 +346,12 @@ def stages(place: Place) -> Result:
     import torch
 
     rows: list[Result] = []
-    choices = [(False, False), (True, True)] if place.toy else list(itertools.product((False, True), repeat=2))
-    for stage, (overlap, recompute) in itertools.product(range(4), choices):
+    every = list(itertools.product(range(4), (False, True), (False, "selective", True)))
+    toy = [(0, False, False), (1, True, "selective"), (2, True, True), (3, True, True)]
+    for stage, overlap, recompute in toy if place.toy else every:
         if stage == 0 and (overlap or place.dtype_name == "fp16"):
+            continue
+        if stage == 3 and recompute == "selective":
             continue
         file = place.folder / f"overlap-{stage}-{overlap}.json"
         file.write_text(json.dumps({"zero_optimization": {"stage": stage, "overlap_comm": overlap}}))
@@ -318,7 +359,8 @@ def stages(place: Place) -> Result:
         if place.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         name = f"zero-{stage}-{overlap}-{recompute}"
-        steps = place.train(name, activation_checkpointing=recompute, steps=4, zero=None, deepspeed=str(file))
+        more = {"activation_checkpointing": recompute, "zero": None, "deepspeed": str(file)}
+        steps = place.train(name, steps=2 if place.toy else 4, **more)
         row |= {"losses": losses(steps), "tokens_per_second": steps[-1]["tokens_per_second"]}
         if place.device.type == "cuda":
             row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -328,16 +370,23 @@ def stages(place: Place) -> Result:
 
 
 def resume(place: Place) -> Result:
-    """A run that stops and resumes against one that does not, with default and with deterministic kernels."""
+    """A run that stops and resumes against one that does not, with default and deterministic kernels, and their cost.
+
+    A step here is the median of the steps after the first two.
+    """
     out: Result = {}
+    half = 2 if place.toy else 8
     for deterministic in (False, True):
-        more = {"deterministic": deterministic, "save_every": 3, "keep": 0}
+        more = {"deterministic": deterministic, "save_every": half, "keep": 0, "steps": 2 * half}
         whole = place.train(f"whole-{deterministic}", **more)
-        cut_before_its_end(place.folder / f"whole-{deterministic}", place.folder / f"cut-{deterministic}", 6)
+        cut_before_its_end(place.folder / f"whole-{deterministic}", place.folder / f"cut-{deterministic}", 2 * half)
         cut = place.train(f"cut-{deterministic}", **more)
         name = "deterministic" if deterministic else "default"
-        out[name] = {"difference": largest(losses(whole), losses(cut)), "seconds": whole[-1]["seconds"]}
-    return out | {"ok": out["deterministic"]["difference"] == 0 and out["default"]["difference"] < 0.05}
+        rate = middle([record["tokens_per_second"] for record in whole[2:]])
+        out[name] = {"difference": largest(losses(whole), losses(cut)), "seconds_per_step": 4 * place.seq_len / rate}
+    cost = out["deterministic"]["seconds_per_step"] / out["default"]["seconds_per_step"] - 1
+    ok = out["deterministic"]["difference"] == 0 and out["default"]["difference"] < 0.05
+    return out | {"ok": ok, "deterministic_costs": cost}
 
 
 def cut_before_its_end(whole: Path, cut: Path, steps: int) -> None:
@@ -353,13 +402,22 @@ def universal(place: Place) -> Result:
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(HERE.parent)}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         env.pop(name, None)
-    runner = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(20000 + os.getpid() % 20000)]
-    done = subprocess.run(
-        [sys.executable, "-m", *runner, "-m", "phigrow.training", *words],
-        env=env, capture_output=True, text=True, timeout=STEP_SECONDS,
-    )  # fmt: skip
-    if done.returncode:
-        return {"ok": False, "error": (done.stdout + done.stderr)[-2000:]}
+    env |= {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    env["MASTER_PORT"] = str(20000 + os.getpid() % 20000)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "phigrow.training", *words], env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [rank.communicate(timeout=STEP_SECONDS)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    if any(rank.returncode for rank in ranks):
+        return {"ok": False, "error": "\n".join(said)[-2000:]}
     whole = losses(records(place.folder / "two-ranks"))
     cut_before_its_end(place.folder / "two-ranks", place.folder / "one-rank", 4)
     continued = losses(place.train("one-rank", **more, universal=True))
@@ -371,14 +429,20 @@ def _word(value: Any) -> str:
 
 
 def memory(place: Place) -> Result:
-    """Three runs in one process: what the first leaves allocated must not grow."""
+    """Three runs in one process, as a service runs them: what the first leaves allocated must not grow."""
     import gc
 
     import torch
 
+    from phigrow.training.entry import run
+
     held = []
     for number in range(3):
-        place.train(f"memory-{number}", steps=3)
+        recipe = place.folder / f"memory-{number}.yaml"
+        recipe.write_text(json.dumps(place.settings(f"memory-{number}", steps=1 if place.toy else 3)))
+        code, finished = run([str(recipe)])
+        if code or not finished:
+            return {"ok": False, "error": f"run {number} ended with exit code {code}"}
         gc.collect()
         if place.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -397,16 +461,17 @@ def speed(place: Place, name: str) -> Result:
     micro, batch = (2, 4) if place.toy else ((8, 16) if name == "phi-1_5" else (2, 8))
     config = shape("tiny" if place.toy else name)
     config |= {"max_position_embeddings": place.seq_len}
-    plain = measure(config, _mfu_words(place, batch // micro), micro, place.device)
+    layers = False if place.toy else "layers"  # toy sizes would compile longer than they run
+    words = _mfu_words(place, batch // micro, compile="layers" if layers else "none")
+    plain = measure(config, words, micro, place.device)
     plain.pop("kernels", None)
     if place.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    steps = place.train(
-        f"speed-{name}", model=config, steps=6 if place.toy else 12, batch=batch, micro_batch=micro, zero=1, lr=1e-4
-    )
-    rates = sorted(record["tokens_per_second"] for record in steps[2:])
-    tflops = count_cost(config, place.seq_len).training_flops * rates[len(rates) // 2] / 1e12
+    more = {"batch": batch, "micro_batch": micro, "zero": 1, "lr": 1e-4, "compile": layers}
+    steps = place.train(f"speed-{name}", model=config, steps=4 if place.toy else 12, **more)
+    rate = middle([record["tokens_per_second"] for record in steps[2:]])
+    tflops = count_cost(config, place.seq_len).training_flops * rate / 1e12
     out: Result = {"model": name, "plain": plain, "deepspeed_tflops": tflops, "ok": "model_tflops" in plain}
     if "model_tflops" in plain:
         out["deepspeed_over_plain"] = tflops / plain["model_tflops"]
@@ -423,11 +488,80 @@ def speed(place: Place, name: str) -> Result:
     return out
 
 
-def _mfu_words(place: Place, accumulation: int) -> argparse.Namespace:
-    return argparse.Namespace(
-        seq_len=place.seq_len, accumulation=accumulation, steps=2 if place.toy else 6, checkpointing=False,
-        compile="none", attention="sdpa", loss="auto",
-    )  # fmt: skip
+def _mfu_words(place: Place, accumulation: int, **changes: Any) -> argparse.Namespace:
+    words = {
+        "seq_len": place.seq_len, "accumulation": accumulation, "steps": 1 if place.toy else 6, "checkpointing": False,
+        "compile": "none", "backend": place.backend, "attention": "sdpa", "loss": "auto",
+    }  # fmt: skip
+    return argparse.Namespace(**words | changes)
+
+
+def fused(place: Place) -> Result:
+    """A step of phi-1.5 plain, with recomputation, with compiled layers, and with Liger's kernels if it is installed.
+
+    Every variant has the same weights and tokens, so the losses after the steps must agree.
+    """
+    import torch
+    from mfu import Training, seconds, shape
+
+    config = shape("tiny" if place.toy else "phi-1_5") | {"max_position_embeddings": place.seq_len}
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "selective": {"checkpointing": "selective"},
+        "recomputed": {"checkpointing": True},
+        "layers": {"compile": "layers"},
+        "layers, selective": {"compile": "layers", "checkpointing": "selective"},
+        "liger": {},
+    }
+    rows: dict[str, Result] = {}
+    for name, changes in variants.items():
+        if name == "liger" and (problem := liger_problem()) is not None:
+            rows[name] = {"problem": problem}
+            continue
+        if place.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        words = _mfu_words(place, 1, **changes)
+        with liger_kernels() if name == "liger" else contextlib.nullcontext():
+            training = Training(config, words, 2 if place.toy else 8, place.device)
+            took = seconds(training, place.device, words.steps)
+        rows[name] = {"seconds": took, "loss": float(training.loss.detach())}
+        if place.device.type == "cuda":
+            rows[name]["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        del training
+    expected = rows["plain"]["loss"]
+    worst = max(abs(row["loss"] - expected) for row in rows.values() if "loss" in row)
+    return {"ok": worst < 0.05, "largest_difference": worst, "rows": rows}
+
+
+def liger_problem() -> str | None:
+    """Return the reason for which Liger cannot be used; None if it can."""
+    try:
+        from liger_kernel.transformers.functional import liger_layer_norm
+        from liger_kernel.transformers.rope import liger_rotary_pos_emb
+    except Exception as error:  # of the package, or of Triton
+        return f"{type(error).__name__}: {error}"
+    return None if callable(liger_layer_norm) and callable(liger_rotary_pos_emb) else "not functions"
+
+
+@contextlib.contextmanager
+def liger_kernels() -> Iterator[None]:
+    """Let Phi's LayerNorms and rotary embeddings run Liger's kernels; a context. Liger itself does not know Phi."""
+    import torch
+    from liger_kernel.transformers.functional import liger_layer_norm
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+    from transformers.models.phi import modeling_phi
+
+    def forward(norm: Any, values: Any) -> Any:
+        return liger_layer_norm(values, norm.weight, norm.bias, norm.eps)
+
+    layer_norm: Any = torch.nn.LayerNorm
+    former, rotary = layer_norm.forward, modeling_phi.apply_rotary_pos_emb
+    layer_norm.forward, modeling_phi.apply_rotary_pos_emb = forward, liger_rotary_pos_emb
+    try:
+        yield
+    finally:
+        layer_norm.forward, modeling_phi.apply_rotary_pos_emb = former, rotary
 
 
 STEPS: dict[str, Callable[[Place], Result]] = {
@@ -440,6 +574,7 @@ STEPS: dict[str, Callable[[Place], Result]] = {
     "resume": resume,
     "universal": universal,
     "memory": memory,
+    "fused": fused,
     "speed-phi-1_5": lambda place: speed(place, "phi-1_5"),
     "speed-phi2": lambda place: speed(place, "phi2"),
 }

@@ -68,7 +68,7 @@ def seconds(work: Callable[[], Any], device: torch.device, times: int) -> float:
 def matrix_peak(config: dict[str, Any], tokens: int, device: torch.device) -> tuple[float, str]:
     """The fastest bf16 product, in TFLOP/s, and its shape."""
     hidden, mlp = config["hidden_size"], config["intermediate_size"]
-    squares = [(8192, 8192, 8192), (16384, 8192, 8192)] if device.type == "cuda" else [(512, 512, 512)]
+    squares = [(8192, 8192, 8192), (16384, 8192, 8192)] if device.type == "cuda" else [(128, 128, 128)]
     best = (0.0, "")
     for m, k, n in [*squares, (tokens, hidden, mlp), (tokens, mlp, hidden)]:
         a = torch.randn(m, k, device=device, dtype=torch.bfloat16)
@@ -88,7 +88,9 @@ class Training:
 
         from phigrow.training.activation import fuse_gelu
         from phigrow.training.attention import registered_name
+        from phigrow.training.compilation import compile_layers
         from phigrow.training.loss import attach_loss
+        from phigrow.training.recompute import recompute_layers
 
         torch.manual_seed(0)
         hf_config = CONFIG_MAPPING["phi"].from_dict(config)
@@ -97,16 +99,14 @@ class Training:
                 hf_config, attn_implementation=registered_name(words.attention, within=False), dtype=torch.bfloat16
             )
         fuse_gelu(model)
-        if words.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(model, words.checkpointing, partitioned=False)
         attach_loss(model, words.loss)
         model.train()
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.masters = [p.detach().float().requires_grad_() for p in self.weights]
         self.optimizer = torch.optim.AdamW(self.masters, lr=1e-4, weight_decay=0.1, fused=True)
         if words.compile == "layers":
-            for layer in model.base_model.layers:
-                layer.compile()
+            compile_layers(model, backend=words.backend)
         self.forward: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(model) if words.compile == "model" else model
         )
@@ -218,7 +218,11 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches an optimizer step")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--compile", default="none", choices=("none", "layers", "model"))
-    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile, for layers")
+    recompute = {"nargs": "?", "const": True, "default": False, "choices": (True, "selective")}
+    parser.add_argument(
+        "--checkpointing", **recompute, help="recompute layers in the backward pass; selective: cheap operations only"
+    )
     parser.add_argument("--attention", default="sdpa", choices=("sdpa", "flash_attention_2"))
     parser.add_argument("--loss", default="auto", choices=("auto", "full", "chunked"))
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
