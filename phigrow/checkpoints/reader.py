@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -92,7 +91,27 @@ class StoredTensor:
         return out
 
 
-class CheckpointReader:
+class NamedTensors:
+    """Stored tensors by name.
+
+    Attributes:
+        tensors: name -> stored tensor.
+    """
+
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def dtype_name(self) -> str:
+        """dtype of the tensor with the most values, which stands for the model's."""
+        return max(self.tensors.values(), key=lambda tensor: math.prod(tensor.shape)).dtype_name
+
+
+class CheckpointReader(NamedTensors):
     """The tensors of a Hugging Face folder, in one safetensors file or in shards with an index.
 
     Args:
@@ -111,7 +130,7 @@ class CheckpointReader:
     def __init__(self, folder: Path, optional: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self._optional = optional
-        self.tensors: dict[str, StoredTensor] = {}
+        self.tensors = {}
         self.places: dict[str, str] = {}
         self._descriptors: list[int] = []
         index, single = contained(folder, INDEX), contained(folder, SINGLE)
@@ -143,16 +162,6 @@ class CheckpointReader:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape."""
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
-
-    @property
-    def dtype_name(self) -> str:
-        """dtype of the tensor with the most values, which stands for the checkpoint's."""
-        return dtype_of_most(self.tensors.values())
 
     def close(self) -> None:
         for descriptor in self._descriptors:
@@ -202,11 +211,6 @@ class CheckpointReader:
                 self.tensors[name] = tensor
             spans.append((*entry["data_offsets"], name))
         _check_cover(sorted(spans), size, path)
-
-
-def dtype_of_most(tensors: Iterable[StoredTensor]) -> str:
-    """Return the dtype of the tensor with the most values."""
-    return max(tensors, key=lambda tensor: math.prod(tensor.shape)).dtype_name
 
 
 def _check_cover(spans: list[tuple[int, int, str]], size: int, path: Path) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from phigrow.checkpoints.bits import as_bytes, widen
 from phigrow.checkpoints.pickles import PickleReader, has_pickles, has_safetensors, open_checkpoint
-from phigrow.checkpoints.reader import StoredTensor, dtype_of_most
+from phigrow.checkpoints.reader import NamedTensors, StoredTensor
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config, load_config
 from phigrow.models.families import family_of
@@ -47,7 +47,7 @@ class UntiedHead(UserWarning):
     """A configuration ties the head to the embedding, but the two are stored with different values."""
 
 
-class StoredModel:
+class StoredModel(NamedTensors):
     """The model of a checkpoint folder, open for reading; see this module.
 
     Args:
@@ -75,16 +75,6 @@ class StoredModel:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape."""
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
-
-    @property
-    def dtype_name(self) -> str:
-        """dtype of the tensor with the most values, which stands for the model's."""
-        return dtype_of_most(self.tensors.values())
 
     def check(self, config: Config | None = None) -> None:
         """Check the tensors against the family table.

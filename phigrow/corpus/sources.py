@@ -90,11 +90,13 @@ def _from_rows(rows: Callable[..., Iterator[Row]], arguments: dict[str, Any], ca
     from datasets.exceptions import DatasetGenerationError
 
     cache = str(cache_dir) if cache_dir else None
-    if next(rows(**arguments), None) is None:  # from_generator refuses to make an empty dataset
-        return Dataset.from_dict({"text": [], "source": [], "title": []}, features=_features())
     try:
         with _cache():
             return Dataset.from_generator(rows, _features(), cache, gen_kwargs=arguments)
+    except ValueError:
+        if next(rows(**arguments), None) is not None:
+            raise
+        return Dataset.from_dict({"text": [], "source": [], "title": []}, features=_features())  # which it refuses
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, GrowthError):
             raise error.__cause__ from None

@@ -189,9 +189,9 @@ def start(threads: int | None = None) -> World:
         elif "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, cores() // local_size))
     else:
-        if local_rank >= accelerator.device_count():
+        if local_rank >= (devices := accelerator.device_count()):
             raise GrowthError(
-                f"LOCAL_RANK is {local_rank}, but this host has {accelerator.device_count()} devices",
+                f"LOCAL_RANK is {local_rank}, but this host has {devices} device{'s' * (devices != 1)}",
                 where="LOCAL_RANK",
                 fix="start one rank for each device",
             )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from phigrow.corpus import load_blocks, load_documents, open_stream, prepare, rows, stream_settings, train_tokenizer
+from phigrow.corpus.left_out import LeftOut
 from phigrow.corpus.rows import table_rows
 from phigrow.corpus.sources import stream_documents
 from phigrow.errors import GrowthError, MachineError
@@ -217,6 +218,27 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path, read):
     data = load_documents(tmp_path / "*.*", cache_dir=tmp_path / "cache")
     assert data["source"][:] == [tmp_path.name, "caf\\udce9.jsonl"]
     assert data["title"][:] == ["caf\\udce9\\x1b[1m.txt", ""]
+
+
+def test_each_file_is_read_once_and_one_without_rows_is_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    reads = []
+    read_bytes, open_file = Path.read_bytes, Path.open
+    monkeypatch.setattr(Path, "read_bytes", lambda file: reads.append(file.name) or read_bytes(file))
+    for name in ("a.txt", "b.txt", "c.jsonl", "d.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    (tmp_path / "d.jsonl").write_text("")
+
+    def counted(file, *words, **settings):
+        if file.suffix == ".jsonl":
+            reads.append(file.name)
+        return open_file(file, *words, **settings)
+
+    monkeypatch.setattr(Path, "open", counted)
+    left_out = LeftOut()
+    data = load_documents(tmp_path, cache_dir=tmp_path / "cache", left_out=left_out)
+    assert (len(data), left_out.counts) == (3, {"no_documents": 1})
+    assert [reads.count(name) for name in ("a.txt", "b.txt", "c.jsonl")] == [1, 1, 1]
 
 
 def test_a_changed_file_is_read_again(tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from studies import loaded
 
 from phigrow.study import automatic, jobs_of
-from phigrow.study.automatic import FILE, study_choices, with_choices
+from phigrow.study.automatic import FILE, study_choices, threads_of_a_run, with_choices
 from phigrow.training import RunConfig
 
 TRAIN: dict[str, Any] = {"batch": 16, "warmup": 4, "lr": 4e-3}
@@ -33,6 +34,26 @@ def made(monkeypatch) -> list[tuple[list[str], RunConfig, float, int]]:
 def chosen(study: Any, lines: list[str] | None = None) -> dict[str, Any]:
     found = study_choices(study, jobs_of(study), [].append if lines is None else lines.append)
     return {name: choice["chosen"] for name, choice in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads"), [("4,2", 4), (" 3 , 1", 3), ("2", 2), ("", 5), ("0", 5), ("many", 5), (",2", 5), ("-1", 5)]
+)
+def test_a_timing_has_the_threads_of_the_first_level(monkeypatch, asked, threads):
+    former = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        with threads_of_a_run(2):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 5
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        with monkeypatch.context() as alone:
+            alone.setattr("phigrow.study.launch.cores", lambda: 6)
+            with threads_of_a_run(2):
+                assert torch.get_num_threads() == 3  # six cores, two processes
+    finally:
+        torch.set_num_threads(former)
 
 
 def leave_records(folder: Path, **config: Any) -> None:

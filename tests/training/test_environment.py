@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from phigrow.errors import GrowthError, MachineError
 from phigrow.training import RunConfig, entry, service
 from phigrow.training.engine import check_dtype
 from phigrow.training.lost_ranks import LostRank, unreachable_named
-from phigrow.training.process import StopRequest, environment_kept, own_rank, prepare_environment
+from phigrow.training.process import StopRequest, environment_kept, own_rank, prepare_environment, start
 from phigrow.training.step import dropout_seed
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -76,6 +78,37 @@ def test_a_launch_with_incomplete_variables_is_one_error(environment, variables,
         prepare_environment()
     assert error.value.what == message
     assert "start the run with deepspeed or torchrun" in str(error.value.fix)
+
+
+@pytest.mark.parametrize("local_rank", ["1", "7"])
+def test_a_rank_without_a_device_is_refused_before_data_is_read(environment, monkeypatch, capsys, tmp_path, local_rank):
+    chosen = []
+    accelerator = SimpleNamespace(
+        device_name=lambda: "cuda", device_count=lambda: 1, set_device=chosen.append,
+        communication_backend_name=lambda: "nccl",
+    )  # fmt: skip
+
+    def init_distributed(**settings):
+        raise RuntimeError("this rank has a device")
+
+    comm = SimpleNamespace(is_initialized=lambda: False)
+    deepspeed = SimpleNamespace(comm=comm, init_distributed=init_distributed)
+    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
+    monkeypatch.setitem(sys.modules, "deepspeed.accelerator", SimpleNamespace(get_accelerator=lambda: accelerator))
+    launch = {"RANK": local_rank, "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "5"}
+    (tmp_path / "data").mkdir()  # which is no folder of blocks
+    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--model", "phi-1"]
+    environment(**launch, LOCAL_RANK=local_rank)
+    monkeypatch.setattr(entry, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(entry, "_end_without_others", lambda code: None)
+    assert entry.run(words) == (2, False)
+    assert f"LOCAL_RANK is {local_rank}, but this host has 1 device\n" in capsys.readouterr().err
+    assert chosen == []
+    assert not (tmp_path / "run").exists()
+    environment(**launch, LOCAL_RANK="0")  # negative control
+    with pytest.raises(RuntimeError, match="this rank has a device"):
+        start()
+    assert chosen == [0]
 
 
 def test_a_rank_that_does_not_reach_rank_0_is_lost_and_a_port_in_use_is_an_error(monkeypatch):
