@@ -12,6 +12,7 @@ from phigrow.files.paths import user_path
 from phigrow.files.shipped import find_shipped
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
+from phigrow.study.places import with_former_places
 from phigrow.study.reading import (
     GROWTH,
     beside,
@@ -104,6 +105,7 @@ def load_study(
         else None,
         refine=_switch(given.get("refine", False), "refine", path),
     )
+    study = with_former_places(study)
     _check(study, path)
     return study
 

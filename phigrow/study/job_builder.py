@@ -10,6 +10,7 @@ from typing import Any
 
 from phigrow.models.cost import count_cost
 from phigrow.study.job import Job, Kind
+from phigrow.study.places import hashed_data
 from phigrow.study.settings import Arm, Study
 from phigrow.training.configuration import RunConfig
 from phigrow.training.declaration import Role
@@ -27,7 +28,7 @@ class JobBuilder:
     def __init__(self, study: Study) -> None:
         self.study = study
         data = study.data
-        self.data_key = hash_of(str(data) if isinstance(data, Path) else data)
+        self.data_key = hash_of(hashed_data(data, study.former_places))
         self.data_folder = data if isinstance(data, Path) else study.out / f"data-{self.data_key}"
         self.needs_data = () if isinstance(data, Path) else ("data",)
         self._flops: dict[str, float] = {}

@@ -22,6 +22,7 @@ from phigrow.study.job import Job
 from phigrow.study.jobs import StudyJobs
 from phigrow.study.launch import GROUP, Ranks, still_running
 from phigrow.study.learning import learned_maps
+from phigrow.study.places import inputs_of_study, keep_places, moved_lines
 from phigrow.study.reading import check_text
 from phigrow.study.results import NoBaselineYetError, check_result_files, write_results
 from phigrow.study.settings import Study
@@ -95,6 +96,9 @@ def run_study(
             if job.kind == "expand" and job.arm is not None and job.arm.method_files:
                 starts = job.folder.parent.glob("*/")
                 check_method_files(starts, job.arm.method_files, f"{job.name} of study {study.name}")
+        keep_places(study.out, inputs_of_study(study), study.former_places)
+        for line in moved_lines(study.former_places):
+            say(line)
         trains = any(job.trains for job in wanted(work.jobs))
         choices = study_choices(study, work.everything, say) if trains else {}
         with (

@@ -178,6 +178,7 @@ class Study:
         ranks: DeepSpeed ranks of each run; None lets the machine decide.
         flops_per_second: speed of one run, for estimates of time before the first run.
         refine: train one more end for each arm whose cost was read between two ends.
+        former_places: place of an input that was moved -> its former place, see `phigrow.study.places`.
     """
 
     name: str
@@ -198,6 +199,7 @@ class Study:
     ranks: int | None = None
     flops_per_second: float | None = None
     refine: bool = False
+    former_places: dict[str, str] = field(default_factory=dict)
 
     def source(self, name: str = "") -> Source:
         """Return the source of a name."""

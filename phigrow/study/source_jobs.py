@@ -166,7 +166,8 @@ class SourceJobs:
 
     def _key(self, source: Source, seed: int | None, steps: int | None, constant: bool = False) -> str:
         if source.path is not None:
-            return hash_of(str(source.path.resolve()))
+            place = str(source.path.resolve())
+            return hash_of(self.study.former_places.get(place, place))
         which = (source.name, seed, steps, constant)
         if which not in self._keys:
             identity = [source.config, steps, seed, result_keys(self._train(source))]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from phigrow.errors import GrowthError
 from phigrow.files.output import check_file
+from phigrow.files.paths import user_path
 from phigrow.records.concatenation import is_concatenated, write_concatenated
 from phigrow.records.readers.phigrow import last_record
 from phigrow.records.schema import FILE
@@ -22,6 +23,7 @@ from phigrow.study.inputs import (
     inputs_of_run,
 )
 from phigrow.study.launch import Ranks, default_ranks
+from phigrow.study.places import given_inputs, keep_places, moved_lines
 from phigrow.study.reading import check_text
 from phigrow.study.results import check_result_files
 from phigrow.study.runner import alone, wait_for_former
@@ -62,6 +64,11 @@ def run_stages(staged: Staged, *, say: Callable[[str], None] = print) -> Path:
             if stage.growing is not None and stage.growing.method_files:
                 starts = staged.out.glob(f"stage{stage.number}-*-start/")
                 check_method_files(starts, stage.growing.method_files, f"stage {stage.number} of {staged.name}")
+        first = staged.stages[0].keys.get("init")
+        given = given_inputs(staged.data, [user_path(first)] if first else [])
+        keep_places(staged.out, given, staged.former_places)
+        for line in moved_lines(staged.former_places):
+            say(line)
         if isinstance(staged.data, dict) and not staged.data_folder.is_dir():
             from phigrow.corpus import prepare
 

@@ -12,7 +12,9 @@ from phigrow.files.shipped import find_shipped
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
+from phigrow.study.inputs import Input
 from phigrow.study.job_builder import hash_of, result_keys
+from phigrow.study.places import former_places, given_inputs, hashed_data
 from phigrow.study.reading import (
     GROWTH,
     beside,
@@ -105,6 +107,7 @@ class Staged:
         ranks: number of DeepSpeed ranks; None lets the machine decide.
         batch: sequences per step of the first stage.
         seed: seed of data order, new weights and growths.
+        former_places: place of an input that was moved -> its former place, see `phigrow.study.places`.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Staged:
     ranks: int | None
     batch: int
     seed: int
+    former_places: dict[str, str] = field(default_factory=dict)
 
 
 def load_stages(path: str | Path, *, out: str | Path | None = None, ranks: int | None = None) -> Staged:
@@ -150,7 +154,8 @@ class _Reader:
     def __init__(self, path: Path, given: dict[str, Any], out: Path, schedule: str, ranks: int | None) -> None:
         self.path, self.given, self.out, self.schedule, self.ranks = path, given, out, schedule, ranks
         self.data, self.seq_len = data_of(given["data"], path)
-        self.data_key = hash_of(str(self.data) if isinstance(self.data, Path) else self.data)
+        self.former_places = former_places(out, given_inputs(self.data, []))
+        self.data_key = hash_of(hashed_data(self.data, self.former_places))
         self.folder = self.data if isinstance(self.data, Path) else out / f"data-{self.data_key}"
         self.arm = str(given.get("arm", path.stem))
         self.seed = single(given.get("seed", 0), "seed", path, least=0)
@@ -174,7 +179,7 @@ class _Reader:
         return Staged(
             name=self.path.stem, arm=self.arm, out=self.out, data=self.data, data_folder=self.folder,
             stages=tuple(stages), scratch=scratch, ranks=self.ranks or optional(self.given, "ranks", self.path),
-            batch=int(self.train["batch"]), seed=self.seed,
+            batch=int(self.train["batch"]), seed=self.seed, former_places=self.former_places,
         )  # fmt: skip
 
     def _steps(self, part: dict[str, Any], number: int) -> int:
@@ -234,7 +239,9 @@ class _Reader:
             folder = beside(str(part["init"]), self.path)
             config = stored_model_config(folder)
             train |= {"init": str(folder)}
-            identity.append(str(folder.resolve()))
+            place = str(folder.resolve())
+            self.former_places |= former_places(self.out, {place: Input("checkpoint", str(folder))})
+            identity.append(self.former_places.get(place, place))
         else:
             config = config_of(part["model"], self.path, "model")
             train |= {"model": config}

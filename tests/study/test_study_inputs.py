@@ -17,12 +17,14 @@ from tiny_models import phi_model
 from typer.testing import CliRunner
 
 from phigrow.cli import app
+from phigrow.corpus import prepare
 from phigrow.errors import GrowthError
 from phigrow.expansion import verify as verifying
 from phigrow.files.atomic import atomic_json
 from phigrow.study import demo, jobs_of, load_stages, progress, run_study, runner
 from phigrow.study.inputs import FILE, Ledger, check_inputs, result_of, results_of
 from phigrow.study.job import Job
+from phigrow.study.places import given_inputs, keep_places
 from phigrow.study.results import NoBaselineYetError
 from phigrow.study.runner import Outcome
 from phigrow.study.settings import Study
@@ -97,6 +99,89 @@ def test_a_study_whose_inputs_were_replaced_is_refused_by_name(tmp_path):
     assert check(study) == []
     # No content is part of a hash, so finished results keep their folders.
     assert [(job.folder, job.key) for job in jobs_of(study_of(tmp_path))] == [(job.folder, job.key) for job in jobs]
+
+
+def ran(study: Study) -> None:
+    """Run a study whose jobs are all done; there are no records for a report."""
+    outcome = run_study(study, say=lambda line: None)
+    assert (outcome.failed, outcome.blocked) == ({}, [])
+
+
+def identities(study: Study) -> list[tuple[Path, str]]:
+    return [(job.folder, job.key) for job in jobs_of(study)]
+
+
+def test_inputs_that_were_moved_keep_their_results(tmp_path):
+    study = study_of(tmp_path)
+    former = identities(study)
+    finish(study)
+    assert study.former_places == {}
+    ran(study)
+    moved = {"text.txt": tmp_path / "other.txt", "small": tmp_path / "elsewhere"}
+    for name, place in moved.items():
+        (tmp_path / name).rename(place)
+    changes = {"data": content()["data"] | {"ref": str(moved["text.txt"])}, "source": str(moved["small"])}
+    again = loaded(tmp_path, **changes)
+    assert again.former_places == {str(place): str(tmp_path / name) for name, place in moved.items()}
+    assert identities(again) == former
+    assert runner.wanted(jobs_of(again)) == []
+    lines: list[str] = []
+    run_study(again, say=lines.append)
+    assert f"{moved['small']} has the content of {tmp_path / 'small'}, so results of that place are used" in lines
+    assert check(again) == []
+
+    # One of them alone, and a copy beside the original.
+    start(tmp_path / "small")
+    assert identities(loaded(tmp_path, **changes | {"source": str(tmp_path / "small")})) == former
+    assert identities(loaded(tmp_path, **changes)) == former
+    # Another content at the new place is another input, and without the file a place is all that is known.
+    start(moved["small"], seed=1)
+    other = loaded(tmp_path, **changes)
+    assert str(moved["small"]) not in other.former_places
+    assert {key for _, key in identities(other)} & {key for _, key in former} != {key for _, key in former}
+    start(moved["small"])
+    assert identities(loaded(tmp_path, **changes)) == former
+    (again.out / "places.json").unlink()
+    assert identities(loaded(tmp_path, **changes)) != former
+
+
+def test_packed_blocks_that_were_moved_keep_their_results(tmp_path):
+    blocks = tmp_path / "blocks"
+    text = tmp_path / "text.txt"
+    text.write_text("<|endoftext|>".join(f"{number} bottles of beer on the wall. " * 40 for number in range(20)))
+    prepare(text, blocks, seq_len=64, vocab_size=300, progress=False)
+    study = loaded(tmp_path, data=str(blocks))
+    former = identities(study)
+    finish(study)
+    ran(study)
+    blocks.rename(tmp_path / "moved")
+    again = loaded(tmp_path, data=str(tmp_path / "moved"))
+    assert identities(again) == former
+    text.write_text(text.read_text().replace("beer", "wine"))
+    prepare(text, tmp_path / "new", seq_len=64, vocab_size=300, progress=False)
+    assert identities(loaded(tmp_path, data=str(tmp_path / "new"))) != former  # negative control
+
+
+def test_a_start_of_stages_that_was_moved_keeps_its_results(tmp_path):
+    def stages(place: Path) -> Any:
+        given = yaml.safe_load(STAGES.read_text()) | {"out": str(tmp_path / "staged")}
+        given["stages"][0] = {"init": str(place), "steps": 30}
+        (tmp_path / "stages.yaml").write_text(yaml.safe_dump(given))
+        return load_stages(tmp_path / "stages.yaml")
+
+    config = yaml.safe_load(STAGES.read_text())["stages"][0]["model"]
+    phi_model(config, torch.float32).save_pretrained(tmp_path / "small")
+    before = stages(tmp_path / "small")
+    before.out.mkdir()
+    keep_places(before.out, given_inputs(before.data, [tmp_path / "small"]), before.former_places)
+    (tmp_path / "small").rename(tmp_path / "elsewhere")
+    after = stages(tmp_path / "elsewhere")
+    assert after.former_places == {str(tmp_path / "elsewhere"): str(tmp_path / "small")}
+    assert [stage.folder for stage in after.stages] == [stage.folder for stage in before.stages]
+    assert after.stages[0].keys["init"] == str(tmp_path / "elsewhere")
+    phi_model(config, torch.float32, seed=1).save_pretrained(tmp_path / "elsewhere")
+    other = stages(tmp_path / "elsewhere")
+    assert [stage.folder for stage in other.stages] != [stage.folder for stage in before.stages]
 
 
 def test_the_tokenizer_of_a_study_is_an_input(tmp_path):

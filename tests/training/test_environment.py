@@ -100,7 +100,6 @@ def test_a_rank_without_a_device_is_refused_before_data_is_read(environment, mon
     words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--model", "phi-1"]
     environment(**launch, LOCAL_RANK=local_rank)
     monkeypatch.setattr(entry, "WAIT_SECONDS", 0)
-    monkeypatch.setattr(entry, "_end_without_others", lambda code: None)
     assert entry.run(words) == (2, False)
     assert f"LOCAL_RANK is {local_rank}, but this host has 1 device\n" in capsys.readouterr().err
     assert chosen == []
