@@ -132,8 +132,8 @@ def _extension(error: BaseException) -> MachineError | None:
         return MachineError(
             f"the extension {name} cannot be compiled",
             why=reasons[0] if reasons else lines[0],
-            fix="install a C++ compiler and ninja (apt install g++, pip install ninja); compile: false needs neither "
-            "for the model, but DeepSpeed needs both on CPUs",
+            fix="install a C++ compiler and ninja (apt install g++, pip install ninja), or set compile: false "
+            "and leave offload_optimizer out: training then needs neither",
         )
     return None
 

@@ -1,39 +1,30 @@
-"""Clean up after DeepSpeed: names in shared memory, and the locks of compilations that were killed."""
+"""Keep DeepSpeed from what CPU ranks do not need, and remove the locks of its compilations that were killed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 from phigrow.errors import GrowthError
 
-SHARED_MEMORY = Path("/dev/shm")
 
+@contextlib.contextmanager
+def without_shared_memory_kernel() -> Iterator[None]:
+    """Keep DeepSpeed from building its all-reduce in shared memory between CPU ranks; a context.
 
-def unlink_shared_buffers(rank: int, size: int, local_size: int, folder: Path = SHARED_MEMORY) -> None:
-    """Unlink the shared memory through which DeepSpeed reduces between CPU ranks of one host.
-
-    DeepSpeed 0.19 makes ``deepspeed_allreduce_buffer_<uid>_<address>_<port>_<rank>`` of 67 MB when the process group
-    is made, and never unlinks it. When the call has returned on all ranks, each has mapped every buffer, and the names
-    are no longer needed. The kernel frees the memory when the last process ends, even if it is killed.
-
-    Call it on every rank after the process group was made. It waits for the other ranks.
-
-    Args:
-        rank: number of this rank.
-        size: number of all ranks.
-        local_size: number of ranks on this host; DeepSpeed makes the buffers only if all ranks are on one host.
-        folder: folder of the system's shared memory.
+    DeepSpeed 0.19 compiles it in every process on CPUs, even in a single one, and each rank then makes a file of 67 MB
+    in ``/dev/shm`` that stays there. Only DeepSpeed's inference calls it: training reduces through the process group.
+    Without it, training on CPUs needs no compiler.
     """
-    if sys.platform != "linux" or size != local_size:
-        return
-    import torch.distributed as dist
-
-    dist.barrier()
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    (folder / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
+    backend = import_module("deepspeed.comm.torch")  # `deepspeed.comm` has another attribute of this name, torch itself
+    with mock.patch.object(backend, "build_shm_op", return_value=None, create=True):
+        yield
 
 
 STALE = 180.0
@@ -51,7 +42,7 @@ def free_compile_lock(extension: str, stale: float = STALE) -> None:
     loads the extension. The first rank of each host removes the lock and prints; the others wait.
 
     Args:
-        extension: DeepSpeed's name of the extension, such as ``deepspeed_shm_comm``.
+        extension: DeepSpeed's name of the extension, such as ``cpu_adam``.
         stale: seconds without a write after which the lock is removed.
 
     Raises:

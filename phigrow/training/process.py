@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from phigrow.errors import GrowthError
 from phigrow.files.output import writing
-from phigrow.training.deepspeed_cleanup import free_compile_lock, unlink_shared_buffers
+from phigrow.training.deepspeed_cleanup import without_shared_memory_kernel
 from phigrow.training.lost_ranks import unreachable_named
 
 if TYPE_CHECKING:
@@ -198,13 +198,9 @@ def start(threads: int | None = None) -> World:
         accelerator.set_device(local_rank)
     if not deepspeed.comm.is_initialized():
         made_elsewhere = torch.distributed.is_initialized()
-        if accelerator.device_name() == "cpu":
-            free_compile_lock("deepspeed_shm_comm")
-        with quiet(), unreachable_named(rank, size):
+        with quiet(), without_shared_memory_kernel(), unreachable_named(rank, size):
             deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name())
         _joined = not made_elsewhere
-    if accelerator.device_name() == "cpu":
-        unlink_shared_buffers(rank, size, int(os.environ.get("LOCAL_SIZE") or 0))
     return World(rank, size, local_rank, local_size, torch.device(accelerator.current_device_name()))
 
 

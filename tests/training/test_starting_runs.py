@@ -57,6 +57,20 @@ def test_a_run_leaves_nothing_in_the_environment_and_another_follows_it(alone, t
     assert first[0]["loss"] == second[0]["loss"]
 
 
+def test_training_on_cpus_needs_no_compiler(alone, tmp_path, monkeypatch):
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    for name in ("PATH", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    monkeypatch.delenv("CXX", raising=False)
+    assert run(tmp_path / "run", steps=1, warmup=0, compile=False).finished
+    assert list((tmp_path / "TORCH_EXTENSIONS_DIR").iterdir()) == []
+    # Negative control: an extension cannot be built here.
+    with pytest.raises(Exception, match=r"JIT load|Error building"):
+        CPUAdamBuilder().load(verbose=False)
+
+
 @pytest.mark.parametrize("when", ["before", "while it starts"])
 def test_a_request_to_stop_counts_from_the_first_moment_of_a_run(alone, tmp_path, monkeypatch, when):
     stop, initial_state_of = tmp_path / "stop", initial_state.initial_state_of
