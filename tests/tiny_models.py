@@ -70,7 +70,7 @@ def hf_config_of(config: Config) -> Any:
     from phigrow.checkpoints.configuration import resolve_config
     from phigrow.models.versions import reads_rope_parameters
 
-    if not reads_rope_parameters() and config.get("rope_parameters"):
+    if not reads_rope_parameters() and (config.get("rope_parameters") or config.get("rope_scaling")):
         return resolve_config(config, "the configuration").hf_config
     settings = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "architectures")}
     return AutoConfig.for_model(**settings)

@@ -52,3 +52,16 @@ def mapped_loads() -> Iterator[None]:
     else:
         with config.patch("load.mmap", True):  # type: ignore[attr-defined]
             yield
+
+
+def raise_recompile_limits(limit: int, accumulated: int) -> None:
+    """Raise the number of shapes for which torch.compile compiles one function, and all of its copies.
+
+    torch 2.6 has other names for both settings. Delete these with torch >= 2.7.
+    """
+    from torch._dynamo import config as untyped
+
+    dynamo: Any = untyped
+    kind = "recompile" if hasattr(dynamo, "recompile_limit") else "cache_size"
+    for name, value in ((f"{kind}_limit", limit), (f"accumulated_{kind}_limit", accumulated)):
+        setattr(dynamo, name, max(getattr(dynamo, name), value))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phigrow.models.versions import raise_recompile_limits
+
 GELU_SCALE = 2 * (2 / torch.pi) ** 0.5
 
 
@@ -87,10 +89,7 @@ def _allow_many_shapes() -> None:
 
     A worker may train models of many shapes.
     """
-    from torch._dynamo import config as dynamo
-
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 1024)
+    raise_recompile_limits(256, 1024)
 
 
 class SigmoidGELU(nn.Module):

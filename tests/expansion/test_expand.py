@@ -107,7 +107,7 @@ import sys
 sys.modules["phigrow"] = None  # importing it would fail
 import torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({str(out)!r})
+model = AutoModelForCausalLM.from_pretrained({str(out)!r}, dtype="auto")
 assert model.dtype == torch.bfloat16 and model.config.num_hidden_layers == 3
 tokens = model.generate(torch.tensor([[3, 4]]), max_new_tokens=5, do_sample=False, eos_token_id=None)
 assert tokens.shape == (1, 7)

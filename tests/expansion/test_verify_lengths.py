@@ -14,6 +14,7 @@ import phigrow
 from phigrow.expansion import verify as verifying
 from phigrow.expansion.logits import Probe, run_probes
 from phigrow.models.families import all_families
+from phigrow.models.versions import reads_rope_parameters
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
 
@@ -127,6 +128,10 @@ SCALINGS = {
     "llama": {"rope_type": "proportional", "partial_rotary_factor": 0.5},
     "qwen2": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]},
 }
+
+
+if not reads_rope_parameters():
+    SCALINGS["llama"] = {"rope_type": "linear", "factor": 2.0}  # proportional is new in transformers 5
 
 
 @pytest.mark.parametrize("name", all_families())

@@ -11,6 +11,7 @@ from transformers import AutoConfig, GenerationConfig
 
 import phigrow
 from phigrow.errors import GrowthError
+from phigrow.models.versions import reads_rope_parameters
 from phigrow.training import RunConfig
 from phigrow.training.export_files import export_files
 from phigrow.training.model import causal_lm_config, model_config
@@ -89,9 +90,10 @@ def test_a_start_with_an_id_outside_its_vocabulary_is_refused(save_model):
 
 
 def test_a_start_that_transformers_reads_in_another_way_is_refused_or_made_whole(save_model):
-    with pytest.raises(GrowthError, match="transformers cannot read the configuration") as caught:
-        causal_lm_config(TINY | {"rms_norm_eps": 1e-5, "use_cache": "always"})
-    assert "use_cache" in str(caught.value)
+    if reads_rope_parameters():  # version 4 of transformers does not check types of values
+        with pytest.raises(GrowthError, match="transformers cannot read the configuration") as caught:
+            causal_lm_config(TINY | {"rms_norm_eps": 1e-5, "use_cache": "always"})
+        assert "use_cache" in str(caught.value)
     # A null head and stale kinds of layers crash transformers; a run from such a start trains the model that is meant.
     plain = causal_lm_config(TINY)
     mended = causal_lm_config(TINY | {"head_dim": None, "layer_types": ["full_attention"] * 7})
