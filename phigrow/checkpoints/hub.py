@@ -16,8 +16,6 @@ from phigrow.files.paths import user_path
 from phigrow.files.untrusted import contained
 from phigrow.models.config import Config, load_config, shipped_name
 
-_SHIPPED = {"phi-1": "phi-1.json", "phi-1_5": "phi-1_5.json", "phi-2": "phi2.json"}
-
 CONFIG_FILES = ["config.json", "generation_config.json"]
 VOCABULARY_FILES = [
     "tokenizer.json",
@@ -103,7 +101,7 @@ def source_config(name: str | Path, revision: str | None = None) -> Config:
         return stored_model_config(path)
     if path.exists():
         return load_config(name)
-    if revision is None and (shipped := _SHIPPED.get(str(name)) or shipped_name(name)):
+    if revision is None and "/" not in str(name) and (shipped := shipped_name(name)) is not None:
         return load_config(shipped)
     asked = hub_name(name, revision)
     return load_config(_checkpoint(_download(asked, name, CONFIG_FILES), asked, CONFIG_FILES[0]))

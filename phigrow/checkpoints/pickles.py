@@ -108,7 +108,7 @@ class PickleReader(CheckpointReader):
                 if tensor is not None:
                     self.tensors[name] = tensor
         if weight_map is not None:
-            check_index(index, weight_map, self.places)
+            check_index(index, weight_map, self.places, optional)
         if not self.tensors:
             raise GrowthError("the checkpoint has no tensors", where=str(folder), fix=_SAFER)
         warnings.warn(

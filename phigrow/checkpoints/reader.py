@@ -148,7 +148,7 @@ class CheckpointReader(NamedTensors):
             for path in self.files:
                 self._open(path)
             if weight_map is not None:
-                check_index(index, weight_map, self.places)
+                check_index(index, weight_map, self.places, optional)
             if not self.tensors:
                 raise GrowthError("the checkpoint has no tensors", where=str(folder), fix=FETCH)
         except OSError as error:
@@ -257,8 +257,13 @@ def read_weight_map(path: Path, suffix: str) -> dict[str, str]:
     return weight_map
 
 
-def check_index(index: Path, weight_map: dict[str, str], file_of: dict[str, str]) -> None:
+def check_index(
+    index: Path, weight_map: dict[str, str], file_of: dict[str, str], optional: tuple[str, ...] = ()
+) -> None:
     """Compare an index with the content of its files; both map tensor names to file names.
+
+    Tensors whose names end with one of ``optional`` may be missing: transformers stopped saving rotary tables, and some
+    indices still list them.
 
     Raises:
         GrowthError: a tensor is in another file, or missing on either side.
@@ -272,7 +277,7 @@ def check_index(index: Path, weight_map: dict[str, str], file_of: dict[str, str]
                 why=f"the tensor is in {file}, but the index lists it {listed}",
                 fix=FETCH,
             )
-    if missing := [name for name in weight_map if name not in file_of]:
+    if missing := [name for name in weight_map if name not in file_of and not name.endswith(optional or "\0")]:
         raise GrowthError(
             "the index of shards does not match its files",
             where=f"{missing[0]} in {index}",

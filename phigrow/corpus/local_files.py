@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn
 
 from phigrow.checkpoints.hub_names import hub_name
@@ -51,6 +52,9 @@ CARD = "README.md"
 CARD_KEYS = {"configs", "dataset_info", "task_categories", "size_categories", "language", "license", "pretty_name"}
 """Keys at the top of the card of a data set, one of which tells it from another README.md."""
 
+UNPACKED = {".zst": "unzstd", ".xz": "unxz --keep", ".bz2": "bunzip2 --keep"}
+"""Endings of packed files, with the command that unpacks one beside it."""
+
 KINDS = f"give files of these kinds: {', '.join(SUFFIXES)}"
 
 
@@ -88,7 +92,7 @@ def find_files(ref: str | Path, split: str = TRAIN, config: str | None = None) -
                 f"phigrow cannot read text from {path.name}",
                 where=str(path),
                 why="its ending is of no known kind",
-                fix=KINDS,
+                fix=_conversion(path) + KINDS,
             )
         return LocalFiles([path])
     if is_folder:
@@ -100,6 +104,19 @@ def find_files(ref: str | Path, split: str = TRAIN, config: str | None = None) -
     raise GrowthError(
         "the file or folder does not exist", where=str(path.absolute()), fix=f"check the path, and {KINDS}"
     )
+
+
+def _conversion(path: Path) -> str:
+    """Return the command that turns a file of a known other kind into one that is read; empty for other kinds."""
+    name, plain = quote(str(path)), path.with_suffix("")
+    if path.suffix in UNPACKED:
+        return f"unpack it with `{UNPACKED[path.suffix]} {name}`, and give {plain}; or "
+    if path.suffix in (".csv", ".tsv"):
+        tab = ", sep='\\t'" if path.suffix == ".tsv" else ""
+        rows = f"import sys, pandas; pandas.read_csv(sys.argv[1]{tab}).to_parquet(sys.argv[2])"
+        table = path.with_suffix(".parquet")
+        return f'convert it with `python -c "{rows}" {name} {quote(str(table))}`, and give {table}; or '
+    return ""
 
 
 def _matches(pattern: Path) -> list[Path]:

@@ -102,7 +102,7 @@ def read_json_strict(path: Path, what: str, *, nan: bool = False) -> dict[str, A
 
 
 def parse_json_strict(data: bytes, what: str, where: str, *, nan: bool = False) -> dict[str, Any]:
-    """Return the JSON object in UTF-8 text.
+    """Return the JSON object in UTF-8 text, which may begin with a byte-order mark.
 
     Raises:
         GrowthError: the text is too long, not UTF-8, not JSON, nested too deep or no object; or a key appears twice
@@ -114,7 +114,7 @@ def parse_json_strict(data: bytes, what: str, where: str, *, nan: bool = False) 
         )
     try:
         constant = float if nan else _no_constant
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=constant)
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct, parse_constant=constant)
         _check_depth(content)
         if b"\\u" in data:  # an escape can spell half a character; only a byte of a path may be one
             json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ Config = dict[str, Any]
 
 SHIPPED = ("phi-1-small.json", "phi-1.json", "phi-1_5.json", "phi2.json")
 """Configurations inside the package, with the published values; of phi-1-small only sizes are published."""
+
+PUBLISHED = {
+    "phi-2": "phi2.json",
+    "microsoft/phi-1": "phi-1.json",
+    "microsoft/phi-1_5": "phi-1_5.json",
+    "microsoft/phi-2": "phi2.json",
+}
+"""Other names of models -> their configuration inside the package."""
 
 
 def load_config(ref: str | Path | Config) -> Config:
@@ -57,8 +66,17 @@ def load_config(ref: str | Path | Config) -> Config:
         f"there is no configuration {str(ref)!r}",
         where=str(path.absolute()),
         why="no file or folder has this path, and phigrow ships no configuration of this name",
-        fix=f"give a path, or one of {', '.join(SHIPPED)}",
+        fix=f"give a path, or one of {', '.join(SHIPPED)}{_download_advice(str(ref))}",
     )
+
+
+def _download_advice(name: str) -> str:
+    """Return the command that downloads a configuration, if a text may name a model on the hub; else an empty text."""
+    match = re.match(r"(?:(?:https?:/+)?(?:huggingface|hf)\.co/|hf:/+)?(\w[\w.-]*/(\w[\w.-]*))", name)
+    if match is None or name.endswith(".json"):
+        return ""
+    command = f"hf download {match[1]} config.json --local-dir {match[2]}"
+    return f"; for a model on the hub, run `{command}`, and give {match[2]}"
 
 
 def _shipped_file(ref: str | Path) -> str | None:
@@ -68,9 +86,10 @@ def _shipped_file(ref: str | Path) -> str | None:
 
 
 def shipped_name(ref: str | Path) -> str | None:
-    """Return the shipped file of a bare name, or None (``phi2`` and ``phi2.json`` -> ``phi2.json``)."""
+    """Return the shipped file of a name, or None (``phi2``, ``phi2.json`` and ``phi-2`` -> ``phi2.json``)."""
     name = str(ref)
-    return next((shipped for shipped in SHIPPED if name in (shipped, shipped.removesuffix(".json"))), None)
+    names = PUBLISHED | {shipped.removesuffix(".json"): shipped for shipped in SHIPPED}
+    return name if name in SHIPPED else names.get(name)
 
 
 ORIGINAL = "original_max_position_embeddings"

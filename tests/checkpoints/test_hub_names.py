@@ -1,11 +1,14 @@
 """Ways to name a repository: addresses and names with a revision are read, the rest is refused with what to give."""
 
+import json
+
 import pytest
 
 from phigrow.checkpoints import hub
 from phigrow.checkpoints.hub_names import HubName, hub_name
 from phigrow.corpus import load_documents, load_tokenizer
 from phigrow.errors import GrowthError
+from phigrow.models.config import load_config
 
 COMMIT = "b6a7e2fe15c21f5847279f23e280cc5a0e7049ef"
 
@@ -119,6 +122,23 @@ def test_a_run_says_how_to_start_from_a_model_on_the_hub():
     with pytest.raises(GrowthError, match="there is no checkpoint to start from") as caught:
         model_config(RunConfig(init="./runs/x"), data_vocab=8, seq_len=8)
     assert "hf download" not in str(caught.value)
+
+
+def test_a_destination_is_named_as_a_source_is(tmp_path):
+    published = load_config("phi2.json")
+    for name in ("phi-2", "microsoft/phi-2", "phi2"):
+        assert load_config(name) == published
+    assert load_config("phi-2") != load_config("microsoft/phi-1_5")  # negative control
+    for name in ("a/b", "https://huggingface.co/a/b/tree/main", "hf://a/b"):
+        with pytest.raises(GrowthError, match=r"run `hf download a/b config\.json --local-dir b`, and give b"):
+            load_config(name)
+    for path in ("./a/b", "a/b.json", "b"):
+        with pytest.raises(GrowthError, match="there is no configuration") as caught:
+            load_config(path)
+        assert "hf download" not in str(caught.value)
+    (tmp_path / "marked.json").write_text(json.dumps(published), encoding="utf-8-sig")  # as some editors write it
+    assert (tmp_path / "marked.json").read_bytes().startswith(b"\xef\xbb\xbf")
+    assert load_config(tmp_path / "marked.json") == published
 
 
 @pytest.fixture

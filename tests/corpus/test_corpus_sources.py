@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,24 @@ def test_unknown_kinds_and_missing_paths_are_errors(tmp_path: Path) -> None:
             GrowthError, match=rf"the file or folder does not exist\n(.*\n)*.*check the path, and {kinds}"
         ):
             load_documents(missing)
+
+
+def test_files_of_other_kinds_have_the_command_that_converts_them(tmp_path: Path) -> None:
+    (tmp_path / "a b.csv").write_text('text,n\n"to be, or not",1\nto sleep,2\n')
+    (tmp_path / "c.tsv").write_text("text\tn\nto dream\t1\n")
+    for name, texts in (("a b.csv", ["to be, or not", "to sleep"]), ("c.tsv", ["to dream"])):
+        with pytest.raises(GrowthError, match="phigrow cannot read text from") as caught:
+            load_documents(tmp_path / name)
+        command = caught.value.fix.split("`")[1]
+        subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+        data = load_documents((tmp_path / name).with_suffix(".parquet"), cache_dir=tmp_path / "cache")
+        assert data["text"][:] == texts
+    (tmp_path / "d.jsonl.zst").write_bytes(b"")
+    with pytest.raises(GrowthError, match=r"unpack it with `unzstd .*d.jsonl.zst`, and give .*d.jsonl; or give files"):
+        load_documents(tmp_path / "d.jsonl.zst")
+    (tmp_path / "e.doc").write_bytes(b"")
+    with pytest.raises(GrowthError, match="what to do: give files of these kinds"):
+        load_documents(tmp_path / "e.doc")
 
 
 def test_hub_is_asked_for_names_and_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
