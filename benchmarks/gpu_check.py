@@ -394,30 +394,39 @@ def cut_before_its_end(whole: Path, cut: Path, steps: int) -> None:
     shutil.copytree(whole, cut, ignore=shutil.ignore_patterns(f"step-{steps}"))
 
 
+def launch(place: Place, name: str, count: int, *, on_cpu: bool, **changes: Any) -> str | None:
+    """Train on several ranks in processes of their own; return None, or the output of ranks that failed."""
+    settings = place.settings(name, **changes)
+    words = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", _word(value))]
+    env = os.environ | {"PYTHONPATH": str(HERE.parent), "MASTER_ADDR": "127.0.0.1"}
+    env |= {"MASTER_PORT": str(20000 + os.getpid() % 20000), "WORLD_SIZE": str(count), "LOCAL_SIZE": str(count)}
+    if on_cpu:
+        env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    logs = [place.folder / f"{name}-rank-{rank}.log" for rank in range(count)]
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "phigrow.training", *words],
+                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=stack.enter_context(log.open("w", encoding="utf-8")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        try:
+            codes = [rank.wait(timeout=STEP_SECONDS) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+    failed = [log.read_text(encoding="utf-8")[-2000:] for log, code in zip(logs, codes, strict=True) if code]
+    return "\n".join(failed) if failed else None
+
+
 def universal(place: Place) -> Result:
     """A checkpoint of two CPU ranks, converted and continued on one rank of this device."""
     more = {"dtype": "fp32", "save_every": 2, "keep": 0, "steps": 4}
-    settings = place.settings("two-ranks", **more)
-    words = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", _word(value))]
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(HERE.parent)}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        env.pop(name, None)
-    env |= {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    env["MASTER_PORT"] = str(20000 + os.getpid() % 20000)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "phigrow.training", *words], env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        said = [rank.communicate(timeout=STEP_SECONDS)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    if any(rank.returncode for rank in ranks):
-        return {"ok": False, "error": "\n".join(said)[-2000:]}
+    if (error := launch(place, "two-ranks", 2, on_cpu=True, **more)) is not None:
+        return {"ok": False, "error": error}
     whole = losses(records(place.folder / "two-ranks"))
     cut_before_its_end(place.folder / "two-ranks", place.folder / "one-rank", 4)
     continued = losses(place.train("one-rank", **more, universal=True))
@@ -426,6 +435,39 @@ def universal(place: Place) -> Result:
 
 def _word(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def ranks(place: Place) -> Result:
+    """All GPUs of this machine, with communication that overlaps the backward pass and without: losses and speed."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        return {"ok": True, "problem": f"it takes two GPUs, and this machine has {count}"}
+    return compared_ranks(place, count, on_cpu=False)
+
+
+def compared_ranks(place: Place, count: int, *, on_cpu: bool) -> Result:
+    """Train on several ranks at each ZeRO stage, with micro-batches of one sequence, two a step."""
+    rows: list[Result] = []
+    for stage, overlap in ((1, False), (2, False), (2, True), (3, False), (3, True)):
+        name = f"ranks-{stage}-{overlap}"
+        file = place.folder / f"{name}.json"
+        file.write_text(json.dumps({"zero_optimization": {"stage": stage, "overlap_comm": overlap}}))
+        more = {
+            "zero": None,
+            "deepspeed": str(file),
+            "batch": 2 * count,
+            "micro_batch": 1,
+            "steps": 3 if on_cpu else 10,
+        }
+        if (error := launch(place, name, count, on_cpu=on_cpu, **more)) is not None:
+            return {"ok": False, "error": error, "rows": rows}
+        steps = records(place.folder / name)
+        rate = middle([record["tokens_per_second"] for record in steps[2:]])
+        rows.append({"stage": stage, "overlap": overlap, "losses": losses(steps), "tokens_per_second": rate})
+    worst = max(largest(row["losses"], rows[0]["losses"]) for row in rows)
+    return {"ok": worst < 0.05, "largest_difference": worst, "ranks": count, "rows": rows}
 
 
 def memory(place: Place) -> Result:
@@ -573,6 +615,7 @@ STEPS: dict[str, Callable[[Place], Result]] = {
     "stages": stages,
     "resume": resume,
     "universal": universal,
+    "ranks": ranks,
     "memory": memory,
     "fused": fused,
     "speed-phi-1_5": lambda place: speed(place, "phi-1_5"),

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+ORDER = [(1, False), (2, False), (2, True), (3, False), (3, True)]
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_check.py"
 
 
@@ -37,7 +38,7 @@ def test_every_step_runs_at_toy_size(tmp_path):
     assert {name: line.get("error", line) for name, line in lines.items() if not line["ok"]} == {}
     assert done.returncode == 0
     print({name: line["took"] for name, line in lines.items()})
-    assert len(lines) == 13
+    assert len(lines) == 14
     assert lines["documents"]["sdpa"]["crossing_gradient"] == 0 < lines["documents"]["sdpa"]["own_gradient"]
     assert [row["stage"] for row in lines["stages"]["rows"]] == [0, 1, 2, 3]
     assert lines["resume"]["deterministic"]["difference"] == 0
@@ -47,6 +48,30 @@ def test_every_step_runs_at_toy_size(tmp_path):
     assert set(fused) == {"plain", "selective", "recomputed", "layers", "layers, selective", "liger"}
     assert fused["liger"].keys() in ({"problem"}, {"seconds", "loss"})
     assert set(lines["ceilings"]["batch_copies"]) == {"pageable", "pinned"}
+
+
+def test_stages_are_compared_on_all_ranks(gpu_check, monkeypatch, tmp_path):
+    """Without training: `launch` itself runs in the step `universal`."""
+    asked = []
+
+    def launch(place: object, name: str, count: int, *, on_cpu: bool, **more: object) -> str | None:
+        asked.append((name, count, more["batch"], json.loads(Path(str(more["deepspeed"])).read_text())))
+        (tmp_path / name).mkdir()
+        loss = 3.5 if name == "ranks-3-True" else 3.0
+        steps = [{"type": "step", "loss": loss - step, "tokens_per_second": 100.0 * step} for step in range(3)]
+        (tmp_path / name / "records.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+        return None
+
+    monkeypatch.setattr(gpu_check, "launch", launch)
+    place = gpu_check.Place(tmp_path, True)
+    found = gpu_check.compared_ranks(place, 4, on_cpu=True)
+    zero = {"zero_optimization": {"stage": 2, "overlap_comm": True}}
+    assert [call[:3] for call in asked] == [(f"ranks-{k}-{on}", 4, 8) for k, on in ORDER]
+    assert asked[2][3] == zero
+    assert (found["ok"], found["largest_difference"]) == (False, 0.5)  # stage 3 computes something else here
+    assert [row["tokens_per_second"] for row in found["rows"]] == [200.0] * 5
+    monkeypatch.setattr(gpu_check, "launch", lambda *_, **__: "NCCL is not there")
+    assert gpu_check.compared_ranks(place, 4, on_cpu=True)["error"] == "NCCL is not there"
 
 
 def test_phi_runs_ligers_kernels_while_a_context_lasts(gpu_check, monkeypatch):
