@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,10 @@ class BlockArray:
                 if len(chunk)
             ]
             self._starts = np.cumsum([0, *map(len, self.parts)])
-            self._source = table.column("source")
+            # Arrow's own `take` would join all pieces in memory, at every call.
+            column = table.column("source").chunks
+            self._labels = [chunk.to_numpy(zero_copy_only=True) for chunk in column if len(chunk)]
+            self._label_starts = np.cumsum([0, *map(len, self._labels)])
         label = data.features["source"]
         self.sources: list[str] = list(label.names) if isinstance(label, ClassLabel) else []
 
@@ -77,11 +81,25 @@ class BlockArray:
 
     def source_of(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """Return, for each block, the index into `sources` of the document of its first token."""
-        return np.asarray(self._source.take(np.asarray(indices, dtype=np.int64)).to_numpy(), dtype=np.int64)
+        wanted = np.asarray(indices, dtype=np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"block {wanted.min()}..{wanted.max()} of {len(self)}")
+        part = np.searchsorted(self._label_starts, wanted, side="right") - 1
+        order = np.argsort(part, kind="stable")
+        out = np.empty(len(wanted), np.int64)
+        borders = np.flatnonzero(np.diff(part[order], prepend=-1, append=-1))
+        for first, last in itertools.pairwise(borders.tolist()):
+            here = order[first:last]
+            number = part[here[0]]
+            out[here] = self._labels[number][wanted[here] - self._label_starts[number]]
+        return out
 
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Return `source_of` of every block; memory-mapped if the split is one piece."""
-        return np.asarray(self._source.combine_chunks().to_numpy(), dtype=np.int64)
+    def labels(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Return `source_of` of the blocks from ``start`` to ``stop - 1``."""
+        first, last = np.searchsorted(self._label_starts, (start, stop - 1), side="right") - 1
+        begins = self._label_starts[first]
+        joined = np.concatenate(self._labels[first : last + 1]) if last > first else self._labels[first]
+        return np.asarray(joined[start - begins : stop - begins], dtype=np.int64)
 
     def __reduce__(self) -> tuple[type[BlockArray], tuple[Path, int | None]]:
         return BlockArray, (self.folder, self.vocab_size)  # another process gets the path, not the data

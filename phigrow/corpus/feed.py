@@ -8,7 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from phigrow.corpus.order import WHOLE, Indices, Part, apportion, epoch_rows, mixed_rows, rank_rows, shares, step_rows
+from phigrow.corpus.order import (
+    WHOLE,
+    Indices,
+    Part,
+    Shares,
+    apportion,
+    epoch_rows,
+    mixed_rows,
+    rank_rows,
+    shares,
+    step_rows,
+)
 from phigrow.corpus.splits import MixedSource, Split
 
 Position = dict[str, Any]
@@ -34,8 +45,12 @@ class Feed(Protocol):
         """Return this rank's share of the global batch of a step, in order, and the position after it."""
         ...
 
-    def blocks_read(self, step: int) -> list[int]:
-        """Return the number of blocks of each source that the first ``step`` steps read."""
+    def blocks_read(self, step: int, first: int = 0) -> list[int]:
+        """Return the number of blocks of each source that the steps from ``first`` to ``step - 1`` read."""
+        ...
+
+    def resume_count(self, step: int, blocks: list[int], first: int = 0) -> None:
+        """Take over what `blocks_read` returned in an earlier launch, so that these steps are not counted again."""
         ...
 
     def epochs(self, step: int) -> dict[str, float] | None:
@@ -63,7 +78,7 @@ class BlockFeed:
         self.train, self.mixture, self.seed, self.batch, self.part = train, mixture, seed, batch, part
         self.weights = shares([source.weight for source in self.mixture]) if self.mixture else ()
         self.sources: list[str] = [source.name for source in self.mixture] or list(self.train.sources)
-        self._known = (0, np.zeros(len(self.sources), np.int64))
+        self._known: dict[int, tuple[int, Indices]] = {}  # first step -> rows counted, and blocks of each source
         self._epoch: Indices | None = None
 
     def rows(self, step: int) -> Indices:
@@ -81,21 +96,23 @@ class BlockFeed:
         (mine,) = rank_rows(self.rows(step), rank, world, self.batch // world)
         return self.train.batch(mine), None
 
-    def blocks_read(self, step: int) -> list[int]:
+    def blocks_read(self, step: int, first: int = 0) -> list[int]:
         """See `Feed`. A call with a later step continues the count of the call before."""
         if self.mixture:
-            return apportion(self.weights, step * self.batch)
+            return _apportioned(self.weights, first * self.batch, step * self.batch)
         if len(self.sources) < 2:
-            return [step * self.batch]
-        end, blocks = step * self.batch, self.part.size(len(self.train))
-        done, counts = self._known
-        epoch = end // blocks
-        if not epoch * blocks <= done <= end:  # the counts of whole epochs do not depend on their order
-            done, counts = epoch * blocks, epoch * self._epoch_counts() if epoch else np.zeros_like(counts)
-        for low in range(done, end, 2**20):
-            counts = counts + self._count(epoch_rows((self.seed,), low, min(low + 2**20, end), blocks))
-        self._known = (end, counts)
+            return [(step - first) * self.batch]
+        end = step * self.batch
+        done, counts = self._known.get(first, (first * self.batch, np.zeros(len(self.sources), np.int64)))
+        if done > end:
+            done, counts = first * self.batch, np.zeros(len(self.sources), np.int64)
+        counts = counts + self._count_rows(done, end)
+        self._known[first] = (end, counts)
         return [int(count) for count in counts]
+
+    def resume_count(self, step: int, blocks: list[int], first: int = 0) -> None:
+        """See `Feed`. At 80 % of 1.4T tokens in several sources a new count would take minutes."""
+        self._known[first] = (step * self.batch, np.array(blocks, np.int64))
 
     def epochs(self, step: int) -> dict[str, float]:
         """See `Feed`."""
@@ -112,6 +129,18 @@ class BlockFeed:
     def close(self) -> None:
         """See `Feed`."""
 
+    def _count_rows(self, start: int, end: int) -> Indices:
+        """Count the blocks of each source in rows ``start`` to ``end - 1``; those of whole epochs need no order."""
+        blocks, counts = self.part.size(len(self.train)), np.zeros(len(self.sources), np.int64)
+        while start < end:
+            rounds = 0 if start % blocks else (end - start) // blocks
+            if rounds:
+                counts, start = counts + rounds * self._epoch_counts(), start + rounds * blocks
+                continue
+            stop = min(end, start - start % blocks + blocks, start + 2**20)
+            counts, start = counts + self._count(epoch_rows((self.seed,), start, stop, blocks)), stop
+        return counts
+
     def _epoch_counts(self) -> Indices:
         """Count the blocks of each source in one epoch, once, in pieces: a run may have hundreds of millions."""
         if self._epoch is None:
@@ -123,6 +152,11 @@ class BlockFeed:
     def _count(self, places: Indices) -> Indices:
         rows = self.part.numbers(places)
         return np.bincount(self.train.source_of(rows), minlength=len(self.sources)).astype(np.int64)
+
+
+def _apportioned(weights: Shares, start: int, end: int) -> list[int]:
+    """Return the number of rows of each source among the rows ``start`` to ``end - 1`` of a mixture."""
+    return [after - before for before, after in zip(apportion(weights, start), apportion(weights, end), strict=True)]
 
 
 class BlockStream(Protocol):
@@ -190,9 +224,12 @@ class StreamFeed:
         (mine,) = rank_rows(np.arange(self.batch), rank, world, self.batch // world)
         return whole[mine].astype(np.int64), {"streams": [stream.position() for stream in self.streams]}
 
-    def blocks_read(self, step: int) -> list[int]:
+    def blocks_read(self, step: int, first: int = 0) -> list[int]:
         """See `Feed`."""
-        return apportion(self.weights, step * self.batch)
+        return _apportioned(self.weights, first * self.batch, step * self.batch)
+
+    def resume_count(self, step: int, blocks: list[int], first: int = 0) -> None:
+        """See `Feed`. Weights alone give the counts."""
 
     def epochs(self, step: int) -> None:
         """See `Feed`. The length of a stream is not known."""
@@ -246,10 +283,13 @@ class LaterFeed:
         """See `Feed`."""
         return self.feed.read(self.first + step, rank, world)
 
-    def blocks_read(self, step: int) -> list[int]:
+    def blocks_read(self, step: int, first: int = 0) -> list[int]:
         """See `Feed`."""
-        before, after = (self.feed.blocks_read(each) for each in (self.first, self.first + step))
-        return [end - start for start, end in zip(before, after, strict=True)]
+        return self.feed.blocks_read(self.first + step, self.first + first)
+
+    def resume_count(self, step: int, blocks: list[int], first: int = 0) -> None:
+        """See `Feed`."""
+        self.feed.resume_count(self.first + step, blocks, self.first + first)
 
     def epochs(self, step: int) -> dict[str, float] | None:
         """See `Feed`."""

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from phigrow.corpus.blocks import BlockArray, Blocks, load_blocks
-from phigrow.corpus.splits import MixedSource, Rows
+from phigrow.corpus.source_rows import ScatteredRows, rows_by_source
+from phigrow.corpus.splits import MixedSource
 from phigrow.corpus.tokenizer import same_tokens
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
@@ -129,8 +130,8 @@ def mix_sources(blocks: Blocks, mixture: Mapping[str, float]) -> Blocks:
     assert isinstance(blocks.train, BlockArray)
     assert isinstance(blocks.heldout, BlockArray)
     known = blocks.train.sources
-    train = _by_source(blocks.train)
-    heldout = _by_source(blocks.heldout)
+    train = rows_by_source(blocks.train)
+    heldout = rows_by_source(blocks.heldout)
     for name in weights:
         if name not in known or not len(train[known.index(name)]):
             there = [source for source, rows in zip(known, train, strict=True) if len(rows)]
@@ -146,7 +147,12 @@ def mix_sources(blocks: Blocks, mixture: Mapping[str, float]) -> Blocks:
     )
     labels = hashlib.sha256()
     for rows in (*train, *heldout):
-        labels.update(f"{rows.start} {rows.stop}\n".encode() if isinstance(rows, range) else rows.tobytes())
+        if isinstance(rows, ScatteredRows):
+            for numbers in rows.pieces():
+                labels.update(numbers.tobytes())
+        else:
+            assert isinstance(rows, range)
+            labels.update(f"{rows.start} {rows.stop}\n".encode())
     key = [*((source.weight, source.name) for source in sources), (0.0, labels.hexdigest()), (0.0, blocks.fingerprint)]
     return replace(blocks, fingerprint=_fingerprint(key), mixture=sources)
 
@@ -175,17 +181,6 @@ def checked_weights(weights: Mapping[str, Any], where: str = "the mixture") -> d
             "the mixture names no source", where=where, fix="write 'folder: weight' or 'source: weight' for each"
         )
     return out
-
-
-def _by_source(array: BlockArray) -> list[Rows]:
-    """Return the rows of every source; a range, which takes no memory, if they are consecutive."""
-    labels = array.labels()
-    rows_of: list[Rows] = []
-    for index in range(len(array.sources)):
-        rows = np.flatnonzero(labels == index)
-        together = len(rows) == 0 or rows[-1] - rows[0] + 1 == len(rows)
-        rows_of.append((range(int(rows[0]), int(rows[-1]) + 1) if len(rows) else range(0)) if together else rows)
-    return rows_of
 
 
 def _check_agreement(first: Blocks, other: Blocks) -> None:

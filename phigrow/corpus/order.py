@@ -11,6 +11,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from phigrow.corpus.splits import Numbers
+
 Indices = npt.NDArray[np.int64]
 HALF = Fraction(1, 2)
 
@@ -118,7 +120,7 @@ def apportion(weights: Shares, rows: int) -> list[int]:
 
 
 def mixed_rows(
-    seed: int, step: int, batch: int, weights: Shares, sources: Sequence[range | Indices], part: Part = WHOLE
+    seed: int, step: int, batch: int, weights: Shares, sources: Sequence[range | Numbers], part: Part = WHOLE
 ) -> Indices:
     """Return the block of each row of the global batch of one step, int64 ``[batch]``, from several sources by weight.
 
@@ -140,9 +142,9 @@ def mixed_rows(
     return rows[np.random.default_rng([seed, step, 2**32 - 1]).permutation(len(rows))]
 
 
-def picked(blocks: range | Indices, places: Indices) -> Indices:
+def picked(blocks: range | Numbers, places: Indices) -> Indices:
     """Return the numbers at these places of ``blocks``."""
-    return blocks.start + places if isinstance(blocks, range) else blocks[places]
+    return np.asarray(blocks.start + places if isinstance(blocks, range) else blocks[places], np.int64)
 
 
 def epoch_rows(seed: tuple[int, ...], start: int, end: int, blocks: int) -> Indices:

@@ -8,7 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-Rows = range | npt.NDArray[np.int64]
+
+class Numbers(Protocol):
+    """Numbers of blocks, such as an array or `phigrow.corpus.source_rows.ScatteredRows`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Any, /) -> Any: ...
+
+
+Rows = range | Numbers
 """Numbers of blocks."""
 
 

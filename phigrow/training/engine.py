@@ -43,8 +43,10 @@ def check_dtype(config: RunConfig) -> None:
     """
     from deepspeed.accelerator import get_accelerator
 
+    from phigrow.training.automatic import has_bf16
+
     accelerator = get_accelerator()
-    supported = {"fp16": accelerator.is_fp16_supported(), "bf16": accelerator.is_bf16_supported()}
+    supported = {"fp16": accelerator.is_fp16_supported(), "bf16": has_bf16()}  # without emulation
     if not supported.get(config.dtype, True):
         others = [name for name, works in supported.items() if works]
         raise GrowthError(

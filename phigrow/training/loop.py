@@ -10,10 +10,11 @@ from typing import Any
 
 from phigrow.checkpoints.run_checkpoints import Progress, RunCheckpoint
 from phigrow.corpus.blocks import DataSource
+from phigrow.corpus.feed import Feed
 from phigrow.errors import GrowthError
 from phigrow.models.config import Config
 from phigrow.models.cost import count_cost
-from phigrow.records.readers.phigrow import first_record, step_losses
+from phigrow.records.readers.phigrow import first_record, last_source_tokens, step_losses
 from phigrow.records.schema import FILE as RECORDS
 from phigrow.records.writer import RecordWriter
 from phigrow.training import checkpoints, initial_state
@@ -25,6 +26,7 @@ from phigrow.training.data import check_data, check_tokenizer, data_keys, load_d
 from phigrow.training.device_check import check_device
 from phigrow.training.export_files import export_files
 from phigrow.training.export_place import check_export, check_other_export, is_exported
+from phigrow.training.gpu_setup import gpu_of
 from phigrow.training.initial_state import InitialState
 from phigrow.training.inputs import CONTENTS, check_present, contents_of, keep_inputs, recorded_source, with_kept_inputs
 from phigrow.training.lost_ranks import RankWatch, keep_traces, lost_rank_named
@@ -37,6 +39,7 @@ from phigrow.training.process import (
     deterministic_kernels,
     environment_kept,
     forget_stop,
+    gather_objects,
     on_rank_zero,
     start,
 )
@@ -106,7 +109,8 @@ def _train_on(
     missing: dict[str, Path],
 ) -> Summary:
     """Check the devices and the data, resolve what is ``auto``, and train in the run's folder."""
-    on_rank_zero(world, lambda: check_device(config, world))
+    gpus = gather_objects(world, gpu_of(world.device))
+    on_rank_zero(world, lambda: check_device(config, world, gpus))
     on_rank_zero(world, lambda: check_export(out, config.export))
     if blocks is None:
         blocks = load_data(config, out, world)
@@ -260,6 +264,7 @@ def build_run(
         records = RecordWriter(out, resume_step=kept if checkpoint else None, trunk=trunk, run=record)
         if checkpoint:
             losses = step_losses(out)
+            _resume_count(feed, out, blocks.seq_len)
         if checkpoint and (lost or not trunk):
             was = {"world_size": checkpoint.world_size, "zero": checkpoint.stage}
             records.write(
@@ -283,6 +288,12 @@ def build_run(
         losses=losses,
         export_files=beside,
     )
+
+
+def _resume_count(feed: Feed, out: Path, seq_len: int) -> None:
+    """Give the feed the counts of the last evaluation, because counting the blocks of most of a run takes minutes."""
+    if (counted := last_source_tokens(out)) is not None and list(counted[1]) == feed.sources:
+        feed.resume_count(counted[0], [tokens // seq_len for tokens in counted[1].values()])
 
 
 def _model_of(config: RunConfig, blocks: DataSource) -> Config:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from phigrow.errors import GrowthError
 from phigrow.files.output import writing
 from phigrow.training.deepspeed_cleanup import without_shared_memory_kernel
+from phigrow.training.gpu_setup import check_gpus_work
 from phigrow.training.lost_ranks import unreachable_named
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def start(threads: int | None = None) -> World:
     A process group that another program has made is used as it is.
 
     Raises:
-        GrowthError: the variables of a launcher are incomplete, or this host has fewer devices than ranks.
+        GrowthError: the variables of a launcher are incomplete, or the GPUs of this host cannot be used.
     """
     global _joined
     prepare_environment()
@@ -174,13 +175,14 @@ def start(threads: int | None = None) -> World:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import torch
 
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
+    check_gpus_work(size, local_rank)
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every rank warns that it found no GPU
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
     local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
@@ -189,12 +191,6 @@ def start(threads: int | None = None) -> World:
         elif "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, cores() // local_size))
     else:
-        if local_rank >= (devices := accelerator.device_count()):
-            raise GrowthError(
-                f"LOCAL_RANK is {local_rank}, but this host has {devices} device{'s' * (devices != 1)}",
-                where="LOCAL_RANK",
-                fix="start one rank for each device",
-            )
         accelerator.set_device(local_rank)
     if not deepspeed.comm.is_initialized():
         made_elsewhere = torch.distributed.is_initialized()

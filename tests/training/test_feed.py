@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import runpy
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from scenarios import MIXTURE, FakeBlocks, FakeSplit
 
 from phigrow.corpus import open_stream, stream_settings, train_tokenizer
-from phigrow.corpus.feed import BlockFeed, Feed
+from phigrow.corpus.feed import BlockFeed, Feed, LaterFeed
 from phigrow.errors import GrowthError
 from phigrow.training.device_copy import to_device
 from phigrow.training.evaluation import held_out
@@ -106,6 +108,57 @@ def test_blocks_of_whole_epochs_are_counted_in_pieces():
     again, peak = peak_bytes(lambda: feed.blocks_read(36_000))
     assert again == [24_000_000, 12_000_000]
     assert peak < 2**20  # an epoch is counted once
+
+
+@pytest.mark.parametrize("first", [0, 3, 5, 6, 11])
+@pytest.mark.parametrize("kind", ["one", "labelled", "mixed"])
+def test_blocks_of_a_part_of_the_steps_are_counted(kind, first):
+    feed, again = feeds()[kind], feeds()[kind]
+    for step in (first, first + 1, first + 7, first + 40, first + 12):  # an epoch of 64 blocks is 5.3 steps
+        rows = np.concatenate([np.empty(0, np.int64), *(feed.rows(each) for each in range(first, step))])
+        second = {"one": rows < 0, "labelled": rows % 3 == 0, "mixed": rows >= 40}[kind]
+        expected = [int((~second).sum()), int(second.sum())][: len(feed.sources)]
+        assert feed.blocks_read(step, first) == expected
+        assert LaterFeed(again, first).blocks_read(step - first) == expected
+
+
+def test_a_run_that_resumes_counts_on_from_the_records():
+    feed, resumed = feeds()["labelled"], feeds()["labelled"]
+    resumed.resume_count(20, feed.blocks_read(20))
+    counted: list[int] = []
+    real = TwoSources.source_of
+    resumed.train.source_of = lambda rows: (counted.append(len(rows)), real(resumed.train, rows))[1]  # type: ignore[attr-defined]
+    assert resumed.blocks_read(22) == feed.blocks_read(22)
+    assert sum(counted) == 2 * 12
+    wrong = feeds()["labelled"]  # negative control: the counts are taken over
+    wrong.resume_count(20, [0, 0])
+    assert sum(wrong.blocks_read(22)) == 24
+
+
+def test_resuming_at_80_percent_of_1_4_trillion_tokens_counts_nothing_again():
+    blocks, batch, step = 683_593_750, 2016, 271_000
+    feed = BlockFeed(ManyBlocks(blocks), (), 0, batch)
+    feed.resume_count(step, [364_224_000, 182_112_000])
+    began = time.perf_counter()
+    counts, peak = peak_bytes(lambda: feed.blocks_read(step + 10))
+    assert sum(counts) == (step + 10) * batch
+    assert counts[1] == pytest.approx(182_112_000 + 10 * batch / 3, abs=400)
+    assert peak < 2**22
+    assert time.perf_counter() - began < 5  # of 546 million blocks it would take minutes
+
+
+def test_the_simulation_of_a_large_run_runs_at_toy_size(capsys):
+    path = Path(__file__).parents[2] / "benchmarks" / "feed.py"
+    shown = runpy.run_path(str(path))["run"](3e6, 16, 96, 96, 0.8, recount=True)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == shown
+    assert shown[0] == {"tokens": 3_000_000, "blocks": 187_500, "steps": 1953, "batch": 96, "blocks_a_rank": 1}
+    assert [line["data"] for line in shown[1:]] == [
+        "sources in order", "mixture of ranges", "mixture of mingled sources",
+    ]  # fmt: skip
+    for line in shown[1:]:
+        assert line["step_MiB"] < 1
+        assert line["resume_seconds"] < 1
+    assert "recount_seconds" in shown[1]
 
 
 def test_a_mixture_says_its_epochs_and_warns_above_four():

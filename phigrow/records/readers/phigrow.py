@@ -120,8 +120,16 @@ def lines_up_to(folder: Path, step: int) -> list[str]:
 
 def step_losses(folder: Path) -> list[float]:
     """Return the recorded training losses in order, without those of skipped steps."""
-    records = [record for line in _text_lines(folder) if (record := _parsed(line)) is not None]
+    records = (record for line in _text_lines(folder) if (record := _parsed(line)) is not None)
     return [record["loss"] for record in records if record.get("type") == "step" and not record.get("skipped")]
+
+
+def last_source_tokens(folder: Path) -> tuple[int, dict[str, int]] | None:
+    """Return the step of the last evaluation that counts tokens by source, and the counts; None without one."""
+    for line in reversed(_text_lines(folder)):
+        if '"tokens_by_source"' in line and (record := _parsed(line)) is not None and record.get("type") == "eval":
+            return record["step"], record["tokens_by_source"]
+    return None
 
 
 def _text_lines(folder: Path) -> list[str]:
