@@ -191,6 +191,12 @@ def start(threads: int | None = None) -> World:
         elif "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, cores() // local_size))
     else:
+        if local_rank >= (devices := accelerator.device_count()):  # of other makers; `check_gpus_work` looks at CUDA
+            raise GrowthError(
+                f"LOCAL_RANK is {local_rank}, but this host has {devices} device{'s' * (devices != 1)}",
+                where="LOCAL_RANK",
+                fix="start one rank for each device",
+            )
         accelerator.set_device(local_rank)
     if not deepspeed.comm.is_initialized():
         made_elsewhere = torch.distributed.is_initialized()

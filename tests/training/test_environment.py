@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -95,6 +96,7 @@ def test_a_rank_without_a_device_is_refused_before_data_is_read(environment, mon
     deepspeed = SimpleNamespace(comm=comm, init_distributed=init_distributed)
     monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
     monkeypatch.setitem(sys.modules, "deepspeed.accelerator", SimpleNamespace(get_accelerator=lambda: accelerator))
+    monkeypatch.setattr("phigrow.training.process.without_shared_memory_kernel", contextlib.nullcontext)
     launch = {"RANK": local_rank, "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "5"}
     (tmp_path / "data").mkdir()  # which is no folder of blocks
     words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--model", "phi-1"]
