@@ -17,7 +17,7 @@ KNOWN = frozenset(
         "data_types", "communication_data_type", "seq_parallel_communication_data_type", "prescale_gradients",
         "gradient_predivide_factor", "disable_allgather", "activation_checkpointing", "aio", "flops_profiler",
         "comms_logger", "csv_monitor", "tensorboard", "wandb", "comet", "checkpoint", "compile", "optimizer",
-        "scheduler", "dataloader_drop_last", "timers", "nebula",
+        "scheduler", "dataloader_drop_last", "timers",
     }
 )  # fmt: skip
 """Keys of the file that DeepSpeed reads and that leave the training as phigrow's settings describe it."""
@@ -43,14 +43,16 @@ UNSEEN = {
     "hybrid_engine": "phigrow trains with data parallelism only",
     "data_parallel_group": "phigrow trains with data parallelism only",
     "use_data_before_expert_parallelism": "phigrow trains with data parallelism only",
+    "datastates_ckpt": "checkpoints would still be written while phigrow hashes their files",
+    "nebula": "DeepSpeed has removed it, and phigrow hashes files of checkpoints as soon as they are saved",
 }
-"""Keys that would change the training without a trace in the records, and what they would do."""
+"""Keys that would break checkpoints, or change the training without a trace in the records, and their effects."""
 
 SECTIONS = frozenset(
     {
         "zero_optimization", "bf16", "fp16", "data_types", "activation_checkpointing", "optimizer", "scheduler", "aio",
         "flops_profiler", "comms_logger", "csv_monitor", "tensorboard", "wandb", "comet", "checkpoint", "compile",
-        "timers", "nebula",
+        "timers",
     }
 )  # fmt: skip
 """Keys whose value is an object."""
@@ -60,12 +62,21 @@ INNER_SECTIONS = ("offload_optimizer", "offload_param")
 
 STAGES = (0, 1, 2, 3, "auto", None)
 
+_FEWER_BITS = "masters, gradients or optimizer state would have fewer bits than the records say"
 UNSEEN_INSIDE = {
-    "bf16": ("bf16_master_weights_and_grads", "bf16_optimizer_states"),
-    "fp16": ("fp16_master_weights_and_grads",),
-    "zero_optimization": ("zero_quantized_weights", "zero_quantized_gradients", "zenflow"),
+    "bf16": dict.fromkeys(("bf16_master_weights_and_grads", "bf16_optimizer_states"), _FEWER_BITS),
+    "fp16": {"fp16_master_weights_and_grads": _FEWER_BITS},
+    "zero_optimization": dict.fromkeys(("zero_quantized_weights", "zero_quantized_gradients", "zenflow"), _FEWER_BITS),
+    "checkpoint": {
+        "writer": "phigrow hashes files of a checkpoint as soon as DeepSpeed has saved them, but a decoupled writer is "
+        "still writing them then, a mock writer never does, and others split them among ranks",
+        "load_universal": "the setting universal decides this for each checkpoint",
+    },
 }
-"""Keys of sections with which weights, gradients or optimizer state would not be what banner and records say."""
+"""Keys of sections that would do the same, and their effects."""
+
+ON_IF_EMPTY = ("datastates_ckpt", "writer")
+"""Keys whose feature an empty object switches on."""
 
 ALIASES = {"bfloat16": "bf16"}
 """Names that DeepSpeed reads as others."""
@@ -106,11 +117,10 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
             _check_object(key, value, path)
         content[name] = value
     for section, keys in UNSEEN_INSIDE.items():
-        for key in keys:
+        for key, why in keys.items():
             if _is_on(key, content.get(section, {}).get(key)):
                 raise GrowthError(
-                    f"{key} in the DeepSpeed file is not supported", where=f"{section} in {path}",
-                    why="masters, gradients or optimizer state would have fewer bits than the records say",
+                    f"{key} in the DeepSpeed file is not supported", where=f"{section} in {path}", why=why,
                     fix="remove it from the file",
                 )  # fmt: skip
     zero = content.get("zero_optimization", {})
@@ -136,6 +146,6 @@ def _check_object(key: str, value: Any, path: Path) -> None:
 
 def _is_on(key: str, value: Any) -> bool:
     """Return True unless a value switches its feature off."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and key not in ON_IF_EMPTY:
         return bool(value) and value.get("enabled") is not False
     return value not in (None, False, "mean" if key == "gradient_allreduce_op" else None)

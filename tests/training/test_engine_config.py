@@ -93,6 +93,17 @@ def test_a_file_that_contradicts_the_run_is_refused(tmp_path, content, part):
         ({"tensor_parallel": {"autotp_size": 2}}, "data parallelism only"),
         ({"csv_monitor": "here"}, "csv_monitor in the DeepSpeed file is 'here', but must be an object"),
         ({"zero_optimization": {"offload_optimizer": "cpu"}}, "offload_optimizer in the DeepSpeed file is 'cpu', but"),
+        (
+            {"checkpoint": {"writer": {"decoupled": True}}},
+            "(?s)writer in the DeepSpeed file.*a decoupled writer is still",
+        ),
+        ({"checkpoint": {"writer": {"type": "fast"}}}, "writer in the DeepSpeed file is not supported"),
+        ({"checkpoint": {"writer": {}}}, "writer in the DeepSpeed file is not supported"),
+        ({"checkpoint": {"load_universal": True}}, "(?s)load_universal.*the setting universal decides"),
+        ({"datastates_ckpt": {"host_cache_size": 16}}, "(?s)datastates_ckpt.*still be written while phigrow hashes"),
+        ({"datastates_ckpt": {}}, "datastates_ckpt in the DeepSpeed file is not supported"),
+        ({"nebula": {"enabled": True}}, "(?s)nebula.*DeepSpeed has removed it"),
+        ({"async_io": True}, "DeepSpeed has no key 'async_io'"),
         ({"zero_optimization": {"stage": "two"}}, "(?s)stage in the DeepSpeed file is 'two'.*give 0, 1, 2 or 3"),
         ({"zero_optimization": {"stage": True}}, "stage in the DeepSpeed file is True"),
         ({"zero_optimization": {"stage": [1]}}, r"stage in the DeepSpeed file is \[1\]"),
@@ -101,6 +112,13 @@ def test_a_file_that_contradicts_the_run_is_refused(tmp_path, content, part):
 def test_what_deepspeed_would_do_unseen_is_refused(tmp_path, content, part):
     with pytest.raises(GrowthError, match=part):
         engine_config(RunConfig(dtype="bf16", deepspeed=file(tmp_path, content)), 1, 16)
+
+
+def test_switched_off_or_harmless_keys_of_checkpoints_are_taken(tmp_path):
+    content = {"checkpoint": {"tag_validation": "Fail", "writer": None}, "nebula": {"enabled": False}, "aio": {}}
+    out = engine_config(RunConfig(deepspeed=file(tmp_path, content | {"datastates_ckpt": False})), 1, 16)
+    assert out["checkpoint"] == content["checkpoint"]
+    assert not {"nebula", "datastates_ckpt"} & set(out)
 
 
 def test_an_alias_is_the_name_that_it_stands_for(tmp_path):
