@@ -4,7 +4,8 @@ A grown model is part trained and part random. ``fresh_warmup`` warms the new va
 learn at ``fresh_lr`` times the schedule's rate; the copied ones learn at ``copied_lr`` times it (asymmetric re-warmup,
 SPARKLING, arXiv:2602.02472). Most tensors hold both kinds, so this is done value by value: after AdamW's update of w
 to v the weight is set to ``w + factor * (v - w)``, which is AdamW at ``factor`` times the learning rate, its decoupled
-weight decay included. The moments see every gradient either way.
+weight decay included. The moments see every gradient either way. This takes 4 bytes a value for w while AdamW steps,
+and one bit a value for the mask; everything else is done in blocks.
 
 The checkpoint's ``phigrow.json`` lists the copied values, so training needs no other knowledge of growth.
 """
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+BLOCK = 1 << 22
+"""Values that are scaled at once, a multiple of 8. The temporary tensors of a block take about 50 MB."""
+
+
 class PerValueLR:
     """Hooks on an optimizer that scale its updates, value by value.
 
@@ -36,7 +41,8 @@ class PerValueLR:
     """
 
     def __init__(self, optimizer: Optimizer, masks: dict[int, Tensor], config: RunConfig) -> None:
-        self.step, self._masks, self._config = 0, masks, config
+        self.step, self._config = 0, config
+        self._bits = {key: packed(mask) for key, mask in masks.items()}
         self._former: dict[int, Tensor] = {}
         self.copied = sum(int(mask.sum()) for mask in masks.values()) / max(1, sum(m.numel() for m in masks.values()))
         optimizer.register_step_pre_hook(self._before)
@@ -59,10 +65,40 @@ class PerValueLR:
             return
         copied, fresh = self.factors()
         for parameter in _stepped(optimizer):
-            former, mask = self._former.pop(id(parameter)), self._masks[id(parameter)]
-            factor = torch.where(mask, copied, fresh).to(former.dtype)
-            with torch.no_grad():
-                parameter.copy_(torch.lerp(former, parameter, factor))
+            former, bits = self._former.pop(id(parameter)).view(-1), self._bits[id(parameter)]
+            values = parameter.detach().view(-1)
+            for start in range(0, len(values), BLOCK):
+                now = values[start : start + BLOCK]
+                mask = unpacked(bits[start // 8 : start // 8 + -(-len(now) // 8)], len(now))
+                factor = torch.where(mask, copied, fresh).to(former.dtype)
+                torch.lerp(former[start : start + BLOCK], now, factor, out=now)
+
+
+def packed(mask: Tensor) -> Tensor:
+    """Return a mask as bits, uint8 of an eighth of its values; `unpacked` is the inverse."""
+    import torch
+
+    flat = mask.flatten()
+    bits = torch.empty(-(-len(flat) // 8), dtype=torch.uint8, device=mask.device)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
+    for start in range(0, len(flat), BLOCK):
+        part = flat[start : start + BLOCK].to(torch.uint8)
+        eights = torch.nn.functional.pad(part, (0, -len(part) % 8)).view(-1, 8)
+        bits[start // 8 : start // 8 + len(eights)] = (eights * weights).sum(1, dtype=torch.uint8)
+    return bits
+
+
+def unpacked(bits: Tensor, count: int) -> Tensor:
+    """Return the first ``count`` values of a mask, bool [count].
+
+    >>> import torch
+    >>> unpacked(packed(torch.tensor([True, False, True])), 3).tolist()
+    [True, False, True]
+    """
+    import torch
+
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[:, None] >> places) & 1).bool().view(-1)[:count]
 
 
 def _stepped(optimizer: Optimizer) -> list[Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from scenarios import TINY
 import phigrow
 from phigrow.errors import GrowthError
 from phigrow.growth.origins import Kind, matching
-from phigrow.training import RunConfig, train
-from phigrow.training.per_value_lr import copied_mask, copied_values
+from phigrow.training import RunConfig, per_value_lr, train
+from phigrow.training.per_value_lr import PerValueLR, copied_mask, copied_values, packed, unpacked
 
 STAGES = [("fp32", 0), ("fp32", 2), ("bf16", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
 SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 100}
@@ -127,3 +129,62 @@ def test_a_checkpoint_that_was_not_grown_has_no_fresh_values(grown, tmp_path):
         GrowthError, match=r"the growth does not record which values of a parameter are copies[\s\S]*other\.weight"
     ):
         copied_mask({"spans": {}, "fresh": []}, "other.weight", (2, 2))
+
+
+def with_copies(optimizer: torch.optim.Optimizer, mask: torch.Tensor, copied: float, fresh: float) -> None:
+    """Scale updates by the plain formula, on whole tensors: a copy, the factors and the result are alive together."""
+    former: list[torch.Tensor] = []
+    (parameter,) = optimizer.param_groups[0]["params"]
+    optimizer.register_step_pre_hook(lambda *_: former.append(parameter.detach().clone()))
+
+    def after(*_: Any) -> None:
+        with torch.no_grad():
+            parameter.copy_(torch.lerp(former.pop(), parameter, torch.where(mask, copied, fresh)))
+
+    optimizer.register_step_post_hook(after)
+
+
+def adamw(values: torch.Tensor) -> torch.optim.Optimizer:
+    parameter = torch.nn.Parameter(values.clone())
+    parameter.grad = values.sin()
+    return torch.optim.AdamW([parameter], lr=0.1, fused=True)
+
+
+def most_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes of tensors at any moment of some work, over those before it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
+        work()
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"]
+    return max(accumulate(changes))
+
+
+def test_updates_are_scaled_to_the_bit_with_one_copy_of_the_weights(monkeypatch):
+    monkeypatch.setattr(per_value_lr, "BLOCK", 1 << 14)
+    for count in (1, 7, 8, 1 << 14, (1 << 20) + 5):
+        values = torch.linspace(-1, 1, count)
+        mask = (torch.arange(count) % 7) % 3 == 0
+        plain, hooked, copying = (adamw(values) for _ in range(3))
+        config = RunConfig(copied_lr=COPIED, fresh_lr=2.0)
+        PerValueLR(hooked, {id(hooked.param_groups[0]["params"][0]): mask}, config)
+        with_copies(copying, mask, COPIED, 2.0)
+        for each in (plain, hooked, copying):
+            each.step()
+        one, other, third = (each.param_groups[0]["params"][0] for each in (hooked, copying, plain))
+        assert one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
+        assert (count == 1) == torch.equal(one[1:], third[1:])  # the negative control: they were scaled
+    none, ours, whole = (most_bytes(each.step) for each in (plain, hooked, copying))  # of a million values
+    print("bytes a value: without", none / count, "in blocks", ours / count, "on whole tensors", whole / count)
+    assert (ours - none) / count < 4.5
+    assert (whole - none) / count > 11  # the negative control: three copies are seen
+
+
+def test_a_mask_takes_one_bit_a_value(monkeypatch):
+    monkeypatch.setattr(per_value_lr, "BLOCK", 64)
+    for count in (0, 1, 8, 63, 64, 65, 1000):
+        mask = torch.arange(count) % 5 < 2
+        bits = packed(mask)
+        assert (bits.dtype, bits.numel()) == (torch.uint8, (count + 7) // 8)
+        assert torch.equal(unpacked(bits, count), mask)
