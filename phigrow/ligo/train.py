@@ -211,6 +211,8 @@ class _Run:
         Raises:
             GrowthError: a loss or gradient that is not finite, or a request to stop.
         """
+        from phigrow.training.zero import release
+
         trainer = self.trainer
         try:
             before = self._heldout_loss()
@@ -227,6 +229,7 @@ class _Run:
                 trainer.reporter.say(f"held-out loss {before:.4f} -> {after:.4f}")
         finally:
             trainer.close()
+        release(trainer.engine)
         progress = trainer.progress
         return Learning(self.out, before, after, progress.tokens, self._flops(progress.tokens), progress.seconds)
 

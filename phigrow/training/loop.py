@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,10 @@ def _train_on(
     with contextlib.ExitStack() as held:
         on_rank_zero(world, lambda: _hold(held, out))
         held.enter_context(deterministic_kernels(config.deterministic))
-        return _train_in(out, config, world, blocks, initial, source, keys, monitors, missing)
+        try:
+            return _train_in(out, config, world, blocks, initial, source, keys, monitors, missing)
+        finally:
+            gc.collect()  # an engine and its parameters refer to each other
 
 
 def _hold(held: contextlib.ExitStack, out: Path) -> None:
@@ -167,9 +171,13 @@ def _train_in(
     trainer.watch = watch = RankWatch(world, str(out))
     with lost_rank_named(world, lambda: checkpoints.how_to_continue(out), watch), watch:
         try:
-            return _train(trainer, source, blocks)
+            summary = _train(trainer, source, blocks)
         finally:
             trainer.close()
+        from phigrow.training import zero
+
+        zero.release(trainer.engine)
+        return summary
 
 
 def check_length(checkpoint: RunCheckpoint, steps: int | None, out: Path) -> None:

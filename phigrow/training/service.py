@@ -7,7 +7,6 @@ are equal to the bit to those of new ranks.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -58,7 +57,6 @@ def main(folder: Path) -> int:
             code, finished = run([wanted["recipe"]])
             if not finished:
                 return code
-            gc.collect()  # an engine and its hooks refer to each other
             _mark(folder, number, world)
             number += 1
     except LostRank as error:

@@ -327,6 +327,25 @@ def fill_states(parameter: Any, values: dict[str, Tensor], base: Any, masters: d
         base.state[master][key].copy_(values[key])
 
 
+def release(engine: Any) -> None:
+    """Remove an engine's hooks, and itself from two places where stage 3 keeps every engine of the process alive.
+
+    The engine, its weights and its buffers are then freed with their last reference, by the garbage collector.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    module = engine.module
+    engine.destroy()
+    entered = getattr(parameter_offload, "FWD_MODULE_STACK", [])
+    entered[:] = [each for each in entered if each is not module]
+    # A cached method, wrapped by a decorator that does not name it: the cache has the coordinator of every engine.
+    wrapped = getattr(PartitionedParameterCoordinator, "_PartitionedParameterCoordinator__params_to_release", None)
+    for cell in getattr(wrapped, "__closure__", None) or ():
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
+
+
 def restore_loss_scale(optimizer: Any, saved: dict[str, Any]) -> None:
     """Give DeepSpeed's loss scaler, where there is one, the scale, counters and window that were saved."""
     scaler = getattr(optimizer, "loss_scaler", None)
