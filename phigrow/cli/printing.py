@@ -71,7 +71,10 @@ def print_capacity(capacity: Capacity, fits_with: str | None = None) -> None:
     rows = []
     for fit in capacity.fits:
         s = fit.states
-        parts = (s.weights, s.gradients, s.optimizer, s.buffers, max(fit.activations.peak, s.step), fit.total, s.host)
+        passing = s.buffers + s.reduction, fit.activations.peak
+        if fit.activations.peak + s.reduction < s.step:
+            passing = s.buffers, s.step
+        parts = (s.weights, s.gradients, s.optimizer, *passing, fit.total, s.host)
         numbers = [f"{part / gib:.1f}" for part in parts]
         chosen = "chosen" if fit.layout == capacity.chosen else "yes" if fit.fits else "no"
         rows.append(

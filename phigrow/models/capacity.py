@@ -1,10 +1,11 @@
 """Estimate from a configuration alone the ZeRO stage that fits, and the time and price of a run.
 
 Model states follow Rajbhandari et al., "ZeRO" (1910.02054), as DeepSpeed 0.19 lays them out for the runs of
-`phigrow.training` (bf16 or fp32 weights, fp32 gradients and masters, AdamW), and agree with DeepSpeed's
-``estimate_zero2_model_states_mem_needs`` and ``estimate_zero3_model_states_mem_needs``. Activations are counted as in
-Korthikanti et al., "Reducing Activation Recomputation" (2205.05198), for transformers' Phi block as phigrow trains it:
-one LayerNorm feeds attention and mlp, attention keeps no scores, the fused GELU keeps its input and its output.
+`phigrow.training` (bf16 or fp32 weights, fp32 gradients and masters, AdamW, gradients summed over ranks in fp32), and
+agree with DeepSpeed's ``estimate_zero2_model_states_mem_needs`` and ``estimate_zero3_model_states_mem_needs``.
+Activations are counted as in Korthikanti et al., "Reducing Activation Recomputation" (2205.05198), for transformers'
+Phi block as phigrow trains it: one LayerNorm feeds attention and mlp, attention keeps no scores, the fused GELU keeps
+its input and its output.
 docs/capacity.md holds all of it against measured memory.
 """
 
@@ -31,7 +32,11 @@ PEAK_FLOPS = {"a100": 312e12, "h100": 989.4e12, "h200": 989.4e12}
 
 REDUCE_BUCKET = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
-"""Defaults of DeepSpeed's ``reduce_bucket_size`` and ``stage3_max_live_parameters``, in values."""
+"""Defaults of DeepSpeed's ``reduce_bucket_size`` and ``stage3_max_live_parameters``, in values. Stage 0, and stage 1 in
+bf16, have no setting for their buckets, which are as large."""
+
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of a value."""
 
 FULL_LOGITS = 2**26
 """Most logits that the loss holds at once when its mode is ``auto``: 256 MiB in fp32. For fewer, computing the loss in
@@ -79,12 +84,17 @@ OPTIMIZERS = {"adamw": LAYOUTS, "muon": (ZeroLayout(1), ZeroLayout(3))}
 
 @dataclass(frozen=True)
 class States:
-    """Bytes of one rank, and of the host for that rank."""
+    """Bytes of one rank, and of the host for that rank.
+
+    ``buffers`` are held during the backward pass, and ``reduction`` is added while gradients are summed in it. ``step``
+    is the most that is added after it, for a moment.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     buffers: float
+    reduction: float
     step: float
     host: float
 
@@ -92,6 +102,10 @@ class States:
     def held(self) -> float:
         """Bytes held between backward pass and step, without buffers."""
         return self.weights + self.gradients + self.optimizer
+
+    def peak(self, activations: float = 0.0) -> float:
+        """Return the most bytes at any moment of a step whose forward and backward pass take so many at their peak."""
+        return self.held + self.buffers + max(activations + self.reduction, self.step)
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,7 @@ def model_states(
     layout: ZeroLayout,
     *,
     dtype: str = "bf16",
+    reduce_dtype: str = "fp32",
     bucket: int = REDUCE_BUCKET,
     live: int = LIVE_PARAMETERS,
     overlap: bool = True,
@@ -178,14 +193,20 @@ def model_states(
       ``4 P / N``); at stages 2 and 3 ``4 P / N``;
     - masters ``4 P / N`` (none in an fp32 run at stage 0) and moments ``8 P / N``, whole at stage 0; the ``muon``
       parameters that Muon trains have one moment, ``4 / N`` bytes each;
-    - a bucket of gradients on their way, two where communication overlaps (none at stage 1 in bf16);
-    - for a moment in the optimizer's step, as measured: ``4 P``, ``6 P``, ``P`` and ``4 P / N`` at stages 0 to 3
-      (in fp32 ``4 P``).
+    - a bucket of B gradients in their own type at stages 1 (fp32 runs) and 2, two with ``overlap``; at stage 3 one in
+      ``reduce_dtype``, of s bytes a value. DeepSpeed allocates it whole, however small the model;
+    - while a bucket is summed over ranks, its gradients in a row, and a copy in ``reduce_dtype`` if that is another
+      type: ``w B`` and ``s B`` at stages 1 (fp32 runs) and 2; at stage 3 ``s B``, and ``4 B / N`` if the sums are not
+      fp32. Stage 0 copies like stage 2, after the backward pass, and so does stage 1 in bf16: it sums its fp32
+      gradients in place if they are more than a bucket, else in a copy of ``4 P``. A ``reduce_dtype`` that is not fp32
+      copies all of them, ``s P``;
+    - for a moment in the optimizer's step, as measured: ``4 P``, nothing, ``P`` and ``4 P / N`` at stages 0 to 3
+      (in fp32 runs ``4 P``).
 
     >>> round(model_states(2_779_683_840, 8, ZeroLayout(2)).held / GIB, 1)
     10.4
     """
-    width, stage = (2 if dtype == "bf16" else 4), layout.stage
+    width, summed, stage = WIDTH[dtype], WIDTH[reduce_dtype], layout.stage
     share = parameters / ranks
     weights = width * (parameters if stage < 3 else share)
     masters = 0.0 if stage == 0 and dtype == "fp32" else 4.0
@@ -196,20 +217,27 @@ def model_states(
         2: 4 * share,
         3: 4 * share,
     }[stage]
-    passing = {0: 4 * parameters, 1: 6 * parameters, 2: parameters, 3: 4 * share}
-    step = passing[stage] if dtype == "bf16" else 4 * parameters
-    bucketed = stage >= 2 or (stage == 1 and dtype == "fp32")
-    buffers = float(bucketed * width * min(bucket, parameters) * (2 if overlap and stage < 3 else 1))
-    if stage == 0:  # all gradients are copied into buckets of DeepSpeed's own size
-        buffers = float(width * min(REDUCE_BUCKET, parameters))
-    if stage == 3:
+    passing = {0: 4 * parameters, 1: 0, 2: parameters, 3: 4 * share}
+    step = float(passing[stage] if dtype == "bf16" else 4 * parameters)
+    buffers = reduction = 0.0
+    copied = width + (summed if reduce_dtype != dtype else 0)
+    if stage == 0:
+        step = max(step, copied * min(REDUCE_BUCKET, parameters))
+    elif stage == 1 and dtype == "bf16":
+        fits_a_bucket = parameters <= REDUCE_BUCKET
+        step = max(step, (4 * fits_a_bucket + (summed if reduce_dtype != "fp32" else 0)) * parameters)
+    elif stage < 3:
+        buffers, reduction = float(width * bucket * (2 if overlap else 1)), float(copied * min(bucket, parameters))
+    else:
+        rounded = 4 / ranks if reduce_dtype != "fp32" else 0  # back to fp32, this rank's part
+        buffers, reduction = float(summed * bucket), float((summed + rounded) * min(bucket, parameters))
         buffers += width * min(parameters, live) if ranks > 1 or layout.offload_param else 0
     host = 0.0
     if layout.offload_optimizer:
         host, optimizer, gradients, step = optimizer + gradients, 0.0, 0.0, 0.0
     if layout.offload_param:
         host, weights = host + weights, 0.0
-    return States(weights, gradients, optimizer, buffers, step, host)
+    return States(weights, gradients, optimizer, buffers, reduction, step, host)
 
 
 def activations(
@@ -404,8 +432,7 @@ def _fit(
     states = model_states(parameters[0], ranks, layout, muon=parameters[1])
 
     def total(rows: int) -> float:
-        passing = activations(model, rows, seq_len, checkpointing=checkpointing).peak
-        return states.held + states.buffers + max(passing, states.step)
+        return states.peak(activations(model, rows, seq_len, checkpointing=checkpointing).peak)
 
     divisors = [rows for rows in range(1, share + 1) if share % rows == 0]
     largest = max((rows for rows in divisors if total(rows) <= usable), default=0)

@@ -218,7 +218,7 @@ def test_capacity_prints_what_fits_and_how_long_it_takes():
     assert f"recipe: zero: 1, batch: 480, micro_batch: {found['recipe']['micro_batch']}\n" in done.stdout
     assert found["seconds"] / 86400 == pytest.approx(14.03, abs=0.01)
     assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
-    none = phigrow("capacity", "phi2.json", "--gpus", "1x8")
+    none = phigrow("capacity", "phi2.json", "--gpus", "1x12")
     assert "nothing fits: use more GPUs, GPUs with more memory, or --selective" in none.stdout
     assert none.returncode == 1
     rows = [line.rstrip() for line in done.stdout.splitlines() if line.startswith(" ")]

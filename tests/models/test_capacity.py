@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
+from types import SimpleNamespace
+
 import pytest
 
 from phigrow.errors import GrowthError
@@ -9,8 +13,10 @@ from phigrow.models.capacity import (
     GIB,
     LAYOUTS,
     PEAK_FLOPS,
+    REDUCE_BUCKET,
     RESERVED,
     SELECTIVE,
+    States,
     ZeroLayout,
     activations,
     capacity,
@@ -53,9 +59,9 @@ def test_states_agree_with_deepspeeds_estimators(ranks):
 def test_states_by_hand():
     states = model_states(10**9, 4, ZeroLayout(2), bucket=10**8)
     assert (states.weights, states.gradients, states.optimizer) == (2e9, 1e9, 3e9)
-    assert (states.buffers, states.host) == (4e8, 0)
+    assert (states.buffers, states.reduction, states.host) == (4e8, 6e8, 0)
     offloaded = model_states(10**9, 4, ZeroLayout(3, True, True), bucket=10**8, live=10**8)
-    assert (offloaded.held, offloaded.buffers, offloaded.host) == (0, 4e8, 4.5e9)
+    assert (offloaded.held, offloaded.buffers, offloaded.host) == (0, 6e8, 4.5e9)
     assert model_states(10**9, 4, ZeroLayout(0), dtype="fp32").held == 16e9
 
 
@@ -178,3 +184,77 @@ def test_amounts_and_gpus_are_read_strictly():
     for text in ("", "8", "8x", "x80", "0x80", "8x0", "-8x80", "8x80x2", "8.5x80"):
         with pytest.raises(GrowthError, match="number x memory in GiB"):
             parse_gpus(text)
+
+
+def most_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes of tensors at any moment of some work, over those before it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
+        work()
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"]
+    return max(accumulate(changes), default=0)
+
+
+@pytest.mark.parametrize("reduce_dtype", ["fp32", "bf16"])
+def test_deepspeed_copies_a_bucket_as_often_as_the_formula_says(monkeypatch, reduce_dtype):
+    """Its own functions sum a bucket, with collectives that do nothing, at stages 2, 3, 0 and 1."""
+    import torch
+    from deepspeed import comm
+    from deepspeed.runtime.comm import coalesced_collectives
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero import stage_1_and_2
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    for name, value in (("all_reduce", None), ("get_world_size", 1), ("get_rank", 0)):
+        monkeypatch.setattr(comm, name, lambda *_, value=value, **__: value)
+    monkeypatch.setitem(vars(coalesced_collectives), "_torch_reduce_scatter_fn", lambda *_, **__: None)
+    dtype, bucket = {"fp32": torch.float32, "bf16": torch.bfloat16}[reduce_dtype], 300_000
+    gradients = [torch.zeros(100_000, dtype=torch.bfloat16) for _ in range(3)]
+    common = {"dp_process_group": None, "gradient_average": True, "overlap_comm": False, "sequence_parallel_size": 1}
+    flatten = vars(stage_1_and_2)["_flatten_dense_tensors"]
+
+    def computed(stage: int, parameters: int = bucket) -> States:
+        return model_states(parameters, 1, ZeroLayout(stage), reduce_dtype=reduce_dtype, bucket=bucket)
+
+    two = SimpleNamespace(**common, flatten=flatten)
+    measured = most_bytes(lambda: DeepSpeedZeroOptimizer.allreduce_bucket(two, gradients, dtype))
+    assert measured / computed(2).reduction == pytest.approx(1, abs=0.01)
+    waiting = SimpleNamespace(
+        ready_for_gradients=False, micro_step_id=0, contiguous_gradients=True, overlap_comm=True,
+        reduce_bucket_size=bucket, ipg_buckets={dtype: SimpleNamespace(buffer=[])},
+        _gradient_reduction_buffer_dtype=lambda: torch.bfloat16,
+    )  # fmt: skip
+    measured = most_bytes(lambda: DeepSpeedZeroOptimizer.setup_buckets(waiting))
+    assert measured / computed(2).buffers == pytest.approx(1, abs=0.01)
+    # At stage 3 gradients are views of a bucket in the data type of the reduction.
+    views = [torch.zeros(100_000, dtype=dtype) for _ in range(3)]
+    measured = most_bytes(
+        lambda: [part.to(torch.float32) for part in coalesced_collectives.reduce_scatter_coalesced(views)]
+    )
+    assert measured / computed(3).reduction == pytest.approx(1, abs=0.01)
+    # Stage 0 sums gradients of the model; stage 1 in bf16 sums flat fp32 gradients, here of two groups.
+    engine = SimpleNamespace(
+        flatten=flatten, communication_data_type=dtype, gradient_average=True,
+        postscale_gradients=lambda: True, gradient_predivide_factor=lambda: 1.0,
+    )  # fmt: skip
+    measured = most_bytes(lambda: DeepSpeedEngine.allreduce_bucket(engine, gradients, None))
+    assert measured / computed(0).step == pytest.approx(1, abs=0.01) or reduce_dtype == "bf16"
+    groups = [torch.zeros(290_000), torch.zeros(10_000)]
+    measured = most_bytes(lambda: DeepSpeedEngine.allreduce_bucket(engine, groups, None))
+    assert measured / computed(1).step == pytest.approx(1, abs=0.01)
+    alone = most_bytes(lambda: DeepSpeedEngine.allreduce_bucket(engine, groups[:1], None))
+    beyond = computed(1, 2 * REDUCE_BUCKET).step / (2 * REDUCE_BUCKET)  # bytes a parameter
+    assert alone / 290_000 == pytest.approx(beyond, abs=0.01)
+
+
+def test_reduction_is_counted_beside_activations():
+    phi2, layout = load_config("phi2"), ZeroLayout(2)
+    half, full = (model_states(PHI_2, 8, layout, reduce_dtype=dtype) for dtype in ("bf16", "fp32"))
+    assert full.reduction - half.reduction == 4 * REDUCE_BUCKET
+    assert full.peak(1e9) - half.peak(1e9) == pytest.approx(full.reduction + 1e9 - max(half.reduction + 1e9, half.step))
+    (fit,) = [fit for fit in capacity(phi2, "8x80", micro_batch=1).fits if fit.layout == layout]
+    assert (
+        fit.total == full.peak(fit.activations.peak) == full.held + full.buffers + full.reduction + fit.activations.peak
+    )

@@ -7,7 +7,11 @@ a rank holds at a moment is the sum. Every rank writes ``<out>/<name>-rank<K>.js
 - ``states``: after the last step, with the model and the optimizer's state;
 - ``before_step``: between a backward pass and its step, with gradients;
 - ``activations``: what the forward pass kept for the backward pass of the second step;
+- ``backward_peak``: the most at any moment of a backward pass;
 - ``step_peak``: the most at any moment of a step, from its forward pass on.
+
+With ``split``, the sums of ranks at stages 0 and 1 have buckets of that many values. DeepSpeed's have 500 million, more
+than a test can hold.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +80,7 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     from phigrow.training.process import start
 
     world = start(1)
-    seq_len = settings.pop("seq_len")
+    seq_len, split = settings.pop("seq_len"), settings.pop("split", None)
     model_dict = settings["model"]
     config = RunConfig(steps=STEPS, warmup=1, **settings)
     micro = micro_batch(config, world.size, seq_len)
@@ -86,6 +91,11 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
         ledger.mark("mark-start")
         model = build_model(config, model_dict, world, "sdpa", engine_dict)
         engine = make_engine(model, config, engine_dict)
+        if split:
+            engine.buffered_allreduce_fallback = partial(
+                engine.buffered_allreduce_fallback.__func__, engine, elements_per_buffer=split
+            )
+            engine.allreduce_gradients = lambda *_, **__: engine.buffered_allreduce_fallback()
         ledger.mark("mark-made")
         for step in range(STEPS):
             for piece in range(config.batch // (micro * world.size)):
@@ -110,6 +120,8 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
         "activations": at["mark-backward-1-0"] - at["mark-forward-1-0"],
         # Of several steps the least: what a thread has not yet given back is chance.
         "before_step": min(at[f"mark-step-{step}-{last}"] for step in later) - start_bytes,
+        "backward_peak": min(peaks[f"mark-backward-{step}-{last}", f"mark-step-{step}-{last}"] for step in later)
+        - start_bytes,
         "step_peak": min(max(peak for (first, _), peak in peaks.items() if f"-{step}-" in first) for step in later)
         - start_bytes,
     }
