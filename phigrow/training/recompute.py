@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -43,8 +44,14 @@ def recompute_cheap_operations(model: Any) -> None:
     keeps_attention = not float(getattr(config, "attention_dropout", 0.0) or 0.0)
     policy = functools.partial(_policy, (config.intermediate_size, config.hidden_size), keeps_attention)
     contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    # Under torch.compile every rank would warn of operations in place. Layers of transformers' models have none.
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_no_warning)
     for layer in model.base_model.layers:
         _checkpoint(layer, contexts)
+
+
+def _is_no_warning(record: logging.LogRecord) -> bool:
+    return "context_fn is passed" not in record.getMessage()
 
 
 def _checkpoint(layer: nn.Module, contexts: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -116,9 +117,12 @@ def test_only_cheap_operations_run_again():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_compiled_layers_recompute_inside_their_one_graph():
+def test_compiled_layers_recompute_inside_their_one_graph(monkeypatch):
     from torch._dynamo.utils import counters
 
+    warnings: list[str] = []
+    log = logging.getLogger("torch._higher_order_ops.wrap")
+    monkeypatch.setattr(log, "callHandlers", lambda record: warnings.append(record.getMessage()))
     loss, gradients = stepped(built(SHAPES["even"], False))
     torch._dynamo.reset()
     counters.clear()
@@ -130,6 +134,7 @@ def test_compiled_layers_recompute_inside_their_one_graph():
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+    assert warnings == []  # torch warns of operations in place, and there are none
 
 
 def test_stage_3_refuses_it():
