@@ -17,8 +17,8 @@ import phigrow
 ROOT = Path(phigrow.__file__).parent
 
 ORDER = (
-    "errors", "files", "models", "checkpoints", "records", "growth", "methods", "inspection", "expansion", "corpus",
-    "training", "ligo", "measure", "study", "recipes", "cli", "__main__",
+    "errors", "files", "models", "checkpoints", "records", "growth", "methods", "inspection", "expansion", "testing",
+    "corpus", "training", "ligo", "measure", "study", "recipes", "cli", "__main__",
 )  # fmt: skip
 """Packages from low to high: each imports only those before it."""
 NEEDS_LITTLE = {
@@ -104,6 +104,7 @@ def test_an_upward_import_is_noticed(tmp_path):
         "phigrow",
         "phigrow.cli",
         "phigrow.methods",
+        "phigrow.testing",
         "phigrow.training",
         "phigrow.corpus",
         "phigrow.measure",

@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+from phigrow.testing.models import hf_config_of, logits, model_of, probe, random_pair
+
+__all__ = ["hf_config_of", "logits", "model_of", "phi_config", "phi_model", "probe", "random_growth", "random_pair"]
+
 Config = dict[str, Any]
 
 torch.set_num_threads(1)  # tiny models gain nothing from threads, and lose much when another process wants the cores
@@ -61,70 +65,6 @@ def phi_model(config: Config, dtype: torch.dtype = torch.float64, seed: int = 0)
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.15
             parameter.copy_(values + (1 if "layernorm.weight" in name else 0))
     return model.eval()
-
-
-def hf_config_of(config: Config) -> Any:
-    """A configuration object; version 4 of transformers, which ignores rope_parameters, gets phigrow's spelling."""
-    from transformers import AutoConfig
-
-    from phigrow.checkpoints.configuration import resolve_config
-    from phigrow.models.versions import reads_rope_parameters
-
-    if not reads_rope_parameters() and (config.get("rope_parameters") or config.get("rope_scaling")):
-        return resolve_config(config, "the configuration").hf_config
-    settings = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "architectures")}
-    return AutoConfig.for_model(**settings)
-
-
-def model_of(config: Config, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
-    """A model of any family, every parameter random, its RMSNorms computing in its own dtype."""
-    from transformers import AutoModelForCausalLM
-
-    from phigrow.expansion.logits import widen_norms
-
-    model = AutoModelForCausalLM.from_config(hf_config_of(config), attn_implementation="sdpa").to(dtype)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.15
-            parameter.copy_(values + (1 if parameter.ndim == 1 and name.endswith("weight") else 0))
-    widen_norms(model)
-    return model.eval()
-
-
-def random_pair(family: Any, rng: random.Random, *, whole: bool = False, **flags: Any) -> tuple[Config, Config]:
-    """Configurations of any family, the second larger on every axis that its architecture lets one choose freely.
-
-    Heads keep their coordinates half of the time (an architecture whose whole head turns can grow them by no exact
-    method). ``whole`` doubles hidden by doubling the key/value heads, and keeps everything that is not a whole factor.
-    """
-    rotary = rng.choice([2, 4, 8])
-    head = rotary + rng.randrange(0, 10)
-    head += head % 2
-    src = {
-        "kv": rng.randrange(1, 4), "group": rng.choice([1, 1, 2]), "q": head, "rotary": rotary,
-        "mlp": rng.randrange(5, 50), "layer": rng.randrange(1, 4), "vocab": rng.randrange(20, 60),
-    }  # fmt: skip
-    src["hidden"] = src["kv"] * src["group"] * head + rng.choice([0, 12])
-    if whole:
-        dst = {**src, "kv": 2 * src["kv"], "hidden": 2 * src["hidden"]}
-    else:
-        dst = {axis: size + rng.randrange(0, 4) for axis, size in src.items()}
-        dst |= {"q": head + rng.choice([0, 0, 2, 4]), "rotary": rotary, "vocab": src["vocab"]}
-        dst["group"] = src["group"] + rng.randrange(0, 2)
-        dst["mlp"] = src["mlp"] + rng.randrange(0, 40)
-        dst["hidden"] = src["hidden"] + rng.randrange(0, 60)
-    settings = {"initializer_range": 0.02, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None}
-    return tuple({**family.config_of(sizes), **settings, **flags} for sizes in (src, dst))
-
-
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids, use_cache=False).logits
-
-
-def probe(vocab: int, rows: int = 2, length: int = 24) -> torch.Tensor:
-    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
 def random_growth(rng: random.Random, *, whole: bool = False, gqa: bool = True) -> tuple[Config, Config]:

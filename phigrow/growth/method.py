@@ -61,6 +61,10 @@ class GrowthTask:
         return GrowthError(what, where=where, why=why, fix=fix)
 
 
+class MethodError(GrowthError):
+    """A fault of a method, not of the growth that it was asked for."""
+
+
 Value = str | int | float
 LayerMap = tuple[tuple[int, ...], frozenset[int]]
 """The source layer of each destination layer, `NEW` where it has none, and the set of identity layers."""

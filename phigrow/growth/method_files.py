@@ -22,7 +22,7 @@ from typing import Any
 
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
-from phigrow.growth.method import SETTINGS, Method, MethodSource, Option
+from phigrow.growth.method import SETTINGS, Method, MethodError, MethodSource, Option
 from phigrow.growth.methods import built_in_methods
 from phigrow.growth.methods.depth import DEPTHS
 
@@ -141,13 +141,13 @@ def _failed(error: BaseException, path: Path, what: str) -> GrowthError:
     where = f"{path}:{lines[-1]}" if lines else str(path)
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
-        return GrowthError(
+        return MethodError(
             f"the method file imports {package}, which is not installed",
             where=where,
             why="a method is one file: modules beside it are not found",
             fix=f"install it (pip install {package}), or move its code into the file",
         )
-    return GrowthError(what, where=where, why=f"{type(error).__name__}: {error}", fix="correct this line")
+    return MethodError(what, where=where, why=f"{type(error).__name__}: {error}", fix="correct this line")
 
 
 @cache
@@ -200,8 +200,8 @@ def call(method: Method, function: Callable[..., Any], *given: Any) -> Any:
     """Call a function of a method.
 
     Raises:
-        GrowthError: the method refuses the growth. Where its file is known, any other exception is one, too, with the
-            line of the file.
+        GrowthError: the method refuses the growth.
+        MethodError: it stopped with another exception, and its file is known; the message has the line.
     """
     try:
         return function(*given)

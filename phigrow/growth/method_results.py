@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from phigrow.errors import GrowthError
 from phigrow.growth.axes import AxisMap
 from phigrow.growth.axis_groups import axis_label
-from phigrow.growth.method import NEW, GrowthTask, LayerMap, Method, Options
+from phigrow.growth.method import NEW, GrowthTask, LayerMap, Method, MethodError, Options
 from phigrow.growth.method_files import call, place_of
 
 _COLUMNS = {
@@ -23,19 +22,20 @@ def maps_of(method: Method, task: GrowthTask, options: Options) -> dict[str, Axi
     """Return the axis maps of a method, one for every axis of the family.
 
     Raises:
-        GrowthError: the method refuses the growth, or a map is missing, of the wrong sizes, or holds gains that are
-            not finite. The message has the axis and the line of the method's function.
+        GrowthError: the method refuses the growth.
+        MethodError: a map is missing, of the wrong sizes, or holds gains that are not finite. The message has the axis
+            and the line of the method's function.
     """
     maps = call(method, method.axis_maps, task, options)
     place, names = place_of(method, method.axis_maps), task.family.axis_names
     if not isinstance(maps, dict):
-        raise GrowthError(
+        raise MethodError(
             f"axis_maps of method {method.name} returned a {type(maps).__name__}",
             where=place,
             fix="return a dict: axis name -> AxisMap",
         )
     if missing := [name for name in names if name not in maps]:
-        raise GrowthError(
+        raise MethodError(
             f"axis_maps of method {method.name} returned no map for {', '.join(missing)}",
             where=place,
             why=f"the axes of a {task.family.model_type} are {', '.join(names)}",
@@ -44,7 +44,7 @@ def maps_of(method: Method, task: GrowthTask, options: Options) -> dict[str, Axi
     for name in names:
         if (problem := _problem(maps[name], *task.sizes(name))) is not None:
             label = axis_label(task.family, name)
-            raise GrowthError(
+            raise MethodError(
                 f"method {method.name} returned a wrong map for axis {name}: {problem}",
                 where=f"{place}, axis {label}, met first in {task.family.first_use(name)}",
                 fix="build the map with phigrow.methods.axis_map, from sources of the axis",
@@ -79,7 +79,7 @@ def reasons_of(method: Method, task: GrowthTask, options: Options) -> list[str]:
     """Return the reasons for which a method changes the function.
 
     Raises:
-        GrowthError: the method returned something other than a list of texts.
+        MethodError: the method returned something other than a list of texts.
     """
     return _texts(method, "approximations", call(method, method.approximations, task, options))
 
@@ -88,14 +88,14 @@ def notes_of(method: Method, task: GrowthTask, options: Options) -> list[str]:
     """Return the remarks of a method for the user.
 
     Raises:
-        GrowthError: the method returned something other than a list of texts.
+        MethodError: the method returned something other than a list of texts.
     """
     return _texts(method, "notes", call(method, method.notes, task, options))
 
 
 def _texts(method: Method, field: str, given: Any) -> list[str]:
     if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
-        raise GrowthError(
+        raise MethodError(
             f"{field} of method {method.name} returned {given!r}",
             where=place_of(method, getattr(method, field)),
             fix="return a list of texts; an empty list claims that the function is preserved"
@@ -109,13 +109,13 @@ def noise_of(method: Method, options: Options) -> float | None:
     """Return the noise that belongs to a method, or None.
 
     Raises:
-        GrowthError: it is not a number of 0 or more.
+        MethodError: it is not a number of 0 or more.
     """
     if method.own_noise is None:
         return None
     noise = call(method, method.own_noise, options)
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not (np.isfinite(noise) and noise >= 0):
-        raise GrowthError(
+        raise MethodError(
             f"own_noise of method {method.name} returned {noise!r}",
             where=place_of(method, method.own_noise),
             fix="return a number, 0 or more",
@@ -127,7 +127,7 @@ def layers_of(method: Method, task: GrowthTask, options: Options) -> LayerMap:
     """Return the layer map of a method that has its own.
 
     Raises:
-        GrowthError: it does not fit the numbers of layers.
+        MethodError: it does not fit the numbers of layers.
     """
     assert method.layers is not None, "the method has a layer map of its own"
     given, (src, dst) = call(method, method.layers, task, options), task.sizes("layer")
@@ -138,7 +138,7 @@ def layers_of(method: Method, task: GrowthTask, options: Options) -> LayerMap:
     except (TypeError, ValueError, IndexError):
         fits = False
     if not fits:
-        raise GrowthError(
+        raise MethodError(
             f"layers of method {method.name} returned {given!r}",
             where=place_of(method, method.layers),
             why=f"the source has {src} layers and the destination {dst}",

@@ -12,7 +12,7 @@ from phigrow.files.paths import user_text
 from phigrow.growth.axes import AxisMap, kronecker, part_map
 from phigrow.growth.growth_spec import GrowthSpec
 from phigrow.growth.matrices import Maps, read_maps
-from phigrow.growth.method import NEW, GrowthTask, Method, Value
+from phigrow.growth.method import NEW, GrowthTask, Method, MethodError, Value
 from phigrow.growth.method_files import place_of
 from phigrow.growth.method_results import layers_of, maps_of, noise_of, notes_of, reasons_of
 from phigrow.growth.method_spec import resolve_method
@@ -266,7 +266,7 @@ def _check_composites(made: Plan, method: Method) -> None:
         try:
             kronecker(axis, [part_map(made.axes, part) for part in axis])
         except AssertionError as error:
-            raise GrowthError(
+            raise MethodError(
                 f"method {method.name} returned maps that cannot be combined on the axis {spelled(axis)}",
                 where=f"{place_of(method, method.axis_maps)}, met first in {made.table.first_use(axis[0])}",
                 why=str(error),

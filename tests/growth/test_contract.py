@@ -10,6 +10,7 @@ import phigrow
 from phigrow.errors import GrowthError
 from phigrow.growth.registry import all_methods
 from phigrow.models.families import all_families
+from phigrow.testing import check_method
 
 SHAPES = 6
 EXACT = 1e-10
@@ -37,27 +38,7 @@ def widen(model):
 @pytest.mark.parametrize("method", all_methods())
 def test_every_method_keeps_its_claim_in_every_family(method, family):
     """Exact where the plan says so and only there, with legs that agree; or refused with a reason."""
-    rng = random.Random(3)
-    tried, reasons = 0, []
-    for k in range(4 * SHAPES):
-        tied, whole = k % 3 == 2, k % 2 == 1
-        src, dst = random_pair(FAMILIES[family], rng, whole=whole, tie_word_embeddings=tied)
-        try:
-            made = phigrow.plan(src, dst, method)
-        except GrowthError as refused:
-            reasons.append(refused)
-            continue
-        worst, chances = measured(src, dst, method)
-        assert (worst <= EXACT) == made.exact, (worst, made.approximations, src, dst)
-        if made.exact:
-            assert chances <= EXACT
-            summed = {name: axis for name, axis in made.axes.items() if name != "vocab"}
-            assert all(axis.left_inverse_error() < 1e-9 for axis in summed.values())
-        tried += 1
-        if tried == SHAPES:
-            break
-    assert all(refused.where and refused.fix for refused in reasons)
-    assert tried >= 2, f"{method} took {tried} of {k + 1} shapes"
+    check_method(method, families=[family], shapes=SHAPES)
 
 
 @pytest.mark.parametrize("tied", [False, True])

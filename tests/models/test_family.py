@@ -1,4 +1,3 @@
-import math
 import random
 
 import pytest
@@ -8,9 +7,9 @@ from tiny_models import phi_config, random_pair
 
 from phigrow.errors import GrowthError
 from phigrow.models.config import load_config
-from phigrow.models.cost import count_cost
 from phigrow.models.families import all_families, family_of
 from phigrow.models.family import parse_table, stacked_names
+from phigrow.testing import check_family
 
 
 def skeleton(config):
@@ -38,28 +37,9 @@ def test_the_table_is_the_state_dict_of_the_real_model(name):
 
 
 @pytest.mark.parametrize("name", all_families())
-def test_the_table_is_the_state_dict_of_real_models_of_random_sizes(name):
-    family, rng = all_families()[name], random.Random(4)
-    for flags in ({}, {"tie_word_embeddings": True}, {"attention_bias": True}, {"attention_bias": False}):
-        for config in random_pair(family, rng, **flags):
-            model = skeleton(config)
-            stored = {live: name for name, live in family.live_names.items()}
-            live = {stored.get(key, key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-            shapes = {
-                key: shape for key, shape in live.items() if not (family.ties(config) and key == family.head_matrix)
-            }
-            assert family.state_shapes(config) == shapes
-            assert count_cost(config).parameters == sum(math.prod(shape) for shape in shapes.values())
-            # What to_dict spells is read as well.
-            assert family.sizes_of(model.config.to_dict()) == family.sizes_of(config)
-
-
-@pytest.mark.parametrize("name", all_families())
-def test_a_configuration_of_sizes_has_those_sizes(name):
-    family, rng = all_families()[name], random.Random(6)
-    for config in (c for _ in range(200) for c in random_pair(family, rng)):
-        sizes = family.sizes_of(config)
-        assert family.sizes_of(family.config_of(sizes)) == sizes
+def test_every_family_keeps_its_contract(name):
+    """Its table is the state dict of real models of random sizes; test_contract.py runs every method in it."""
+    check_family(all_families()[name], methods=())
 
 
 def test_a_fused_axis_lies_one_after_the_other():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 from phigrow.errors import GrowthError
@@ -48,18 +51,39 @@ def installed_families() -> dict[str, Family]:
     return families
 
 
+_used: ContextVar[tuple[Family, ...]] = ContextVar("_used", default=())
+
+
+@contextmanager
+def use_family(family: Family) -> Iterator[None]:
+    """Let phigrow know a family that no package has registered, in place of any other of its model type; a context."""
+    token = _used.set((family, *_used.get()))
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def used_families() -> dict[str, Family]:
+    """Return name -> family of the contexts `use_family` around the caller; the innermost comes first."""
+    families: dict[str, Family] = {}
+    for family in _used.get():
+        families.setdefault(family.name, family)
+    return families
+
+
 def all_families() -> dict[str, Family]:
-    """Return name -> family: the built-in ones, and those of installed packages.
+    """Return name -> family: the built-in ones, those of installed packages, and those of `use_family`.
 
     Raises:
         GrowthError: as `installed_families`.
     """
-    return {**built_in_families(), **installed_families()}
+    return {**built_in_families(), **installed_families(), **used_families()}
 
 
 def find_family(name: object) -> Family | None:
     """Return the family of a name; None if there is none. Packages are imported only for names of their own."""
-    for families in (built_in_families, installed_families):
+    for families in (used_families, built_in_families, installed_families):
         for family in families().values():
             if family.name == name:
                 return family
@@ -73,7 +97,7 @@ def family_of(config: Config, where: str) -> Family:
         GrowthError: no family has that model type.
     """
     model_type = config.get("model_type")
-    for families in (built_in_families, installed_families):
+    for families in (used_families, built_in_families, installed_families):
         for family in families().values():
             if family.model_type == model_type:
                 return family
