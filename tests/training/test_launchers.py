@@ -39,3 +39,25 @@ def test_a_launcher_starts_the_same_run(launcher, ranks, launches, tmp_path):
     expected = launches(__name__)
     assert losses(tmp_path / "run") == losses(expected / f"deepspeed-{ranks}")
     assert f"ranks: {ranks} on" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["address", "rendezvous"])
+def test_torchrun_on_two_hosts_starts_the_same_run(how, launches, tmp_path):
+    """Two agents on this machine, with one rank each, as on two hosts."""
+    listed = tmp_path / "scenarios.json"
+    listed.write_text(json.dumps([{"out": str(tmp_path / "run"), **SETTINGS}]))
+    jobs = []
+    for host in (0, 1):
+        place = ["--node-rank", str(host), "--master-addr", "127.0.0.1", "--master-port", PORT]
+        if how == "rendezvous":
+            place = ["--rdzv-backend", "c10d", "--rdzv-id", "1", "--rdzv-endpoint", f"127.0.0.1:{PORT}"]
+        command = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *place]
+        words = [sys.executable, *command, str(HERE / "scenarios.py"), str(listed)]
+        jobs.append(
+            subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    outputs = [job.communicate(timeout=600)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
+    assert losses(tmp_path / "run") == losses(launches(__name__) / "deepspeed-2")
+    assert sum("ranks: 2 on" in output for output in outputs) == 1  # rank 0 speaks for all
