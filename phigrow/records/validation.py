@@ -57,7 +57,7 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
         GrowthError: there is no ``run`` record, or a second one; a field is missing or has the wrong type; steps do
             not increase, or costs decrease.
     """
-    checked = Validated({})
+    checked, slow = Validated({}), _SlowRanks()
     unknown: dict[str, int] = {}
     for where, record in records:
         kind = record["type"]
@@ -75,6 +75,7 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
             row |= {key: _number(record, key, kind, where, None) for key in STEP_ONLY}
             row |= {key: float(record.get(key) is True) for key in FLAGS}
             checked.steps.append(row)
+            slow.add(record)
         elif kind == "eval":
             checked.evals.append(_point(record, kind, where, checked.evals))
             checked.sources.append(_sources(record, where))
@@ -95,8 +96,36 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
             why="it has the arm and the seed of the run",
             fix="train the run again, or restore the first line of the file",
         )
+    checked.notes += slow.notes(len(checked.steps))
     checked.notes += [f"{count} records of the unknown type {kind!r} were skipped" for kind, count in unknown.items()]
     return checked
+
+
+class _SlowRanks:
+    """Steps in which each rank was the slowest, with its time and the median's, to name a rank that mostly was."""
+
+    FEWEST, SHARE, FACTOR = 100, 0.8, 1.2
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[int, float, float]] = {}
+
+    def add(self, record: Record) -> None:
+        """Count the slowest rank of a step; records of other tools and of one rank have none."""
+        values: tuple[Any, ...] = tuple(
+            record.get(key) for key in ("slowest_rank", "slowest_seconds", "median_seconds")
+        )
+        rank, own, median = values
+        if type(rank) is int and _is_number(own) and _is_number(median):
+            steps, slow, middle = self._sums.get(rank, (0, 0.0, 0.0))
+            self._sums[rank] = (steps + 1, slow + own, middle + median)
+
+    def notes(self, steps: int) -> list[str]:
+        """Return a note on a rank that was the slowest in most steps, and much slower than the median."""
+        return [
+            f"rank {rank} was the slowest in {count} of {steps} steps and needed {slow / middle:.2f} times the median"
+            for rank, (count, slow, middle) in self._sums.items()
+            if count >= max(self.FEWEST, self.SHARE * steps) and slow > self.FACTOR * middle > 0
+        ]
 
 
 def _checked_meta(record: Record, where: str) -> Record:

@@ -100,6 +100,28 @@ def test_unknown_types_are_noted(tmp_path):
     assert run.notes == ("2 records of the unknown type 'checkpoint' were skipped",)
 
 
+@pytest.mark.parametrize(
+    ("share", "ratio", "expected"),
+    [
+        (0.9, 1.5, ("rank 5 was the slowest in 180 of 200 steps and needed 1.50 times the median",)),
+        (0.7, 1.5, ()),  # too seldom
+        (0.9, 1.1, ()),  # hardly slower
+        (0.4, 1.5, ()),
+    ],
+)
+def test_a_rank_that_was_slow_in_most_steps_is_noted(tmp_path, share, ratio, expected):
+    steps = [
+        record(
+            "step", step=step + 1, slowest_rank=5 if step % 10 < 10 * share else 0, slowest_seconds=ratio,
+            median_seconds=1.0,
+        )
+        for step in range(200)
+    ]  # fmt: skip
+    assert load_run(put(tmp_path, RUN, record(), *steps)).notes == expected
+    (tmp_path / "short").mkdir()
+    assert load_run(put(tmp_path / "short", RUN, record(), *steps[:90])).notes == ()
+
+
 def test_sources_flags_and_diagnostics(tmp_path):
     run = load_run(
         put(
