@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
-from phigrow.corpus import source_rows
+from phigrow.corpus import build, load_blocks, mix_sources, prepare, source_rows, train_tokenizer
 from phigrow.corpus.source_rows import ScatteredRows, rows_by_source
 
 
@@ -69,3 +70,30 @@ def test_many_blocks_take_little_memory():
     assert rows[places].tolist() == [1, 11, 8_388_607]
     assert kept < 2**20
     assert peak < 2**26
+
+
+def test_packed_blocks_are_stored_in_few_pieces_and_mean_the_same_in_many(tmp_path, monkeypatch):
+    train_tokenizer(["text"], 257).save_pretrained(tmp_path / "bytes")
+    rng = np.random.default_rng(0)
+    rows = [{"text": "".join(rng.choice(list("abc"), 200)), "source": "ab"[k % 2]} for k in range(120)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folders = {}
+    for name, size in (("few", build.BATCH_BYTES), ("many", 0)):
+        monkeypatch.setattr(build, "BATCH_BYTES", size)
+        given = {"seq_len": 8, "tokenizer": tmp_path / "bytes", "across_sources": True, "progress": False}
+        prepare(tmp_path / "text.jsonl", tmp_path / name, **given)
+        folders[name] = load_blocks(tmp_path / name)
+    few, many = folders["few"], folders["many"]
+    assert (len(few.train.parts), len(many.train.parts)) == (1, 3)
+    assert few.fingerprint == many.fingerprint
+    chosen = rng.integers(0, len(few.train), 300)
+    np.testing.assert_array_equal(few.train.batch(chosen), many.train.batch(chosen))
+    np.testing.assert_array_equal(few.train.source_of(chosen), many.train.source_of(chosen))
+    np.testing.assert_array_equal(few.train.labels(990, 2010), many.train.labels(990, 2010))
+    assert set(many.train.source_of(chosen).tolist()) == {0, 1}
+    mixed = [mix_sources(blocks, {"a": 1, "b": 2}) for blocks in (few, many)]
+    assert mixed[0].fingerprint == mixed[1].fingerprint
+    assert [type(source.train) for source in mixed[1].mixture] == [ScatteredRows, ScatteredRows]
+    np.testing.assert_array_equal(mixed[0].make_feed(0, 8).rows(3), mixed[1].make_feed(0, 8).rows(3))
+    with pytest.raises(IndexError, match="block -1"):
+        few.train.source_of([-1])
