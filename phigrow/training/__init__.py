@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from phigrow.training.entry import main
     from phigrow.training.loop import Summary, train
     from phigrow.training.options import load_run_config
+    from phigrow.training.value_rates import freeze_copied, fresh_lr
 
-__all__ = ["DEMO_MODEL", "RunConfig", "Summary", "load_run_config", "main", "train"]
+__all__ = ["DEMO_MODEL", "RunConfig", "Summary", "freeze_copied", "fresh_lr", "load_run_config", "main", "train"]
 
 _HOME = {
     "DEMO_MODEL": "configuration",
     "RunConfig": "configuration",
     "Summary": "loop",
+    "freeze_copied": "value_rates",
+    "fresh_lr": "value_rates",
     "load_run_config": "options",
     "main": "entry",
     "train": "loop",
