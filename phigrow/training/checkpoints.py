@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Collection
+import zipfile
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,7 +291,7 @@ def load(engine: Any, checkpoint: RunCheckpoint, run: ResolvedRun) -> Progress:
     """
     world = run.world
     if checkpoint.fits(world.size, run.stage, run.optimizer_device):
-        with restricted_pickles():
+        with restricted_pickles(), _mapped_weights(engine, run.stage):
             path, _ = engine.load_checkpoint(str(checkpoint.folder.parent), tag=checkpoint.folder.name)
         if path is None:
             raise GrowthError(
@@ -305,6 +307,32 @@ def load(engine: Any, checkpoint: RunCheckpoint, run: ResolvedRun) -> Progress:
     on_rank_zero(world, lambda: universal.convert(checkpoint.folder, folder, checkpoint.marker), patient=True)
     engine_state.load(engine, folder, run.optimizer)
     return checkpoint.progress
+
+
+@contextlib.contextmanager
+def _mapped_weights(engine: Any, stage: int) -> Iterator[None]:
+    """Map the file with all weights while the block runs, so that the ranks of a host share the pages that they read.
+
+    Every rank reads it at stages 1 and 2, and copies from it. The other files are a rank's own. At stage 0 the file has
+    the optimizer's state too, which torch may keep as it is, so nothing is mapped there.
+    """
+    from torch.utils.serialization import config
+
+    reader = engine.checkpoint_engine
+    read = reader.load
+
+    def load(path: str, map_location: Any = None) -> Any:
+        mapped = Path(path).name.endswith("model_states.pt") and zipfile.is_zipfile(path)
+        with config.patch("load.mmap", mapped):  # type: ignore[attr-defined]
+            return read(path, map_location=map_location)
+
+    if stage in (1, 2):
+        reader.load = load
+    try:
+        yield
+    finally:
+        if stage in (1, 2):
+            del reader.load
 
 
 def ranks(count: int) -> str:

@@ -136,6 +136,8 @@ def build_model(
 ) -> Any:
     """Build the model on every rank and fill it; under ZeRO-3 a rank holds at most one complete layer at a time.
 
+    At other stages a rank holds the model in the run's data type, on its device, and blocks of what it reads.
+
     With ``resumes``, a checkpoint of the run replaces the weights. The folder in ``init`` may then have none.
 
     Returns:
@@ -156,6 +158,8 @@ def build_model(
     model.tie_weights()  # transformers does this in its initialisation, which was skipped
     if partitioned:
         _restore_buffers(model, hf_config, world)
+    else:
+        place_parameters(model, DTYPES.get(config.dtype, torch.float32), world.device)
     if config.init == SCRATCH or (resumes and not has_weights(Path(config.init))):
         fill_from_scratch(model, config.seed, initializer_range(model_dict), world)
     else:
@@ -207,6 +211,16 @@ def _spare_imports() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def place_parameters(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Give parameters without values memory in their final data type on their final device.
+
+    So the ranks of a host do not each hold the model in fp32 in its memory before they move it. A value that is copied
+    into a parameter is rounded once, as if it had been rounded after it was copied.
+    """
+    for parameter in model.parameters():
+        parameter.data = torch.empty(parameter.shape, dtype=dtype, device=device)
 
 
 def _restore_buffers(model: nn.Module, hf_config: Any, world: World) -> None:

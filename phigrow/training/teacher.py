@@ -131,17 +131,16 @@ def load_teacher(info: TeacherInfo, run: ResolvedRun, eos_token_id: int | None) 
         GrowthError: transformers has no such model, or the weights do not fit its configuration.
     """
     from phigrow.training.activation import fuse_gelu
-    from phigrow.training.model import DTYPES, causal_lm_config, empty_model
+    from phigrow.training.model import DTYPES, causal_lm_config, empty_model, place_parameters
     from phigrow.training.weights import fill_from_checkpoint
 
     config = run.config
     model = empty_model(causal_lm_config(info.config), config, run.attention.name)
     model.tie_weights()
+    place_parameters(model, DTYPES[config.dtype], run.world.device)
     fill_from_checkpoint(model, Path(str(config.teacher)))
     fuse_gelu(model)
     # Buffers, such as the rotary frequencies, stay fp32, as in the engine's model.
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(run.world.device, DTYPES[config.dtype])
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(run.world.device))

@@ -8,6 +8,7 @@ ZeRO, DeepSpeed's bf16 optimizer keeps complete masters beside the parameters, a
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from phigrow.errors import GrowthError
+
+BLOCK = 1 << 22
+"""Values of a stored tensor that a rank reads at once, 16 MiB in fp32."""
 
 
 class SourceTensor(Protocol):
@@ -67,9 +71,12 @@ def gathered(parameter: nn.Parameter, *, write: bool = False) -> Iterator[None]:
 
 
 def fill_parameter(parameter: Any, tensor: SourceTensor) -> None:
-    """Copy a tensor into a parameter; at stage 3 each rank reads its own part of the tensor and nothing else."""
+    """Copy a tensor into a parameter, in blocks; at stage 3 each rank reads its own part of the tensor, and no more."""
     if not is_partitioned(parameter):
-        parameter.copy_(tensor.rows(0, tensor.shape[0]))
+        rows = max(1, BLOCK // max(1, math.prod(tensor.shape[1:])))
+        for start in range(0, tensor.shape[0], rows):
+            stop = min(start + rows, tensor.shape[0])
+            parameter[start:stop].copy_(tensor.rows(start, stop))
     elif _has_plain_partition(parameter):
         parameter.ds_tensor.copy_(_own_part(parameter, tensor))
     else:  # its part is in a file (NVMe) or in several forms (ZeRO++), so DeepSpeed must partition it

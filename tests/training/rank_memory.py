@@ -1,7 +1,7 @@
 """Measure what a rank holds while a model is built, filled and exported: a script for DeepSpeed's launcher.
 
-Words: source folder, output folder, ZeRO stage, and how the export is written (``streamed``, or ``whole`` for the
-control). Every rank writes ``rank-K.json``: rises of its peak resident memory, in bytes.
+Words: source folder, output folder, ZeRO stage, how the export is written (``streamed``, ``whole`` for the control, or
+``none``), and the data type. Every rank writes ``rank-K.json``: rises of its peak resident memory, in bytes.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def main() -> int:
     from phigrow.training.model import build_model, model_config
     from phigrow.training.process import start
 
-    source, out, stage, how = [word for word in sys.argv[1:] if not word.startswith("--")]
+    source, out, stage, how, dtype = [word for word in sys.argv[1:] if not word.startswith("--")]
     world = start(1)
-    config = RunConfig(init=source, zero=int(stage), dtype="fp32", batch=world.size)
+    config = RunConfig(init=source, zero=int(stage), dtype=dtype, batch=world.size)
     model_dict = model_config(config, data_vocab=1, seq_len=16)
     engine_dict = engine_config(config, world.size, 1)
     # transformers, DeepSpeed and the allocator load and warm up on a model that weighs nothing.
     small = model_dict | {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
-    build_model(RunConfig(zero=int(stage), dtype="fp32", batch=world.size), small, world, "sdpa", engine_dict)
+    build_model(RunConfig(zero=int(stage), dtype=dtype, batch=world.size), small, world, "sdpa", engine_dict)
     with Peak() as building:
         model = build_model(config, model_dict, world, "sdpa", engine_dict)
     engine = type("Engine", (), {"module": model, "optimizer": None})()
@@ -79,7 +79,7 @@ def main() -> int:
     with Peak() as exporting:
         if how == "whole":
             export_whole(engine, folder)
-        else:
+        elif how == "streamed":
             export_model(engine, folder, "fp32", world, companions=beside, training={}, shard_bytes=5 * 10**7)
     found = {"built": building.rise, "exported": exporting.rise}
     (Path(out) / f"rank-{world.rank}.json").write_text(json.dumps(found))
