@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +18,7 @@ Indices = npt.NDArray[np.int64]
 HALF = Fraction(1, 2)
 
 TABLE = 2**22
-"""Most blocks of an epoch whose permutation is held as a table (32 MiB): 8.6 billion tokens in blocks of 2,048."""
+"""Most blocks of an epoch whose permutation is held as a table (16 MiB): 8.6 billion tokens in blocks of 2,048."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,34 @@ def epoch_rows(seed: tuple[int, ...], start: int, end: int, blocks: int) -> Indi
     return out
 
 
-@functools.lru_cache(maxsize=64)  # at most 32 MiB each; enough for two epochs of 32 sources
-def _permutation(key: tuple[int, ...], blocks: int) -> Indices:
-    return np.random.default_rng(key).permutation(blocks).astype(np.int64)
+class _Tables:
+    """Permutations as tables: the last two epochs of each source, because a batch may have blocks of both.
+
+    Args:
+        sources: number of sources whose tables are kept.
+    """
+
+    def __init__(self, sources: int) -> None:
+        self._sources, self._lock = sources, threading.Lock()
+        self._kept: OrderedDict[tuple[int, ...], OrderedDict[int, npt.NDArray[np.uint32]]] = OrderedDict()
+
+    def __call__(self, key: tuple[int, ...], blocks: int) -> npt.NDArray[np.uint32]:
+        """Return the permutation of an epoch; ``key`` is (seed, epoch, source)."""
+        with self._lock:  # the loop and the thread that reads ahead ask for the same tables
+            seed, epoch, *source = key
+            tables = self._kept.setdefault((blocks, seed, *source), OrderedDict())
+            self._kept.move_to_end((blocks, seed, *source))
+            if epoch not in tables:
+                tables[epoch] = np.random.default_rng(key).permutation(blocks).astype(np.uint32)
+            tables.move_to_end(epoch)
+            while len(tables) > 2:
+                tables.popitem(last=False)
+            while len(self._kept) > self._sources:
+                self._kept.popitem(last=False)
+            return tables[epoch]
+
+
+_permutation = _Tables(32)
 
 
 def permuted(key: tuple[int, ...], places: Indices, size: int) -> Indices:

@@ -99,6 +99,24 @@ def test_the_order_of_1_4_trillion_tokens_takes_no_memory_of_their_number():
     assert abs(rows.mean() / blocks - 0.5) < 0.05
 
 
+def test_the_tables_of_former_epochs_are_given_back():
+    blocks = 2**20  # a table takes 4 MiB
+    feed = BlockFeed(ManyBlocks(blocks), (), 5, 64)
+    orders = []
+
+    def read() -> None:
+        for epoch in range(6):
+            step = (epoch + 1) * blocks // 64
+            orders.append((feed.rows(step - 1), feed.rows(step)))
+
+    _, peak = peak_bytes(read)
+    assert peak < 26 * 2**20  # two tables, and 12 MiB while the next one is made; all of them take 24 more
+    assert len({rows.tobytes() for pair in orders for rows in pair}) == 12
+    for number, (last, first) in enumerate(orders[:2]):
+        np.testing.assert_array_equal(last, np.random.default_rng((5, number)).permutation(blocks)[-64:])
+        np.testing.assert_array_equal(first, np.random.default_rng((5, number + 1)).permutation(blocks)[:64])
+
+
 def test_blocks_of_whole_epochs_are_counted_in_pieces():
     blocks = 9_000_000  # all places at once would be 72 MB
     feed = BlockFeed(ManyBlocks(blocks), (), 0, 1000)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from launching import ROOT
 
-from phigrow.training import entry, lost_ranks
+from phigrow.training import entry, lost_ranks, service
 from phigrow.training.lost_ranks import (
     Answer,
     LostRank,
@@ -115,6 +115,22 @@ def test_the_command_prints_one_error_and_exits_with_75(monkeypatch, capsys):
         entry.run(["--data", "data"])
     assert ended == [75]
     assert capsys.readouterr().err.startswith("error: rank 1 lost another rank\n  where: allreduce after 600 s\n")
+
+
+def test_ranks_that_wait_for_their_next_run_end_in_the_same_way(monkeypatch, capsys, tmp_path):
+    def lose(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:5")
+
+    def leave(code: int) -> Any:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(service, "start", lambda: TWO[1])
+    monkeypatch.setattr(service, "on_rank_zero", lose)
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as ended:
+        service.main(tmp_path)
+    assert ended.value.code == 75
+    assert "error: rank 1 lost another rank\n" in capsys.readouterr().err
 
 
 def reports(store: Any, monkeypatch: Any, capsys: Any, ranks: list[int], size: int) -> str:
