@@ -57,6 +57,7 @@ def gpu(name: str = "A100", memory: int = 80, free: int | None = None, bf16: boo
 @pytest.fixture
 def cuda(monkeypatch):
     """A host with two A100 and a PyTorch that sees them, as far as the checks look."""
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "A100")
@@ -84,6 +85,14 @@ def test_several_gpus_without_nccl_are_refused_before_the_process_group(cuda, mo
     with environment_kept(), pytest.raises(GrowthError, match=r"2 GPUs cannot communicate[\s\S]*no NCCL"):
         start()
     check_gpus_work(1, 0)  # one GPU needs none
+
+
+def test_ranks_on_the_cpu_of_a_host_with_gpus_are_no_concern_of_theirs(cuda, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    check_gpus_work(8, 7)
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    with pytest.raises(GrowthError, match="LOCAL_RANK is 7"):
+        check_gpus_work(8, 7)
 
 
 def test_more_ranks_than_gpus_are_refused(cuda, monkeypatch):
