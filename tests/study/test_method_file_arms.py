@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from studies import content, loaded
 
 from phigrow.errors import GrowthError
-from phigrow.study import jobs_of
+from phigrow.study import jobs_of, load_stages
 from phigrow.study.inputs import check_method_files
 
 TEXT = (Path(__file__).parents[2] / "examples" / "my_method.py").read_text(encoding="utf-8")
@@ -86,3 +87,29 @@ def test_results_of_another_content_are_refused(tmp_path):
     with pytest.raises(GrowthError, match=message) as refused:
         check_method_files([start], {"mine": "b" * 64}, "arm mine")
     assert "choose another --out" in refused.value.fix
+
+
+STAGES = Path(__file__).parents[2] / "phigrow" / "recipes" / "stages" / "tiny.yaml"
+
+
+def test_a_stage_grows_by_a_file(tmp_path):
+    recipe = yaml.safe_load(STAGES.read_text())
+    recipe["stages"][1]["grow"] |= {"method": "mine.py", "order": "random"}
+    recipe["stages"][1]["grow"].pop("scale", None)
+
+    def stages(text):
+        (tmp_path / "mine.py").write_text(text)
+        (tmp_path / "stages.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return load_stages(tmp_path / "stages.yaml", out=tmp_path / "out").stages
+
+    first, changed = stages(TEXT), stages(TEXT + "# changed\n")
+    assert changed[1].growing.method_files == {
+        "averaged-heads": hashlib.sha256((TEXT + "# changed\n").encode()).hexdigest()
+    }
+    assert changed[1].growing.spec.method.name == "averaged-heads"
+    assert [one.folder == two.folder for one, two in zip(first, changed, strict=True)][:2] == [True, False]
+    with pytest.raises(GrowthError, match="has changed while this command ran"):
+        first[1].growing.spec.resolve()
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(GrowthError, match=r"there is no such method file\n  where: grow of stage 2"):
+        load_stages(tmp_path / "stages.yaml", out=tmp_path / "out")
