@@ -17,6 +17,7 @@ from phigrow.cli import app
 from phigrow.growth.method import Method
 from phigrow.growth.registry import find_method
 from phigrow.study import load_study
+from phigrow.testing import check_method
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own-method.md").read_text(encoding="utf-8")
@@ -34,6 +35,11 @@ def run(command: str) -> str:
 def test_the_file_on_the_page_is_the_example():
     ((name, content),) = FILE.findall(PAGE)
     assert content == (ROOT / "examples" / name).read_text(encoding="utf-8")
+
+
+def test_the_example_keeps_its_contract():
+    for order in ("wrap", "random"):
+        check_method(ROOT / "examples" / "my_method.py", families=["phi"], options={"order": order}, shapes=2)
 
 
 def test_the_commands_of_the_page_print_what_it_shows(save_model, tmp_path, monkeypatch):
