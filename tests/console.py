@@ -1,8 +1,8 @@
 """Run the commands that a page shows, and compare what they print with the output that the page shows.
 
 A page shows commands in ``console`` blocks: a line that starts with ``$ `` is a command (it continues after a
-backslash at the end of the line), the lines below it are its output. A ``python`` block with a title is a file that
-the commands use.
+backslash at the end of the line), the lines below it are its output. A ``python`` or ``yaml`` block with a title is a
+file that the commands use.
 
     python tests/console.py docs/quickstart.md            # exit code 1 if a command fails
     python tests/console.py docs/quickstart.md --write    # put what the commands print into the page
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r'^```python title="([\w./-]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+FILE = re.compile(r'^```(?:python|yaml) title="([\w./-]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 ENVIRONMENT = {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb", "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu"}
 """The last one keeps DeepSpeed from printing which accelerator it found."""

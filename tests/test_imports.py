@@ -25,7 +25,7 @@ NEEDS_LITTLE = {
     "files": {"errors"},
     "models": {"errors", "files"},
     "checkpoints": {"errors", "files", "models"},
-    "records": {"errors", "files"},
+    "records": {"errors", "files", "models"},
     "growth": {"errors", "files", "models", "checkpoints"},
     "methods": {"errors", "growth"},
     "corpus": {"errors", "files", "models", "checkpoints"},

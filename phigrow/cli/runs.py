@@ -222,7 +222,13 @@ def _name_missing_text(check: Callable[[], None]) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders with records.jsonl, or folders that contain them.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders with records.jsonl, folders that contain them, or YAML files that name logs of other "
+            "trainers (docs/other-trainers.md)."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     baseline: Annotated[str, typer.Option(help="Arm whose final loss is the target.")] = "scratch",
     budget: Annotated[

@@ -364,7 +364,9 @@ def _read_from_curves(arm: Arm, runs: dict[Key, Run], bases: _Bases, targets: di
         if each.censored
     ]
     notes += [*_at_start(arm.name, pairs, reached), *coarse(arm.name, estimates[0])]
-    points = _at_budgets(pairs, bases) if bases.several else _mid_schedule(pairs, estimates)
+    points: tuple[BudgetPoint, ...] = ()
+    if not any(each.run.has_unknown_schedule for own, base, _ in pairs for each in (own, base)):
+        points = _at_budgets(pairs, bases) if bases.several else _mid_schedule(pairs, estimates)
     return replace(
         arm,
         estimates=estimates,
@@ -422,11 +424,14 @@ def _estimates(pairs: Sequence[Pair]) -> tuple[tuple[Estimate, ...], list[Crossi
     intervals: list[Interval | None] = [None] * len(costs)
     covered = None
     keys = [own.run.key for own, _, _ in pairs]
-    if not censored and len({source for source, _ in keys}) > 1:
+    unpaired = any(each.run.has_unknown_text for own, base, _ in pairs for each in (own, base))
+    if censored or unpaired:
+        pass
+    elif len({source for source, _ in keys}) > 1:
         found = [_over_sources(keys, mine, theirs) for mine, theirs in zip(costs, against, strict=True)]
         intervals = [interval for interval, _ in found]
         covered = next((each for _, each in found if each), None)
-    elif not censored:
+    else:
         intervals = speedup_intervals(np.array(costs), np.array(against))
     shared = any(run.shared_machine for own, base, _ in pairs for run in (own.run, base.run))
     estimates = [

@@ -48,6 +48,7 @@ def compare_ends(runs: Mapping[Key, Run], arm: Ends, base_runs: Mapping[int, Run
     censored = crossing.where == "after" or bool(missing)
     upper_bound = not censored and crossing.where == "before"
     two_machines = other_machine((run, base_runs[seed]) for (_, seed), run in runs.items())
+    unpaired = any(run.has_unknown_text for run in (*runs.values(), *base_runs.values()))
     estimates, covered = [], None
     for unit in UNITS:
         spent = {
@@ -73,7 +74,7 @@ def compare_ends(runs: Mapping[Key, Run], arm: Ends, base_runs: Mapping[int, Run
             }
             interval = None
             shared = unit == "seconds" and any(run.shared_machine for run in (*runs.values(), *base_runs.values()))
-            if not (censored or upper_bound or shared or crossing.where == "start"):
+            if not (censored or upper_bound or shared or unpaired or crossing.where == "start"):
                 errors = errors_of_ratio(costs, against, spent, crossing.effects, arm)
                 interval, covers = _interval(costs, against, errors)
                 covered = covered or covers

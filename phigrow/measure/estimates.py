@@ -285,6 +285,8 @@ class Arm:
         if self.estimates and self.estimates[0].upper_bound:
             return f"{count} seeds, below the target at the smallest budget: no interval"
         if not self.has_intervals:
+            if any(run.has_unknown_text for run in self.runs):
+                return f"{count} seeds, not known to be paired: no interval"
             if self.estimates and self.estimates[0].cost == 0:
                 return f"{count} seeds, at the target before training: no interval"
             return f"{count} seeds, fewer than {FEWEST_SEEDS} with every source: no interval"

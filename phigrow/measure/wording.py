@@ -297,7 +297,8 @@ def all_notes(comparison: Comparison) -> list[str]:
 def remarks(comparison: Comparison) -> list[str]:
     """Return sentences on the curves from which costs were read, and on the signs of the costs."""
     sentences = []
-    if middle := [arm.name for arm in comparison.arms if arm.basis == "curve"]:
+    on_curves = [arm for arm in comparison.arms if arm.basis == "curve"]
+    if middle := [arm.name for arm in on_curves if not any(run.has_unknown_schedule for run in arm.runs)]:
         sentences.append(f"{names_of(middle, comparison)}: costs are read before the learning rate has decayed.")
     if between := [arm.name for arm in comparison.arms if arm.basis == "ends"]:
         sentences.append(f"{names_of(between, comparison)}: costs are read off a curve fitted through decayed ends.")

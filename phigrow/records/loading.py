@@ -11,12 +11,14 @@ import numpy as np
 
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
+from phigrow.records.arms_file import is_arms_file, read_arms
 from phigrow.records.readers.phigrow import folders_below, has_records, read_lines
 from phigrow.records.run import Columns, Run
 from phigrow.records.schema import DIAGNOSTICS, FILE
 from phigrow.records.validation import FLAGS, POINT, STEP_ONLY, Row, Validated, validate
 
 FOLDERS_TO_GIVE = "give the folders that runs were trained into (their --out), or a folder that holds them"
+LOGS_TO_NAME = "name logs of another trainer in a YAML file, arms: {scratch: [LOG], mine: [LOG]}, and give this file"
 
 
 def load_run(folder: str | Path) -> Run:
@@ -40,8 +42,10 @@ def load_run(folder: str | Path) -> Run:
 def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | None = None) -> list[Run]:
     """Load several runs from run folders, or from parents of run folders at any depth.
 
+    A YAML file names runs of other trainers and their logs (docs/other-trainers.md).
+
     Args:
-        folders: one, or several.
+        folders: one, or several; YAML files among them.
         notes: if given, a folder without records, or with a file that has no record yet, is skipped if others have
             some, and a sentence about it is added to this list.
 
@@ -54,7 +58,16 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
     roots = [folders] if isinstance(folders, str | Path) else list(folders)
     chosen: dict[Path, Path] = {}  # resolved -> as given, so that a folder named twice is read once
     empty: list[Path] = []
+    foreign: list[Run] = []
     for root in map(user_path, roots):
+        if is_arms_file(root):
+            named = read_arms(root)
+            foreign += [_as_columns(run.path, validate(run.records, str(run.path)), run.notes) for run in named.runs]
+            if notes is not None:
+                notes += named.notes
+            continue
+        if root.is_file():
+            raise GrowthError("this is a file, and not the folder of a run", where=str(root), fix=LOGS_TO_NAME)
         below = [root] if has_records(root) else folders_below(root)
         if not below:
             if not root.exists():
@@ -62,7 +75,7 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
             empty.append(root)
         for folder in below:
             chosen.setdefault(folder.resolve(), folder)
-    if not chosen or (empty and notes is None):
+    if not (chosen or foreign) or (empty and notes is None):
         where = ", ".join(map(str, empty)) or None
         raise GrowthError(
             "the folders hold no runs",
@@ -72,21 +85,21 @@ def load_runs(folders: str | Path | Iterable[str | Path], *, notes: list[str] | 
         )
     if notes is not None:
         notes += [f"{root} is left out: there is no {FILE} in it or below it" for root in empty]
-    runs = []
+    runs: list[Run] = []
     for folder in chosen.values():
         lines = read_lines(folder)
         if notes is not None and not lines.records:
             notes.append(f"{folder} is left out: its {FILE} has no record yet")
         else:
             runs.append(_as_columns(folder, validate(lines.records, str(lines.path)), lines.notes))
-    if not runs:
+    if not (runs or foreign):
         raise GrowthError(
             "the folders hold no runs with records",
             where=", ".join(map(str, chosen.values())),
             why="their files of records are empty",
             fix="wait until the runs have started, or give other folders",
         )
-    return runs
+    return runs + foreign
 
 
 def _as_columns(folder: Path, checked: Validated, notes: Iterable[str]) -> Run:

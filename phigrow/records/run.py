@@ -94,6 +94,21 @@ class Run:
         return bool(self.study.get("side_by_side", 1) > 1)
 
     @property
+    def has_unknown_schedule(self) -> bool:
+        """True for the log of another trainer, if nobody states that its learning rate has decayed at its end."""
+        return self._log.get("decayed") is False
+
+    @property
+    def has_unknown_text(self) -> bool:
+        """True for the log of another trainer, if nobody states that it read the text of the other runs of its seed."""
+        return self._log.get("paired") is False
+
+    @property
+    def _log(self) -> dict[str, Any]:
+        log = self.meta.get("log")
+        return log if isinstance(log, dict) else {}
+
+    @property
     def trunk(self) -> str | None:
         """The name that a trunk and its branches share; None for a run that stands alone."""
         return self.meta.get("trunk")

@@ -50,6 +50,7 @@ class RunRecord(TypedDict, total=False):
     content_fingerprint: str
     eval_fingerprint: str
     eval_blocks: int
+    log: dict[str, Any]
     world_size: int
     device: str
     versions: dict[str, str]
