@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Two processes share the tests by group: a file, or all tests that wait for the same launch of DeepSpeed.
 SHARE = -n 2 --dist loadgroup
 
-.PHONY: demo test launch slow trained long older lint site
+.PHONY: demo test launch slow trained long oldest older lint site
 
 demo: $(VENV)/installed
 	$(BIN)/phigrow demo
@@ -25,6 +25,10 @@ trained: $(VENV)/installed
 
 long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long
+
+# With the versions of constraints-oldest.txt, in an environment of their own.
+oldest: $(VENV)/installed
+	$(BIN)/python .ci/oldest.py check
 
 older: $(VENV)/installed
 	$(BIN)/python .ci/old_transformers.py check

@@ -1,7 +1,8 @@
 """Load exports and growths of every family in older versions of transformers, and compare the logits.
 
-``install`` puts the older versions into folders of their own, beside the environment's transformers. ``check`` writes
-the checkpoints with that one and reads them with each of the older ones. torch is the environment's in all of them.
+``install`` puts an older version into a folder of its own, beside the environment's transformers, whose torch it uses.
+``check`` writes the checkpoints with the environment's transformers. It reads them with the older one, and with the
+oldest that phigrow supports, in the environment of `oldest.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import oldest
+
 VERSIONS = {
-    "4.57.6": ["tokenizers>=0.22,<=0.23.0", "huggingface_hub>=0.34,<1.0"],
     "4.51.3": ["tokenizers>=0.21,<0.22", "huggingface_hub>=0.30,<1.0"],
 }
-"""Versions of transformers that must load what phigrow writes, with the packages that each needs in other versions."""
+"""Versions of transformers that must load what phigrow writes, and that are older than phigrow supports itself, with
+the packages that each needs in other versions."""
 DOWNLOADS = ["requests", "urllib3", "charset-normalizer", "idna", "certifi"]
 """Packages that huggingface_hub imports before its version 1. Its later versions need none of them."""
 
@@ -47,7 +50,7 @@ TEXT = "def grow(model):\n    return model  # twice\n"
 
 
 def install() -> None:
-    """Install every version into a folder of its own, all at once, unless it is there."""
+    """Install every version, all at once, unless it is there."""
     started = []
     for version, needs in VERSIONS.items():
         target = FOLDER / version
@@ -58,6 +61,7 @@ def install() -> None:
     codes = [process.wait() for process in started]
     if any(codes):
         raise SystemExit("an older version of transformers could not be installed")
+    oldest.install()
 
 
 def configurations(name: str, scaling: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -187,10 +191,11 @@ def check() -> int:
     """Write with this environment's transformers, and read with every older one."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "write", folder], check=True)
+        interpreters = {FOLDER / version: sys.executable for version in VERSIONS} | {Path(): oldest.PYTHON}
         readers = []
-        for version in VERSIONS:
-            environment = {**os.environ, "PYTHONPATH": str(FOLDER / version), "HF_HUB_OFFLINE": "1"}
-            readers.append(subprocess.Popen([sys.executable, __file__, "read", folder], env=environment))
+        for path, interpreter in interpreters.items():
+            environment = {**os.environ, "PYTHONPATH": str(path), "HF_HUB_OFFLINE": "1"}
+            readers.append(subprocess.Popen([str(interpreter), __file__, "read", folder], env=environment))
         codes = [reader.wait() for reader in readers]
     return int(any(codes))
 

@@ -65,3 +65,16 @@ def raise_recompile_limits(limit: int, accumulated: int) -> None:
     kind = "recompile" if hasattr(dynamo, "recompile_limit") else "cache_size"
     for name, value in ((f"{kind}_limit", limit), (f"accumulated_{kind}_limit", accumulated)):
         setattr(dynamo, name, max(getattr(dynamo, name), value))
+
+
+def compilable_embedding(model: Any) -> None:
+    """Keep the embedding of a model out of the graph of torch.compile, where the graph loses gradients.
+
+    On CPUs torch 2.6 compiles the gradient of an embedding so that repeated tokens overwrite each other. Delete it with
+    torch >= 2.7.
+    """
+    import torch
+
+    if torch.__version__.startswith("2.6."):
+        embedding = model.get_input_embeddings()
+        embedding.forward = torch.compiler.disable(embedding.forward)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phigrow.models.versions import raise_recompile_limits
+from phigrow.models.versions import compilable_embedding, raise_recompile_limits
 
 GELU_SCALE = 2 * (2 / torch.pi) ** 0.5
 
@@ -29,6 +29,7 @@ def compile_training(model: Any, *, plain_positions: bool) -> None:
     """
     _allow_many_shapes()
     use_sigmoid_gelu(model)
+    compilable_embedding(model)
     rotary = keep_rotary_tables(model) if plain_positions else []
     plain: Any = model.forward
     compiled: Any = torch.compile(plain, dynamic=False)

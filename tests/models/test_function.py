@@ -129,10 +129,15 @@ def embeddings(name: str) -> dict[str, dict[str, Any]]:
 CASES = [(name, case) for name in ROTARY_CLASSES for case in embeddings(name)]
 
 
+def as_read(settings: dict[str, Any]) -> Any:
+    """A configuration object of transformers; version 4 gets phigrow's spelling."""
+    return hf_config_of(settings) if READS_ROPE_PARAMETERS else resolve_config(settings, "a configuration").hf_config
+
+
 def theirs(name: str, settings: dict[str, Any], length: int) -> tuple[np.ndarray, float]:
     """Frequencies and scaling in transformers' module, after it has seen a sequence of this length."""
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    embedding = getattr(module, ROTARY_CLASSES[name])(hf_config_of(deepcopy(settings)))
+    embedding = getattr(module, ROTARY_CLASSES[name])(as_read(deepcopy(settings)))
     embedding(torch.zeros(1), torch.arange(length)[None])
     return embedding.inv_freq.numpy().astype(np.float64), float(embedding.attention_scaling)
 
