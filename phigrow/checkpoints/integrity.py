@@ -14,6 +14,7 @@ import xxhash
 
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json, sync_folder
+from phigrow.files.portable import force_to_disk
 from phigrow.files.untrusted import read_json_strict
 
 MARKER = "complete.json"
@@ -55,8 +56,7 @@ def digests(folder: Path, rank: int = 0, size: int = 1) -> dict[str, dict[str, A
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         if _owner(name, size) == rank:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            force_to_disk(path)
             digest_of[name] = digest(path)
             sync_folder(path.parent)
     return digest_of

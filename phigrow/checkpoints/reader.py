@@ -21,6 +21,7 @@ from phigrow.checkpoints.bits import STORED, Bits, as_bytes, tensor_of
 from phigrow.checkpoints.hub_cache import incomplete_cache
 from phigrow.errors import GrowthError
 from phigrow.files.foreign import recognise
+from phigrow.files.portable import BINARY, read_at, read_into
 from phigrow.files.untrusted import MOST_JSON_BYTES, contained, parse_json_strict, read_json_strict
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class StoredTensor:
         position = self.offset + start * out.itemsize
         done = 0
         while done < len(view):
-            got = os.preadv(self.file, [view[done:]], position + done)
+            got = read_into(self.file, view[done:], position + done)
             if got == 0:
                 raise GrowthError(
                     "the safetensors file became shorter while it was read",
@@ -194,7 +195,7 @@ class CheckpointReader(NamedTensors):
                 if is_shard
                 else "give a folder with safetensors files, which save_pretrained of transformers writes",
             )
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | BINARY)
         self._descriptors.append(descriptor)
         data_start, header = _read_header(path, descriptor)
         size = os.fstat(descriptor).st_size - data_start
@@ -288,7 +289,7 @@ def check_index(
 
 def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
     size = os.fstat(descriptor).st_size
-    prefix = os.pread(descriptor, 8, 0)
+    prefix = read_at(descriptor, 8, 0)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
     if not 0 < length <= min(size - 8, MOST_JSON_BYTES):
         raise GrowthError(
@@ -297,7 +298,7 @@ def _read_header(path: Path, descriptor: int) -> tuple[int, dict[str, Any]]:
             why=f"it has {size} bytes, and its header has {length}" if length >= 0 else f"it has {size} bytes",
             fix="download it again: it is truncated, or a placeholder (git lfs) for the real file",
         )
-    header = parse_json_strict(os.pread(descriptor, length, 8), "the safetensors header", str(path))
+    header = parse_json_strict(read_at(descriptor, length, 8), "the safetensors header", str(path))
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata  # other writers store null, and transformers reads it
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

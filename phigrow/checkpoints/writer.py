@@ -15,6 +15,7 @@ import xxhash
 
 from phigrow.checkpoints.bits import Bits, as_bytes
 from phigrow.checkpoints.reader import DTYPES, INDEX, ITEM_BYTES, SINGLE
+from phigrow.files.portable import BINARY, NO_FOLLOW, read_at, write_at
 
 
 class CheckpointWriter:
@@ -46,7 +47,7 @@ class CheckpointWriter:
         weight_map: dict[str, str] = {}
         self.total_bytes = 0
         for file, names in zip(self.files, shards, strict=True):
-            descriptor = os.open(folder / file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(folder / file, os.O_RDWR | os.O_CREAT | NO_FOLLOW | BINARY, 0o644)
             self._descriptors.append(descriptor)
             self._turns[descriptor] = Lock()
             header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -82,7 +83,7 @@ class CheckpointWriter:
     def checksum(self, name: str, first_row: int, last_row: int) -> str:
         """Return the checksum of rows as stored in the file."""
         descriptor, begin, row_bytes = self._places[name]
-        data = os.pread(descriptor, (last_row - first_row) * row_bytes, begin + first_row * row_bytes)
+        data = read_at(descriptor, (last_row - first_row) * row_bytes, begin + first_row * row_bytes)
         return xxhash.xxh3_64_hexdigest(data)
 
     def close(self, *, sync: bool) -> None:
@@ -113,4 +114,4 @@ def _write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
     view = memoryview(data)
     done = 0
     while done < len(view):
-        done += os.pwrite(descriptor, view[done:], position + done)
+        done += write_at(descriptor, view[done:], position + done)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from phigrow.files.portable import force_to_disk
+
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; text is encoded as UTF-8.
@@ -49,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     unfinished = _new_file(path)
     try:
         yield unfinished
-        _sync_file(unfinished)
+        force_to_disk(unfinished)
         unfinished.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -66,11 +68,6 @@ def _new_file(path: Path) -> Path:
             os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return unfinished
     raise AssertionError("count never ends")
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

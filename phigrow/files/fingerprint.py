@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from phigrow.errors import GrowthError
+from phigrow.files.portable import read_at
 
 BLOCK = 1 << 14
 """Bytes of a sampled block."""
@@ -63,7 +64,7 @@ def file_fingerprint(path: Path, *, blocks: int = BLOCKS, starts: Iterable[int] 
             if len(parts) > 1:
                 parts += [(start, min(size, start + BLOCK)) for start in sorted(starts)]
             for start, stop in parts:
-                digest.update(os.pread(file.fileno(), stop - start, start))
+                digest.update(read_at(file.fileno(), stop - start, start))
     except OSError as error:
         raise GrowthError(
             "the file cannot be read", where=str(path), why=str(error), fix="check its permissions, and the disk"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from phigrow.errors import GrowthError
+from phigrow.files import portable
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def locked(path: Path, message: str, *, where: Path, fix: str) -> Iterator[Binar
     """
     with path.open("a+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            portable.lock(file)
         except BlockingIOError as error:
             raise GrowthError(message, where=str(where), fix=fix) from error
         yield file

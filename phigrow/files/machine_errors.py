@@ -11,6 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 from phigrow.errors import GrowthError, MachineError
@@ -20,6 +21,11 @@ DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 LOST_CONNECTION = frozenset({
     errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
 })  # fmt: skip
+PACKAGES = {name: name for name in (
+    "torch", "transformers", "safetensors", "huggingface_hub", "accelerate", "deepspeed", "datasets", "tokenizers",
+    "einops", "xxhash", "numpy", "scipy", "pandas", "matplotlib", "typer", "rich",
+)} | {"yaml": "pyyaml"}  # fmt: skip
+"""Module -> the package that has it, of all packages that phigrow requires."""
 CACHES = (".cache", ".config", ".triton")
 """Folders of the home folder that libraries write without being asked."""
 ERRNO = re.compile(r"\b(?:os error|errno:?) (\d+)", re.IGNORECASE)
@@ -46,7 +52,7 @@ def machine_error(error: BaseException) -> GrowthError | None:
             return None
         if isinstance(each, GrowthError):
             return each
-        for describe in (_extension, _network, _memory, _file):
+        for describe in (_package, _extension, _network, _memory, _file):
             if (described := describe(each)) is not None:
                 return described
     return None
@@ -113,6 +119,28 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         context = each.__context__
         is_full = isinstance(context, OSError) and context.errno in FULL
         each = each.__cause__ or (context if is_full else None)
+
+
+def _package(error: BaseException) -> GrowthError | None:
+    """Describe a package that phigrow needs and that is not installed."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
+        return None
+    return GrowthError(
+        f"the package {PACKAGES[error.name]} is not installed",
+        where=f"{sys.executable} ({_raised_in(error)})",
+        fix=f"run: pip install '{_requirement(PACKAGES[error.name])}'",
+    )
+
+
+def _requirement(package: str) -> str:
+    """Return a package with the versions that phigrow supports, as its metadata names them."""
+    try:
+        lines = metadata.requires("phigrow") or []
+    except metadata.PackageNotFoundError:  # a checkout that was not installed
+        lines = []
+    named = [line.partition(";")[0].strip() for line in lines]
+    name = package.replace("_", "-")
+    return next((line for line in named if re.split(r"[^\w.-]", line)[0].replace("_", "-").lower() == name), package)
 
 
 def _extension(error: BaseException) -> MachineError | None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from phigrow.errors import GrowthError, MachineError
+from phigrow.files.portable import is_anothers
 
 TEMPORARY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 """Numbers of errors that the same output may not meet later."""
@@ -73,10 +74,9 @@ def check_writable(out: Path) -> None:
                 folder.rmdir()
     for each in (out, out.with_name(f".{out.name}.partial")):
         for root, _, _ in os.walk(each):
-            if (
-                not os.access(root, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
-                and os.stat(root).st_uid != os.geteuid()
-            ):
+            if not os.access(
+                root, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+            ) and is_anothers(root):
                 raise GrowthError(
                     "the output cannot be written",
                     where=str(out),

@@ -76,5 +76,6 @@ def compilable_embedding(model: Any) -> None:
     import torch
 
     if torch.__version__.startswith("2.6."):
-        embedding = model.get_input_embeddings()
-        embedding.forward = torch.compiler.disable(embedding.forward)
+        embedding, untyped = model.get_input_embeddings(), torch.compiler
+        disable: Any = untyped.disable
+        embedding.forward = disable(embedding.forward)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from phigrow.files.portable import end_group
 from phigrow.study.launch import STOP_SECONDS, end_with_parent, environment, gpus, launcher
 from phigrow.training import main
 from phigrow.training.data import check_data
@@ -62,7 +62,7 @@ def pretrain(words: Sequence[str], ranks: int | None = None, *, shown: bool = Tr
         return 0
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+            end_group(process)
             process.wait()
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.output import make_folder
+from phigrow.files.portable import end_group, group_runs
 from phigrow.files.strict_yaml import dump_yaml
 from phigrow.training import service
 from phigrow.training.loop import STOP_FILE
@@ -183,7 +184,7 @@ class Ranks:
             with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.wait(STOP_SECONDS)
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
+                end_group(process)
                 process.wait()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -218,10 +219,9 @@ def launcher(ranks: int, place: int, module: str, *words: str) -> list[str]:
 def still_running(folder: Path) -> bool:
     """Return True if processes of an earlier launch on this folder still run."""
     try:
-        os.killpg(int((folder / GROUP).read_text()), 0)
+        return group_runs(int((folder / GROUP).read_text()))
     except (OSError, ValueError):
         return False
-    return True
 
 
 def environment(processes: int = 1) -> dict[str, str]:

@@ -341,8 +341,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         with contextlib.suppress(ValueError):  # not in the main thread: no signals to handle
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"):
+                number = getattr(signal, name, None)
+                if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
                     self._former[number] = signal.signal(number, self._ask)
         return self
 
