@@ -52,6 +52,7 @@ print("codes", codes, "locks", len(held), [name for name in hidden if name in sy
 """
 
 
+@pytest.mark.slow
 def test_growing_and_verifying_need_neither_linux_nor_deepspeed(save_model, tmp_path):
     folder = save_model(phi_model(phi_config()))
     (tmp_path / "dst.json").write_text(json.dumps(phi_config(48, 6, 72, 3, 4)))
