@@ -18,7 +18,7 @@ ROOT = Path(phigrow.__file__).parent
 
 ORDER = (
     "errors", "files", "models", "checkpoints", "records", "growth", "methods", "inspection", "expansion", "testing",
-    "corpus", "training", "ligo", "measure", "study", "recipes", "cli", "__main__",
+    "corpus", "training", "integrations", "ligo", "measure", "study", "recipes", "cli", "__main__",
 )  # fmt: skip
 """Packages from low to high: each imports only those before it."""
 NEEDS_LITTLE = {
@@ -106,6 +106,7 @@ def test_an_upward_import_is_noticed(tmp_path):
         "phigrow.methods",
         "phigrow.testing",
         "phigrow.training",
+        "phigrow.integrations",
         "phigrow.corpus",
         "phigrow.measure",
         "phigrow.study",

@@ -68,7 +68,8 @@ class FrozenCopies:
                 parameter.grad = None
             elif mask.any():
                 self._mixed.append((parameter, mask))
-                self._handles.append(parameter.register_hook(partial(_without, mask)))
+                register: Any = parameter.register_hook  # it has no types
+                self._handles.append(register(partial(_without, mask)))
 
     def remove(self) -> None:
         """Remove the hooks. Parameters without new values stay without gradients."""
