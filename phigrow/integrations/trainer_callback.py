@@ -102,10 +102,10 @@ class RecordsCallback(TrainerCallback):
         self._count()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Record a training loss."""
-        self._count()
+        """Record a training loss. Metrics of an evaluation are logged too, and its seconds do not count."""
         if self._recorder is None or not logs or "loss" not in logs:
             return
+        self._count()
         names = {"learning_rate": "lr", "grad_norm": "grad_norm"}
         more = {names[key]: float(value) for key, value in logs.items() if key in names}
         step = int(state.global_step)

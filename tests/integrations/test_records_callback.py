@@ -72,6 +72,7 @@ def test_a_trainer_run_leaves_the_records_of_a_run(first):
     assert (seconds[1:] > seconds[:-1]).all()
     runtime = [row["train_runtime"] for row in history if "train_runtime" in row][-1]
     assert 0 < seconds[-1] < runtime
+    assert run.evals["seconds"].tolist() == [0, seconds[3], seconds[5]]  # evaluations take no time of training
     assert (run.seed, run.schedule, run.budget, run.finished) == (3, "linear", 6, True)
     assert run.meta["parameters"] == count_cost(CONFIG).parameters
     assert (run.meta["source_tokens"], run.meta["config"]["batch"]) == (0, 4)
