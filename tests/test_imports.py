@@ -273,8 +273,8 @@ def test_a_shadowed_submodule_is_noticed():
     assert shadowed(ROOT, {"plan", "growth"}) == {"growth"}
 
 
-OTHERS = {"_repr_html_", "_replace", "_getframe", "_exit", "_hp_mapping", "_WORLD_GROUP", "_dynamo"}
-"""Names with an underscore that belong to Jupyter, Python and DeepSpeed."""
+OTHERS = {"_repr_html_", "_replace", "_getframe", "_exit", "_hp_mapping", "_WORLD_GROUP", "_dynamo", "_python_dispatch"}
+"""Names with an underscore that belong to Jupyter, Python, DeepSpeed and torch."""
 
 
 def private_names(source: str) -> list[str]:

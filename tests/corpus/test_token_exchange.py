@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from phigrow.corpus import exchange as module
 from phigrow.corpus import open_stream, stream_settings, train_tokenizer
 from phigrow.corpus.exchange import TokenExchange, exchange_folder
 from phigrow.corpus.feed import Feed
-from phigrow.corpus.streaming import StreamBlocks, TokenStream
+from phigrow.corpus.streaming import StreamBlocks
 from phigrow.errors import GrowthError
 from phigrow.training.data import token_exchange
 from phigrow.training.process import World
@@ -95,22 +96,37 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
-    """Count the documents that each stream object tokenises."""
-    counts: dict[int, int] = {}
-    real = TokenStream._encode
+def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
+    """Count the documents that each rank tokenises: the streams of a rank share one tokenizer."""
+    counts: dict[Any, int] = {}
 
-    def counting(stream: TokenStream, texts: list[str | None]) -> Any:
-        counts[id(stream)] = counts.get(id(stream), 0) + len(texts)
-        return real(stream, texts)
+    class Counted:
+        """A tokenizer that counts, and is the tokenizer otherwise."""
 
-    monkeypatch.setattr(TokenStream, "_encode", counting)
+        def __init__(self, tokenizer: Tokenizer) -> None:
+            vars(self)["tokenizer"] = tokenizer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.tokenizer, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(self.tokenizer, name, value)
+
+        @staticmethod
+        def from_str(text: str) -> Counted:
+            return Counted(Tokenizer.from_str(text))
+
+        def encode_batch_fast(self, texts: list[str], **how: Any) -> Any:
+            counts[self] = counts.get(self, 0) + len(texts)
+            return self.tokenizer.encode_batch_fast(texts, **how)
+
+    monkeypatch.setattr("tokenizers.Tokenizer", Counted)
     return counts
 
 
 def test_ranks_read_the_same_batches_and_each_tokenises_its_share(opened, tmp_path, encoded):
     expected = [alone(opened, rank) for rank in range(RANKS)]
-    by_one = max(encoded.values())  # of the longer stream
+    by_one = max(encoded.values())
     encoded.clear()
     made = feeds(opened, tmp_path / "x")
     encoded.clear()  # held-out documents
