@@ -28,6 +28,7 @@ MODULES = {
     "compare": "runs",
     "grow-train": "runs",
     "report": "runs",
+    "evaluate": "evaluation",
     "recipes": "runs",
 }
 """Command -> module of its function, in the order of the help."""

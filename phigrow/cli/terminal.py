@@ -18,7 +18,7 @@ from phigrow.files.paths import user_path
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
-RESUMES = frozenset({"expand", "grow-optimizer", "pretrain", "demo", "compare", "grow-train"})
+RESUMES = frozenset({"expand", "grow-optimizer", "pretrain", "demo", "compare", "grow-train", "evaluate"})
 """Commands that continue after an interruption if the same command is run again."""
 
 INTERRUPTED = 130

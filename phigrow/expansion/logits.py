@@ -156,7 +156,7 @@ def _logits_of_transformers(
     folder: Path, stored: Config, probes: Sequence[Probe], dtype: str, pickled: bool
 ) -> list[Values]:
     with utf8_path(folder) as readable:
-        model = _model_of_transformers(readable, stored, str(folder), dtype, pickled)
+        model = transformers_model(readable, stored, str(folder), dtype, pickled)
     import torch
 
     with torch.inference_mode():
@@ -171,8 +171,19 @@ def _logits_of_transformers(
     return logits
 
 
-def _model_of_transformers(folder: Path, stored: Config, where: str, dtype: str, pickled: bool) -> Any:
-    """Load a checkpoint in evaluation mode; ``where`` is its place for messages."""
+def transformers_model(folder: Path, stored: Config, where: str, dtype: str, pickled: bool) -> Any:
+    """Load a checkpoint as transformers' model in evaluation mode. No code from the folder is run.
+
+    Args:
+        folder: the checkpoint, see `phigrow.files.paths.utf8_path`.
+        stored: the configuration of its weights.
+        where: its place for messages.
+        dtype: of the weights in memory.
+        pickled: its weights are pickles.
+
+    Raises:
+        GrowthError: transformers cannot load it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
