@@ -1,4 +1,4 @@
-"""Tasks that phigrow ships. They need no network, and models of a million parameters are above chance on them.
+"""Tasks that phigrow ships. They need no network, and their texts are short enough for small models.
 
 A document has a prompt and choices that continue it. The metrics are those of lm-evaluation-harness: ``acc`` (the right
 choice has the highest probability), ``acc_norm`` (the highest per byte), and ``bits_per_byte`` of the right choice.
