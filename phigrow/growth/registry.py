@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 from phigrow.errors import GrowthError
 from phigrow.files.entry_points import installed, load, package_of
+from phigrow.files.paths import user_path
 from phigrow.growth.method import Method
 from phigrow.growth.method_files import check_declaration, is_method_file, load_method_file, with_source
 from phigrow.growth.methods import built_in_methods
@@ -61,7 +61,7 @@ def find_method(name: str) -> Method:
     if is_method_file(name):
         return load_method_file(name)
     if name not in all_methods():
-        is_file = Path(f"{name}.py").is_file()
+        is_file = user_path(f"{name}.py").is_file()
         raise GrowthError(
             f"method {name!r} is unknown",
             where="method",

@@ -132,7 +132,7 @@ def run_record(
 ) -> dict[str, Any]:
     """Return the ``run`` record of a run in another training loop. Arguments as for `RunRecorder`."""
     start = str(init) if init == "scratch" else str(user_path(init))
-    if start != "scratch" and not Path(start).is_dir():
+    if start != "scratch" and not user_path(init).is_dir():
         raise GrowthError(
             f"init is {start!r}, which is no folder",
             where="init",

@@ -23,7 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("blocks")
     texts = [f"document {n} counts " + " ".join(str(n * k) for k in range(400)) for n in range(300)]
     (root / "a.txt").write_text("<|endoftext|>".join(texts), encoding="utf-8")
-    prepare(root / "a.txt", root / "data", seq_len=64, vocab_size=300, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("phigrow.corpus.build.BATCH_BYTES", 1)  # pieces of 1,000 blocks, the fewest
+        prepare(root / "a.txt", root / "data", seq_len=64, vocab_size=300, progress=False)
     return root / "data"
 
 

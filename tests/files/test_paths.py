@@ -143,6 +143,7 @@ ALLOWED = {
         "snapshot_download(repository, revision=revision, allow_patterns=patterns)",
     ],
     "corpus/embedded.py": ["folder or sysconfig.get_path('stdlib')", "parent, file"],
+    "corpus/exchange.py": ["tempfile.gettempdir()"],
     "corpus/local_files.py": [
         "name",
         "found",
@@ -152,16 +153,20 @@ ALLOWED = {
     ],
     "corpus/tokenizer.py": ["tokenizer.name_or_path"],
     "expansion/expand.py": ["f'{name}-to-{target}-{method}'"],
+    "evaluation/run.py": ["FOLDER"],
     "files/folder_copy.py": ["root", "root, name"],  # results of walk
     "files/output.py": ["tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent)"],
     "files/foreign.py": ["name", "where"],  # names and places of files that were found
     "files/staged_folder.py": ["root, name"],
+    "growth/method_files.py": ["file", "code.co_filename"],  # of a function, as Python tells it
     "study/launch.py": ["keys['out']", "tempfile.mkdtemp(prefix='phigrow-ranks-')", "sys.executable"],
     "study/runner.py": ["keys['branch_from']"],
     "training/callbacks.py": ["tokenizer"],
+    "training/checkpoints.py": ["path"],  # of a mapping of this process
     "training/data.py": ["EMBEDDED"],
     "training/deepspeed_cleanup.py": ["_get_build_directory(extension, False)"],
     "training/export_files.py": ["blocks.tokenizer_dir"],
+    "training/lost_ranks.py": ["frame.f_code.co_filename"],
     "training/monitors.py": ["files.log_dir"],
     "training/process.py": ["sys.executable"],
     "training/service.py": ["wanted['log']", "sys.argv[-1]"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from phigrow.models.cost import count_cost
 LENGTH, BATCH = 12, 2
 CONFIG = phi_config(32, 4, 48, 2, 4)
 FLOPS = count_cost(CONFIG, LENGTH).training_flops
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """Set the number of threads, because accelerate warns where nobody has set it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 class Rows(torch.utils.data.Dataset):
