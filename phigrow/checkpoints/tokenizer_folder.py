@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from phigrow.checkpoints.hub import TOKENIZER_FILES, VOCABULARY_FILES
 from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
+from phigrow.files.fingerprint import file_fingerprint, json_fingerprint
 from phigrow.files.paths import utf8_path
 from phigrow.files.untrusted import contained, read_json_strict
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+_ALL_BLOCKS = 1 << 20
+"""More blocks than a file of a tokenizer has, so that it is read whole: a vocabulary can differ in a few bytes."""
+
 BASE_CLASS = "PreTrainedTokenizerFast"
 """Class of a tokenizer that ``tokenizer.json`` describes completely, in the spelling that transformers 4 and 5 load."""
 
@@ -85,6 +90,21 @@ def _no_vocabulary(folder: Path) -> GrowthError:
 def vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the names of files that may hold the vocabulary of a tokenizer of this class."""
     return list(dict.fromkeys([*VOCABULARY_FILES, *type(tokenizer).vocab_files_names.values()]))
+
+
+def tokenizer_fingerprint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the fingerprint of the files of a tokenizer. They are read whole; a chat template does not count.
+
+    Args:
+        folder: of the tokenizer.
+        tokenizer: opened from it.
+
+    Raises:
+        GrowthError: a file cannot be read.
+    """
+    names = sorted({*TOKENIZER_FILES, *vocabulary_files(tokenizer)} - {TEMPLATE_FILE})
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    return json_fingerprint({path.name: file_fingerprint(path, blocks=_ALL_BLOCKS) for path in paths})
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:

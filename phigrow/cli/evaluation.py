@@ -17,8 +17,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="CKPT...",
-            help="Hugging Face folders, run folders (their export is evaluated), or hub ids. Differences are from the "
-            "first.",
+            help="Hugging Face folders, run folders (their model, or else their export), or hub ids. Differences are "
+            "from the first.",
         ),
     ],
     tasks: Annotated[
@@ -43,7 +43,7 @@ def evaluate(
     on after an interruption, and computes nothing twice.
     """
     from phigrow.evaluation import evaluate as run
-    from phigrow.measure.evaluation_tables import PAIRED, UNPAIRED, evaluation_rows
+    from phigrow.measure.evaluation_tables import ERRORS, PAIRED, UNPAIRED, evaluation_rows
     from phigrow.measure.tables import markdown_table
     from phigrow.records.evaluations import as_data, same_documents
 
@@ -57,4 +57,9 @@ def evaluate(
         return
     typer.echo(markdown_table(evaluation_rows(results)))
     first = {each.task: each for each in reversed(results)}
-    typer.echo(PAIRED if all(same_documents(each, first[each.task]) for each in results) else f"{PAIRED} {UNPAIRED}")
+    notes = [ERRORS]
+    if len({each.name for each in results}) > 1:
+        notes.append(PAIRED)
+        if not all(same_documents(each, first[each.task]) for each in results):
+            notes.append(UNPAIRED)
+    typer.echo(" ".join(notes))

@@ -1,4 +1,4 @@
-"""The log probability that a model gives to a text after a prompt, as lm-evaluation-harness computes it."""
+"""The log probability that a model gives to a text after a prompt."""
 
 from __future__ import annotations
 
@@ -91,24 +91,43 @@ def load(folder: Path, dtype: str = DTYPES[0], device: str | None = None) -> Loa
         )
     with utf8_path(folder) as readable:
         model = transformers_model(readable, config, str(folder), dtype, pickled)
-    model = _on_device(model, device)
+    model = _on_device(model, device or device_type())
     return Loaded(model, tokenizer, context_of(config), parameters)
 
 
-def _on_device(model: Any, device: str | None) -> Any:
+def device_type(device: str | None = None) -> str:
+    """Return the kind of a device of torch, such as ``cuda``; by default that of the accelerator, or ``cpu``.
+
+    Raises:
+        GrowthError: torch knows no such device.
+    """
     import torch
 
     if device is None:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        device = str(found or "cpu")
+        return found.type if found is not None else "cpu"
+    try:
+        return torch.device(device).type
+    except RuntimeError as error:
+        raise GrowthError(
+            f"there is no device {device!r}",
+            where="--device",
+            why=str(error).partition("\n")[0],
+            fix="choose cpu, cuda, cuda:1 or another device of torch",
+        ) from error
+
+
+def _on_device(model: Any, device: str) -> Any:
+    import torch
+
     try:
         return model.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise GrowthError(
             f"the model cannot be moved to the device {device!r}",
             where="--device",
             why=str(error).partition("\n")[0],
-            fix="choose cpu, or a device of torch that this machine has and whose memory holds the model",
+            fix="choose cpu, or a device that this machine has, whose memory holds the model and which knows --dtype",
         ) from error
 
 
@@ -120,9 +139,8 @@ def logprobs(
 ) -> list[float]:
     """Compute the log probability of every continuation after its prompt, in nats.
 
-    Prompt and continuation are encoded together, and the tokens after those of the prompt alone are scored. Spaces at
-    the end of a prompt belong to the continuation. A prompt that is too long loses its beginning. A continuation that
-    is longer than the context is scored in pieces, each after the tokens before it.
+    `encode_pair` gives the tokens, and those of the continuation are scored. A prompt that is too long loses its
+    beginning. A continuation that is longer than the context is scored in pieces, each after the tokens before it.
 
     Args:
         loaded: the checkpoint.
@@ -159,13 +177,28 @@ def logprobs(
 
 
 def encode_pair(tokenizer: Any, prompt: str, text: str) -> tuple[list[int], list[int]]:
-    """Return the tokens of a prompt and of its continuation."""
+    """Return the tokens of a prompt and of its continuation.
+
+    Both are encoded together. The prompt has as many tokens as it has alone, but the last token always belongs to the
+    continuation, because the last characters of the prompt and the continuation can be one token. Spaces at the end of
+    the prompt belong to the continuation.
+
+    Raises:
+        GrowthError: the continuation is empty, or the tokenizer gives no tokens.
+    """
     stripped = prompt.rstrip()
     prompt, text = stripped, prompt[len(stripped) :] + text
     first = tokenizer("", add_special_tokens=True)["input_ids"]
     first = first if first == [tokenizer.bos_token_id] else []
     whole = tokenizer(prompt + text, add_special_tokens=False)["input_ids"]
-    count = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    if not text or not whole:
+        raise GrowthError(
+            "a continuation has no tokens",
+            where=repr(prompt + text),
+            why="it is empty" if not text else "the tokenizer gives none for the prompt and the continuation",
+            fix="give each document continuations that the tokenizer can encode",
+        )
+    count = min(len(tokenizer(prompt, add_special_tokens=False)["input_ids"]), len(whole) - 1)
     before = [*first, *whole[:count]]
     if not before:
         before = [tokenizer.eos_token_id or 0]

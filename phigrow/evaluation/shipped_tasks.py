@@ -1,7 +1,7 @@
 """Tasks that phigrow ships. They need no network, and their texts are short enough for small models.
 
-A document has a prompt and choices that continue it. The metrics are those of lm-evaluation-harness: ``acc`` (the right
-choice has the highest probability), ``acc_norm`` (the highest per byte), and ``bits_per_byte`` of the right choice.
+A document has a prompt and choices that continue it. The metrics are ``acc`` (the right choice has the highest
+probability), ``acc_norm`` (the highest log probability per byte), and ``bits_per_byte`` of the right choice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHIPPED = {
     "phigrow_answers": "bits a byte of reference answers to questions about Python",
     "phigrow_cloze": "the last word of a sentence of a textbook, out of four",
     "phigrow_arithmetic": "sums, differences and products of small numbers, out of four",
-    "phigrow_code": "the return value of a short function, out of four",
+    "phigrow_code": "the expression that a short function returns, out of four",
 }
 """Task -> description."""
 

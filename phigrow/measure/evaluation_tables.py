@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from phigrow.measure.tables import Rows
 from phigrow.records.evaluations import Evaluation, difference
 
+ERRORS = "± is the standard error over documents."
 PAIRED = (
-    "± is the standard error over documents. A difference is that of its checkpoint from the first one, with the "
-    "standard error of the differences of single documents."
+    "A difference is that of its checkpoint from the first one, with the standard error of the differences of single "
+    "documents."
 )
 UNPAIRED = "A difference without ± is of other documents or settings, and has no paired error."
 

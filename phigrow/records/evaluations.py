@@ -45,12 +45,12 @@ class Evaluation:
     Attributes:
         task: its name.
         scored_by: ``phigrow`` for a shipped task, ``lm_eval`` for a task of lm-evaluation-harness.
-        checkpoint: ``name``, ``folder``, ``fingerprint`` and ``parameters`` of the checkpoint, and, for one that a run
-            or a growth made, ``arm``, ``seed``, ``step`` and ``method``.
-        settings: everything that can change the values, such as ``dtype``, ``limit`` and ``num_fewshot``.
+        checkpoint: ``name``, ``folder``, ``fingerprint``, ``tokenizer`` (its fingerprint) and ``parameters`` of the
+            checkpoint, and, for one that a run or a growth made, ``arm``, ``seed``, ``step`` and ``method``.
+        settings: choices that can change the values, such as ``dtype``, ``device``, ``limit`` and ``num_fewshot``.
         documents: fingerprint of the documents.
         metrics: name -> metric.
-        versions: of the libraries.
+        versions: of phigrow, torch and transformers, which can change the values too.
         seconds: of the evaluation.
     """
 

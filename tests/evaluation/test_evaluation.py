@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from phigrow.cli import app
 from phigrow.corpus.tokenizer import save_tokenizer, train_tokenizer
 from phigrow.errors import GrowthError
-from phigrow.evaluation import SHIPPED, evaluate
+from phigrow.evaluation import SHIPPED, evaluate, scoring
 from phigrow.evaluation.scoring import encode_pair, load, logprobs
 from phigrow.evaluation.shipped_tasks import Document, documents_of, metrics_of
 from phigrow.measure.evaluation_tables import evaluation_rows
@@ -84,6 +84,45 @@ def test_log_probabilities_are_those_of_the_formula(models):
     assert encode_pair(loaded.tokenizer, "is ", "no")[1] == loaded.tokenizer(" no")["input_ids"]
 
 
+class Merging:
+    """A tokenizer of characters, which makes one token of "ab" and of "c d"."""
+
+    bos_token_id, eos_token_id = None, 7
+
+    def __call__(self, text, add_special_tokens=False):
+        for pair, token in (("ab", "1"), ("c d", "2")):
+            text = text.replace(pair, token)
+        return {"input_ids": [ord(each) for each in text]}
+
+
+def test_a_continuation_that_merges_into_the_prompt_is_scored():
+    ids = {name: [ord(each) for each in name] for name in ("x", "1", "y", "2")}
+    assert encode_pair(Merging(), "xa", "b") == (ids["x"], ids["1"])  # both have two tokens: x a, x ab
+    assert encode_pair(Merging(), "a", "b") == ([7], ids["1"])
+    assert encode_pair(Merging(), "xc ", "d") == (ids["x"], ids["2"])
+    assert encode_pair(Merging(), "x", "y") == (ids["x"], ids["y"])  # nothing merges
+    for prompt, text in (("x", ""), ("", "")):
+        with pytest.raises(GrowthError, match="a continuation has no tokens"):
+            encode_pair(Merging(), prompt, text)
+
+
+class NoFloat64(torch.nn.Module):
+    """A model whose device refuses its dtype, as mps refuses float64."""
+
+    def to(self, device):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+def test_a_device_without_the_dtype_or_without_a_name_gives_an_error(models, monkeypatch):
+    monkeypatch.setattr(scoring, "transformers_model", lambda *_: NoFloat64())
+    with pytest.raises(GrowthError, match="cannot be moved to the device 'cpu'") as caught:
+        load(models / "source", "float64", "cpu")
+    assert "float64" in caught.value.why
+    assert scoring.device_type("cuda:1") == "cuda"
+    with pytest.raises(GrowthError, match="there is no device 'gpu9'"):
+        scoring.device_type("gpu9")
+
+
 def test_a_text_longer_than_the_context_is_scored_token_by_token(models):
     loaded = load(models / "source", "float64", "cpu")
     text = "".join(chr(97 + n * n % 26) for n in range(150))
@@ -145,6 +184,8 @@ def test_the_same_command_goes_on_and_other_weights_are_evaluated_again(workplac
     ]
     phi_model(phi_config(16, 2, 24, 1, 4, 260, max_position_embeddings=64), torch.float32, 5).save_pretrained("source")
     assert "kept" not in run(*words).output
+    assert "A difference" not in first.output
+    assert "A difference" in run("source", "grown", *words[1:]).output
 
 
 def test_the_export_of_a_run_is_evaluated_and_its_results_are_in_the_run(workplace):
@@ -154,12 +195,102 @@ def test_the_export_of_a_run_is_evaluated_and_its_results_are_in_the_run(workpla
     for given in ("runs/wr", "runs/wr/export"):
         (result,) = evaluate([given], tasks=["phigrow_code"], limit=1)
     assert [str(path) for path in Path("runs").rglob("phigrow_*.json")] == [
-        "runs/wr/evaluations/wr-export/phigrow_code.json"
+        "runs/wr/evaluations/export/phigrow_code.json"
     ]
     assert {key: result.checkpoint[key] for key in ("arm", "seed", "step")} == {"arm": "wr", "seed": 1, "step": 40}
-    shutil.rmtree("runs/wr/export")
-    with pytest.raises(GrowthError, match="the run has no export to evaluate"):
-        evaluate(["runs/wr"])
+    # A run that moved keeps its results, under its new name.
+    kept = Path("runs/wr/evaluations/export/phigrow_code.json")
+    Path("later").mkdir()
+    shutil.move("runs/wr", "later/wide")
+    lines = []
+    (moved,) = evaluate(["later/wide"], tasks=["phigrow_code"], limit=1, say=lines.append)
+    assert lines == ["wide-export, phigrow_code: kept"]
+    assert moved.checkpoint["folder"] == str(workplace / "later/wide/export")
+    assert (moved.metrics, moved.name, result.name) == (result.metrics, "wide-export", "wr-export")
+    assert read_evaluations(Path("later/wide/evaluations")) == [moved]
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message", "fix"),
+    [
+        ({"export": "export"}, "the run has no export to evaluate", "phigrow pretrain command"),
+        ({"learning_rate": 1e-3}, "the run has no model to evaluate", "one of its checkpoints"),
+    ],
+)
+def test_only_a_run_of_phigrow_pretrain_is_sent_back_to_it(workplace, config, message, fix):
+    Path("run").mkdir()
+    Path("run/records.jsonl").write_text(json.dumps({"type": "run", "arm": "wr", "seed": 1, "config": config}) + "\n")
+    with pytest.raises(GrowthError, match=message) as caught:
+        evaluate(["run"])
+    assert fix in caught.value.fix
+    assert ("pretrain" in caught.value.fix) == ("export" in config)
+
+
+def test_a_run_folder_that_holds_a_model_is_evaluated_itself(workplace):
+    shutil.copytree("grown", "source/checkpoint-5")
+    Path("source/records.jsonl").write_text(json.dumps({"type": "run", "arm": "a", "seed": 1, "config": {}}) + "\n")
+    last, earlier = evaluate(["source", "source/checkpoint-5"], tasks=["phigrow_code"], limit=2)
+    assert (last.name, earlier.name) == ("source", "source-checkpoint-5")
+    assert last.checkpoint["fingerprint"] != earlier.checkpoint["fingerprint"]
+    assert sorted(map(str, Path().rglob("phigrow_*.json"))) == [
+        "source/evaluations/checkpoint-5/phigrow_code.json",
+        "source/evaluations/phigrow_code.json",
+    ]
+
+
+def test_equal_names_get_the_names_of_the_parent_folders(workplace):
+    shutil.copytree("source", "x/checkpoint-1000")
+    shutil.copytree("grown", "y/checkpoint-1000")
+    results = evaluate(["x/checkpoint-1000", "y/checkpoint-1000", "grown"], tasks=["phigrow_code"], limit=1)
+    assert [each.name for each in results] == ["x-checkpoint-1000", "y-checkpoint-1000", "grown"]
+    (alone,) = evaluate(["y/checkpoint-1000"], tasks=["phigrow_code"], limit=1)
+    assert alone.name == "checkpoint-1000"
+
+
+def test_a_model_on_the_hub_is_named_with_its_revision(workplace, monkeypatch):
+    monkeypatch.setattr("phigrow.evaluation.run.locate", lambda name, revision=None: workplace / "source")
+    names = [
+        evaluate([name], tasks=["phigrow_code"], limit=1, revision=revision, out=f"out{n}")[0].name
+        for n, (name, revision) in enumerate([("a/b", None), ("a/b", "v2"), ("a/b@v3", None)])
+    ]
+    assert names == ["a--b", "a--b@v2", "a--b@v3"]
+
+
+def _change_the_tokenizer(monkeypatch):
+    save_tokenizer(train_tokenizer(["quite another text, and no Python"], 260), Path("source"))
+
+
+def _change_a_version(monkeypatch):
+    known = {"phigrow": "1", "torch": "1.0", "transformers": "4"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: known[name])
+
+
+def _change_the_device(monkeypatch):
+    monkeypatch.setattr(scoring, "device_type", lambda device: "cuda")
+
+
+def _change_nothing(monkeypatch):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (_change_the_tokenizer, False),
+        (_change_a_version, False),
+        (_change_the_device, False),
+        (_change_nothing, True),
+    ],
+)
+def test_a_result_is_computed_again_if_what_can_change_it_differs(workplace, monkeypatch, change, kept):
+    lines = []
+    for turn in range(2):
+        if turn:
+            change(monkeypatch)
+        evaluate(["source"], tasks=["phigrow_code"], limit=1, device="cpu", say=lines.append)
+    assert ("kept" in lines[1]) is kept, lines
+    assert json.loads(Path("evaluations/source/phigrow_code.json").read_text())["settings"]["dtype"] == "float32"
 
 
 def _no_tokenizer():
@@ -168,8 +299,7 @@ def _no_tokenizer():
 
 def _other_results():
     assert run("source", "--limit", "1", "--out", "results", "--tasks", "phigrow_code").exit_code == 0
-    Path("more").mkdir()
-    shutil.move("source", "more/source")
+    shutil.copytree("grown", "more/source")
 
 
 @pytest.mark.parametrize(
