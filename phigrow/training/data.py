@@ -66,16 +66,19 @@ def load_data(config: RunConfig, out: Path, world: World) -> DataSource:
 def token_exchange(world: World) -> TokenExchange | None:
     """Return the exchange of tokens among the ranks of this host; None if it has one rank, or they share no folder.
 
-    Every rank must call it.
+    Every rank must call it. Hosts may have unequal numbers of ranks, so a rank that is alone joins the collectives too.
     """
-    if world.local_size == 1:
+    if all(size == 1 for size in gather_objects(world, world.local_size)):
         return None
     token = on_rank_zero(world, lambda: secrets.token_hex(8))
-    exchange = TokenExchange(exchange_folder(token), world.local_rank, world.local_size)
+    exchange = None
+    if world.local_size > 1:
+        exchange = TokenExchange(exchange_folder(token), world.local_rank, world.local_size)
     gather_objects(world, None)  # all have made their folders
-    if all(gather_objects(world, exchange.is_complete())):
+    if all(gather_objects(world, exchange is None or exchange.is_complete())):
         return exchange
-    exchange.close()
+    if exchange is not None:
+        exchange.close()
     return None
 
 

@@ -183,6 +183,44 @@ def test_a_rank_with_an_error_ends_alone(opened, tmp_path, monkeypatch):
     assert not (tmp_path / "x").exists()
 
 
+def test_hosts_with_unequal_numbers_of_ranks_take_part_in_the_same_collectives(tmp_path, monkeypatch):
+    sizes = [1, 2, 2]  # the first host has one rank
+    barrier, told = threading.Barrier(3), {}
+    calls: dict[int, list[str]] = {rank: [] for rank in range(3)}
+
+    def gather(world: World, mine: Any) -> list[Any]:
+        calls[world.rank].append("gather")
+        told[world.rank] = mine
+        barrier.wait(10)
+        out = [told[rank] for rank in range(3)]
+        barrier.wait(10)
+        return out
+
+    def agreed(world: World, work: Any) -> str:
+        calls[world.rank].append("broadcast")
+        return str(gather(world, "token")[0])
+
+    monkeypatch.setattr("phigrow.training.data.exchange_folder", lambda token: tmp_path / token)
+    monkeypatch.setattr("phigrow.training.data.on_rank_zero", agreed)
+    monkeypatch.setattr("phigrow.training.data.gather_objects", gather)
+    made: dict[int, Any] = {}
+
+    def work(rank: int) -> None:
+        device: Any = None
+        made[rank] = token_exchange(World(rank, 3, max(0, rank - 1), sizes[rank], device))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert calls[0] == calls[1] == calls[2] == ["gather", "broadcast", "gather", "gather", "gather"]
+    assert made[0] is None
+    assert [(made[rank].rank, made[rank].size) for rank in (1, 2)] == [(0, 2), (1, 2)]
+    for rank in (1, 2):
+        made[rank].close()
+
+
 def test_ranks_agree_on_a_folder_or_on_none(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "exchange_folder", lambda token: tmp_path / token)
     monkeypatch.setattr("phigrow.training.data.exchange_folder", lambda token: tmp_path / token)
