@@ -31,8 +31,9 @@ TESTS = [
     "tests/expansion/test_expand.py",
     "tests/training/test_model_config.py",
     "tests/training/test_starting_runs.py",
+    "tests/integrations/test_records_callback.py",
 ]
-"""Families, methods and their claims, expansion, and training under DeepSpeed in one process."""
+"""Families, methods and their claims, expansion, training under DeepSpeed in one process, and records of Trainer."""
 
 LEFT_OUT = "tests/expansion/test_expand.py::test_the_result_is_an_ordinary_folder_without_phigrow"
 """It takes as long as all others of its file, and `make older` loads more of what phigrow writes."""

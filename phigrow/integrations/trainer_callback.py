@@ -53,7 +53,7 @@ class RecordsCallback(TrainerCallback):
         self.tokens_per_step, self.overwrite = tokens_per_step, overwrite
         self._recorder: RunRecorder | None = None
         self._losses: dict[str, float] = {}
-        self._seconds, self._mark = 0.0, 0.0
+        self._seconds, self._mark, self._seen = 0.0, 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Write the ``run`` record, or go on with the records of the run that is resumed."""
@@ -74,6 +74,7 @@ class RecordsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._losses = {}  # of evaluations outside of training
+        self._seen = int(state.num_input_tokens_seen)  # of the checkpoint from which a run resumes
         resumed = int(state.global_step) or None
         self._recorder = RunRecorder(
             args.output_dir if self.folder is None else self.folder,
@@ -99,6 +100,8 @@ class RecordsCallback(TrainerCallback):
             control.should_evaluate = True
         if control.should_evaluate or control.should_save:
             _wait_for_device()  # its work belongs to the step, and not to the evaluation
+        # transformers 4 counts the next step's first micro-batch before on_step_begin, version 5 after it.
+        self._seen = int(state.num_input_tokens_seen)
         self._count()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -149,7 +152,7 @@ class RecordsCallback(TrainerCallback):
     def _tokens(self, state: Any) -> float:
         if self.tokens_per_step is not None:
             return self.tokens_per_step * int(state.global_step)
-        return int(state.num_input_tokens_seen)
+        return self._seen
 
 
 def _settings(args: Any, steps: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +156,33 @@ def test_several_held_out_sets_become_sources(tmp_path):
     run = load_run(tmp_path / "run")
     assert run.evals["loss"].tolist() == [3.0]
     assert {name: values.tolist() for name, values in run.sources.items()} == {"books": [4.0], "code": [2.0]}
+
+
+@pytest.mark.parametrize(("counted", "resumed"), [(12, 0), (0, 0), (12, 24)])
+def test_an_evaluation_has_the_tokens_of_its_step_in_every_version_of_transformers(tmp_path, counted, resumed):
+    """Version 4 counts the next micro-batch before a step begins, version 5 after it."""
+    from transformers import TrainerState
+
+    callback = RecordsCallback("mine", "scratch", folder=tmp_path / "run")
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, eval_strategy="steps", include_num_input_tokens_seen="all", report_to="none",
+        use_cpu=True,
+    )  # fmt: skip
+    control: Any = SimpleNamespace(should_evaluate=False, should_save=False)
+    state = TrainerState(max_steps=2, is_world_process_zero=True, num_input_tokens_seen=resumed)
+    callback.on_train_begin(arguments, state, control, model=phi_model(CONFIG, torch.float32))
+    for step in range(2):
+        callback.on_evaluate(arguments, state, control, metrics={"eval_loss": 4.0 - step})
+        state.num_input_tokens_seen += counted
+        callback.on_step_begin(arguments, state, control)
+        state.num_input_tokens_seen += 24 - counted
+        state.global_step = step + 1
+        callback.on_step_end(arguments, state, control)
+        callback.on_log(arguments, state, control, logs={"loss": 3.0})
+    callback.on_train_end(arguments, state, control)
+    run = load_run(tmp_path / "run")
+    assert run.evals["tokens"].tolist() == [resumed, resumed + 24]
+    assert run.steps["tokens"].tolist() == [resumed + 24, resumed + 48]
 
 
 def test_accelerate_logs_become_records(tmp_path):
