@@ -65,13 +65,21 @@ class PerValueLR:
             return
         copied, fresh = self.factors()
         for parameter in _stepped(optimizer):
-            former, bits = self._former.pop(id(parameter)).view(-1), self._bits[id(parameter)]
+            former, bits = self._former.pop(id(parameter)).view(-1), on_device(self._bits, parameter)
             values = parameter.detach().view(-1)
             for start in range(0, len(values), BLOCK):
                 now = values[start : start + BLOCK]
                 mask = unpacked(bits[start // 8 : start // 8 + -(-len(now) // 8)], len(now))
                 factor = torch.where(mask, copied, fresh).to(former.dtype)
                 torch.lerp(former[start : start + BLOCK], now, factor, out=now)
+
+
+def on_device(masks: dict[int, Tensor], parameter: Tensor) -> Tensor:
+    """Return the mask of a parameter on its device; a model may move to a GPU after the hooks were attached."""
+    mask = masks[id(parameter)]
+    if mask.device != parameter.device:
+        mask = masks[id(parameter)] = mask.to(parameter.device)
+    return mask
 
 
 def packed(mask: Tensor) -> Tensor:

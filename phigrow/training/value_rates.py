@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_path
 from phigrow.training.configuration import RunConfig
-from phigrow.training.per_value_lr import PerValueLR, copied_mask, copied_values
+from phigrow.training.per_value_lr import PerValueLR, copied_mask, copied_values, on_device
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,7 +55,8 @@ class FrozenCopies:
 
     def __init__(self, optimizer: Optimizer, masks: dict[int, Tensor]) -> None:
         self.copied = _share(masks)
-        self._mixed: list[tuple[Tensor, Tensor]] = []
+        self._mixed: list[Tensor] = []
+        self._masks: dict[int, Tensor] = {}
         self._former: list[Tensor] = []
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -67,9 +68,10 @@ class FrozenCopies:
                 parameter.requires_grad_(False)
                 parameter.grad = None
             elif mask.any():
-                self._mixed.append((parameter, mask))
+                self._mixed.append(parameter)
+                self._masks[id(parameter)] = mask
                 register: Any = parameter.register_hook  # it has no types
-                self._handles.append(register(partial(_without, mask)))
+                self._handles.append(register(partial(self._without, parameter)))
 
     def remove(self) -> None:
         """Remove the hooks. Parameters without new values stay without gradients."""
@@ -77,16 +79,15 @@ class FrozenCopies:
             handle.remove()
 
     def _before(self, *_: Any) -> None:
-        self._former = [parameter.detach()[mask] for parameter, mask in self._mixed]
+        self._former = [each.detach()[on_device(self._masks, each)] for each in self._mixed]
 
     def _after(self, *_: Any) -> None:
-        for (parameter, mask), values in zip(self._mixed, self._former, strict=True):
-            parameter.detach()[mask] = values
+        for parameter, values in zip(self._mixed, self._former, strict=True):
+            parameter.detach()[on_device(self._masks, parameter)] = values
         self._former = []
 
-
-def _without(mask: Tensor, gradient: Tensor) -> Tensor:
-    return gradient.masked_fill(mask, 0)
+    def _without(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(on_device(self._masks, parameter), 0)
 
 
 def _share(masks: dict[int, Tensor]) -> float:
@@ -109,7 +110,7 @@ def fresh_lr(
     its learning rate, this equals ``factor`` times the rate, decoupled weight decay included.
 
     Call it after the optimizer was built, and before or after ``accelerator.prepare``. The parameters must be whole:
-    sharded ones (FSDP, ZeRO 3) are refused.
+    sharded ones (FSDP, ZeRO 3) are refused, and so are ones that are not contiguous in memory.
 
     Args:
         optimizer: any torch optimizer, with parameters of ``model``.
@@ -142,7 +143,7 @@ def freeze_copied(optimizer: Optimizer, model: nn.Module, grown_folder: str | Pa
 
     The gradients of copied values are set to zero, so they do not count in a norm that clips gradients. After every
     update the copied values are restored, because weight decay and momentum would move them. Parameters
-    that have no new values get ``requires_grad = False``.
+    that have no new values get ``requires_grad = False``, so call it before DistributedDataParallel wraps the model.
 
     Args:
         optimizer: any torch optimizer, with parameters of ``model``.
@@ -153,10 +154,19 @@ def freeze_copied(optimizer: Optimizer, model: nn.Module, grown_folder: str | Pa
         An object that removes the hooks.
 
     Raises:
-        GrowthError: as `fresh_lr`; or the growth has no new values.
+        GrowthError: as `fresh_lr`; the model is in DistributedDataParallel; or the growth has no new values.
 
     >>> freeze_copied(optimizer, model, "grown")  # doctest: +SKIP
     """
+    from torch.nn.parallel import DistributedDataParallel
+
+    if any(isinstance(each, DistributedDataParallel) for each in model.modules()):
+        raise GrowthError(
+            "the model is already in DistributedDataParallel",
+            where="freeze_copied",
+            why="it would wait for gradients of parameters that have no new values",
+            fix="call freeze_copied before DistributedDataParallel, or before accelerator.prepare",
+        )
     inner = _innermost(optimizer)
     masks = _masks(inner, model, grown_folder, "freeze_copied")
     if all(bool(mask.all()) for mask in masks.values()):
@@ -203,6 +213,13 @@ def _masks(optimizer: Optimizer, model: nn.Module, grown_folder: str | Path, whe
                 where=f"{where}: {name}",
                 why="copied values are known by their place in the whole tensor",
                 fix="train with data parallelism, or with phigrow pretrain and its setting fresh_lr",
+            )
+        if where == "fresh_lr" and not parameter.is_contiguous():
+            raise GrowthError(
+                "a parameter is not contiguous in memory",
+                where=f"{where}: {name}, strides {parameter.stride()}",
+                why="its values are scaled in the order of memory",
+                fix="set parameter.data = parameter.data.contiguous() before the optimizer is built",
             )
         for prefix in WRAPPERS * 2:
             name = name.removeprefix(prefix)

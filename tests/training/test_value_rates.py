@@ -16,7 +16,7 @@ import phigrow
 from phigrow.errors import GrowthError
 from phigrow.growth.origins import Kind, matching
 from phigrow.training import RunConfig, freeze_copied, fresh_lr
-from phigrow.training.per_value_lr import PerValueLR
+from phigrow.training.per_value_lr import PerValueLR, on_device
 
 Build = Callable[..., torch.optim.Optimizer]
 
@@ -170,3 +170,58 @@ def test_what_cannot_be_trained_value_by_value_is_refused(grown, start, tmp_path
     other = torch.nn.Linear(2, 2)
     with pytest.raises(GrowthError, match="does not record which values of a parameter are copies"):
         fresh_lr(adamw(other.parameters()), other, grown)
+
+
+def test_masks_follow_a_model_that_moves_after_the_hooks_were_attached(grown, start, monkeypatch):
+    """A trainer moves the values of a parameter to a GPU and keeps the object, so its mask must follow."""
+    moves = []
+
+    class Elsewhere:
+        """A mask on a device that is not the parameter's."""
+
+        device = torch.device("cuda")
+
+        def to(self, device: torch.device) -> torch.Tensor:
+            moves.append(device)
+            return torch.ones(3, dtype=torch.bool)
+
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    stored: dict = {id(parameter): Elsewhere()}
+    for _ in range(2):
+        assert on_device(stored, parameter).tolist() == [True] * 3
+    assert moves == [parameter.device]  # once
+
+    asked: list[str] = []
+    for kind in ("per_value_lr", "value_rates"):  # the hooks of both read their masks here
+
+        def spied(masks, parameter, kind=kind):
+            asked.append(kind)
+            return on_device(masks, parameter)
+
+        monkeypatch.setattr(f"phigrow.training.{kind}.on_device", spied)
+    trained(start, sgd, lambda *both: fresh_lr(*both, grown), steps=1)
+    assert asked == ["per_value_lr"] * len(list(start.parameters()))
+    asked.clear()
+    trained(start, sgd, lambda *both: freeze_copied(*both, grown), steps=1)
+    assert len(asked) % 3 == 0 < len(asked)  # a gradient, before and after the update
+    assert set(asked) == {"value_rates"}
+
+
+def test_wrapped_models_and_scattered_parameters_are_refused(grown, start, monkeypatch):
+    model = copy.deepcopy(start)
+    weight = model.get_parameter("model.layers.0.mlp.fc1.weight")
+    weight.data = weight.data.t().contiguous().t()
+    with pytest.raises(GrowthError, match=r"not contiguous in memory\n[\s\S]*fc1\.weight, strides \(1, 72\)"):
+        fresh_lr(adamw(model.parameters()), model, grown)
+    weight.data = weight.data.contiguous()
+    fresh_lr(adamw(model.parameters()), model, grown)
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = start
+
+    freeze_copied(adamw(model.parameters()), model, grown)
+    monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", Wrapped)
+    with pytest.raises(GrowthError, match="already in DistributedDataParallel"):
+        freeze_copied(adamw(start.parameters()), Wrapped(), grown)
