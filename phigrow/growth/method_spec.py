@@ -18,7 +18,7 @@ from phigrow.growth.axes import AxisMap
 from phigrow.growth.axis_groups import AXIS_GROUPS, axis_groups, group_of, groups_of_axis
 from phigrow.growth.method import GrowthTask, Method, Options, Value
 from phigrow.growth.method_files import SUFFIX, is_method_file, with_source
-from phigrow.growth.method_results import layers_of, maps_of, reasons_of
+from phigrow.growth.method_results import layers_of, maps_of, noise_of, reasons_of
 from phigrow.growth.registry import find_method
 
 _FILE = re.compile(r"(?P<path>.*\.py)(?P<options>(:\w+=[^:,=]+)*)")
@@ -195,7 +195,7 @@ def _refuse_in_mixture(method: Method, options: dict[str, Value]) -> None:
             why="its maps are learned together",
             fix="use it alone",
         )
-    if method.own_noise is not None and method.own_noise(options):
+    if noise_of(method, options):
         quiet = "; take hypercloning:snr=none" if method.name == "hypercloning" else ""
         raise GrowthError(
             f"{method.name} cannot be mixed with other methods",
@@ -240,6 +240,7 @@ def _mixture(chosen: Chosen) -> Method:
         for group, (method, options) in chosen.items()
     )
     name = spell_method(tuple(spelled))
+    noise_on = {method.noise_on for method, _ in chosen.values()}
     deepest, of_deepest = chosen.get("hidden", chosen.get(REST, _first(chosen)))
     return Method(
         name=name,
@@ -248,7 +249,8 @@ def _mixture(chosen: Chosen) -> Method:
         axis_maps=axis_maps,
         approximations=approximations,
         notes=notes,
-        takes_noise=all(method.takes_noise for method, _ in chosen.values()),
+        takes_noise=all(method.takes_noise for method, _ in chosen.values()) and len(noise_on) == 1,
+        noise_on=deepest.noise_on,
         layers=None if deepest.layers is None else lambda task, _: layers_of(deepest, task, of_deepest),
         sources=tuple(source for method, _ in chosen.values() for source in method.sources),
     )

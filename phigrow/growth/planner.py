@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phigrow.checkpoints.hub import source_config
 from phigrow.errors import GrowthError
 from phigrow.files.paths import user_text
@@ -22,6 +24,8 @@ from phigrow.models.config import Config, context_of, load_config, rotary_keys, 
 from phigrow.models.families import family_of
 from phigrow.models.family import spelled
 
+TOKENS = "vocab does not keep every token of the source"
+"""Reason of a method that claims nothing about tokens which it changes."""
 EXACT_LEGS = 1e-9
 """max |R E - I| of an axis in a plan that claims to preserve the function; gains are products of float64 roots."""
 
@@ -196,7 +200,7 @@ def _validate(task: GrowthTask, growth: GrowthSpec, method: Method) -> None:
         raise GrowthError(
             f"method {growth.label} takes no noise (got {growth.noise:g})",
             where="noise",
-            why="only tile, on every axis, has an option for noise that copies cancel",
+            why="it does not set takes_noise; of phigrow's own methods only tile, on every axis, does",
             fix="leave --noise out, or use --method tile",
         )
     if method.learns and growth.depth == "random":
@@ -232,7 +236,11 @@ def _build(task: GrowthTask, growth: GrowthSpec, method: Method, options: dict[s
         layers, identity_layers = layers_of(method, task, options)
     else:
         layers, identity_layers = layer_map(depth, *task.sizes("layer"), growth.rounding)
-    axes, noise = maps_of(method, task, options), noise_of(method, options)
+    axes, own_noise = maps_of(method, task, options), noise_of(method, options)
+    noise = float(growth.noise if own_noise is None else own_noise)
+    approximations = _approximations(task, method, options, maps, axes, depth, layers, identity_layers)
+    if noise > 0 and method.noise_on == "all" and not approximations:
+        approximations = (f"noise of {noise:g} is added to all values of matrices",)
     made = Plan(
         family=task.family.name,
         method=method.name,
@@ -243,11 +251,11 @@ def _build(task: GrowthTask, growth: GrowthSpec, method: Method, options: dict[s
         layers=layers,
         identity_layers=identity_layers,
         seed=growth.seed,
-        noise=float(growth.noise if noise is None else noise),
+        noise=noise,
         noise_on=method.noise_on,
         src_config=task.src_config,
         dst_config=task.dst_config,
-        approximations=_approximations(task, method, options, maps, axes, depth, layers, identity_layers),
+        approximations=approximations,
         notes=(*_notes(task), *notes_of(method, task, options), *_start_notes(method, maps)),
         maps=maps,
         method_files={source.method: source.sha256 for source in method.sources},
@@ -346,9 +354,17 @@ def _depth_approximations(
 
 
 def _leg_approximations(task: GrowthTask, axes: dict[str, AxisMap], known: list[str]) -> list[str]:
-    """Check that a method which claims exactness has R E = I on every axis that is summed over."""
+    """Check the maps of a method that claims exactness: R E = I on every axis that is summed over, and its tokens.
+
+    Tokens are looked up, not summed over, so each token of the source has to be itself.
+    """
     if known:
         return []
+    tokens = axes[task.family.vocab]
+    first = np.arange(tokens.src_size)
+    kept = tokens.source[first] == first
+    if tokens.structure is not None or not (kept & (tokens.write[first] == 1) & (tokens.read[first] == 1)).all():
+        return [TOKENS]
     summed = [name for name in axes if name != task.family.vocab]
     wrong = [name for name in summed if axes[name].left_inverse_error() > EXACT_LEGS]
     return [f"R E is not I on {', '.join(wrong)}"] if wrong else []

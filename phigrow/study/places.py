@@ -1,8 +1,10 @@
 """Places of a study's inputs: content that was moved keeps the results that were made of it.
 
 The hash in the name of a result covers the places of text, blocks and sources. ``places.json`` in the folder of all
-results has the fingerprint of each place. An input at a place that is not in the file, but with the content of one that
-is, enters hashes under that former place. So no hash of a study changes, and nothing is trained again.
+results has the fingerprint of each place. An input at a place that is not in the file may have the fingerprint of one
+that is. If the former place is gone, the input was moved and enters hashes under that place. So no hash of a study
+changes, and nothing is trained again. An input beside the former one may be a corrected copy, and is another input:
+fingerprints sample large files.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from phigrow.errors import GrowthError
 from phigrow.files.atomic import atomic_json
 from phigrow.files.fingerprint import MISSING
 from phigrow.files.output import writing
+from phigrow.files.paths import user_path
 from phigrow.files.untrusted import read_json_strict
 from phigrow.study.inputs import Input, inputs_of_data
 from phigrow.study.settings import Study
@@ -55,7 +58,11 @@ def former_places(out: Path, given: Given) -> dict[str, str]:
     known = _read(out)
     former: dict[str, str] = {}
     for place, each in given.items():
-        candidates = [other for other, entry in known.items() if entry["kind"] == each.kind and other not in given]
+        candidates = [
+            other
+            for other, entry in known.items()
+            if entry["kind"] == each.kind and other not in given and not user_path(other).exists()
+        ]
         if place in known or not candidates or (fingerprint := _fingerprint(each)) is None:
             continue
         if same := [other for other in candidates if known[other]["fingerprint"] == fingerprint]:

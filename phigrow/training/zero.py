@@ -351,6 +351,14 @@ def release(engine: Any) -> None:
     for cell in getattr(wrapped, "__closure__", None) or ():
         if hasattr(cell.cell_contents, "cache_clear"):
             cell.cell_contents.cache_clear()
+    restore_linear()
+
+
+def restore_linear() -> None:
+    """Give PyTorch its own ``linear`` back. Stage 3 replaces it in the whole process, and torch cannot compile that."""
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patch
+
+    torch.nn.functional.linear = getattr(Patch, "linear_bk", torch.nn.functional.linear)
 
 
 def restore_loss_scale(optimizer: Any, saved: dict[str, Any]) -> None:

@@ -137,7 +137,7 @@ REFUSALS = [
     ),
     (
         phi_config(), phi_config(48, 6), {"method": "wr", "noise": 0.1},
-        r"method wr takes no noise \(got 0.1\)\n  where: noise\n  why: only tile, on every axis, has",
+        r"method wr takes no noise \(got 0.1\)\n  where: noise\n  why: it does not set takes_noise; of phigrow",
     ),
     (
         phi_config(),

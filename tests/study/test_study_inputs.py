@@ -130,9 +130,11 @@ def test_inputs_that_were_moved_keep_their_results(tmp_path):
     assert f"{moved['small']} has the content of {tmp_path / 'small'}, so results of that place are used" in lines
     assert check(again) == []
 
-    # One of them alone, and a copy beside the original.
+    # One of them alone. A copy beside the original is another input: fingerprints only sample large files.
     start(tmp_path / "small")
     assert identities(loaded(tmp_path, **changes | {"source": str(tmp_path / "small")})) == former
+    assert str(moved["small"]) not in loaded(tmp_path, **changes).former_places
+    shutil.rmtree(tmp_path / "small")
     assert identities(loaded(tmp_path, **changes)) == former
     # Another content at the new place is another input, and without the file a place is all that is known.
     start(moved["small"], seed=1)

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_models import phi_config
 
+from phigrow.growth.growth_spec import GrowthSpec
+from phigrow.growth.planner import make_plan
 from phigrow.methods import (
     Method,
     average_maps,
@@ -80,6 +83,13 @@ def not_a_number(task, options):
     )
 
 
+def other_tokens(task, options):
+    """Tokens are exact as long as the vocabulary does not grow; then each is another one."""
+    maps = {**unread(task), **kept_stream(task, statistics_kept(task))}
+    src, dst = task.sizes("vocab")
+    return {**maps, "vocab": axis_map(src, (block(src, dst) if src == dst else np.arange(dst)[::-1] % src))}
+
+
 def method(maps, claims=nothing):
     return Method(name="broken", summary="broken", depth="identity", axis_maps=maps, approximations=claims)
 
@@ -114,6 +124,11 @@ FAULTS = {
         method(drawn_twice, reasons), {},
         r"in the family phi: it makes two plans of one task\n"
         r"  axis \w+ differs at coordinate \d+, source is \d+ and \d+; it is met first in ",
+    ),
+    "other tokens": (
+        method(other_tokens), {},
+        r"in the family phi: it claims to preserve the function, but vocab does not keep every token of the source\n"
+        r"  growth: .*vocab \d+ -> \d+",
     ),
     "a false claim of change": (
         method(averaged, lambda task, options: ["it changes everything"]), {},
@@ -196,3 +211,13 @@ def test_a_broken_family_is_described(fault):
     with pytest.raises(ContractError, match=message):
         check_family(family, methods=methods, shapes=6)
     assert built_in_families()[family.name] is not family
+
+
+def test_noise_on_all_values_changes_the_function():
+    whole = method(lambda task, options: {**unread(task), **kept_stream(task, statistics_kept(task))})
+    noisy = replace(whole, takes_noise=True, noise_on="all")
+    pair = phi_config(32, 4, 48, 2), phi_config(64, 8, 96, 2)
+    assert make_plan(*pair, GrowthSpec(noisy, noise=0.1)).approximations == (
+        "noise of 0.1 is added to all values of matrices",
+    )
+    assert make_plan(*pair, GrowthSpec(noisy)).exact  # negative control

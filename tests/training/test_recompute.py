@@ -19,6 +19,7 @@ from phigrow.training.compilation import compile_layers
 from phigrow.training.engine import engine_config
 from phigrow.training.model import build_model
 from phigrow.training.process import World
+from phigrow.training.zero import restore_linear
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 SHAPES = {
@@ -120,6 +121,7 @@ def test_only_cheap_operations_run_again():
 def test_compiled_layers_recompute_inside_their_one_graph(monkeypatch):
     from torch._dynamo.utils import counters
 
+    restore_linear()  # a test before this one may have built a model at stage 3
     warnings: list[str] = []
     log = logging.getLogger("torch._higher_order_ops.wrap")
     monkeypatch.setattr(log, "callHandlers", lambda record: warnings.append(record.getMessage()))
