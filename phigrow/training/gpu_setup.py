@@ -34,10 +34,10 @@ def check_gpus_work(ranks: int, local_rank: int) -> None:
     """
     import torch
 
+    if os.environ.get("DS_ACCELERATOR", "cuda") != "cuda":  # DeepSpeed is asked for another device
+        return
     if not torch.cuda.is_available():
         _check_no_gpu_is_lost()
-        return
-    if os.environ.get("DS_ACCELERATOR", "cuda") != "cuda":  # DeepSpeed is asked for another device
         return
     if ranks > 1 and not torch.distributed.is_nccl_available():
         raise GrowthError(

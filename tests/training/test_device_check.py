@@ -95,6 +95,19 @@ def test_ranks_on_the_cpu_of_a_host_with_gpus_are_no_concern_of_theirs(cuda, mon
         check_gpus_work(8, 7)
 
 
+@pytest.mark.parametrize("device", ["cpu", "xpu", "hpu"])
+def test_gpus_that_pytorch_does_not_see_are_no_matter_to_a_run_on_another_device(monkeypatch, tmp_path, device):
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr("phigrow.training.gpu_setup.DEVICES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", device)
+    check_gpus_work(1, 0)
+    monkeypatch.delenv("DS_ACCELERATOR")
+    with pytest.raises(GrowthError, match="PyTorch cannot use them"):
+        check_gpus_work(1, 0)
+
+
 def test_more_ranks_than_gpus_are_refused(cuda, monkeypatch):
     with pytest.raises(GrowthError, match=r"LOCAL_RANK is 2, but this host has 2 devices"):
         check_gpus_work(3, 2)
