@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from phigrow.training.export_place import check_export, check_other_export, is_e
 from phigrow.training.gpu_setup import gpu_of
 from phigrow.training.initial_state import InitialState
 from phigrow.training.inputs import CONTENTS, check_present, contents_of, keep_inputs, recorded_source, with_kept_inputs
-from phigrow.training.lost_ranks import RankWatch, keep_traces, lost_rank_named
+from phigrow.training.lost_ranks import LostRank, RankWatch, keep_traces, lost_rank_named
 from phigrow.training.monitors import Monitors, monitor_sections
 from phigrow.training.offload import optimizer_device
 from phigrow.training.per_value_lr import copied_values, has_per_value_lr, make_per_value_lr
@@ -169,15 +170,32 @@ def _train_in(
         checkpoints.check_fits(checkpoint, world, run.stage, convert=config.universal, device=run.optimizer_device)
     trainer = build_run(run, source, blocks, initial, checkpoint, monitors)
     trainer.watch = watch = RankWatch(world, str(out))
-    with lost_rank_named(world, lambda: checkpoints.how_to_continue(out), watch), watch:
-        try:
-            summary = _train(trainer, source, blocks)
-        finally:
-            trainer.close()
-        from phigrow.training import zero
+    with (
+        engine_released(trainer.engine),
+        lost_rank_named(world, lambda: checkpoints.how_to_continue(out), watch),
+        watch,
+        contextlib.closing(trainer),
+    ):
+        return _train(trainer, source, blocks)
 
-        zero.release(trainer.engine)
-        return summary
+
+@contextlib.contextmanager
+def engine_released(engine: Any) -> Iterator[None]:
+    """Release DeepSpeed's engine at the end of the block, so that a process can train again; a context.
+
+    After an error its own errors are left out. After a lost rank the engine stays, because its work may never end.
+    """
+    from phigrow.training import zero
+
+    try:
+        yield
+    except LostRank:
+        raise
+    except BaseException:
+        with contextlib.suppress(Exception):
+            zero.release(engine)
+        raise
+    zero.release(engine)
 
 
 def check_length(checkpoint: RunCheckpoint, steps: int | None, out: Path) -> None:

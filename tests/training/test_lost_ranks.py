@@ -16,6 +16,7 @@ import torch.distributed as dist
 from launching import ROOT
 
 from phigrow.training import entry, lost_ranks, service
+from phigrow.training.loop import engine_released
 from phigrow.training.lost_ranks import (
     Answer,
     LostRank,
@@ -273,3 +274,24 @@ def test_the_slurm_script_explains_the_signals_that_ended_a_rank(tmp_path):
             check=True,
         )
         assert (words in done.stderr) if words else done.stderr == ""
+
+
+def test_an_engine_is_released_after_every_end_but_a_lost_rank(monkeypatch):
+    released: list[str] = []
+    monkeypatch.setattr("phigrow.training.zero.release", released.append)
+    with engine_released("one"):
+        pass
+    with pytest.raises(ValueError, match="bad"), engine_released("two"):
+        raise ValueError("bad")
+    with pytest.raises(LostRank), engine_released("three"):
+        raise LostRank("rank 1 is gone")
+    assert released == ["one", "two"]
+
+    def broken(engine: str) -> None:
+        raise RuntimeError("a hook is gone")
+
+    monkeypatch.setattr("phigrow.training.zero.release", broken)
+    with pytest.raises(ValueError, match="bad"), engine_released("four"):  # the first error, not the second
+        raise ValueError("bad")
+    with pytest.raises(RuntimeError, match="a hook is gone"), engine_released("five"):
+        pass
