@@ -45,37 +45,42 @@ class Spikes:
         return is_spike
 
 
-SLOW_WINDOW, SLOW_FACTOR, SLOW_SHARE = 100, 1.2, 0.8
+SLOW_WINDOW, SLOW_FACTOR, SLOW_SHARE, SLOW_LOSS = 100, 1.2, 0.8, 0.02
 
 
 class SlowRanks:
     """Detector of a rank that is the slowest in 80 % of the last 100 steps, and 20 % slower than the median in the sum.
 
     All ranks wait for the slowest one at every step. A rank that is slow once, for example because the system was busy,
-    does not count. A slow rank is reported once, and again after another one was.
+    does not count. Nor does one that costs less than 2 % of the steps' seconds, as a wait of a millisecond for data.
+    A slow rank is reported once, and again after another one was.
 
     >>> slow = SlowRanks()
-    >>> [slow.find((1.0, 1.0, 1.3)) for _ in range(100)][-2:]
+    >>> [slow.find((1.0, 1.0, 1.3), 2.5) for _ in range(100)][-2:]
     [None, (2, 1.3)]
     """
 
     def __init__(self) -> None:
-        self._last: deque[tuple[int, float, float]] = deque(maxlen=SLOW_WINDOW)
+        self._last: deque[tuple[int, float, float, float]] = deque(maxlen=SLOW_WINDOW)
         self._reported: int | None = None
 
-    def find(self, seconds: Sequence[float]) -> tuple[int, float] | None:
+    def find(self, seconds: Sequence[float], step_seconds: float) -> tuple[int, float] | None:
         """Return a rank that is slow and was not reported, with the ratio of its time to the median; else None.
 
         Args:
             seconds: own time of each rank in a step, see `phigrow.training.step.OwnTime`.
+            step_seconds: of the whole step.
         """
-        self._last.append(slowest(seconds))
+        self._last.append((*slowest(seconds), step_seconds))
         if len(self._last) < SLOW_WINDOW:
             return None
-        rank, times = Counter(rank for rank, _, _ in self._last).most_common(1)[0]
-        slow = sum(own for each, own, _ in self._last if each == rank)
-        middle = sum(median for each, _, median in self._last if each == rank)
+        rank, times = Counter(rank for rank, *_ in self._last).most_common(1)[0]
+        slow = sum(own for each, own, *_ in self._last if each == rank)
+        middle = sum(median for each, _, median, _ in self._last if each == rank)
+        whole = sum(step for *_, step in self._last)
         if rank == self._reported or times < SLOW_SHARE * SLOW_WINDOW or not slow > SLOW_FACTOR * middle > 0:
+            return None
+        if slow - middle < SLOW_LOSS * whole:
             return None
         self._reported = rank
         return rank, slow / middle

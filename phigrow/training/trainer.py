@@ -193,8 +193,9 @@ class Trainer:
                 own = _slowest_columns(reading)
                 self.records.write("step", **self.spent(), **values, **rates, **own, **flags)
                 self.monitors.step(self.progress.tokens, values | rates)
-            if reading.own_seconds and (slow := self._slow_ranks.find(reading.own_seconds)) is not None:
-                self.reporter.say(_slow_rank(reading.step, *slow, self.run.world.local_size))
+            slow = self._slow_ranks.find(reading.own_seconds, reading.seconds) if reading.own_seconds else None
+            if slow is not None:
+                self.reporter.say(_slow_rank(reading.step, *slow))
             left = (config.steps - reading.step) * seconds / reading.step
             self.reporter.step(reading.step, reading.loss, reading.lr, speed, left)
             if reading.skipped:
@@ -229,9 +230,9 @@ def _slowest_columns(reading: Reading) -> dict[str, float]:
     return {"slowest_rank": rank, "slowest_seconds": round(own, 4), "median_seconds": round(median, 4)}
 
 
-def _slow_rank(step: int, rank: int, ratio: float, local_size: int) -> str:
+def _slow_rank(step: int, rank: int, ratio: float) -> str:
     return (
-        f"step {step}: rank {rank} (number {rank % local_size} on host {rank // local_size}) needs {ratio:.2f} times "
-        "the median for its data and forward passes, and all ranks wait for it. Look there for other programs, a slow "
-        "disk, or a throttled GPU (nvidia-smi -q -d PERFORMANCE)"
+        f"step {step}: rank {rank} needs {ratio:.2f} times the median for its data and forward passes, and all ranks "
+        "wait for it. Look on its host for other programs, a slow disk, or a throttled GPU "
+        "(nvidia-smi -q -d PERFORMANCE)"
     )
