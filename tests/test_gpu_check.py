@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -72,6 +73,31 @@ def test_stages_are_compared_on_all_ranks(gpu_check, monkeypatch, tmp_path):
     assert [row["tokens_per_second"] for row in found["rows"]] == [200.0] * 5
     monkeypatch.setattr(gpu_check, "launch", lambda *_, **__: "NCCL is not there")
     assert gpu_check.compared_ranks(place, 4, on_cpu=True)["error"] == "NCCL is not there"
+
+
+def test_a_rank_that_fails_ends_the_wait_for_the_others(gpu_check, monkeypatch, tmp_path):
+    lasting = "import sys, time; print('rank', flush=True); time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
+
+    def ranks(*each: tuple[float, int]) -> list[subprocess.Popen[bytes]]:
+        words = [[sys.executable, "-c", lasting, str(seconds), str(code)] for seconds, code in each]
+        return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in words]
+
+    for each, limit, expected in (
+        (((60, 0), (0, 3)), 30, ("ranks [1] ended with codes [3]", [1])),
+        (((60, 0), (60, 0)), 0.3, ("ranks [0, 1] took more than 0.3 s", [0, 1])),
+        (((0, 0), (0, 0)), 30, ("", [])),
+    ):
+        began, started = time.monotonic(), ranks(*each)
+        try:
+            found = gpu_check.wait_for(started, limit)
+        finally:
+            for rank in started:
+                rank.kill()
+                rank.wait()
+        assert found == expected
+        assert time.monotonic() - began < 25
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert gpu_check.ranks(gpu_check.Place(tmp_path, True))["skipped"] == "it takes two GPUs, and this machine has 1"
 
 
 def test_phi_runs_ligers_kernels_while_a_context_lasts(gpu_check, monkeypatch):
