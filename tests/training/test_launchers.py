@@ -41,7 +41,7 @@ def test_a_launcher_starts_the_same_run(launcher, ranks, launches, tmp_path):
     assert f"ranks: {ranks} on" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["address", "rendezvous"])
 def test_torchrun_on_two_hosts_starts_the_same_run(how, launches, tmp_path):
     """Two agents on this machine, with one rank each, as on two hosts."""

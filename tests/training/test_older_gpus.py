@@ -109,7 +109,7 @@ def test_a_notebook_with_two_gpus_starts_two_ranks(monkeypatch, tmp_path):
     assert command[command.index("--module") + 1 :] == ["phigrow.training", "notebook", "--data", str(tmp_path)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_needs_no_compiler_and_no_home_that_can_be_written(tmp_path):
     folder = prepared(tmp_path)
     tools = tmp_path / "tools"
