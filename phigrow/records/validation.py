@@ -96,7 +96,9 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
             why="it has the arm and the seed of the run",
             fix="train the run again, or restore the first line of the file",
         )
-    checked.notes += slow.notes(len(checked.steps))
+    if checked.steps:
+        spent = checked.steps[-1]["seconds"] - checked.steps[0]["seconds"]
+        checked.notes += slow.notes(len(checked.steps), spent)
     checked.notes += [f"{count} records of the unknown type {kind!r} were skipped" for kind, count in unknown.items()]
     return checked
 
@@ -104,7 +106,7 @@ def validate(records: Iterable[tuple[str, Record]], path: str) -> Validated:
 class _SlowRanks:
     """Steps in which each rank was the slowest, with its time and the median's, to name a rank that mostly was."""
 
-    FEWEST, SHARE, FACTOR = 100, 0.8, 1.2
+    FEWEST, SHARE, FACTOR, LOSS = 100, 0.8, 1.2, 0.02
 
     def __init__(self) -> None:
         self._sums: dict[int, tuple[int, float, float]] = {}
@@ -119,12 +121,19 @@ class _SlowRanks:
             steps, slow, middle = self._sums.get(rank, (0, 0.0, 0.0))
             self._sums[rank] = (steps + 1, slow + own, middle + median)
 
-    def notes(self, steps: int) -> list[str]:
-        """Return a note on a rank that was the slowest in most steps, and much slower than the median."""
+    def notes(self, steps: int, seconds: float) -> list[str]:
+        """Return a note on a rank that was the slowest in most steps, much slower than the median, and cost 2 %.
+
+        Args:
+            steps: number of steps.
+            seconds: that they took; NaN if the records do not have them.
+        """
         return [
             f"rank {rank} was the slowest in {count} of {steps} steps and needed {slow / middle:.2f} times the median"
             for rank, (count, slow, middle) in self._sums.items()
-            if count >= max(self.FEWEST, self.SHARE * steps) and slow > self.FACTOR * middle > 0
+            if count >= max(self.FEWEST, self.SHARE * steps)
+            and slow > self.FACTOR * middle > 0
+            and not slow - middle < self.LOSS * seconds
         ]
 
 

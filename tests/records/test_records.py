@@ -122,6 +122,18 @@ def test_a_rank_that_was_slow_in_most_steps_is_noted(tmp_path, share, ratio, exp
     assert load_run(put(tmp_path / "short", RUN, record(), *steps[:90])).notes == ()
 
 
+@pytest.mark.parametrize(("each", "noted"), [(20.0, True), (30.0, False)])
+def test_a_slow_rank_that_cost_little_is_not_noted(tmp_path, each, noted):
+    """It costs 0.5 s in a step: 2.5 % of 20 s, and 1.7 % of 30 s."""
+    steps = [
+        record(
+            "step", step=step + 1, seconds=each * step, slowest_rank=5, slowest_seconds=1.5, median_seconds=1.0
+        )
+        for step in range(200)
+    ]  # fmt: skip
+    assert bool(load_run(put(tmp_path, RUN, record(), *steps)).notes) is noted
+
+
 def test_sources_flags_and_diagnostics(tmp_path):
     run = load_run(
         put(
