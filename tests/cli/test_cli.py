@@ -41,6 +41,7 @@ FROZEN = {
     "grow-train": "stages --ranks --out --dry-run --quiet",
     "report": "runs --out --baseline --budget --json --quiet",
     "recipes": "names --out --overwrite --quiet",
+    "evaluate": "checkpoints --tasks --out --limit --batch-size --dtype --device --revision --json --quiet",
 }
 
 
