@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Two processes share the tests by group: a file, or all tests that wait for the same launch of DeepSpeed.
-SHARE = -n 2 --dist loadgroup
+# Two processes; a file stays in one of them.
+SHARE = -n 2 --dist loadfile
 
 .PHONY: demo test launch slow trained long oldest older lint site
 

@@ -100,7 +100,7 @@ def check() -> int:
         "--deselect",
         LEFT_OUT,
         "--dist",
-        "loadgroup",
+        "loadfile",
         "-m",
         MARKS,
         "-W",

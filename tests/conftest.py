@@ -42,14 +42,6 @@ def refuse_unmarked_launches(event: str, words: tuple[Any, ...]) -> None:
 sys.addaudithook(refuse_unmarked_launches)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and in one process all tests that wait for the same launch."""
-    for item in items:
-        together = "launches" if "launches" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(together))
-
-
 @pytest.fixture
 def save_model(tmp_path: Path) -> Callable[..., Path]:
     """Write a model as a Hugging Face folder under the test's own directory."""
