@@ -24,7 +24,7 @@ def gpu_check(monkeypatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_check", module)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])  # as for a script
     spec.loader.exec_module(module)
     return module
 

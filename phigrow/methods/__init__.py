@@ -1,6 +1,6 @@
-"""What a method of your own needs: `Method`, axis maps, and functions that build them.
+"""Names for a method of your own: `Method`, axis maps, and functions that build them.
 
-Names in this module stay. A method file imports from here and from numpy, and from nothing else in phigrow.
+Later releases keep these names. A method file imports from here and from numpy, and from nothing else in phigrow.
 ``docs/own-method.md`` explains how to write one; `phigrow.testing.check_method` tests it.
 """
 

@@ -28,7 +28,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate", "train/learning_rate", "lr", "train/lr"),
     "grad_norm": ("grad_norm", "train/grad_norm"),
 }  # fmt: skip
-"""What a record needs -> names of columns that are taken for it, the best first.
+"""Value of a record -> names of columns that can hold it, the best first.
 
 Clocks of logs count evaluations, saved checkpoints and pauses, so seconds are read only from a column that is named.
 """

@@ -118,7 +118,7 @@ def test_documents_by_their_lengths_take_one_graph_for_batches_with_other_docume
 
 
 class Engine:
-    """What an evaluation uses of DeepSpeed's engine."""
+    """The part of DeepSpeed's engine that an evaluation uses."""
 
     def __init__(self, module: Any) -> None:
         self.module, self.eval, self.train = module, module.eval, module.train

@@ -44,7 +44,7 @@ def store() -> Any:
 
 
 def in_threads(work: Any) -> list[Any]:
-    """What `work` returns for ranks 0 and 1, side by side."""
+    """Run `work` for ranks 0 and 1 side by side, and return both results."""
     out: list[Any] = [None, None]
     threads = [threading.Thread(target=lambda r=rank: out.__setitem__(r, work(r))) for rank in (0, 1)]
     for thread in threads:
@@ -135,7 +135,7 @@ def test_ranks_that_wait_for_their_next_run_end_in_the_same_way(monkeypatch, cap
 
 
 def reports(store: Any, monkeypatch: Any, capsys: Any, ranks: list[int], size: int) -> str:
-    """What watches of these ranks print if no step ends; main threads are in a function of torch."""
+    """Return the notices of these ranks if no step ends; their main threads are in a function of torch."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     watches = [
